@@ -1,0 +1,364 @@
+//! The control frames that are JSON (sections 4, 7 and 11).
+
+use super::Violation;
+use crate::checksum::Algorithm;
+use crate::units::TransferId;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a client wants of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Do {
+    /// Send to the server.
+    Put,
+    /// Receive from the server.
+    Get,
+    /// See what is there.
+    List,
+    /// Be another stream of a transfer under way.
+    Join,
+}
+
+/// Where a manifest goes (section 7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Into the path if it is a folder, else as it.
+    #[default]
+    Auto,
+    /// Into the folder.
+    Into,
+    /// Under that name.
+    As,
+}
+
+/// What happens to files that exist and differ. In the order of what they permit to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Existing {
+    /// The existing one stays, and the new one is not sent.
+    Skip,
+    /// The transfer is refused.
+    #[default]
+    Error,
+    /// The new one gets another name.
+    Rename,
+    /// The new one replaces it.
+    Overwrite,
+}
+
+/// What happens to symbolic links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Links {
+    /// Sent as links, if they stay within what is sent.
+    #[default]
+    Copy,
+    /// What they point to is sent.
+    Follow,
+    /// Left out.
+    Skip,
+}
+
+/// First frame of a client's connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Open {
+    /// What for.
+    pub r#do: Do,
+    /// The transfer to join.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "transfer_id")]
+    pub transfer: Option<TransferId>,
+    /// Where to put, what to get or list; beneath the served folder.
+    #[serde(default, with = "octets")]
+    pub path: Vec<u8>,
+    /// How `path` is meant in a put.
+    #[serde(default)]
+    pub place: Place,
+    /// Data streams that the client would open at most.
+    #[serde(default = "one")]
+    pub streams: u16,
+    /// How chunks are checked.
+    #[serde(default)]
+    pub checksum: Algorithm,
+    /// What happens to files that exist, in a put.
+    #[serde(default)]
+    pub existing: Existing,
+    /// Whether done means synced.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Whether mtimes are kept.
+    #[serde(default = "yes")]
+    pub times: bool,
+    /// Whether modes are kept.
+    #[serde(default = "yes")]
+    pub mode: bool,
+    /// What happens to links, in a get.
+    #[serde(default)]
+    pub links: Links,
+    /// Whether unfinished work may be continued.
+    #[serde(default = "yes")]
+    pub resume: bool,
+    /// Bytes per data stream between checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// The round trip that the client measured, in microseconds.
+    #[serde(default)]
+    pub rtt_micros: u64,
+    /// What the client can do beyond the specification's base.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// Whether "done" means synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Survives the loss of power.
+    #[default]
+    Commit,
+    /// Left to the kernel.
+    None,
+}
+
+impl Open {
+    /// An OPEN with every default.
+    pub fn new(r#do: Do) -> Self {
+        Self {
+            r#do,
+            transfer: None,
+            path: Vec::new(),
+            place: Place::Auto,
+            streams: 1,
+            checksum: Algorithm::default(),
+            existing: Existing::default(),
+            durability: Durability::default(),
+            times: true,
+            mode: true,
+            links: Links::default(),
+            resume: true,
+            checkpoint: None,
+            rtt_micros: 0,
+            capabilities: vec!["sparse".into()],
+        }
+    }
+
+    /// Refuses values out of range.
+    pub fn check(&self) -> Result<(), Violation> {
+        if !(1..=64).contains(&self.streams) {
+            return Err(Violation::protocol("Streams is not from 1 to 64"));
+        }
+        if self.checkpoint.is_some_and(|bytes| bytes < 1 << 20) {
+            return Err(Violation::protocol("Checkpoint is less than 1 MiB"));
+        }
+        if self.capabilities.len() > 64 {
+            return Err(Violation::with_code(413, "more than 64 capabilities"));
+        }
+        if (self.r#do == Do::Join) != self.transfer.is_some() {
+            return Err(Violation::protocol("Transfer goes with join, and join with Transfer"));
+        }
+        Ok(())
+    }
+}
+
+/// First frame of a server's connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Grant {
+    /// The transfer's name, by which other streams join it.
+    #[serde(with = "transfer_id")]
+    pub transfer: Option<TransferId>,
+    /// Data streams that may join.
+    pub streams: u16,
+    /// As asked for.
+    pub checksum: Algorithm,
+    /// As asked for.
+    pub durability: Durability,
+    /// What `Place` came to.
+    #[serde(default)]
+    pub place: Place,
+    /// Bytes per data stream between checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// What both can do.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+}
+
+/// Last frame of a connection that ends badly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Refuse {
+    /// In the terms of section 11.
+    pub code: u16,
+    /// A sentence.
+    pub message: String,
+    /// Which files it is about; at most 20.
+    #[serde(default, with = "octets_list")]
+    pub paths: Vec<Vec<u8>>,
+}
+
+/// What did not arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Failed {
+    /// Which entry, by its path in the manifest.
+    #[serde(with = "octets")]
+    pub path: Vec<u8>,
+    /// In the terms of section 11.
+    pub code: u16,
+    /// A sentence.
+    pub message: String,
+}
+
+/// The receiver's last word.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Done {
+    /// Files that are in place because of this transfer.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What was promised, and kept.
+    pub durability: Durability,
+    /// What did not arrive; at most 1,000, `failed_count` has the number.
+    #[serde(default)]
+    pub failed: Vec<Failed>,
+    /// How many did not arrive.
+    #[serde(default)]
+    pub failed_count: u64,
+    /// How long the receiver's streams waited for bytes, all together.
+    #[serde(default)]
+    pub wait_micros: u64,
+    /// How long they computed checksums.
+    #[serde(default)]
+    pub cpu_micros: u64,
+    /// How long they wrote and synced.
+    #[serde(default)]
+    pub write_micros: u64,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What stands for itself in a percent-encoded path.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'\\').add(b'<').add(b'>');
+
+mod octets {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        percent_encode(bytes, ENCODED).to_string().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        // Decoded once: what still looks encoded afterwards is a name.
+        Ok(percent_decode_str(&String::deserialize(from)?).collect())
+    }
+}
+
+mod octets_list {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(list: &[Vec<u8>], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(list.iter().map(|bytes| percent_encode(bytes, ENCODED).to_string()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        let list = Vec::<String>::deserialize(from)?;
+        Ok(list.iter().map(|text| percent_decode_str(text).collect()).collect())
+    }
+}
+
+mod transfer_id {
+    use super::*;
+    use serde::de::Error;
+
+    pub(super) fn serialize<S: Serializer>(id: &Option<TransferId>, to: S) -> Result<S::Ok, S::Error> {
+        id.map(|id| id.to_string()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TransferId>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let parse =
+            |text: String| TransferId::from_hex(&text).ok_or_else(|| D::Error::custom("not a transfer id"));
+        text.map(parse).transpose()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::json;
+
+    pub(crate) fn open() -> Open {
+        Open {
+            path: b"caf\xe9 100%/x".to_vec(),
+            streams: 8,
+            checkpoint: Some(512 << 20),
+            rtt_micros: 120,
+            ..Open::new(Do::Put)
+        }
+    }
+
+    pub(crate) fn grant() -> Grant {
+        Grant {
+            transfer: Some(TransferId(*b"0123456789abcdef")),
+            streams: 4,
+            checksum: Algorithm::Blake3,
+            durability: Durability::None,
+            place: Place::As,
+            checkpoint: None,
+            capabilities: vec!["sparse".into()],
+        }
+    }
+
+    pub(crate) fn refuse() -> Refuse {
+        Refuse { code: 409, message: "exists".into(), paths: vec![b"\xff".to_vec(), b"a/b".to_vec()] }
+    }
+
+    pub(crate) fn done() -> Done {
+        Done {
+            files: 3,
+            bytes: 4,
+            failed: vec![Failed { path: b"p".to_vec(), code: 507, message: "no space".into() }],
+            failed_count: 1,
+            wait_micros: 5,
+            ..Done::default()
+        }
+    }
+
+    #[test]
+    fn what_an_open_leaves_out_has_its_default() {
+        let read: Open = json::parse(br#"{"Do":"put","Later":1}"#).unwrap();
+        assert_eq!(read, Open { capabilities: vec![], ..Open::new(Do::Put) });
+    }
+
+    #[test]
+    fn case_20_values_out_of_range_are_refused_and_zero_is_not_unlimited() {
+        for open in [
+            Open { streams: 0, ..open() },
+            Open { streams: 65, ..open() },
+            Open { checkpoint: Some(0), ..open() },
+            Open { r#do: Do::Join, ..open() },
+            Open { transfer: Some(TransferId([0; 16])), ..open() },
+        ] {
+            open.check().unwrap_err();
+        }
+        json::parse::<Open>(br#"{"Do":"put","Streams":70000}"#).unwrap_err();
+        json::parse::<Open>(br#"{"Do":"put","Checksum":"md5"}"#).unwrap_err();
+        json::parse::<Open>(br#"{"Do":"join","Transfer":"12"}"#).unwrap_err();
+    }
+
+    #[test]
+    fn case_55_a_path_is_decoded_once() {
+        let read: Open = json::parse(br#"{"Do":"get","Path":"%252e%252e%252fx"}"#).unwrap();
+        assert_eq!(read.path, b"%2e%2e%2fx");
+    }
+}

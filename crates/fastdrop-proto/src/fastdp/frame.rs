@@ -1,0 +1,478 @@
+//! The one shape of frames (section 3).
+
+use super::control::{Done, Grant, Open, Refuse};
+use super::manifest::ManifestEnd;
+use super::need::{Held, NeedTotals, SkipRun};
+use super::{Violation, need};
+use crate::cursor::Cursor;
+use crate::json;
+use crate::units::{ChunkIndex, EntryIndex};
+
+const NUMBER_ENCODED: u32 = 0x4000_0000;
+const NUMBER_CONTROL: u32 = 0x8000_0000;
+/// Longest control frame in bytes.
+const CONTROL_MAX: u32 = 1 << 20;
+/// What an encoded chunk may have beyond its plain bytes and checksum.
+pub(super) const ENCODING_OVERHEAD_MAX: u32 = 16 << 10;
+/// The encoding of chunks with holes.
+pub const ENCODING_SPARSE: u8 = 0x01;
+
+const OPEN: u32 = 0x01;
+const GRANT: u32 = 0x02;
+const REFUSE: u32 = 0x03;
+const MANIFEST: u32 = 0x04;
+const MANIFEST_END: u32 = 0x05;
+const SKIP: u32 = 0x06;
+const HELD: u32 = 0x07;
+const NEED: u32 = 0x08;
+const CONFIRM: u32 = 0x09;
+const AGAIN: u32 = 0x0a;
+const CHECKPOINT: u32 = 0x0b;
+const CHECKPOINTED: u32 = 0x0c;
+const SIZE: u32 = 0x0d;
+const ABANDON: u32 = 0x0e;
+const ABANDONED: u32 = 0x0f;
+const END: u32 = 0x10;
+const DONE: u32 = 0x11;
+const MORE: u32 = 0x12;
+const ALIVE: u32 = 0x13;
+
+/// The first eight bytes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// What the frame is.
+    pub kind: FrameKind,
+    /// Bytes that follow.
+    pub size: u32,
+}
+
+/// What a frame's number says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// A chunk as it is.
+    Chunk(ChunkIndex),
+    /// A chunk in an encoding.
+    EncodedChunk(ChunkIndex),
+    /// A control frame of this type.
+    Control(u32),
+}
+
+impl FrameHeader {
+    /// Length of a frame header in bytes.
+    pub const LEN: usize = 8;
+
+    /// Reads a header. Sizes of control frames are checked here; a chunk's needs the table.
+    pub fn decode(bytes: [u8; Self::LEN]) -> Result<Self, Violation> {
+        let [n0, n1, n2, n3, s0, s1, s2, s3] = bytes;
+        let number = u32::from_be_bytes([n0, n1, n2, n3]);
+        let size = u32::from_be_bytes([s0, s1, s2, s3]);
+        let kind = if number & NUMBER_CONTROL != 0 {
+            let kind = number & !NUMBER_CONTROL;
+            let max = control_payload_max(kind)
+                .ok_or_else(|| Violation::protocol(format!("an unknown frame type {kind:#x}")))?;
+            if size > max {
+                return Err(Violation::protocol(format!("a {} frame of {size} bytes", type_name(kind))));
+            }
+            FrameKind::Control(kind)
+        } else {
+            let chunk = ChunkIndex(number & !NUMBER_ENCODED);
+            if number & NUMBER_ENCODED != 0 {
+                FrameKind::EncodedChunk(chunk)
+            } else {
+                FrameKind::Chunk(chunk)
+            }
+        };
+        Ok(Self { kind, size })
+    }
+
+    /// Writes the header.
+    pub fn encode(self) -> [u8; Self::LEN] {
+        let number = match self.kind {
+            FrameKind::Chunk(chunk) => chunk.0,
+            FrameKind::EncodedChunk(chunk) => chunk.0 | NUMBER_ENCODED,
+            FrameKind::Control(kind) => kind | NUMBER_CONTROL,
+        };
+        let mut bytes = [0; Self::LEN];
+        let (n, s) = bytes.split_at_mut(4);
+        n.copy_from_slice(&number.to_be_bytes());
+        s.copy_from_slice(&self.size.to_be_bytes());
+        bytes
+    }
+}
+
+/// Largest payload of a control frame type; None for types that do not exist.
+pub fn control_payload_max(kind: u32) -> Option<u32> {
+    Some(match kind {
+        OPEN | GRANT | REFUSE => 65_536,
+        MANIFEST | SKIP | HELD | CONFIRM | AGAIN | DONE => CONTROL_MAX,
+        MANIFEST_END => 20,
+        NEED | SIZE => 12,
+        CHECKPOINT | CHECKPOINTED | MORE | ALIVE => 0,
+        ABANDON => 1024,
+        ABANDONED => 4,
+        END => 32,
+        _ => return None,
+    })
+}
+
+/// The name of a control frame type, for messages.
+pub fn type_name(kind: u32) -> &'static str {
+    match kind {
+        OPEN => "OPEN",
+        GRANT => "GRANT",
+        REFUSE => "REFUSE",
+        MANIFEST => "MANIFEST",
+        MANIFEST_END => "MANIFEST_END",
+        SKIP => "SKIP",
+        HELD => "HELD",
+        NEED => "NEED",
+        CONFIRM => "CONFIRM",
+        AGAIN => "AGAIN",
+        CHECKPOINT => "CHECKPOINT",
+        CHECKPOINTED => "CHECKPOINTED",
+        SIZE => "SIZE",
+        ABANDON => "ABANDON",
+        ABANDONED => "ABANDONED",
+        END => "END",
+        DONE => "DONE",
+        MORE => "MORE",
+        ALIVE => "ALIVE",
+        _ => "unknown",
+    }
+}
+
+/// A control frame.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Control {
+    /// First frame of a client's connection.
+    Open(Open),
+    /// First frame of a server's connection.
+    Grant(Grant),
+    /// Last frame: why it ends.
+    Refuse(Refuse),
+    /// Some entries, as encoded; [`super::ManifestBuilder`] reads them.
+    Manifest(Vec<u8>),
+    /// The manifest is complete.
+    ManifestEnd(ManifestEnd),
+    /// Entries that are not needed.
+    Skip(Vec<SkipRun>),
+    /// Chunks that the receiver has from earlier.
+    Held(Held),
+    /// The answer to a manifest is complete.
+    Need(NeedTotals),
+    /// These chunks are verified, written and journaled.
+    Confirm(Vec<ChunkIndex>),
+    /// These chunks failed their checksum.
+    Again(Vec<ChunkIndex>),
+    /// Sync, then say so: this stream is about to be replaced.
+    Checkpoint,
+    /// Everything confirmed so far is durable.
+    Checkpointed,
+    /// The size of a stream, now known.
+    Size {
+        /// The stream.
+        entry: EntryIndex,
+        /// In bytes.
+        size: u64,
+    },
+    /// An entry cannot be sent.
+    Abandon {
+        /// Which.
+        entry: EntryIndex,
+        /// In the terms of section 11.
+        code: u16,
+        /// For people; at most 1,000 bytes.
+        reason: String,
+    },
+    /// The entry is left out from now on.
+    Abandoned(EntryIndex),
+    /// Everything has been sent; this is the root digest.
+    End([u8; 32]),
+    /// Everything is verified, named, and as durable as promised.
+    Done(Done),
+    /// Please open one more data stream.
+    More,
+    /// Nothing to say, but here.
+    Alive,
+}
+
+impl Control {
+    /// Reads the payload of a control frame of type `kind`.
+    pub fn decode(kind: u32, payload: &[u8]) -> Result<Self, Violation> {
+        let mut cursor = Cursor::new(payload);
+        let control = match kind {
+            OPEN => return Ok(Control::Open(json::parse(payload)?)),
+            GRANT => return Ok(Control::Grant(json::parse(payload)?)),
+            REFUSE => return Ok(Control::Refuse(json::parse(payload)?)),
+            DONE => return Ok(Control::Done(json::parse(payload)?)),
+            MANIFEST => return Ok(Control::Manifest(payload.to_vec())),
+            SKIP => return Ok(Control::Skip(need::decode_skip(payload)?)),
+            HELD => return Ok(Control::Held(need::decode_held(payload)?)),
+            CONFIRM => return Ok(Control::Confirm(decode_chunks(payload)?)),
+            AGAIN => return Ok(Control::Again(decode_chunks(payload)?)),
+            MANIFEST_END => Control::ManifestEnd(ManifestEnd {
+                entries: cursor.u32()?,
+                bytes: cursor.u64()?,
+                digest: cursor.u64()?,
+            }),
+            NEED => Control::Need(NeedTotals { chunks: cursor.u32()?, bytes: cursor.u64()? }),
+            SIZE => Control::Size { entry: EntryIndex(cursor.u32()?), size: cursor.u64()? },
+            ABANDON => {
+                let (entry, code) = (EntryIndex(cursor.u32()?), cursor.u16()?);
+                let reason = std::str::from_utf8(cursor.rest())
+                    .map_err(|_| Violation::protocol("a reason that is not UTF-8"))?;
+                return Ok(Control::Abandon { entry, code, reason: reason.into() });
+            }
+            ABANDONED => Control::Abandoned(EntryIndex(cursor.u32()?)),
+            END => {
+                let mut digest = [0; 32];
+                digest.copy_from_slice(cursor.bytes(32)?);
+                Control::End(digest)
+            }
+            CHECKPOINT => Control::Checkpoint,
+            CHECKPOINTED => Control::Checkpointed,
+            MORE => Control::More,
+            ALIVE => Control::Alive,
+            _ => return Err(Violation::protocol("an unknown frame type")),
+        };
+        cursor.finish()?;
+        Ok(control)
+    }
+
+    /// The whole frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, payload) = match self {
+            Control::Open(open) => (OPEN, json::write(open)),
+            Control::Grant(grant) => (GRANT, json::write(grant)),
+            Control::Refuse(refuse) => (REFUSE, json::write(refuse)),
+            Control::Done(done) => (DONE, json::write(done)),
+            Control::Manifest(part) => (MANIFEST, part.clone()),
+            Control::ManifestEnd(end) => (
+                MANIFEST_END,
+                [&end.entries.to_be_bytes()[..], &end.bytes.to_be_bytes(), &end.digest.to_be_bytes()]
+                    .concat(),
+            ),
+            Control::Skip(runs) => (SKIP, need::encode_skip(runs)),
+            Control::Held(held) => (HELD, need::encode_held(held)),
+            Control::Need(need) => {
+                (NEED, [&need.chunks.to_be_bytes()[..], &need.bytes.to_be_bytes()].concat())
+            }
+            Control::Confirm(chunks) => (CONFIRM, encode_chunks(chunks)),
+            Control::Again(chunks) => (AGAIN, encode_chunks(chunks)),
+            Control::Size { entry, size } => {
+                (SIZE, [&entry.0.to_be_bytes()[..], &size.to_be_bytes()].concat())
+            }
+            Control::Abandon { entry, code, reason } => {
+                let reason = reason.get(..reason.floor_char_boundary(1000)).unwrap_or_default();
+                (ABANDON, [&entry.0.to_be_bytes()[..], &code.to_be_bytes(), reason.as_bytes()].concat())
+            }
+            Control::Abandoned(entry) => (ABANDONED, entry.0.to_be_bytes().to_vec()),
+            Control::End(digest) => (END, digest.to_vec()),
+            Control::Checkpoint => (CHECKPOINT, Vec::new()),
+            Control::Checkpointed => (CHECKPOINTED, Vec::new()),
+            Control::More => (MORE, Vec::new()),
+            Control::Alive => (ALIVE, Vec::new()),
+        };
+        let header = FrameHeader { kind: FrameKind::Control(kind), size: payload.len() as u32 };
+        [&header.encode()[..], &payload].concat()
+    }
+}
+
+fn decode_chunks(payload: &[u8]) -> Result<Vec<ChunkIndex>, Violation> {
+    let mut cursor = Cursor::new(payload);
+    let mut chunks = Vec::with_capacity(payload.len() / 4);
+    while !cursor.is_empty() {
+        chunks.push(ChunkIndex(cursor.u32()?));
+    }
+    Ok(chunks)
+}
+
+fn encode_chunks(chunks: &[ChunkIndex]) -> Vec<u8> {
+    chunks.iter().flat_map(|chunk| chunk.0.to_be_bytes()).collect()
+}
+
+/// Where a sparse chunk has data: offset and length within the chunk, ascending, not touching.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Extents(Vec<(u32, u32)>);
+
+impl Extents {
+    /// More extents than this do not fit into a frame; such a chunk is sent plain.
+    pub const MAX: usize = 1024;
+
+    /// Takes extents that ascend, do not touch and end within `len`; None if they break that.
+    pub fn new(extents: Vec<(u32, u32)>, len: u32) -> Option<Self> {
+        let mut end: Option<u32> = None;
+        for &(offset, size) in &extents {
+            if size == 0 || end.is_some_and(|end| offset <= end) {
+                return None;
+            }
+            end = Some(offset.checked_add(size).filter(|&end| end <= len)?);
+        }
+        (extents.len() <= Self::MAX).then_some(Self(extents))
+    }
+
+    /// Offset and length of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Bytes of data in all of them.
+    pub fn data_len(&self) -> u32 {
+        self.0.iter().map(|&(_, len)| len).sum()
+    }
+
+    /// What stands before the data in an encoded chunk: the encoding's byte, the count, the extents.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![ENCODING_SPARSE];
+        out.extend_from_slice(&(self.0.len() as u32).to_be_bytes());
+        for (offset, len) in self.iter() {
+            out.extend_from_slice(&offset.to_be_bytes());
+            out.extend_from_slice(&len.to_be_bytes());
+        }
+        out
+    }
+
+    /// Splits the payload of an encoded chunk of `len` plain bytes, its checksum taken off, into extents and their data.
+    pub fn decode(payload: &[u8], len: u32) -> Result<(Self, &[u8]), Violation> {
+        let mut cursor = Cursor::new(payload);
+        if cursor.u8()? != ENCODING_SPARSE {
+            return Err(Violation::protocol("an encoding that was not negotiated"));
+        }
+        let count = cursor.u32()? as usize;
+        if count > Self::MAX {
+            return Err(Violation::protocol("too many extents in a chunk"));
+        }
+        let mut extents = Vec::with_capacity(count);
+        for _ in 0..count {
+            extents.push((cursor.u32()?, cursor.u32()?));
+        }
+        let extents =
+            Self::new(extents, len).ok_or_else(|| Violation::protocol("extents that overlap or overflow"))?;
+        let data = cursor.bytes(extents.data_len() as usize)?;
+        cursor.finish()?;
+        Ok((extents, data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::tests::{done, grant, open, refuse};
+    use super::super::need::SkipReason;
+    use super::*;
+    use crate::checksum::Algorithm;
+    use proptest::prelude::*;
+
+    fn every_control() -> Vec<Control> {
+        let sum = Algorithm::Xxh3.of(b"x");
+        vec![
+            Control::Open(open()),
+            Control::Grant(grant()),
+            Control::Refuse(refuse()),
+            Control::Manifest(vec![1, 2, 3]),
+            Control::ManifestEnd(ManifestEnd { entries: 2, bytes: 3 << 40, digest: u64::MAX }),
+            Control::Skip(vec![SkipRun { first: EntryIndex(3), count: 4, reason: SkipReason::Identical }]),
+            Control::Held(Held {
+                first: ChunkIndex(9),
+                checksums: [sum.as_bytes(), sum.as_bytes()].concat(),
+            }),
+            Control::Need(NeedTotals { chunks: 5, bytes: 6 }),
+            Control::Confirm(vec![ChunkIndex(1), ChunkIndex(1 << 29)]),
+            Control::Again(vec![]),
+            Control::Checkpoint,
+            Control::Checkpointed,
+            Control::Size { entry: EntryIndex(1), size: 1 << 50 },
+            Control::Abandon { entry: EntryIndex(7), code: 409, reason: "source changed: ü".into() },
+            Control::Abandoned(EntryIndex(7)),
+            Control::End([7; 32]),
+            Control::Done(done()),
+            Control::More,
+            Control::Alive,
+        ]
+    }
+
+    #[test]
+    fn every_control_frame_survives_the_wire() {
+        for control in every_control() {
+            let frame = control.encode();
+            let header = FrameHeader::decode(*frame.first_chunk().unwrap()).unwrap();
+            let FrameKind::Control(kind) = header.kind else { panic!() };
+            assert_eq!(header.size as usize, frame.len() - 8);
+            assert_eq!(Control::decode(kind, &frame[8..]).unwrap(), control, "{}", type_name(kind));
+        }
+    }
+
+    #[test]
+    fn the_vectors_of_the_specification_are_what_the_code_writes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/vectors/fastdp-frames.txt");
+        let file = std::fs::read_to_string(path).unwrap();
+        let mut read = Vec::new();
+        for line in file.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+            let (name, bytes) = line.split_once(' ').unwrap();
+            let bytes = hex::decode(bytes.trim()).unwrap();
+            let header = FrameHeader::decode(*bytes.first_chunk().unwrap()).unwrap();
+            assert_eq!(header.size as usize, bytes.len() - 8, "{name}");
+            let FrameKind::Control(kind) = header.kind else { panic!("{name}") };
+            assert_eq!(type_name(kind), name);
+            let control = Control::decode(kind, &bytes[8..]).unwrap();
+            assert_eq!(hex::encode(control.encode()), hex::encode(&bytes), "{name}");
+            read.push(control);
+        }
+        assert_eq!(read, every_control());
+    }
+
+    #[test]
+    fn a_frame_of_unknown_type_or_more_than_its_size_is_refused() {
+        for (number, size) in [
+            (0x8000_0000u32, 0u32),
+            (0x8000_0014, 0),
+            (0xffff_ffff, 0),
+            (0xc000_0001, 0),
+            (0x8000_0001, 65_537),
+            (0x8000_0004, (1 << 20) + 1),
+            (0x8000_0010, 33),
+            (0x8000_0013, 1),
+        ] {
+            let mut bytes = [0; 8];
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            bytes[4..].copy_from_slice(&size.to_be_bytes());
+            FrameHeader::decode(bytes).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn extents_that_overlap_touch_or_leave_the_chunk_are_refused() {
+        let encode = |extents: &[(u32, u32)], data: usize| {
+            [Extents(extents.to_vec()).encode(), vec![1; data]].concat()
+        };
+        assert!(Extents::decode(&encode(&[], 0), 100).is_ok());
+        assert!(Extents::decode(&encode(&[(0, 10), (90, 10)], 20), 100).is_ok());
+        for (extents, data) in [
+            (&[(0, 10), (5, 10)][..], 20),
+            (&[(0, 10), (10, 10)], 20),
+            (&[(50, 10), (0, 10)], 20),
+            (&[(95, 10)], 10),
+            (&[(u32::MAX, 2)], 2),
+            (&[(3, 0)], 0),
+            (&[(0, 10)], 9),
+            (&[(0, 10)], 11),
+        ] {
+            Extents::decode(&encode(extents, data), 100).unwrap_err();
+        }
+        Extents::decode(&[ENCODING_SPARSE, 0xff, 0xff, 0xff, 0xff], 100).unwrap_err();
+        Extents::decode(&[0x02, 0, 0, 0, 0], 100).unwrap_err();
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_is_taken_or_refused(kind in 0u32..0x16, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Control::decode(kind, &payload);
+            let _ = Extents::decode(&payload, 100);
+        }
+
+        #[test]
+        fn a_frame_header_survives_the_wire(bytes in any::<[u8; 8]>()) {
+            if let Ok(header) = FrameHeader::decode(bytes) { prop_assert_eq!(header.encode(), bytes); }
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! The list of what a transfer moves (section 5).
+
+use super::path::{PATH_MAX, PathError, RelPath, check_link_target};
+use crate::cursor::{Cursor, ReadError};
+use crate::units::{EntryIndex, Mtime};
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+
+const KIND_FILE: u8 = 0x01;
+const KIND_DIRECTORY: u8 = 0x02;
+const KIND_LINK: u8 = 0x03;
+const KIND_STREAM: u8 = 0x04;
+
+/// The permission bits that travel: set-id and sticky bits do not.
+const MODE_MASK: u32 = 0o777;
+/// More manifest than this, encoded, is refused whatever the number of entries.
+const BYTES_MAX: usize = 2 << 30;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind<'a> {
+    /// A regular file of so many bytes.
+    File {
+        /// In bytes.
+        size: u64,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link {
+        /// Where it points, relative.
+        target: &'a [u8],
+    },
+    /// A file whose size is not known yet.
+    Stream,
+}
+
+/// One line of a manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Where it is, relative to the transfer.
+    pub path: RelPath<'a>,
+    /// What it is.
+    pub kind: EntryKind<'a>,
+    /// Permissions, nine bits.
+    pub mode: u32,
+    /// When it was modified.
+    pub mtime: Mtime,
+}
+
+impl Entry<'_> {
+    /// The size of a file; 0 for everything else.
+    pub fn size(&self) -> u64 {
+        match self.kind {
+            EntryKind::File { size } => size,
+            _ => 0,
+        }
+    }
+
+    /// Appends the entry as on the wire.
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(match self.kind {
+            EntryKind::File { .. } => KIND_FILE,
+            EntryKind::Directory => KIND_DIRECTORY,
+            EntryKind::Link { .. } => KIND_LINK,
+            EntryKind::Stream => KIND_STREAM,
+        });
+        // A checked path has at most 4,096 bytes, and so has a checked target.
+        out.extend_from_slice(&(self.path.as_bytes().len() as u16).to_be_bytes());
+        out.extend_from_slice(self.path.as_bytes());
+        out.extend_from_slice(&(self.mode & MODE_MASK).to_be_bytes());
+        out.extend_from_slice(&self.mtime.seconds.to_be_bytes());
+        out.extend_from_slice(&self.mtime.nanos.to_be_bytes());
+        match self.kind {
+            EntryKind::File { size } => out.extend_from_slice(&size.to_be_bytes()),
+            EntryKind::Link { target } => {
+                out.extend_from_slice(&(target.len() as u16).to_be_bytes());
+                out.extend_from_slice(target);
+            }
+            EntryKind::Directory | EntryKind::Stream => {}
+        }
+    }
+}
+
+/// Why one entry was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// Too few bytes.
+    #[error("an entry {0}")]
+    Read(#[from] ReadError),
+    /// A kind that this version does not have.
+    #[error("an entry of unknown kind")]
+    Kind,
+    /// A path or target against the rules.
+    #[error("{0}")]
+    Path(#[from] PathError),
+    /// Mode bits beyond the nine, or a billion nanoseconds.
+    #[error("an entry with a mode or time out of range")]
+    Range,
+}
+
+fn decode<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, EntryError> {
+    let kind = cursor.u8()?;
+    let path_len = usize::from(cursor.u16()?);
+    if path_len > PATH_MAX {
+        return Err(PathError::TooLong.into());
+    }
+    let path = RelPath::new(cursor.bytes(path_len)?)?;
+    let mode = cursor.u32()?;
+    let mtime = Mtime { seconds: cursor.i64()?, nanos: cursor.u32()? };
+    if mode & !MODE_MASK != 0 || mtime.nanos >= 1_000_000_000 {
+        return Err(EntryError::Range);
+    }
+    let kind = match kind {
+        KIND_FILE => EntryKind::File { size: cursor.u64()? },
+        KIND_DIRECTORY => EntryKind::Directory,
+        KIND_STREAM => EntryKind::Stream,
+        KIND_LINK => {
+            let len = usize::from(cursor.u16()?);
+            let target = cursor.bytes(len)?;
+            check_link_target(path, target)?;
+            EntryKind::Link { target }
+        }
+        _ => return Err(EntryError::Kind),
+    };
+    Ok(Entry { path, kind, mode, mtime })
+}
+
+/// Why a manifest was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// One entry is bad.
+    #[error("{0}")]
+    Entry(#[from] EntryError),
+    /// Entries that do not ascend: the same name twice, or out of order.
+    #[error("an entry that does not come after the one before it: {0}")]
+    Order(String),
+    /// An entry beneath a file or link, or after the stream.
+    #[error("an entry beneath one that is not a directory: {0}")]
+    Beneath(String),
+    /// More entries or bytes than the receiver takes.
+    #[error("more than {0} entries, or 2 GiB of names")]
+    TooMany(u32),
+    /// The sizes add up to more than can be counted.
+    #[error("sizes that overflow")]
+    Overflow,
+    /// MANIFEST_END contradicts what came before it.
+    #[error("a manifest that contradicts its own totals")]
+    Totals,
+}
+
+/// What MANIFEST_END says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManifestEnd {
+    /// Number of entries.
+    pub entries: u32,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// XXH3-64 of all entries as encoded.
+    pub digest: u64,
+}
+
+/// A complete manifest. It keeps its entries as they are encoded: 4 bytes, 30 at the most and the path for each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    encoded: Vec<u8>,
+    starts: Vec<u32>,
+    bytes: u64,
+}
+
+impl Manifest {
+    /// Number of entries.
+    pub fn len(&self) -> u32 {
+        self.starts.len() as u32
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The entry at `index`.
+    pub fn get(&self, index: EntryIndex) -> Option<Entry<'_>> {
+        let start = *self.starts.get(index.at())? as usize;
+        // What stands here went through `decode` when it was added.
+        decode(&mut Cursor::new(self.encoded.get(start..)?)).ok()
+    }
+
+    /// All entries in order.
+    pub fn iter(&self) -> impl Iterator<Item = (EntryIndex, Entry<'_>)> {
+        let mut cursor = Cursor::new(&self.encoded);
+        (0..self.len()).map_while(move |index| Some((EntryIndex(index), decode(&mut cursor).ok()?)))
+    }
+
+    /// The entries as they go over the wire, cut between entries into parts of at most `part_max` bytes or one entry.
+    pub fn parts(&self, part_max: usize) -> impl Iterator<Item = &[u8]> {
+        let boundary =
+            |index: usize| self.starts.get(index).map_or(self.encoded.len(), |&start| start as usize);
+        let mut next = 0usize;
+        std::iter::from_fn(move || {
+            let start = *self.starts.get(next)? as usize;
+            next += 1;
+            while next < self.starts.len() && boundary(next + 1) - start <= part_max {
+                next += 1;
+            }
+            self.encoded.get(start..boundary(next))
+        })
+    }
+
+    /// The totals for MANIFEST_END.
+    pub fn end(&self) -> ManifestEnd {
+        ManifestEnd { entries: self.len(), bytes: self.bytes, digest: xxh3_64(&self.encoded) }
+    }
+}
+
+/// Builds a manifest, from a walk or from frames, and keeps its rules.
+#[derive(Clone)]
+pub struct ManifestBuilder {
+    manifest: Manifest,
+    entries_max: u32,
+    digest: Xxh3Default,
+    /// Where the last entry's path stands in `manifest.encoded`, and whether something may lie beneath it.
+    last: Option<(std::ops::Range<usize>, bool)>,
+    ended_by_stream: bool,
+}
+
+impl std::fmt::Debug for ManifestBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ManifestBuilder").field("entries", &self.manifest.len()).finish_non_exhaustive()
+    }
+}
+
+impl ManifestBuilder {
+    /// An empty manifest that takes at most `entries_max` entries.
+    pub fn new(entries_max: u32) -> Self {
+        Self {
+            manifest: Manifest::default(),
+            entries_max,
+            digest: Xxh3Default::new(),
+            last: None,
+            ended_by_stream: false,
+        }
+    }
+
+    /// Adds an entry after the others.
+    pub fn push(&mut self, entry: &Entry<'_>) -> Result<(), ManifestError> {
+        let mut encoded = Vec::with_capacity(64 + entry.path.as_bytes().len());
+        entry.encode(&mut encoded);
+        self.handle_part(&encoded)
+    }
+
+    /// Takes the payload of one MANIFEST frame.
+    pub fn handle_part(&mut self, part: &[u8]) -> Result<(), ManifestError> {
+        let mut cursor = Cursor::new(part);
+        while !cursor.is_empty() {
+            let before = cursor.rest();
+            let entry = decode(&mut cursor)?;
+            let encoded = before.get(..before.len() - cursor.rest().len()).unwrap_or(before);
+            self.check(&entry)?;
+            let start = self.manifest.encoded.len();
+            if self.manifest.len() >= self.entries_max || start + encoded.len() > BYTES_MAX {
+                return Err(ManifestError::TooMany(self.entries_max));
+            }
+            self.manifest.bytes =
+                self.manifest.bytes.checked_add(entry.size()).ok_or(ManifestError::Overflow)?;
+            self.manifest.starts.push(start as u32);
+            self.manifest.encoded.extend_from_slice(encoded);
+            self.ended_by_stream |= entry.kind == EntryKind::Stream;
+            // The path follows the kind and its own length.
+            let path = start + 3..start + 3 + entry.path.as_bytes().len();
+            self.last = Some((path, entry.kind == EntryKind::Directory));
+        }
+        self.digest.update(part);
+        Ok(())
+    }
+
+    fn check(&self, entry: &Entry<'_>) -> Result<(), ManifestError> {
+        let shown = || entry.path.as_bytes().escape_ascii().to_string();
+        if self.ended_by_stream {
+            return Err(ManifestError::Order(shown()));
+        }
+        let Some((range, is_directory)) = &self.last else { return Ok(()) };
+        let last = self.manifest.encoded.get(range.clone()).unwrap_or_default();
+        let last = RelPath::new(last).map_err(EntryError::from)?;
+        if entry.path <= last && entry.kind != EntryKind::Stream {
+            return Err(ManifestError::Order(shown()));
+        }
+        if !is_directory && (entry.path.is_beneath(last) || entry.path == last) {
+            return Err(ManifestError::Beneath(shown()));
+        }
+        Ok(())
+    }
+
+    /// Ends a manifest that was built here.
+    pub fn finish(self) -> Manifest {
+        self.manifest
+    }
+
+    /// Ends a manifest that came in frames, comparing it with what MANIFEST_END says.
+    pub fn handle_end(self, end: &ManifestEnd) -> Result<Manifest, ManifestError> {
+        let totals = ManifestEnd {
+            entries: self.manifest.len(),
+            bytes: self.manifest.bytes,
+            digest: self.digest.digest(),
+        };
+        if totals != *end {
+            return Err(ManifestError::Totals);
+        }
+        Ok(self.manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(path: &str, size: u64) -> Entry<'_> {
+        Entry {
+            path: RelPath::new(path.as_bytes()).unwrap(),
+            kind: EntryKind::File { size },
+            mode: 0o644,
+            mtime: Mtime { seconds: -5, nanos: 999_999_999 },
+        }
+    }
+
+    fn build(entries: &[Entry<'_>]) -> Result<Manifest, ManifestError> {
+        let mut builder = ManifestBuilder::new(1000);
+        entries.iter().try_for_each(|entry| builder.push(entry))?;
+        Ok(builder.finish())
+    }
+
+    #[test]
+    fn entries_ascend_and_nothing_lies_beneath_a_file() {
+        let directory = Entry { kind: EntryKind::Directory, ..file("a", 0) };
+        let link = Entry { kind: EntryKind::Link { target: b"c" }, ..file("a/b", 0) };
+        let stream = Entry { kind: EntryKind::Stream, ..file("a", 0) };
+        assert!(build(&[directory, file("a/b", 1), file("a!", 1)]).is_ok());
+        assert!(matches!(build(&[file("a", 1), file("a", 1)]), Err(ManifestError::Order(_))));
+        assert!(matches!(build(&[file("b", 1), file("a", 1)]), Err(ManifestError::Order(_))));
+        assert!(matches!(build(&[file("a", 1), file("a/b", 1)]), Err(ManifestError::Beneath(_))));
+        assert!(matches!(build(&[link, file("a/b/c", 1)]), Err(ManifestError::Beneath(_))));
+        assert!(matches!(build(&[stream, file("b", 1)]), Err(ManifestError::Order(_))));
+    }
+
+    #[test]
+    fn case_18_sizes_that_overflow_and_totals_that_lie_are_refused() {
+        assert_eq!(build(&[file("a", u64::MAX), file("b", 1)]), Err(ManifestError::Overflow));
+        let manifest = build(&[file("a", 1), file("b", 2)]).unwrap();
+        let honest = manifest.end();
+        for end in [
+            ManifestEnd { entries: 1, ..honest },
+            ManifestEnd { bytes: 4, ..honest },
+            ManifestEnd { digest: honest.digest ^ 1, ..honest },
+        ] {
+            let mut builder = ManifestBuilder::new(10);
+            builder.handle_part(&manifest.encoded).unwrap();
+            assert_eq!(builder.handle_end(&end), Err(ManifestError::Totals));
+        }
+    }
+
+    #[test]
+    fn more_entries_than_allowed_are_refused() {
+        let mut builder = ManifestBuilder::new(1);
+        builder.push(&file("a", 1)).unwrap();
+        assert_eq!(builder.push(&file("b", 1)), Err(ManifestError::TooMany(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_join_to_the_same_manifest(names in prop::collection::btree_set("[a-z]{1,40}", 0..60), part in 1usize..400) {
+            let entries: Vec<_> = names.iter().enumerate().map(|(i, name)| file(name, i as u64)).collect();
+            let manifest = build(&entries).unwrap();
+            let mut builder = ManifestBuilder::new(1000);
+            for bytes in manifest.parts(part) {
+                prop_assert!(!bytes.is_empty());
+                prop_assert!(bytes.len() <= part || bytes.len() < 80);
+                builder.handle_part(bytes).unwrap();
+            }
+            let again = builder.handle_end(&manifest.end()).unwrap();
+            prop_assert_eq!(&again, &manifest);
+            prop_assert!(again.iter().map(|(_, entry)| entry).eq(entries));
+        }
+
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut builder = ManifestBuilder::new(1000);
+            if builder.handle_part(&bytes).is_ok() {
+                let manifest = builder.finish();
+                prop_assert_eq!(manifest.encoded, bytes);
+            }
+        }
+    }
+}

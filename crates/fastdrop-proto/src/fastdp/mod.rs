@@ -1,0 +1,67 @@
+//! FastDrop Protocol, version 2. The specification is `docs/protocol/fastdp.md`; section numbers refer to it.
+
+mod control;
+mod frame;
+mod header;
+mod manifest;
+mod need;
+mod path;
+mod receiver;
+mod root;
+mod sender;
+mod table;
+mod tuner;
+mod upgrade;
+
+pub use control::{Do, Done, Existing, Failed, Grant, Links, Open, Place, Refuse};
+pub use frame::{Control, ENCODING_SPARSE, Extents, FrameHeader, FrameKind, control_payload_max, type_name};
+pub use header::{HEADER_MAX, Header};
+pub use manifest::{Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestEnd, ManifestError};
+pub use need::{Held, NeedTotals, SkipReason, SkipRun};
+pub use path::{COMPONENT_MAX, HIDDEN, PATH_MAX, PathError, RelPath, check_link_target};
+pub use receiver::{ChunkVerdict, Completed, Expected, Finish, Receiver};
+pub use root::{Transcript, root_digest};
+pub use sender::{Action, Outcome, Sender, SenderConfig, StreamId, Streams};
+pub use table::{ChunkContent, Table, TableError};
+pub use tuner::Tuner;
+pub use upgrade::{
+    ENDPOINT, HEAD_BYTES_MAX, UpgradeAnswer, UpgradeError, UpgradeRequest, parse_answer, parse_request,
+};
+
+/// The version that this code speaks.
+pub const VERSION: &str = "2.0.0";
+
+/// Whose fault it is, and what to tell them: the one error of the state machines.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+#[non_exhaustive]
+pub struct Violation {
+    /// The code of section 11 that a REFUSE carries.
+    pub code: u16,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Violation {
+    /// A violation of the protocol by the peer.
+    pub fn protocol(message: impl Into<String>) -> Self {
+        Self { code: 400, message: message.into() }
+    }
+
+    /// A violation with another code.
+    pub fn with_code(code: u16, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<crate::cursor::ReadError> for Violation {
+    fn from(error: crate::cursor::ReadError) -> Self {
+        Violation::protocol(format!("a frame {error}"))
+    }
+}
+
+impl From<crate::json::JsonError> for Violation {
+    fn from(error: crate::json::JsonError) -> Self {
+        Violation::protocol(error.to_string())
+    }
+}

@@ -1,0 +1,337 @@
+//! The HTTP upgrade with which every connection begins (section 1).
+
+use super::VERSION;
+
+/// Where a server answers.
+pub const ENDPOINT: &str = "/fastdp-endpoint";
+/// Longest head in bytes.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+const FIELDS_MAX: usize = 64;
+
+/// What a client sends first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeRequest {
+    /// `Sec-FastDP-Key`.
+    pub key: String,
+    /// `Sec-FastDP-Version`.
+    pub version: String,
+}
+
+/// Why a request is not upgraded: the status to answer with, and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {message}")]
+pub struct UpgradeError {
+    /// HTTP status.
+    pub status: u16,
+    /// For people.
+    pub message: String,
+}
+
+fn refuse(status: u16, message: impl Into<String>) -> UpgradeError {
+    UpgradeError { status, message: message.into() }
+}
+
+/// The length of the head at the beginning of `bytes`, with its empty line; None if it is not complete.
+fn head_len(bytes: &[u8]) -> Result<Option<usize>, UpgradeError> {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4);
+    let head = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes);
+    if head.len() > HEAD_BYTES_MAX {
+        return Err(refuse(431, "a head of more than 16 KiB"));
+    }
+    let bare = |(at, &byte): (usize, &u8)| {
+        byte == b'\n' && at.checked_sub(1).and_then(|at| head.get(at)) != Some(&b'\r')
+    };
+    if head.iter().enumerate().any(bare) {
+        return Err(refuse(400, "a line that does not end in CR LF"));
+    }
+    Ok(end)
+}
+
+/// The value of the one field called `name`.
+fn only<'a>(headers: &[httparse::Header<'a>], name: &str) -> Result<Option<&'a str>, UpgradeError> {
+    let mut found = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+    let Some(first) = found.next() else { return Ok(None) };
+    if found.next().is_some() {
+        return Err(refuse(400, format!("{name} twice")));
+    }
+    let value = std::str::from_utf8(first.value).map_err(|_| refuse(400, format!("{name} is not text")))?;
+    Ok(Some(value.trim()))
+}
+
+fn has_token(value: &str, token: &str) -> bool {
+    value.split(',').any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// Parses a request, once it is all there; None if more bytes are needed. `bytes` must hold all that has come so far.
+pub fn parse_request(bytes: &[u8]) -> Result<Option<UpgradeRequest>, UpgradeError> {
+    let Some(len) = head_len(bytes)? else { return Ok(None) };
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(bytes.get(..len).unwrap_or(bytes)) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(refuse(400, "a malformed head")),
+        Err(httparse::Error::TooManyHeaders) => return Err(refuse(431, "more than 64 fields")),
+        Err(error) => return Err(refuse(400, format!("a malformed head: {error}"))),
+    }
+    let headers = &*request.headers;
+    if only(headers, "content-length")?.is_some_and(|length| length != "0")
+        || only(headers, "transfer-encoding")?.is_some()
+    {
+        return Err(refuse(400, "an upgrade has no body"));
+    }
+    if only(headers, "host")?.is_none() || request.version != Some(1) {
+        return Err(refuse(400, "not HTTP/1.1 with one Host"));
+    }
+    if request.path != Some(ENDPOINT) {
+        return Err(refuse(404, format!("this is a FastDrop server; fastdp is spoken at {ENDPOINT}")));
+    }
+    if request.method != Some("GET") {
+        return Err(refuse(405, "only GET can be upgraded"));
+    }
+    let connection = only(headers, "connection")?.unwrap_or_default();
+    match only(headers, "upgrade")? {
+        Some(value) if value.eq_ignore_ascii_case("fastdp") && has_token(connection, "upgrade") => {}
+        Some(_) => return Err(refuse(400, "an upgrade to something else than fastdp")),
+        None => return Err(refuse(426, "this endpoint speaks fastdp after an upgrade")),
+    }
+    let key = only(headers, "sec-fastdp-key")?.unwrap_or_default();
+    if !(16..=128).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(refuse(400, "Sec-FastDP-Key is not 16 to 128 visible characters"));
+    }
+    let version = only(headers, "sec-fastdp-version")?.unwrap_or_default();
+    if !is_version(version) {
+        return Err(refuse(400, "Sec-FastDP-Version is not x.y.z"));
+    }
+    if !version.starts_with("2.") {
+        return Err(refuse(426, format!("version {version} is not spoken here, but {VERSION} is")));
+    }
+    if bytes.len() > len {
+        return Err(refuse(400, "bytes sent ahead of the answer"));
+    }
+    Ok(Some(UpgradeRequest { key: key.into(), version: version.into() }))
+}
+
+fn is_version(text: &str) -> bool {
+    text.len() <= 32
+        && text.split('.').count() == 3
+        && text.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+impl UpgradeRequest {
+    /// A request for the version that this code speaks.
+    pub fn new(key: String) -> Self {
+        Self { key, version: VERSION.into() }
+    }
+
+    /// The head, for a server called `host`.
+    pub fn encode(&self, host: &str) -> Vec<u8> {
+        format!(
+            "GET {ENDPOINT} HTTP/1.1\r\nHost: {host}\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n\
+             Sec-FastDP-Key: {}\r\nSec-FastDP-Version: {}\r\n\r\n",
+            self.key, self.version
+        )
+        .into_bytes()
+    }
+
+    /// The answer that accepts it.
+    pub fn accept(&self) -> Vec<u8> {
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n\
+             Sec-FastDP-Key: {}\r\nSec-FastDP-Version: {VERSION}\r\n\r\n",
+            self.key
+        )
+        .into_bytes()
+    }
+}
+
+impl UpgradeError {
+    /// An error that a server answers with by itself.
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        refuse(status, message)
+    }
+
+    /// The answer that refuses.
+    pub fn encode(&self) -> Vec<u8> {
+        let reason = match self.status {
+            400 => "Bad Request",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            408 => "Request Timeout",
+            409 => "Conflict",
+            426 => "Upgrade Required",
+            431 => "Request Header Fields Too Large",
+            503 => "Service Unavailable",
+            _ => "Refused",
+        };
+        let upgrade = match self.status {
+            426 => format!("Upgrade: fastdp\r\nSec-FastDP-Version: {VERSION}\r\n"),
+            405 => "Allow: GET\r\n".into(),
+            _ => String::new(),
+        };
+        let connection = if self.status == 426 { "Upgrade, close" } else { "close" };
+        format!(
+            "HTTP/1.1 {} {reason}\r\n{upgrade}Connection: {connection}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: {}\r\n\r\n{}\n",
+            self.status,
+            self.message.len() + 1,
+            self.message
+        )
+        .into_bytes()
+    }
+}
+
+/// What a client reads first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeAnswer {
+    /// The version that the server speaks.
+    pub version: String,
+    /// How many bytes of what was read belong to the answer.
+    pub len: usize,
+}
+
+/// Parses the answer to a request with `key`, once it is all there; None if more bytes are needed.
+///
+/// An error has the server's status; status 0 stands for an answer that is not fastdp's.
+pub fn parse_answer(bytes: &[u8], key: &str) -> Result<Option<UpgradeAnswer>, UpgradeError> {
+    let begin = b"HTTP/1.1 ";
+    if !bytes.iter().zip(begin).all(|(byte, expected)| byte == expected) {
+        return Err(refuse(0, "the peer does not speak HTTP/1.1, let alone fastdp"));
+    }
+    let foreign = |error: UpgradeError| refuse(0, format!("not an answer of fastdp: {}", error.message));
+    let Some(len) = head_len(bytes).map_err(foreign)? else { return Ok(None) };
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    match answer.parse(bytes.get(..len).unwrap_or(bytes)) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Err(refuse(0, "not an answer of fastdp")),
+        Err(error) => return Err(refuse(0, format!("not an answer of fastdp: {error}"))),
+    }
+    let headers = &*answer.headers;
+    let status = answer.code.unwrap_or(0);
+    let version = only(headers, "sec-fastdp-version").map_err(foreign)?.unwrap_or_default();
+    if status != 101 {
+        let length = only(headers, "content-length").map_err(foreign)?.and_then(|text| text.parse().ok());
+        let length = length.unwrap_or(0usize).min(1000);
+        let body = bytes.get(len..).unwrap_or_default();
+        if body.len() < length {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(body.get(..length).unwrap_or_default()).trim().to_owned();
+        let text = if text.is_empty() { answer.reason.unwrap_or("refused").to_owned() } else { text };
+        return Err(refuse(status, text));
+    }
+    let upgrade = only(headers, "upgrade").map_err(foreign)?.unwrap_or_default();
+    if !upgrade.eq_ignore_ascii_case("fastdp") {
+        return Err(refuse(0, "the peer upgrades to something else"));
+    }
+    if only(headers, "sec-fastdp-key").map_err(foreign)? != Some(key) {
+        return Err(refuse(0, "the peer answers another key"));
+    }
+    if !version.starts_with("2.") {
+        return Err(refuse(426, format!("the peer answers in version {version:?}, not in {VERSION}")));
+    }
+    Ok(Some(UpgradeAnswer { version: version.into(), len }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: &str = "q83vEjRWeJASNFZ4kKvN7w";
+
+    fn request() -> String {
+        String::from_utf8(UpgradeRequest::new(KEY.into()).encode("h:1")).unwrap()
+    }
+
+    fn status(text: &str) -> u16 {
+        parse_request(text.as_bytes()).expect_err(text).status
+    }
+
+    #[test]
+    fn a_request_is_taken_once_it_is_complete() {
+        let text = request();
+        for cut in 0..text.len() {
+            assert_eq!(parse_request(&text.as_bytes()[..cut]), Ok(None));
+        }
+        assert_eq!(parse_request(text.as_bytes()), Ok(Some(UpgradeRequest::new(KEY.into()))));
+        let other_minor = text.replace("2.0.0", "2.7.1").replace("Upgrade\r\n", "keep-alive, upgrade\r\n");
+        assert!(parse_request(other_minor.as_bytes()).unwrap().is_some());
+    }
+
+    #[test]
+    fn cases_1_2_4_5_6_8_and_10_are_refused_with_their_status() {
+        let text = request();
+        let line = format!("Sec-FastDP-Key: {KEY}\r\n");
+        let with =
+            |field: &str| text.replace("Upgrade: fastdp\r\n", &format!("{field}\r\nUpgrade: fastdp\r\n"));
+        assert_eq!(status(&text.replace(&line, "")), 400);
+        assert_eq!(status(&text.replace(KEY, "short")), 400);
+        assert_eq!(status(&text.replace(&line, &line.repeat(2))), 400);
+        for version in ["1.0.0", "1.1.0", "3.0.0", "20.0.0"] {
+            assert_eq!(status(&text.replace("2.0.0", version)), 426);
+        }
+        assert_eq!(status(&text.replace("2.0.0", "two")), 400);
+        assert_eq!(status(&with("Content-Length: 3\r\nTransfer-Encoding: chunked")), 400);
+        assert_eq!(status(&with("Content-Length: 0\r\nContent-Length: 0")), 400);
+        assert_eq!(status(&with("Content-Length: 3")), 400);
+        assert_eq!(status(&with("Transfer-Encoding: chunked")), 400);
+        assert_eq!(status(&text.replacen("\r\n", "\n", 1)), 400);
+        assert_eq!(status(&with("A: b\r\n folded")), 400);
+        assert_eq!(status(&with("A: b\0c")), 400);
+        assert_eq!(status(&with("A : b")), 400);
+        assert_eq!(status(&format!("{text}x")), 400);
+        assert_eq!(status(&with(&format!("A: {}", "b".repeat(64 << 10)))), 431);
+        assert_eq!(status(&with(&"A: b\r\n".repeat(1000).trim_end().to_owned())), 431);
+        assert_eq!(status(&"x".repeat(HEAD_BYTES_MAX + 1)), 431);
+        assert_eq!(status(&text.replace("Upgrade: fastdp", "Upgrade: websocket")), 400);
+        assert_eq!(status(&text.replace("Upgrade: fastdp\r\n", "")), 426);
+        assert_eq!(status(&text.replace("Connection: Upgrade", "Connection: close")), 400);
+        assert_eq!(status(&text.replace("GET", "POST")), 405);
+        assert_eq!(status(&text.replace(ENDPOINT, "/")), 404);
+        assert_eq!(status(&text.replace("HTTP/1.1", "HTTP/1.0")), 400);
+        assert_eq!(status(&text.replace("Host: h:1\r\n", "")), 400);
+    }
+
+    #[test]
+    fn a_refusal_names_the_versions_and_reaches_the_client() {
+        let error = refuse(426, "no");
+        let bytes = error.encode();
+        assert!(String::from_utf8_lossy(&bytes).contains("Sec-FastDP-Version: 2.0.0\r\n"));
+        assert_eq!(parse_answer(&bytes, KEY), Err(error));
+    }
+
+    #[test]
+    fn an_answer_must_be_ours() {
+        let answer = UpgradeRequest::new(KEY.into()).accept();
+        for cut in 0..answer.len() {
+            assert_eq!(parse_answer(&answer[..cut], KEY), Ok(None));
+        }
+        let more = [&answer[..], b"more"].concat();
+        assert_eq!(parse_answer(&more, KEY).unwrap().unwrap().len, answer.len());
+        let text = String::from_utf8(answer).unwrap();
+        for other in [
+            text.replace(KEY, "another-key-than-this"),
+            text.replace("Upgrade: fastdp", "Upgrade: h2c"),
+            "SSH-2.0-OpenSSH_9.2\r\n".into(),
+            "\x16\x03\x01".into(),
+        ] {
+            assert_eq!(parse_answer(other.as_bytes(), KEY).unwrap_err().status, 0, "{other}");
+        }
+        assert_eq!(parse_answer(text.replace("2.0.0", "1.1.0").as_bytes(), KEY).unwrap_err().status, 426);
+        let plain = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
+        assert_eq!(parse_answer(plain.as_bytes(), KEY), Err(refuse(404, "gone")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), tail in any::<bool>()) {
+            let mut bytes = bytes;
+            if tail { bytes.extend_from_slice(b"\r\n\r\n"); }
+            let _ = parse_request(&bytes);
+            let _ = parse_answer(&bytes, KEY);
+            let answer = [b"HTTP/1.1 ".to_vec(), bytes].concat();
+            let _ = parse_answer(&answer, KEY);
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The protocols of FastDrop without I/O: bytes and the time go in, bytes, events and deadlines come out.
+//!
+//! Nothing here opens a socket or a file, reads a clock, or starts a thread. The same code therefore
+//! serves the program, a simulator with virtual time, and a fuzzer.
+
+#![warn(clippy::indexing_slicing)]
+
+/// Checksums of chunks, and how those of pieces and slices are joined.
+pub mod checksum;
+/// A bounds-checked reader for untrusted bytes.
+pub mod cursor;
+/// FastDrop Protocol, version 2.
+pub mod fastdp;
+/// Strict JSON for headers and control frames.
+pub mod json;
+/// Indexes, sizes and times that cannot be mixed up.
+pub mod units;
