@@ -15,8 +15,7 @@ with its congestion control, and only the wire is made up.
         link.client(["fastdrop", "send", "FILE", link.server_addr]).wait()
 
 The namespaces have no names and belong to this process: when it ends, however it ends, the
-kernel removes them. It needs Linux, /dev/net/tun and root; without root, start it under
-`unshare --user --map-root-user --net`, where it may call itself root.
+kernel removes them. It needs Linux, /dev/net/tun and root.
 """
 
 import argparse
@@ -177,15 +176,9 @@ class Link:
 
     def close(self):
         """Ends what was started on the hosts, then the wire, then the hosts."""
-        for child in self._children:
-            if child.poll() is None:
-                child.terminate()
-        for child in self._children:
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self._end_processes(number, seconds=5.0):
+                break
         if self.final_stats is None and self._forwarders:
             with contextlib.suppress(OSError, ValueError):
                 self.final_stats = self.stats()
@@ -203,6 +196,22 @@ class Link:
     def _add_forwarder(self, name, source, target, seed):
         settings = dict(self._settings, mtu=self.mtu, seed=seed)
         self._forwarders.append(Forwarder(name, source.device, target.device, settings))
+
+    def _end_processes(self, number, seconds):
+        """Signals every process on the hosts, children of children too; says whether any is left."""
+        end = time.monotonic() + seconds
+        signalled = set()
+        while True:
+            for child in self._children:
+                child.poll()
+            left = {pid for host in self._hosts for pid in host.processes()}
+            for pid in left - signalled:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signalled |= left
+            if not left or time.monotonic() > end:
+                return bool(left)
+            time.sleep(0.02)
 
     def _start(self, host, argv, popen):
         with host.entered():
@@ -246,6 +255,19 @@ class Host:
                 libc_call("setns", home, CLONE_NEWNET)
         finally:
             os.close(home)
+
+    def processes(self):
+        """Who lives in this namespace, except this process, of which a thread may be inside."""
+        if self._namespace is None:
+            return []
+        own = os.fstat(self._namespace)
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(own, os.stat(f"/proc/{name}/ns/net")):
+                        found.append(int(name))
+        return found
 
     def close_device(self):
         if self.device is not None:
@@ -349,7 +371,7 @@ def libc_call(name, *args):
 
 def explain(error):
     if error.errno in (errno.EPERM, errno.EACCES):
-        help_text = "it needs root, or `unshare --user --map-root-user --net` before the command"
+        help_text = "it needs root, with the right to make network namespaces"
     elif error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         help_text = "it needs /dev/net/tun (`modprobe tun`, or the container's permission for it)"
     else:

@@ -348,9 +348,13 @@ def describe_summaries(summaries):
         return "no summary event"
     words = []
     for key in dict.fromkeys(key for summary in summaries for key in summary):
-        values = list(dict.fromkeys(json.dumps(s.get(key)) for s in summaries))
-        if key not in NOT_SETTINGS and values not in (["0"], ["null"]):
-            words.append(f"{key} {' | '.join(values)}".replace('"', ""))
+        values = [summary.get(key) for summary in summaries]
+        texts = list(dict.fromkeys(json.dumps(value).replace('"', "") for value in values))
+        if key in NOT_SETTINGS or texts in (["0"], ["null"]):
+            continue
+        if len(texts) > 1 and all(isinstance(value, (int, float)) for value in values):
+            texts = [f"{min(values):g} to {max(values):g}"]
+        words.append(f"{key} {' | '.join(texts)}")
     limited = [s["limited"] for s in summaries if s.get("limited")]
     if limited:
         words.append("limited by " + describe_limited(limited))

@@ -1,1 +1,58 @@
-//! x
+//! Moving files: the transfer engine of FastDrop, its client and its server.
+//!
+//! The protocol's decisions are made in `fastdrop-proto`; this crate gives them sockets, files, threads and time.
+
+mod client;
+mod connection;
+mod engine;
+mod error;
+mod journal;
+mod observe;
+mod root;
+mod server;
+mod source;
+mod stage;
+mod stop;
+mod throttle;
+mod walk;
+
+pub use client::{
+    Client, ClientOptions, Destination, GetOptions, Listed, ListedKind, PutOptions, Put, Summary, Target, TargetError,
+};
+pub use error::{Error, ErrorKind};
+pub use fastdrop_proto::checksum::Algorithm;
+pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
+pub use observe::{Limits, Observer, Phase, Shares, Warning};
+pub use server::{Server, ServerOptions, ServerError};
+pub use stop::Stop;
+pub use walk::{Filter, FilterError};
+
+/// Shows a name that came from elsewhere: what could steer a terminal or break a line is escaped.
+pub fn shown(name: &[u8]) -> String {
+    let mut out = String::with_capacity(name.len());
+    for part in name.utf8_chunks() {
+        for char in part.valid().chars() {
+            // Beside control characters, those that reorder or hide text.
+            let hidden = matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}');
+            if char.is_control() || hidden || char == '\\' {
+                out.extend(char.escape_default());
+            } else {
+                out.push(char);
+            }
+        }
+        for byte in part.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn case_57_a_shown_name_cannot_steer_a_terminal() {
+        let shown = super::shown("a\x1b[2J\r\n\u{202e}ü\\".as_bytes());
+        assert_eq!(shown, "a\\u{1b}[2J\\r\\n\\u{202e}ü\\\\");
+        assert_eq!(super::shown(b"\xff."), "\\xff.");
+    }
+}

@@ -79,6 +79,9 @@ pub struct Open {
     /// Data streams that the client would open at most.
     #[serde(default = "one")]
     pub streams: u16,
+    /// Whether a sender that is the server may use fewer, as it sees fit.
+    #[serde(default = "yes")]
+    pub adapt: bool,
     /// How chunks are checked.
     #[serde(default)]
     pub checksum: Algorithm,
@@ -131,6 +134,7 @@ impl Open {
             path: Vec::new(),
             place: Place::Auto,
             streams: 1,
+            adapt: true,
             checksum: Algorithm::default(),
             existing: Existing::default(),
             durability: Durability::default(),

@@ -1,8 +1,9 @@
 //! The list of what a transfer moves (section 5).
 
-use super::path::{PATH_MAX, PathError, RelPath, check_link_target};
+use super::path::{LinkReach, PATH_MAX, PathError, RelPath, check_link_target};
 use crate::cursor::{Cursor, ReadError};
 use crate::units::{EntryIndex, Mtime};
+use std::collections::BTreeSet;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 const KIND_FILE: u8 = 0x01;
@@ -226,6 +227,9 @@ pub struct ManifestBuilder {
     /// Where the last entry's path stands in `manifest.encoded`, and whether something may lie beneath it.
     last: Option<(std::ops::Range<usize>, bool)>,
     ended_by_stream: bool,
+    /// Topmost components, counted, and those that links of other components lead to.
+    tops: u32,
+    link_tops: BTreeSet<Vec<u8>>,
 }
 
 impl std::fmt::Debug for ManifestBuilder {
@@ -243,6 +247,8 @@ impl ManifestBuilder {
             digest: Xxh3Default::new(),
             last: None,
             ended_by_stream: false,
+            tops: 0,
+            link_tops: BTreeSet::new(),
         }
     }
 
@@ -270,6 +276,14 @@ impl ManifestBuilder {
             self.manifest.starts.push(start as u32);
             self.manifest.encoded.extend_from_slice(encoded);
             self.ended_by_stream |= entry.kind == EntryKind::Stream;
+            if let EntryKind::Link { target } = entry.kind {
+                if let LinkReach::Across(top) = check_link_target(entry.path, target).map_err(EntryError::from)? {
+                    self.link_tops.insert(top.to_vec());
+                }
+            }
+            if self.last_path().is_none_or(|last| last.top() != entry.path.top()) {
+                self.tops += 1;
+            }
             // The path follows the kind and its own length.
             let path = start + 3..start + 3 + entry.path.as_bytes().len();
             self.last = Some((path, entry.kind == EntryKind::Directory));
@@ -283,9 +297,7 @@ impl ManifestBuilder {
         if self.ended_by_stream {
             return Err(ManifestError::Order(shown()));
         }
-        let Some((range, is_directory)) = &self.last else { return Ok(()) };
-        let last = self.manifest.encoded.get(range.clone()).unwrap_or_default();
-        let last = RelPath::new(last).map_err(EntryError::from)?;
+        let (Some((_, is_directory)), Some(last)) = (&self.last, self.last_path()) else { return Ok(()) };
         if entry.path <= last && entry.kind != EntryKind::Stream {
             return Err(ManifestError::Order(shown()));
         }
@@ -295,9 +307,21 @@ impl ManifestBuilder {
         Ok(())
     }
 
+    fn last_path(&self) -> Option<RelPath<'_>> {
+        let (range, _) = self.last.as_ref()?;
+        RelPath::new(self.manifest.encoded.get(range.clone())?).ok()
+    }
+
     /// Ends a manifest that was built here.
-    pub fn finish(self) -> Manifest {
-        self.manifest
+    pub fn finish(self) -> Result<Manifest, ManifestError> {
+        // With one topmost component, which may be given another name, no link may go by that name.
+        if !self.link_tops.is_empty() {
+            let tops: BTreeSet<_> = self.manifest.iter().map(|(_, entry)| entry.path.top()).collect();
+            if self.tops < 2 || self.link_tops.iter().any(|top| !tops.contains(&top[..])) {
+                return Err(EntryError::Path(PathError::Escapes).into());
+            }
+        }
+        Ok(self.manifest)
     }
 
     /// Ends a manifest that came in frames, comparing it with what MANIFEST_END says.
@@ -310,7 +334,7 @@ impl ManifestBuilder {
         if totals != *end {
             return Err(ManifestError::Totals);
         }
-        Ok(self.manifest)
+        self.finish()
     }
 }
 
@@ -331,7 +355,7 @@ mod tests {
     fn build(entries: &[Entry<'_>]) -> Result<Manifest, ManifestError> {
         let mut builder = ManifestBuilder::new(1000);
         entries.iter().try_for_each(|entry| builder.push(entry))?;
-        Ok(builder.finish())
+        builder.finish()
     }
 
     #[test]
@@ -364,6 +388,16 @@ mod tests {
     }
 
     #[test]
+    fn case_48_a_link_between_components_needs_both_of_them() {
+        let link = |path, target| Entry { kind: EntryKind::Link { target }, ..file(path, 0) };
+        let directory = Entry { kind: EntryKind::Directory, ..file("a", 0) };
+        assert!(build(&[directory, link("a/l", b"../b"), file("b", 1)]).is_ok());
+        assert!(build(&[directory, link("a/l", b"../c"), file("b", 1)]).is_err());
+        assert!(build(&[directory, link("a/l", b"../a/x")]).is_err());
+        assert!(build(&[link("l", b"x")]).is_err());
+    }
+
+    #[test]
     fn more_entries_than_allowed_are_refused() {
         let mut builder = ManifestBuilder::new(1);
         builder.push(&file("a", 1)).unwrap();
@@ -390,8 +424,7 @@ mod tests {
         fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut builder = ManifestBuilder::new(1000);
             if builder.handle_part(&bytes).is_ok() {
-                let manifest = builder.finish();
-                prop_assert_eq!(manifest.encoded, bytes);
+                if let Ok(manifest) = builder.finish() { prop_assert_eq!(manifest.encoded, bytes); }
             }
         }
     }

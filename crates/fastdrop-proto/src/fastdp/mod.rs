@@ -13,12 +13,12 @@ mod table;
 mod tuner;
 mod upgrade;
 
-pub use control::{Do, Done, Existing, Failed, Grant, Links, Open, Place, Refuse};
+pub use control::{Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
 pub use frame::{Control, ENCODING_SPARSE, Extents, FrameHeader, FrameKind, control_payload_max, type_name};
 pub use header::{HEADER_MAX, Header};
 pub use manifest::{Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestEnd, ManifestError};
 pub use need::{Held, NeedTotals, SkipReason, SkipRun};
-pub use path::{COMPONENT_MAX, HIDDEN, PATH_MAX, PathError, RelPath, check_link_target};
+pub use path::{COMPONENT_MAX, HIDDEN, LinkReach, PATH_MAX, PathError, RelPath, check_link_target};
 pub use receiver::{ChunkVerdict, Completed, Expected, Finish, Receiver};
 pub use root::{Transcript, root_digest};
 pub use sender::{Action, Outcome, Sender, SenderConfig, StreamId, Streams};

@@ -165,7 +165,8 @@ impl Receiver {
 
     /// The checksum of a chunk that is held.
     pub fn checksum(&self, chunk: ChunkIndex) -> Option<Checksum> {
-        self.checksums.get(chunk.at())
+        let held = self.chunks.get(chunk.at()) == Some(&ChunkState::Held);
+        self.checksums.get(chunk.at()).filter(|_| held)
     }
 
     /// Leaves out `entry`. Only before [`Self::answer`].
@@ -185,6 +186,7 @@ impl Receiver {
             Some(state @ ChunkState::Missing) => *state = ChunkState::Writing,
             _ => return Completed::Nothing,
         }
+        self.checksums.set(chunk.at(), checksum);
         self.handle_written(chunk, checksum)
     }
 
@@ -196,6 +198,10 @@ impl Receiver {
         self.pieces_left.remove(&entry);
         for chunk in (first.0..first.0 + count).map(ChunkIndex) {
             if self.slices(chunk).next().is_some() {
+                // What is being written has a slice too many; the sender will send what remains.
+                if let Some(state @ ChunkState::Writing) = self.chunks.get_mut(chunk.at()) {
+                    *state = ChunkState::Missing;
+                }
                 continue;
             }
             self.leave_out_chunk(chunk);
@@ -340,6 +346,7 @@ impl Receiver {
         match self.chunks.get_mut(at) {
             Some(state @ ChunkState::Missing) if same => {
                 *state = ChunkState::Writing;
+                self.checksums.set(at, computed);
                 Ok(ChunkVerdict::Write)
             }
             Some(ChunkState::Held) if self.checksums.get(at) == Some(*computed) => Ok(ChunkVerdict::Confirm),
@@ -349,14 +356,17 @@ impl Receiver {
     }
 
     /// Counts a chunk that has been written and journaled, and says what it completes.
+    ///
+    /// It may have been given up meanwhile, in part or whole: confirm it only if [`Self::checksum`] knows it then.
     pub fn handle_written(&mut self, chunk: ChunkIndex, checksum: &Checksum) -> Completed {
+        // Between then and now a pack may have lost a slice, and be written again by another stream.
+        let same = self.checksums.get(chunk.at()) == Some(*checksum);
         match self.chunks.get_mut(chunk.at()) {
-            Some(state @ ChunkState::Writing) => *state = ChunkState::Held,
+            Some(state @ ChunkState::Writing) if same => *state = ChunkState::Held,
             // Abandoned while it was being written.
             _ => return Completed::Nothing,
         }
         self.open_chunks -= 1;
-        self.checksums.set(chunk.at(), checksum);
         match self.table.content(chunk) {
             Some(ChunkContent::Piece { entry, .. }) => {
                 let Some(left) = self.pieces_left.get_mut(&entry) else { return Completed::Nothing };
@@ -501,6 +511,6 @@ impl Receiver {
         {
             return None;
         }
-        (first.at()..first.at() + count as usize).map(|at| self.checksums.get(at)).collect()
+        (first.0..first.0 + count).map(|chunk| self.checksum(ChunkIndex(chunk))).collect()
     }
 }

@@ -131,6 +131,7 @@ struct Stream {
     bytes: u64,
     progress_at: Instant,
     wrote_at: Instant,
+    asked_at: Instant,
 }
 
 impl Stream {
@@ -142,11 +143,17 @@ impl Stream {
             bytes: 0,
             progress_at: now,
             wrote_at: now,
+            asked_at: now,
         }
     }
 
     fn carries(&self) -> bool {
         matches!(self.phase, Phase::Open | Phase::Replace)
+    }
+
+    /// Whether something must move on it. What it still sends may have been confirmed or given up meanwhile.
+    fn is_busy(&self) -> bool {
+        self.sending.is_some() || !self.flying.is_empty()
     }
 }
 
@@ -170,6 +177,8 @@ pub struct Sender {
     checksums: ChecksumTable,
     /// Needed chunks whose checksum is not known yet.
     unknown: u32,
+    /// Packs that lost a slice, so that their checksum will be another than the one known.
+    stale: BTreeSet<ChunkIndex>,
     cursor: u32,
     returned: VecDeque<ChunkIndex>,
     streams: BTreeMap<StreamId, Stream>,
@@ -184,6 +193,7 @@ pub struct Sender {
     stream_freed: Vec<ChunkIndex>,
     end_sent: bool,
     heard_at: Instant,
+    timed_at: Instant,
     confirmed_bytes: u64,
     outcome: Option<Outcome>,
 }
@@ -195,6 +205,8 @@ impl Sender {
     const STALL_ALONE: u32 = 4;
     /// A data stream that was asked for and has not joined by then counts as failed.
     const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+    /// Least time between two timeouts: what is due may have to wait for a driver that is blocked in its connection.
+    const TICK: Duration = Duration::from_millis(50);
 
     /// A sender that has offered `manifest` and waits for the answer.
     pub fn new(
@@ -217,6 +229,7 @@ impl Sender {
             chunks: vec![ChunkState::Queued; count],
             checksums: ChecksumTable::new(algorithm, count),
             unknown: table.count(),
+            stale: BTreeSet::new(),
             table,
             algorithm,
             transcript: Transcript::default(),
@@ -235,6 +248,7 @@ impl Sender {
             stream_freed: Vec::new(),
             end_sent: false,
             heard_at: now,
+            timed_at: now,
             confirmed_bytes: 0,
             outcome: None,
         }
@@ -309,7 +323,10 @@ impl Sender {
 
     /// Takes a control frame that arrived on `stream`.
     pub fn handle_frame(&mut self, stream: StreamId, frame: Control, now: Instant) {
-        self.heard_at = now;
+        // There the peer says every 5 seconds that it lives; without it the transfer cannot end, whatever the others bring.
+        if stream == StreamId::CONTROL {
+            self.heard_at = now;
+        }
         let done = match frame {
             Control::Skip(runs) => self.handle_skip(&runs),
             Control::Held(held) => self.handle_held(&held),
@@ -425,7 +442,10 @@ impl Sender {
                 Some(_) if self.checksums.get(chunk.at()).is_none() => {
                     return Err(Violation::protocol("a confirmation of a chunk that was never sent"));
                 }
-                Some(state) => *state = ChunkState::Confirmed,
+                Some(state) => {
+                    *state = ChunkState::Confirmed;
+                    self.stale.remove(&chunk);
+                }
                 None => return Err(Violation::protocol("a confirmation of a chunk that does not exist")),
             }
             for stream in self.streams.values_mut() {
@@ -502,7 +522,11 @@ impl Sender {
             if remains {
                 *state = ChunkState::Queued;
                 self.returned.push_back(chunk);
+                if known {
+                    self.stale.insert(chunk);
+                }
             } else {
+                self.stale.remove(&chunk);
                 if !known && *state != ChunkState::Unneeded {
                     self.unknown -= 1;
                 }
@@ -552,11 +576,11 @@ impl Sender {
 
     fn requeue(&mut self, chunk: ChunkIndex) {
         let elsewhere = self.streams.values().any(|stream| stream.flying.contains(&chunk));
-        if let Some(state @ ChunkState::Flying) = self.chunks.get_mut(chunk.at()) {
-            if !elsewhere {
-                *state = ChunkState::Queued;
-                self.returned.push_back(chunk);
-            }
+        if let Some(state @ ChunkState::Flying) = self.chunks.get_mut(chunk.at())
+            && !elsewhere
+        {
+            *state = ChunkState::Queued;
+            self.returned.push_back(chunk);
         }
     }
 
@@ -596,6 +620,9 @@ impl Sender {
         if self.outcome.is_some() || !self.streams.contains_key(&id) {
             return Action::Close;
         }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.asked_at = now;
+        }
         if id == StreamId::CONTROL {
             if let Some(frame) = self.next_control() {
                 return self.say(id, frame, now);
@@ -621,15 +648,16 @@ impl Sender {
             StreamId::CONTROL => self.data_streams() == 0,
             _ => self.streams.get(&id).is_some_and(Stream::carries),
         };
-        if carries && self.needed.is_some() {
-            if let Some(chunk) = self.next_chunk() {
-                if let Some(stream) = self.streams.get_mut(&id) {
-                    stream.sending = Some(chunk);
-                    stream.flying.insert(chunk);
-                    stream.progress_at = now;
-                }
-                return Action::Send(chunk);
+        if carries
+            && self.needed.is_some()
+            && let Some(chunk) = self.next_chunk()
+        {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.sending = Some(chunk);
+                stream.flying.insert(chunk);
+                stream.progress_at = now;
             }
+            return Action::Send(chunk);
         }
         let silent_since = self.streams.get(&id).map(|stream| stream.wrote_at);
         if silent_since.is_some_and(|at| now >= at + self.config.alive_every) {
@@ -673,6 +701,7 @@ impl Sender {
         if self.end_sent
             || self.needed.is_none()
             || self.unknown > 0
+            || !self.stale.is_empty()
             || stream_open
             || !self.abandoning.is_empty()
         {
@@ -705,8 +734,11 @@ impl Sender {
     /// Notes that the connection of `id` took some bytes.
     pub fn handle_progress(&mut self, id: StreamId, now: Instant) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.progress_at = now;
             stream.wrote_at = now;
+            // An ALIVE fits into the buffers of a connection that is dark.
+            if stream.sending.is_some() {
+                stream.progress_at = now;
+            }
         }
     }
 
@@ -714,6 +746,11 @@ impl Sender {
     ///
     /// It is known from here on, so that a quick confirmation does not come too early.
     pub fn handle_read(&mut self, chunk: ChunkIndex, checksum: &Checksum) {
+        // Its file was given up while it was read.
+        if self.chunks.get(chunk.at()) == Some(&ChunkState::Unneeded) {
+            return;
+        }
+        self.stale.remove(&chunk);
         match self.checksums.get(chunk.at()) {
             None => {
                 self.checksums.set(chunk.at(), checksum);
@@ -734,11 +771,11 @@ impl Sender {
 
     /// Takes the end of sending a chunk: `bytes` have gone out on `id`.
     pub fn handle_sent(&mut self, id: StreamId, bytes: u64, now: Instant) {
+        self.handle_progress(id, now);
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.sending = None;
             stream.bytes += bytes;
         }
-        self.handle_progress(id, now);
     }
 
     /// Takes that `chunk`, which `id` was to send, cannot be read because of `entry`.
@@ -754,10 +791,24 @@ impl Sender {
             stream.sending = None;
             stream.flying.remove(&chunk);
         }
+        if self.is_left_out(entry) {
+            // Another stream found it first, and the receiver has answered meanwhile: what remains of a pack still goes.
+            self.requeue(chunk);
+            return;
+        }
         if let Some(state @ ChunkState::Flying) = self.chunks.get_mut(chunk.at()) {
             *state = ChunkState::Blocked;
         }
-        if self.abandoning.insert(entry, true).is_none() && !self.is_left_out(entry) {
+        if self.table.stream().is_some_and(|(stream, _)| stream == entry) {
+            self.end(Outcome::Failed(Violation::with_code(code, reason)));
+            return;
+        }
+        // It was read once, and the digest in END has it: the next attempt can leave it out, this one cannot.
+        if self.end_sent {
+            self.end(Outcome::Lost(format!("a file could not be read again: {reason}")));
+            return;
+        }
+        if self.abandoning.insert(entry, true).is_none() {
             self.control_queue.push_back(Control::Abandon { entry, code, reason: reason.into() });
             // The other pieces of the file need not go any more.
             if let Some((first, count)) = self.table.chunks_of(entry) {
@@ -772,7 +823,7 @@ impl Sender {
 
     // ---- an entry of unknown size ----
 
-    /// Takes that the next chunk of the stream has been filled, and names it.
+    /// Takes that the next chunk of the stream has been filled, and names it. Only after [`Self::wants_stream`] has said yes.
     pub fn handle_stream_filled(&mut self) -> Option<ChunkIndex> {
         self.table.stream()?;
         let chunk = ChunkIndex(self.chunks.len() as u32);
@@ -809,7 +860,7 @@ impl Sender {
         let mut deadline = self.heard_at + self.config.silent_after;
         for stream in self.streams.values() {
             deadline = deadline.min(stream.wrote_at + self.config.alive_every);
-            if !stream.flying.is_empty() {
+            if stream.is_busy() {
                 deadline = deadline.min(stream.progress_at + self.config.stall_after);
             }
         }
@@ -817,7 +868,7 @@ impl Sender {
             deadline = deadline.min(self.open_again_at.unwrap_or(deadline));
         }
         let patience = self.pending_opens.front().map(|&at| at + Self::OPEN_PATIENCE);
-        Some(patience.map_or(deadline, |at| deadline.min(at)))
+        Some(patience.map_or(deadline, |at| deadline.min(at)).max(self.timed_at + Self::TICK))
     }
 
     /// Gives up what has stalled.
@@ -825,6 +876,7 @@ impl Sender {
         if self.outcome.is_some() {
             return;
         }
+        self.timed_at = now;
         if now >= self.heard_at + self.config.silent_after {
             self.end(Outcome::Lost("the peer has been silent for too long".into()));
             return;
@@ -840,16 +892,25 @@ impl Sender {
         let idle = self
             .streams
             .iter()
-            .any(|(&id, stream)| id != StreamId::CONTROL && stream.carries() && stream.flying.is_empty());
+            .any(|(&id, stream)| id != StreamId::CONTROL && stream.carries() && !stream.is_busy());
+        // Nothing is on its way on it, and it does not come for what waits: its driver is blocked in an ALIVE.
+        let blocked = |id: StreamId, stream: &Stream| {
+            id != StreamId::CONTROL
+                && stream.carries()
+                && !stream.is_busy()
+                && now >= stream.asked_at + stall * 2
+                && self.chunks.contains(&ChunkState::Queued)
+        };
         let stalled: Vec<_> = self
             .streams
             .iter()
             .filter(|(id, stream)| {
-                !stream.flying.is_empty()
-                    && now >= stream.progress_at + stall
-                    && (idle
-                        || now >= stream.progress_at + stall * Self::STALL_ALONE
-                        || moving.iter().any(|other| other != *id))
+                blocked(**id, stream)
+                    || stream.is_busy()
+                        && now >= stream.progress_at + stall
+                        && (idle
+                            || now >= stream.progress_at + stall * Self::STALL_ALONE
+                            || moving.iter().any(|other| other != *id))
             })
             .map(|(&id, _)| id)
             .collect();

@@ -199,7 +199,7 @@ mod tests {
             let path = RelPath::new(path.as_bytes()).unwrap();
             builder.push(&Entry { path, kind, mode: 0o644, mtime: Mtime::default() }).unwrap();
         }
-        builder.finish()
+        builder.finish().unwrap()
     }
 
     #[test]

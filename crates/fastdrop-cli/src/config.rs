@@ -1,0 +1,126 @@
+//! Flag beats variable beats file beats default.
+
+use crate::args::Cli;
+use clap::{ArgMatches, Command, CommandFactory};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Why the command line was not taken.
+pub(crate) enum Refused {
+    /// clap says it.
+    Usage(clap::Error),
+    /// The file cannot be used.
+    Config(String),
+}
+
+/// The whole command, with a variable for every flag.
+pub(crate) fn command() -> Command {
+    with_variables(Cli::command())
+}
+
+fn with_variables(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let is_flag = arg.get_long().is_some() && !matches!(arg.get_id().as_str(), "help" | "version");
+        if !is_flag {
+            return arg;
+        }
+        let name = format!("FASTDROP_{}", arg.get_id().as_str().to_uppercase());
+        arg.env(name).hide_env_values(true)
+    });
+    command.mut_subcommands(with_variables)
+}
+
+/// Parses the command line, with defaults from the file that it or `FASTDROP_CONFIG` names, or that is in the usual place.
+pub(crate) fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, Refused> {
+    let named = named_file(&arguments).or_else(|| std::env::var_os("FASTDROP_CONFIG").map(PathBuf::from));
+    let file = match named {
+        Some(path) => Some(path),
+        None => usual_file().filter(|path| path.exists()),
+    };
+    let mut command = command();
+    if let Some(path) = file {
+        let shown = path.display();
+        let text = std::fs::read_to_string(&path).map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
+        let table: toml::Table = text.parse().map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
+        command = with_defaults(command, &table).map_err(|why| Refused::Config(format!("{shown}: {why}")))?;
+    }
+    command.try_get_matches_from(arguments).map_err(Refused::Usage)
+}
+
+fn named_file(arguments: &[OsString]) -> Option<PathBuf> {
+    let mut arguments = arguments.iter().skip(1).take_while(|argument| *argument != "--");
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            return arguments.next().map(PathBuf::from);
+        }
+        if let Some(path) = argument.to_str().and_then(|argument| argument.strip_prefix("--config=")) {
+            return Some(path.into());
+        }
+    }
+    None
+}
+
+fn usual_file() -> Option<PathBuf> {
+    let folder = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let folder = folder.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+    Some(folder.join("fastdrop.toml"))
+}
+
+/// Makes the file's values the defaults: keys at the top for every command, in a table for the one of its name.
+fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, String> {
+    for (key, value) in table {
+        if let toml::Value::Table(inner) = value {
+            if command.find_subcommand(key).is_none() {
+                return Err(format!("there is no command {key:?}"));
+            }
+            for (key, value) in inner {
+                let text = text(key, value)?;
+                let sub = table_name(table, inner);
+                let known = command.find_subcommand(&sub).is_some_and(|sub| has(sub, key)) || has(&command, key);
+                if !known {
+                    return Err(format!("{sub} has no flag --{key}"));
+                }
+                let id = key.replace('-', "_");
+                command = if has(&command, key) {
+                    command.mut_arg(id, |arg| arg.default_value(text))
+                } else {
+                    command.mut_subcommand(sub, |sub| sub.mut_arg(id, |arg| arg.default_value(text)))
+                };
+            }
+            continue;
+        }
+        let text = text(key, value)?;
+        let id = key.replace('-', "_");
+        let mut known = has(&command, key);
+        if known {
+            command = command.mut_arg(&id, |arg| arg.default_value(text.clone()));
+        }
+        let subs: Vec<_> = command.get_subcommands().filter(|sub| has(sub, key)).map(|sub| sub.get_name().to_owned()).collect();
+        for sub in subs {
+            known = true;
+            command = command.mut_subcommand(sub, |sub| sub.mut_arg(&id, |arg| arg.default_value(text.clone())));
+        }
+        if !known {
+            return Err(format!("there is no flag --{key}"));
+        }
+    }
+    Ok(command)
+}
+
+fn table_name(table: &toml::Table, inner: &toml::Table) -> String {
+    let found = table.iter().find(|(_, value)| value.as_table().is_some_and(|table| std::ptr::eq(table, inner)));
+    found.map(|(key, _)| key.clone()).unwrap_or_default()
+}
+
+fn has(command: &Command, key: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(key))
+}
+
+fn text(key: &str, value: &toml::Value) -> Result<String, String> {
+    match value {
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Boolean(flag) => Ok(flag.to_string()),
+        _ => Err(format!("{key} is neither a text nor a number nor true or false")),
+    }
+}

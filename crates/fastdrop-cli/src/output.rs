@@ -1,0 +1,214 @@
+//! What the program prints: lines for people, or one JSON event a line.
+
+use crate::units::{bytes, seconds};
+use fastdrop::{Algorithm, Durability, Error, Listed, ListedKind, Summary, shown};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+/// The version of the events.
+const EVENTS_VERSION: u64 = 1;
+
+/// A complaint about the command line.
+pub(crate) fn complain(why: &str) {
+    let _ = writeln!(anstream::stderr(), "error: {why}");
+}
+
+/// Where results go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    /// Standard output carries data: everything else goes to standard error.
+    pub(crate) data_on_stdout: bool,
+}
+
+impl Output {
+    /// Writes a line; a reader that has gone away is no reason to stop.
+    fn line(&self, text: &str) {
+        let _ = if self.data_on_stdout {
+            writeln!(std::io::stderr().lock(), "{text}")
+        } else {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{text}").and_then(|()| out.flush())
+        };
+    }
+
+    /// Writes an event if events are wanted.
+    pub(crate) fn event(&self, name: &str, fields: Value) {
+        if !self.json {
+            return;
+        }
+        let mut event = Map::new();
+        event.insert("event".into(), name.into());
+        if let Value::Object(fields) = fields {
+            event.extend(fields);
+        }
+        event.insert("version".into(), EVENTS_VERSION.into());
+        self.line(&Value::Object(event).to_string());
+    }
+
+    /// Writes a line for people if lines are wanted.
+    pub(crate) fn say(&self, text: &str) {
+        if !self.json && !self.quiet {
+            self.line(text);
+        }
+    }
+
+    /// Reports an error, the last thing that is said.
+    pub(crate) fn error(&self, error: &Error, code: u8) {
+        self.event("error", json!({ "message": error.to_string(), "exit": code }));
+        let _ = writeln!(anstream::stderr(), "error: {error}");
+    }
+
+    /// Reports what a transfer came to.
+    pub(crate) fn summary(&self, verb: &str, summary: &Summary) {
+        for warning in &summary.warnings {
+            let path = shown(&warning.path);
+            self.event("warning", json!({ "path": path, "message": warning.message }));
+            if !self.quiet {
+                let _ = writeln!(anstream::stderr(), "warning: {path}: {}", warning.message);
+            }
+        }
+        for failed in &summary.failed {
+            let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
+            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }));
+            let _ = writeln!(anstream::stderr(), "error: {path}: {message}");
+        }
+        for (path, hash) in &summary.hashes {
+            let (path, hash) = (shown(path), hex::encode(hash));
+            self.event("file", json!({ "path": path, "blake3": hash }));
+            self.say(&format!("{hash}  {path}"));
+        }
+        if summary.dry_run {
+            for listed in &summary.would_move {
+                let path = shown(&listed.path);
+                self.event("would", json!({ "path": path, "size": listed.size }));
+                self.say(&format!("would {} {path}", if verb == "sent" { "send" } else { "get" }));
+            }
+        }
+        self.event("summary", fields(summary));
+        self.say(&line(verb, summary));
+    }
+
+    /// Shows what a folder holds.
+    pub(crate) fn list(&self, listed: &[Listed]) {
+        for item in listed {
+            let path = shown(&item.path);
+            let (kind, letter) = match item.kind {
+                ListedKind::Directory => ("directory", 'd'),
+                ListedKind::File => ("file", '-'),
+                ListedKind::Link(_) => ("link", 'l'),
+            };
+            self.event(
+                "entry",
+                json!({ "path": path, "kind": kind, "size": item.size, "mode": format!("{:04o}", item.mode),
+                    "mtime": item.mtime.0, "mtime_nanos": item.mtime.1 }),
+            );
+            let slash = if letter == 'd' { "/" } else { "" };
+            let size = if letter == 'd' { String::new() } else { item.size.to_string() };
+            // A list is a result: it is printed however quiet the rest shall be.
+            if !self.json {
+                self.line(&format!("{letter}{} {size:>14}  {}  {path}{slash}", permissions(item.mode), date(item.mtime.0)));
+            }
+        }
+        if self.json {
+            self.event("summary", json!({ "files": listed.len() }));
+        }
+    }
+}
+
+fn permissions(mode: u32) -> String {
+    let bit = |at: u32, letter| if mode & (1 << at) != 0 { letter } else { '-' };
+    (0..9).rev().map(|at| bit(at, ['x', 'w', 'r'][at as usize % 3])).collect()
+}
+
+fn date(seconds: i64) -> String {
+    match u64::try_from(seconds) {
+        // The end of the year 9999, as far as the format goes.
+        Ok(seconds @ 0..253_402_300_800) => {
+            humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+        }
+        _ => format!("{seconds:>20}"),
+    }
+}
+
+fn rate(summary: &Summary) -> u64 {
+    (summary.bytes_sent as f64 / summary.time.as_secs_f64().max(1e-6)) as u64
+}
+
+fn checksum(summary: &Summary) -> &'static str {
+    match summary.checksum {
+        Algorithm::None => "none",
+        Algorithm::Xxh3 => "xxh3",
+        Algorithm::Blake3 => "blake3",
+    }
+}
+
+fn fields(summary: &Summary) -> Value {
+    let shares = summary.limits.map(|limits| limits.shares());
+    let round = |share: f64| (share * 1000.0).round() / 1000.0;
+    json!({
+        "files": summary.files,
+        "bytes": summary.bytes,
+        "bytes_sent": summary.bytes_sent,
+        "files_skipped": summary.files_skipped,
+        "bytes_skipped": summary.bytes_skipped,
+        "bytes_resumed": summary.bytes_resumed,
+        "files_failed": summary.files_failed,
+        "seconds": summary.time.as_secs_f64(),
+        "bytes_per_second": rate(summary),
+        "checksum": checksum(summary),
+        "durability": match summary.durability { Durability::Commit => "commit", Durability::None => "none" },
+        "retries": summary.retries,
+        "streams": summary.streams,
+        "congestion": summary.congestion,
+        "chunk_size": summary.one_chunk,
+        "dry_run": summary.dry_run,
+        "limited_by": shares.map(|shares| shares.ranked()[0].0),
+        "limited": shares.map(|shares| json!({
+            "reading": round(shares.reading), "cpu": round(shares.cpu),
+            "network": round(shares.network), "writing": round(shares.writing),
+        })),
+    })
+}
+
+fn plural(count: u64, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
+/// The summary in one line.
+fn line(verb: &str, summary: &Summary) -> String {
+    let mut parts = Vec::new();
+    let files = plural(summary.files, "file");
+    if summary.dry_run {
+        return format!("{files}, {} in all; nothing was moved", bytes(summary.bytes));
+    }
+    let time = seconds(summary.time);
+    if summary.bytes_sent == 0 && summary.files_skipped > 0 && summary.files_failed == 0 {
+        parts.push(format!("nothing to do: {files}, {} already there, {time}", bytes(summary.bytes)));
+    } else {
+        let moved = bytes(summary.bytes_sent);
+        parts.push(format!("{verb} {moved} for {files} of {} in {time}, {}/s", bytes(summary.bytes), bytes(rate(summary))));
+    }
+    if summary.bytes_resumed > 0 {
+        parts.push(format!("{} were there from an interrupted transfer", bytes(summary.bytes_resumed)));
+    }
+    parts.push(format!("{} skipped, {} failed", summary.files_skipped, summary.files_failed));
+    if summary.retries > 0 {
+        parts.push(plural(summary.retries.into(), "reconnection"));
+    }
+    parts.push(match summary.checksum {
+        Algorithm::None => "not verified".to_owned(),
+        _ => format!("verified with {}", checksum(summary)),
+    });
+    parts.push(match summary.durability {
+        Durability::Commit => "synced to disk".to_owned(),
+        Durability::None => "not synced".to_owned(),
+    });
+    if let Some(limits) = summary.limits {
+        let shares = limits.shares().ranked().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
+        parts.push(format!("limited by {}", shares.join(", ")));
+    }
+    parts.join("; ")
+}

@@ -1,0 +1,283 @@
+//! From resolved arguments to what is done.
+
+use crate::args::{Cli, Color, Command, Common, Get, List, Progress, Send, Serve, Transfer};
+use crate::exit::ExitCode;
+use crate::output::{Output, complain};
+use crate::progress::Shown;
+use crate::signals::Signals;
+use clap::{ArgMatches, FromArgMatches};
+use fastdrop::{
+    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Put, PutOptions, Server, ServerOptions, Stop,
+    Summary, Target,
+};
+use serde_json::json;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why the program ends before it has begun.
+enum Refused {
+    Usage(String),
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Refused::Failed(error)
+    }
+}
+
+/// Does what the arguments say.
+pub(crate) fn run(matches: ArgMatches) -> ExitCode {
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::Usage;
+        }
+    };
+    match cli.common.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    let result = match cli.command {
+        Command::Serve(serve) => self::serve(&cli.common, serve),
+        Command::Send(send) => self::send(&cli.common, send),
+        Command::Get(get) => self::get(&cli.common, get),
+        Command::List(list) => self::list(&cli.common, list),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut crate::config::command(), "fastdrop", &mut std::io::stdout());
+            Ok(ExitCode::Done)
+        }
+        Command::Man => man().map_err(Refused::Failed),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Refused::Usage(why)) => {
+            complain(&why);
+            ExitCode::Usage
+        }
+        Err(Refused::Failed(error)) => {
+            complain(&format!("{error:#}"));
+            ExitCode::Other
+        }
+    }
+}
+
+fn man() -> anyhow::Result<ExitCode> {
+    clap_mangen::Man::new(crate::config::command()).render(&mut std::io::stdout())?;
+    Ok(ExitCode::Done)
+}
+
+/// Sets up the log on standard error.
+fn log(common: &Common, default: &str) {
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => "error",
+        (_, 0) => default,
+        (_, 1) => "info",
+        (_, _) => "debug",
+    };
+    use std::io::IsTerminal;
+    let color = match common.color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    // A log that cannot be written, on a full disk say, is no reason to stop.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("fastdrop={level}")))
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .log_internal_errors(false)
+        .with_target(false)
+        .try_init();
+}
+
+/// Each stream and each open file takes a descriptor: as many as the system lets this process have.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+fn begin(common: &Common, default_level: &str) -> Result<(Stop, Signals), Refused> {
+    log(common, default_level);
+    raise_descriptors();
+    let stop = Stop::new();
+    let signals = Signals::watch(stop.clone()).map_err(anyhow::Error::from)?;
+    Ok((stop, signals))
+}
+
+// ---- serve ----
+
+fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
+    let (stop, signals) = begin(common, "info")?;
+    let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
+    let mut options = ServerOptions::new(serve.dir);
+    options.bind = serve.bind.iter().map(|&address| SocketAddr::new(address, serve.port)).collect();
+    options.read_only = serve.read_only;
+    options.write_only = serve.write_only;
+    options.existing = serve.existing.into();
+    options.streams_max = serve.max_streams;
+    options.size_max = serve.max_size;
+    options.free_min = serve.min_free;
+    options.once = serve.once;
+    options.checkpoint = serve.checkpoint.0;
+    options.expire = serve.expire;
+    let server = Server::bind(options, stop).map_err(anyhow::Error::from)?;
+    for address in server.addresses() {
+        let (ip, port) = (address.ip(), address.port());
+        output.event("listening", json!({ "protocol": "fastdp", "address": ip.to_string(), "port": port }));
+        // A server on every address is reached by the machine's name.
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = if ip.is_unspecified() { SocketAddr::new(ip, port).to_string().replace(&ip.to_string(), &name) } else { address.to_string() };
+        let host = if ip.is_unspecified() { host.replace(['[', ']'], "") } else { host };
+        output.say(&format!("listening on http://{address}"));
+        if !serve.read_only {
+            output.say(&format!("  fastdrop send FILE... {host}"));
+        }
+        if !serve.write_only {
+            output.say(&format!("  fastdrop get {host}/ DIR"));
+        }
+    }
+    server.run().map_err(anyhow::Error::from)?;
+    Ok(signals.seen().map_or(ExitCode::Done, ExitCode::Signal))
+}
+
+// ---- send, get, list ----
+
+fn target(text: &OsStr) -> Result<Target, Refused> {
+    Target::parse(text).map_err(|error| Refused::Usage(error.to_string()))
+}
+
+fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
+    let listed = transfer.files_from.as_deref().map(read_list).transpose()?;
+    let filter = Filter::new(&transfer.exclude, &transfer.include, listed);
+    Ok(ClientOptions {
+        streams: transfer.streams,
+        checksum: transfer.checksum.into(),
+        durability: transfer.durability.into(),
+        existing: transfer.existing.into(),
+        resume: !transfer.no_resume,
+        times: transfer.preserve.times,
+        mode: transfer.preserve.mode,
+        links: transfer.links.into(),
+        checkpoint: transfer.checkpoint.0,
+        filter: filter.map_err(|error| Refused::Usage(error.to_string()))?,
+        bytes_per_second_max: transfer.bwlimit,
+        retries: transfer.retries,
+    })
+}
+
+/// Paths, one a line, as they would be in a manifest.
+fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
+    let mut text = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    read.map_err(|error| Refused::Usage(format!("{}: {error}", fastdrop::shown(file.as_os_str().as_bytes()))))?;
+    let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let lines = lines.map(|line| line.strip_prefix(b"./").unwrap_or(line)).map(|line| line.strip_suffix(b"/").unwrap_or(line));
+    Ok(lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
+}
+
+fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
+    let target = match send.paths.pop() {
+        Some(text) => target(&text)?,
+        None => return Err(Refused::Usage("what, and where to?".into())),
+    };
+    if send.paths.is_empty() && send.transfer.files_from.is_some() {
+        send.paths.push("./".into());
+    }
+    if send.paths.is_empty() {
+        return Err(Refused::Usage("nothing to send was named; the last argument is the target".into()));
+    }
+    let input = send.paths.iter().any(|path| path == "-");
+    if input && send.paths.len() > 1 {
+        return Err(Refused::Usage("standard input is sent alone".into()));
+    }
+    if send.transfer.files_from.is_some() {
+        // The list is relative to the folder.
+        let [path] = &mut send.paths[..] else {
+            return Err(Refused::Usage("--files-from goes with one folder".into()));
+        };
+        if !path.as_bytes().ends_with(b"/") {
+            path.push("/");
+        }
+    }
+    let options = options(&send.transfer)?;
+    let what = if input {
+        Put::Stream(Box::new(std::io::stdin()))
+    } else {
+        Put::Paths(send.paths.iter().map(PathBuf::from).collect())
+    };
+    let dry_run = send.transfer.dry_run;
+    transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))
+}
+
+fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
+    let target = target(&get.target)?;
+    let options = options(&get.transfer)?;
+    let to_output = get.dest == Path::new("-");
+    let destination = if to_output {
+        Destination::Output(Box::new(std::io::stdout()))
+    } else {
+        Destination::Path(get.dest)
+    };
+    let dry_run = get.transfer.dry_run;
+    transfer(common, target, options, to_output, "got", |client| client.get(destination, GetOptions { dry_run }))
+}
+
+fn transfer(
+    common: &Common,
+    target: Target,
+    options: ClientOptions,
+    data_on_stdout: bool,
+    verb: &str,
+    work: impl FnOnce(&Client) -> Result<Summary, Error>,
+) -> Result<ExitCode, Refused> {
+    let (stop, signals) = begin(common, "warn")?;
+    let output = Output { json: common.json, quiet: common.quiet, data_on_stdout };
+    let observer = Arc::new(Observer::default());
+    let quiet = common.quiet || (common.json && common.progress == Progress::Auto);
+    let how = if quiet { Progress::None } else { common.progress };
+    let shown = Shown::start(how, Arc::clone(&observer));
+    let result = work(&Client::new(target, options, observer, stop));
+    drop(shown);
+    Ok(match result {
+        Ok(summary) => {
+            output.summary(verb, &summary);
+            if summary.files_failed > 0 { ExitCode::Partly } else { ExitCode::Done }
+        }
+        Err(error) => {
+            let code = ExitCode::of(&error, signals.seen());
+            output.error(&error, code.number());
+            code
+        }
+    })
+}
+
+fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
+    let target = target(&list.target)?;
+    let (stop, signals) = begin(common, "warn")?;
+    let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
+    let options = ClientOptions { retries: list.retries, ..ClientOptions::default() };
+    let client = Client::new(target, options, Arc::new(Observer::default()), stop);
+    Ok(match client.list() {
+        Ok(listed) => {
+            output.list(&listed);
+            ExitCode::Done
+        }
+        Err(error) => {
+            let code = ExitCode::of(&error, signals.seen());
+            output.error(&error, code.number());
+            code
+        }
+    })
+}

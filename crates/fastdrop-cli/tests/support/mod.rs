@@ -1,0 +1,141 @@
+//! What the tests of the program share: a server and a client as processes, a proxy between them that misbehaves on
+//! command, and trees to send and to compare.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "every test binary uses its own part of this, and a test fails by panicking"
+)]
+
+mod process;
+mod proxy;
+mod tree;
+pub mod wire;
+
+pub use process::{Cmd, Output, Running, Server, client, fastdrop, plain};
+pub use proxy::Proxy;
+pub use tree::{
+    Kind, Rng, assert_nothing_partial, assert_same_contents, assert_same_file, assert_same_tree, digest_of,
+    fill, leftovers, names_in, set_mode, set_mtime, small_tree, snapshot, write_file,
+};
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+
+/// Longest that anything is waited for. Generous, since it only matters when a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Arguments of any mix of strings and paths.
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => {
+        vec![$(std::ffi::OsString::from(AsRef::<std::ffi::OsStr>::as_ref(&$arg))),*]
+    };
+}
+
+/// A temporary folder in memory where the machine has room for that, since killing a process does not test fsync.
+pub fn scratch() -> TempDir {
+    static BASE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let base = BASE.get_or_init(|| {
+        let memory = Path::new("/dev/shm");
+        let out = Command::new("df").args(["--output=avail", "-B1"]).arg(memory).output().ok()?;
+        let free: u64 = String::from_utf8_lossy(&out.stdout).lines().nth(1)?.trim().parse().ok()?;
+        (free > 4 << 30 && TempDir::new_in(memory).is_ok()).then(|| memory.to_path_buf())
+    });
+    match base {
+        Some(base) => tempfile::Builder::new().prefix("fastdrop-test-").tempdir_in(base).unwrap(),
+        None => on_disk(),
+    }
+}
+
+/// A temporary folder where temporary folders usually are.
+pub fn on_disk() -> TempDir {
+    tempfile::Builder::new().prefix("fastdrop-test-").tempdir().unwrap()
+}
+
+/// Asks again and again, with a deadline, until there is an answer.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Whether `strace` is there, to inject faults with. Says so when not: what needs it is then not tested.
+pub fn strace_is_there() -> bool {
+    let there = Command::new("strace").arg("-V").output().is_ok();
+    if !there {
+        eprintln!("NOT TESTED: strace is not installed");
+    }
+    there
+}
+
+/// Runs a system tool that the test cannot do without.
+pub fn tool(name: &str, args: Vec<std::ffi::OsString>) {
+    let out =
+        Command::new(name).args(&args).output().unwrap_or_else(|error| panic!("cannot run {name}: {error}"));
+    assert!(out.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// A mounted folder, unmounted when dropped.
+pub struct Mount {
+    dir: TempDir,
+}
+
+impl Mount {
+    /// A small file system in memory, with the given mount options, such as `size=8m`.
+    pub fn tmpfs(options: &str) -> Self {
+        let dir = on_disk();
+        tool("mount", args!["-t", "tmpfs", "-o", options, "tmpfs", dir.path()]);
+        Self { dir }
+    }
+
+    /// `source` once more, read-only.
+    pub fn read_only(source: &Path) -> Self {
+        let dir = on_disk();
+        tool("mount", args!["--bind", source, dir.path()]);
+        let mount = Self { dir };
+        tool("mount", args!["-o", "remount,ro,bind", mount.path()]);
+        mount
+    }
+
+    /// Changes the mount's options.
+    pub fn remount(&self, options: &str) {
+        tool("mount", args!["-o", format!("remount,{options}"), self.path()]);
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).output();
+    }
+}
+
+/// Writes zeros into `path` until the file system is full.
+pub fn fill_up(path: &Path) {
+    use std::io::Write as _;
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [1 << 20, 4096, 1] {
+        let block = vec![0; size];
+        while file.write_all(&block).is_ok() {}
+    }
+}

@@ -1,0 +1,693 @@
+//! The client: puts, gets and lists, and tries again when the network fails.
+
+mod summary;
+mod target;
+
+pub use summary::{Listed, ListedKind, Summary};
+pub use target::{Target, TargetError};
+
+use crate::connection::{Connection, Ended, FrameReader};
+use crate::engine::place::Placement;
+use crate::engine::receive::{OutputSink, Prepared, ReceiveOptions, Reception};
+use crate::engine::send::{Opener, Transmission, offer};
+use crate::engine::{grantable, with_alive};
+use crate::error::Error;
+use crate::observe::{Limits, Observer, Phase};
+use crate::root::{Root, split};
+use crate::stage::random;
+use crate::stop::Stop;
+use crate::walk::{Filter, SourceTree, WalkOptions, Walked, walk};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::fastdp::{
+    Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open,
+    Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, parse_answer,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use rustix::io::Errno;
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use summary::Tally;
+
+/// How long one address may take to answer.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the handshake may take after that.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(15);
+/// Entries of a manifest that this end takes or makes.
+const ENTRIES_MAX: u32 = 5_000_000;
+
+/// What holds for everything that a client does.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// Data streams. Default: auto.
+    pub streams: Streams,
+    /// How chunks are checked. Default: XXH3.
+    pub checksum: Algorithm,
+    /// Whether done means synced. Default: commit.
+    pub durability: Durability,
+    /// What happens to files that exist and differ. Default: error.
+    pub existing: Existing,
+    /// Whether unfinished work is continued. Default: yes.
+    pub resume: bool,
+    /// Whether mtimes are kept. Default: yes.
+    pub times: bool,
+    /// Whether modes are kept. Default: yes.
+    pub mode: bool,
+    /// What happens to links. Default: copied.
+    pub links: Links,
+    /// Bytes on a data stream between checkpoints, at least 1 MiB; None for never. Default: 512 MiB.
+    pub checkpoint: Option<u64>,
+    /// What is left out. Default: nothing.
+    pub filter: Filter,
+    /// Bytes a second that are sent at most. Default: no limit.
+    pub bytes_per_second_max: Option<u64>,
+    /// Attempts after a loss without anything gained. Default: 5.
+    pub retries: u32,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            streams: Streams::Auto,
+            checksum: Algorithm::Xxh3,
+            durability: Durability::Commit,
+            existing: Existing::Error,
+            resume: true,
+            times: true,
+            mode: true,
+            links: Links::Copy,
+            checkpoint: Some(512 << 20),
+            filter: Filter::default(),
+            bytes_per_second_max: None,
+            retries: 5,
+        }
+    }
+}
+
+/// What to put.
+pub enum Put {
+    /// Files and folders; those that end in a slash mean what is in them.
+    Paths(Vec<PathBuf>),
+    /// Everything until its end, as the file that the target's path names.
+    Stream(Box<dyn Read + Send>),
+}
+
+impl std::fmt::Debug for Put {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Put::Paths(paths) => f.debug_tuple("Paths").field(paths).finish(),
+            Put::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// How to put.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PutOptions {
+    /// Only say what there is to send.
+    pub dry_run: bool,
+}
+
+/// How to get.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GetOptions {
+    /// Only say what there is to fetch.
+    pub dry_run: bool,
+}
+
+/// Where a get goes.
+pub enum Destination {
+    /// Into this folder if it is one, else as this name.
+    Path(PathBuf),
+    /// One file, in order.
+    Output(Box<dyn Write + Send>),
+}
+
+impl std::fmt::Debug for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Destination::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Destination::Output(_) => f.write_str("Output"),
+        }
+    }
+}
+
+/// Talks to one server.
+#[derive(Debug)]
+pub struct Client {
+    target: Target,
+    options: ClientOptions,
+    observer: Arc<Observer>,
+    stop: Stop,
+    /// Whether any connection worked: only then is a loss worth another attempt.
+    reached: Mutex<Option<Duration>>,
+}
+
+/// A connection after the upgrade and the headers.
+struct Agreed {
+    reader: FrameReader,
+    server: Header,
+    server_json: Vec<u8>,
+    client_json: Vec<u8>,
+    open_json: Vec<u8>,
+}
+
+impl Client {
+    /// A client for `target`. `observer` and `stop` work while a call is under way.
+    pub fn new(target: Target, options: ClientOptions, observer: Arc<Observer>, stop: Stop) -> Self {
+        Self { target, options, observer, stop, reached: Mutex::new(None) }
+    }
+
+    // ---- connecting ----
+
+    /// Connects and upgrades.
+    fn connect(&self) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+        if self.stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        let host = crate::shown(self.target.host.as_bytes());
+        let unreachable = |error: std::io::Error| {
+            let why = error.to_string();
+            let why = why.split(" (os error").next().unwrap_or_default();
+            Error::Network(format!("cannot reach {host} port {}: {why}", self.target.port))
+        };
+        let addresses = (&self.target.host[..], self.target.port).to_socket_addrs();
+        let addresses = addresses.map_err(|error| {
+            let why = error.to_string();
+            let why = why.rsplit(": ").next().unwrap_or_default();
+            Error::Network(format!("no such host: {host}: {why}"))
+        })?;
+        let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+        for address in addresses {
+            let start = Instant::now();
+            match TcpStream::connect_timeout(&address, CONNECT_PATIENCE) {
+                Ok(socket) => return self.upgrade(socket, start.elapsed()).map_err(|error| match error {
+                    Error::Network(why) => Error::Network(format!("{host} port {}: {why}", self.target.port)),
+                    other => other,
+                }),
+                Err(error) => last = error,
+            }
+        }
+        Err(unreachable(last))
+    }
+
+    fn upgrade(&self, socket: TcpStream, rtt: Duration) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+        let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
+        let request = UpgradeRequest::new(STANDARD_NO_PAD.encode(random::<16>()?));
+        socket.set_nodelay(true).map_err(lost)?;
+        socket.set_write_timeout(Some(HANDSHAKE_PATIENCE)).map_err(lost)?;
+        (&socket).write_all(&request.encode(&self.target.authority())).map_err(lost)?;
+        let deadline = Instant::now() + HANDSHAKE_PATIENCE;
+        let mut bytes = Vec::with_capacity(512);
+        let mut buffer = [0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stop.is_stopped() {
+                return Err(Error::Network("the peer did not answer the handshake in time".into()));
+            }
+            socket.set_read_timeout(Some(left.min(Duration::from_secs(1)))).map_err(lost)?;
+            match (&socket).read(&mut buffer) {
+                Ok(0) => {
+                    // What came before the end may say why.
+                    parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), &request.key)?;
+                    return Err(Error::Network("the peer closed the connection during the handshake".into()));
+                }
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if is_wait(&error) => continue,
+                Err(error) => return Err(lost(error)),
+            }
+            if let Some(answer) = parse_answer(&bytes, &request.key)? {
+                let early = bytes.split_off(answer.len);
+                let connection = Connection::new(socket, rtt).map_err(lost)?;
+                self.reached.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(rtt);
+                return Ok((Arc::new(connection), early, rtt));
+            }
+        }
+    }
+
+    /// Connects, and sends the header, the OPEN and, in a put, the manifest; reads the server's header.
+    fn agree(&self, mut open: Open, header: &Header, manifest: Option<&Manifest>) -> Result<Agreed, Error> {
+        let (connection, early, rtt) = self.connect()?;
+        self.stop.watch(&connection);
+        open.rtt_micros = u64::try_from(rtt.as_micros()).unwrap_or(0);
+        let client = header.encode();
+        let open = Control::Open(open).encode();
+        let mut reader = FrameReader::new(Arc::clone(&connection), early);
+        let first = [&client[..], &open].concat();
+        let sent = connection.send(&mut [std::io::IoSlice::new(&first)], usize::MAX, |_| Duration::ZERO);
+        let sent = sent.and_then(|()| manifest.map_or(Ok(()), |manifest| offer(&connection, manifest)));
+        // A server that refuses does not wait for the rest: its reason counts, not that it stopped listening.
+        if let Err(ended @ (Ended::Silent | Ended::Stopped)) = sent {
+            return Err(ended.into());
+        }
+        let (server, server_json) = read_header(&mut reader)?;
+        Ok(Agreed {
+            reader,
+            server,
+            server_json,
+            client_json: client[4..].to_vec(),
+            open_json: open[8..].to_vec(),
+        })
+    }
+
+    /// Opens one more data stream of `transfer`.
+    fn join(&self, grant: &Grant) -> Result<(Arc<Connection>, FrameReader), Error> {
+        let open = Open { transfer: grant.transfer, ..Open::new(Do::Join) };
+        let header = Header::new(ChunkSize::COMMON, 0, 0, "");
+        let mut agreed = self.agree(open, &header, None)?;
+        match agreed.reader.next_control()? {
+            Control::Grant(_) => Ok((Arc::clone(agreed.reader.connection()), agreed.reader)),
+            Control::Refuse(refuse) => Err(Error::Refused(refuse)),
+            _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
+        }
+    }
+
+    fn open(&self, r#do: Do) -> Open {
+        let options = &self.options;
+        Open {
+            path: self.target.path.clone(),
+            streams: match options.streams {
+                Streams::Auto => 16,
+                Streams::Fixed(streams) => streams.clamp(1, 64),
+            },
+            adapt: options.streams == Streams::Auto,
+            checksum: options.checksum,
+            existing: options.existing,
+            durability: options.durability,
+            times: options.times,
+            mode: options.mode,
+            links: options.links,
+            resume: options.resume,
+            checkpoint: options.checkpoint,
+            ..Open::new(r#do)
+        }
+    }
+
+    /// Calls `attempt` until it succeeds, fails for good, or has failed too often without getting any further.
+    fn persist<T>(&self, mut attempt: impl FnMut(u32) -> Result<T, Error>) -> Result<T, Error> {
+        let mut in_vain = 0;
+        for number in 0.. {
+            let before = self.observer.bytes_done.load(Ordering::Relaxed);
+            let error = match attempt(number) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let again = match &error {
+                Error::Network(_) => reached,
+                Error::Refused(refuse) => refuse.code == 503 || refuse.code == 408,
+                _ => false,
+            };
+            if self.stop.is_stopped() {
+                return Err(Error::Interrupted);
+            }
+            let moved = self.observer.bytes_done.load(Ordering::Relaxed) > before;
+            in_vain = if moved { 1 } else { in_vain + 1 };
+            if !again || in_vain > self.options.retries {
+                return Err(error);
+            }
+            tracing::info!(%error, attempt = number + 1, "trying again");
+            self.observer.set_phase(Phase::Waiting);
+            self.pause(in_vain)?;
+            self.observer.set_phase(Phase::Connecting);
+        }
+        Err(Error::Interrupted)
+    }
+
+    /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so that not everybody returns at once.
+    fn pause(&self, in_vain: u32) -> Result<(), Error> {
+        let full = Duration::from_millis(250) * (1 << (in_vain - 1).min(5));
+        let [random] = random::<1>()?;
+        let until = Instant::now() + full.mul_f64(1.0 - f64::from(random) / 512.0);
+        while Instant::now() < until {
+            if self.stop.is_stopped() {
+                return Err(Error::Interrupted);
+            }
+            std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
+        }
+        Ok(())
+    }
+
+    // ---- put ----
+
+    /// Sends. A failure of some files is not an error here but counted in the summary.
+    pub fn put(&self, what: Put, options: PutOptions) -> Result<Summary, Error> {
+        let start = Instant::now();
+        let mut tree = SourceTree::default();
+        let mut stream = None;
+        let mut input = None;
+        match what {
+            Put::Paths(paths) => {
+                for path in &paths {
+                    tree.add_path(path, self.options.links == Links::Follow)?;
+                }
+            }
+            Put::Stream(read) => {
+                let (_, name) = split(&self.target.path);
+                if name.is_empty() {
+                    return Err(Error::with_code(400, "standard input needs the name of a file in the target"));
+                }
+                stream = Some(name.to_vec());
+                input = Some(read);
+            }
+        }
+        let walk_options =
+            WalkOptions { links: self.options.links, filter: self.options.filter.clone(), entries_max: ENTRIES_MAX };
+        let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
+        let mut tally = Tally::new(&self.options, &walked, start);
+        for listed in self.options.filter.listed() {
+            if !walked.manifest.iter().any(|(_, entry)| entry.path.as_bytes() == listed) {
+                tally.fail(listed, 404, "it was listed and is not there");
+            }
+        }
+        if walked.manifest.is_empty() {
+            return tally.nothing();
+        }
+        if options.dry_run {
+            return Ok(tally.dry(&walked.manifest));
+        }
+        let tree = Arc::new(tree);
+        // In a retry, what the first attempt made must not change where things go.
+        let mut place = if input.is_some() { Place::As } else { Place::Auto };
+        let input = Mutex::new(input);
+        let done = self.persist(|number| {
+            tally.attempts = number;
+            self.put_once(&walked, &tree, &mut place, &input, &mut tally)
+        });
+        tally.finish(done, &self.observer)
+    }
+
+    fn put_once(
+        &self,
+        walked: &Walked,
+        tree: &Arc<SourceTree>,
+        place: &mut Place,
+        input: &Mutex<Option<Box<dyn Read + Send>>>,
+        tally: &mut Tally,
+    ) -> Result<Done, Error> {
+        self.observer.set_phase(Phase::Connecting);
+        let manifest = &walked.manifest;
+        let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+        let is_stream = manifest.iter().any(|(_, entry)| entry.kind == EntryKind::Stream);
+        if is_stream && input.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(Error::with_code(400, "standard input has been read and cannot be sent again"));
+        }
+        let wanted = if is_stream { ChunkSize::for_file_size(1 << 30) } else { ChunkSize::for_file_size(largest.max(manifest.bytes() / 64)) };
+        let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let name = manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
+        let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
+        let open = Open { place: *place, ..self.open(Do::Put) };
+        let mut agreed = self.agree(open, &header, Some(manifest))?;
+        let (grant, grant_json) = read_grant(&mut agreed.reader)?;
+        let one_chunk = agreed.server.chunk_size()?;
+        let table = if one_chunk == wanted {
+            table
+        } else if one_chunk < wanted {
+            Table::new(manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?
+        } else {
+            return Err(Error::with_code(400, "the server raises OneChunk"));
+        };
+        self.keeps_its_word(&grant)?;
+        *place = grant.place;
+        let rtt = self.rtt();
+        let config = SenderConfig {
+            streams: self.options.streams,
+            granted: grantable(grant.streams, one_chunk),
+            cores: cores(),
+            rtt,
+            checkpoint: grant.checkpoint,
+            ..SenderConfig::default()
+        };
+        tally.congestion = agreed.reader.connection().congestion();
+        tally.one_chunk = one_chunk.bytes();
+        let mut machine = Sender::new(config, Arc::clone(manifest), table, self.options.checksum, Instant::now());
+        machine.set_transcript(Transcript::new(&agreed.client_json, &agreed.open_json, &agreed.server_json, &grant_json));
+        let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
+        let transmission = Transmission::new(
+            machine,
+            Arc::clone(tree),
+            sparse,
+            self.options.bytes_per_second_max,
+            Arc::clone(&self.observer),
+            self.stop.clone(),
+        );
+        if let Some(read) = input.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Nobody joins this thread: a read of standard input cannot be called back.
+            let transmission = Arc::clone(&transmission);
+            std::thread::spawn(move || transmission.feed(read));
+        }
+        let join = || self.join(&grant);
+        let result = transmission.run(agreed.reader, &Opener::Connect(&join));
+        tally.note_sent(&transmission, manifest, &self.observer);
+        result
+    }
+
+    fn rtt(&self) -> Duration {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_default()
+    }
+
+    /// Nothing is downgraded in silence, and nothing upgraded either.
+    fn keeps_its_word(&self, grant: &Grant) -> Result<(), Error> {
+        if grant.checksum != self.options.checksum || grant.durability != self.options.durability {
+            return Err(Error::with_code(400, "the server grants something else than was asked for"));
+        }
+        Ok(())
+    }
+
+    // ---- get ----
+
+    /// Fetches. A failure of some files is not an error here but counted in the summary.
+    pub fn get(&self, destination: Destination, options: GetOptions) -> Result<Summary, Error> {
+        let start = Instant::now();
+        let mut tally = Tally::new(&self.options, &Walked::default(), start);
+        let place = match destination {
+            Destination::Output(to) => GetPlace::Output(Arc::new(OutputSink::new(to))),
+            Destination::Path(path) => GetPlace::files(&path)?,
+        };
+        let mut fixed = Place::Auto;
+        let done = self.persist(|number| {
+            tally.attempts = number;
+            self.get_once(&place, &mut fixed, options, &mut tally)
+        });
+        tally.finish(done, &self.observer)
+    }
+
+    fn get_once(
+        &self,
+        place: &GetPlace,
+        fixed: &mut Place,
+        options: GetOptions,
+        tally: &mut Tally,
+    ) -> Result<Done, Error> {
+        self.observer.set_phase(Phase::Connecting);
+        let mut agreed = self.agree(self.open(Do::Get), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+        let (grant, grant_json) = read_grant(&mut agreed.reader)?;
+        self.keeps_its_word(&grant)?;
+        let manifest = Arc::new(read_manifest(&mut agreed.reader)?);
+        let one_chunk = agreed.server.chunk_size()?;
+        if one_chunk > ChunkSize::COMMON {
+            return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
+        }
+        let table = Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if agreed.server.full_size != manifest.bytes() || agreed.server.full_chunk != u64::from(table.count()) {
+            return Err(Error::with_code(400, "the server's header contradicts its manifest"));
+        }
+        let files = manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64;
+        self.observer.files_total.store(files, Ordering::Relaxed);
+        tally.congestion = agreed.reader.connection().congestion();
+        tally.one_chunk = one_chunk.bytes();
+        if options.dry_run {
+            agreed.reader.connection().close();
+            tally.note_dry(&manifest, &self.options.filter);
+            return Ok(Done::default());
+        }
+        let connection = Arc::clone(agreed.reader.connection());
+        let prepared = with_alive(&connection, || match place {
+            GetPlace::Output(sink) => Reception::to_output(
+                Arc::clone(&manifest),
+                table,
+                self.options.checksum,
+                Arc::clone(sink),
+                Arc::clone(&self.observer),
+                self.stop.clone(),
+            ),
+            GetPlace::Files { root, path } => {
+                let placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                *fixed = placement.kind();
+                let options = ReceiveOptions {
+                    existing: self.options.existing,
+                    durability: self.options.durability,
+                    times: self.options.times,
+                    mode: self.options.mode,
+                    resume: self.options.resume,
+                    size_max: None,
+                    free_min: 0,
+                    filter: self.options.filter.clone(),
+                };
+                let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
+                let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
+                let checksum = self.options.checksum;
+                Reception::prepare(manifest, table, checksum, root, placement, options, observer, stop, &mut |_| false)
+            }
+        });
+        let Prepared { reception, answer, skipped, bytes_skipped, bytes_resumed } = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = connection.send_control(&Control::Refuse(error.refusal()));
+                connection.close();
+                // It is this end that refuses.
+                return Err(match error {
+                    Error::Refused(refuse) => {
+                        let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
+                        Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
+                    }
+                    other => other,
+                });
+            }
+        };
+        reception.set_transcript(Transcript::new(
+            &agreed.client_json,
+            &agreed.open_json,
+            &agreed.server_json,
+            &grant_json,
+        ));
+        if let Some(rate) = self.options.bytes_per_second_max {
+            reception.limit(rate);
+        }
+        tally.note_skipped(skipped, bytes_skipped, bytes_resumed);
+        self.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
+        connection.send_controls(&answer)?;
+        let single = matches!(place, GetPlace::Output(_));
+        let open_one = || {
+            // In order is in order only on one stream.
+            if single {
+                return;
+            }
+            let (reception, grant) = (&reception, &grant);
+            let joined = self.join(grant);
+            match joined {
+                Ok(joined) => drop(reception.joins.push(joined).map_err(|(connection, _)| connection.close())),
+                Err(error) => tracing::debug!(%error, "a data stream could not be opened"),
+            }
+        };
+        let result = std::thread::scope(|scope| {
+            let more = || {
+                scope.spawn(open_one);
+            };
+            reception.run(agreed.reader, &more)
+        });
+        tally.note_received(&reception, &manifest);
+        result
+    }
+
+    // ---- list ----
+
+    /// What is in a folder, or the file that the path names.
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        self.persist(|_| {
+            let mut agreed = self.agree(self.open(Do::List), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+            read_grant(&mut agreed.reader)?;
+            let manifest = read_manifest(&mut agreed.reader)?;
+            agreed.reader.connection().close();
+            Ok(manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect())
+        })
+    }
+}
+
+/// Where a get goes, found once for all attempts.
+enum GetPlace {
+    Files { root: Arc<Root>, path: Vec<u8> },
+    Output(Arc<OutputSink>),
+}
+
+impl GetPlace {
+    /// The folder beside the destination, and the destination's name in it; or the destination, if it has no name of its own there.
+    fn files(path: &Path) -> Result<Self, Error> {
+        let bytes = path.as_os_str().as_bytes();
+        let system = |error: std::io::Error| {
+            Error::system(crate::shown(bytes), error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+        };
+        let open = |path: &Path| Root::open(path).map(Arc::new).map_err(|errno| Error::system(crate::shown(bytes), errno));
+        if let Ok(full) = std::fs::canonicalize(path) {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = std::fs::metadata(&full).map_err(system)?;
+            let parent = full.parent().unwrap_or(Path::new("/"));
+            let device = std::fs::metadata(parent).map(|parent| parent.dev()).unwrap_or(0);
+            let dots = matches!(path.components().next_back(), None | Some(std::path::Component::CurDir | std::path::Component::ParentDir));
+            // Files cannot be moved from one file system to another, so unfinished ones must be on the destination's.
+            if metadata.is_dir() && (dots || device != metadata.dev() || bytes.ends_with(b"/.")) {
+                return Ok(GetPlace::Files { root: open(&full)?, path: Vec::new() });
+            }
+            let mut name = full.file_name().unwrap_or_default().as_bytes().to_vec();
+            if metadata.is_dir() && bytes.ends_with(b"/") {
+                name.push(b'/');
+            }
+            return Ok(GetPlace::Files { root: open(parent)?, path: name });
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        if bytes.ends_with(b"/") {
+            name.push(b'/');
+        }
+        Ok(GetPlace::Files { root: open(parent)?, path: name })
+    }
+}
+
+fn is_wait(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16)
+}
+
+fn read_header(reader: &mut FrameReader) -> Result<(Header, Vec<u8>), Error> {
+    let mut prefix = [0; 4];
+    reader.fill(&mut prefix)?;
+    let mut bytes = prefix.to_vec();
+    // Refused before anything is allocated for it, if it is too long.
+    Header::decode(&prefix)?;
+    bytes.extend(reader.payload(u32::from_be_bytes(prefix))?);
+    let decoded = Header::decode(&bytes)?;
+    let (header, json, _) = decoded.ok_or_else(|| Error::with_code(400, "a header that is not complete"))?;
+    let json = json.to_vec();
+    Ok((header, json))
+}
+
+fn read_grant(reader: &mut FrameReader) -> Result<(Grant, Vec<u8>), Error> {
+    use fastdrop_proto::fastdp::FrameKind;
+    let header = reader.header()?;
+    let FrameKind::Control(kind) = header.kind else {
+        return Err(Error::with_code(400, "a chunk where GRANT must be"));
+    };
+    let payload = reader.payload(header.size)?;
+    match Control::decode(kind, &payload)? {
+        Control::Grant(grant) => Ok((grant, payload)),
+        Control::Refuse(refuse) => Err(Error::Refused(refuse)),
+        _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
+    }
+}
+
+fn read_manifest(reader: &mut FrameReader) -> Result<Manifest, Error> {
+    let mut builder = ManifestBuilder::new(ENTRIES_MAX);
+    loop {
+        match reader.next_control()? {
+            Control::Manifest(part) => {
+                builder.handle_part(&part).map_err(|error| Error::with_code(400, error.to_string()))?;
+            }
+            Control::ManifestEnd(end) => {
+                return builder.handle_end(&end).map_err(|error| Error::with_code(400, error.to_string()));
+            }
+            Control::Alive => {}
+            Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
+            _ => return Err(Error::with_code(400, "something else where the manifest must be")),
+        }
+    }
+}

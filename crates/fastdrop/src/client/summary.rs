@@ -1,0 +1,297 @@
+//! What a call of the client came to.
+
+use super::{ClientOptions, Error, Limits, Walked};
+use crate::engine::receive::Reception;
+use crate::engine::send::Transmission;
+use crate::observe::{Observer, Warning};
+use crate::walk::Filter;
+use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest};
+use fastdrop_proto::units::EntryIndex;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What a transfer came to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Files and links that are in place now because of this run or an earlier one: all but those that failed.
+    pub files: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+    /// Bytes of contents that this run had to move.
+    pub bytes_sent: u64,
+    /// Files that were there already, or were left as they were.
+    pub files_skipped: u64,
+    /// Their bytes.
+    pub bytes_skipped: u64,
+    /// Bytes that an interrupted transfer had left.
+    pub bytes_resumed: u64,
+    /// What failed, and why.
+    pub failed: Vec<Failed>,
+    /// How many failed.
+    pub files_failed: u64,
+    /// What was left out on purpose, and why.
+    pub warnings: Vec<Warning>,
+    /// From the call to its end.
+    pub time: Duration,
+    /// How chunks were checked.
+    pub checksum: Algorithm,
+    /// What was promised, and kept.
+    pub durability: Durability,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// Where the time went; None if nothing was moved.
+    pub limits: Option<Limits>,
+    /// The most data streams at the same time, beside the control stream.
+    pub streams: u64,
+    /// TCP's congestion control on the control stream.
+    pub congestion: String,
+    /// In bytes.
+    pub one_chunk: u32,
+    /// BLAKE3 of each file, in the order of the manifest, if it was asked for.
+    pub hashes: Vec<(Vec<u8>, [u8; 32])>,
+    /// Nothing was done, only looked at.
+    pub dry_run: bool,
+    /// What would be moved, if nothing was.
+    pub would_move: Vec<Listed>,
+}
+
+/// What kind of thing stands in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListedKind {
+    /// A file.
+    File,
+    /// A folder.
+    Directory,
+    /// A link, with its target.
+    Link(Vec<u8>),
+}
+
+/// One line of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its path.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: ListedKind,
+    /// In bytes.
+    pub size: u64,
+    /// Permissions, nine bits.
+    pub mode: u32,
+    /// Seconds since 1970, and nanoseconds.
+    pub mtime: (i64, u32),
+}
+
+impl Listed {
+    pub(super) fn new(entry: &Entry<'_>) -> Self {
+        Self {
+            path: entry.path.as_bytes().to_vec(),
+            kind: match entry.kind {
+                EntryKind::Directory => ListedKind::Directory,
+                EntryKind::Link { target } => ListedKind::Link(target.to_vec()),
+                EntryKind::File { .. } | EntryKind::Stream => ListedKind::File,
+            },
+            size: entry.size(),
+            mode: entry.mode,
+            mtime: (entry.mtime.seconds, entry.mtime.nanos),
+        }
+    }
+}
+
+/// Adds up the attempts of one call.
+pub(super) struct Tally {
+    start: Instant,
+    summary: Summary,
+    failed: BTreeMap<Vec<u8>, Failed>,
+    /// How many of them never were in a manifest.
+    never_offered: u64,
+    pub(super) attempts: u32,
+    pub(super) congestion: String,
+    pub(super) one_chunk: u32,
+}
+
+impl Tally {
+    pub(super) fn new(options: &ClientOptions, walked: &Walked, start: Instant) -> Self {
+        let mut tally = Self {
+            start,
+            failed: BTreeMap::new(),
+            never_offered: 0,
+            attempts: 0,
+            congestion: String::new(),
+            one_chunk: 0,
+            summary: Summary {
+                files: 0,
+                bytes: 0,
+                bytes_sent: 0,
+                files_skipped: 0,
+                bytes_skipped: 0,
+                bytes_resumed: 0,
+                failed: Vec::new(),
+                files_failed: 0,
+                warnings: walked.warnings.clone(),
+                time: Duration::ZERO,
+                checksum: options.checksum,
+                durability: options.durability,
+                retries: 0,
+                limits: None,
+                streams: 0,
+                congestion: String::new(),
+                one_chunk: 0,
+                hashes: Vec::new(),
+                dry_run: false,
+                would_move: Vec::new(),
+            },
+        };
+        for warning in &walked.failed {
+            tally.fail(&warning.path, 403, &warning.message);
+        }
+        tally
+    }
+
+    /// Notes something that cannot be sent, before anything is.
+    pub(super) fn fail(&mut self, path: &[u8], code: u16, message: &str) {
+        let failed = Failed { path: path.to_vec(), code, message: message.to_owned() };
+        self.failed.insert(path.to_vec(), failed);
+        self.never_offered = self.failed.len() as u64;
+    }
+
+    pub(super) fn note_skipped(&mut self, files: u64, bytes: u64, resumed: u64) {
+        // A later attempt finds what an earlier one of the same call has brought: that was not skipped.
+        if self.attempts == 0 {
+            self.summary.files_skipped = files;
+            self.summary.bytes_skipped = bytes;
+            self.summary.bytes_resumed = resumed;
+        }
+    }
+
+    pub(super) fn note_sent(&mut self, transmission: &Transmission, manifest: &Manifest, observer: &Observer) {
+        {
+            let machine = transmission.machine();
+            let mut files = 0;
+            let mut bytes = 0;
+            for (index, entry) in manifest.iter() {
+                if machine.is_left_out(index) && entry.kind != EntryKind::Directory {
+                    files += 1;
+                    bytes += entry.size();
+                }
+            }
+            if let Some(needed) = machine.needed() {
+                let resumed = manifest.bytes().saturating_sub(bytes).saturating_sub(needed.bytes);
+                drop(machine);
+                self.note_skipped(files, bytes, resumed);
+            }
+        }
+        observer.files_done.store(observer.files_total.load(Ordering::Relaxed), Ordering::Relaxed);
+        for failed in transmission.abandoned() {
+            self.summary.files_skipped = self.summary.files_skipped.saturating_sub(1);
+            self.failed.insert(failed.path.clone(), failed);
+        }
+        self.note_hashes(transmission.hashes(), manifest);
+        self.summary.bytes = manifest.bytes();
+        self.summary.files = count_files(manifest);
+    }
+
+    pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Manifest) {
+        self.note_hashes(reception.hashes(), manifest);
+        for failed in reception.failed() {
+            self.failed.insert(failed.path.clone(), failed);
+        }
+        self.summary.bytes = manifest.bytes();
+        self.summary.files = count_files(manifest);
+    }
+
+    fn note_hashes(&mut self, hashes: BTreeMap<EntryIndex, [u8; 32]>, manifest: &Manifest) {
+        let named = |(index, hash)| Some((manifest.get(index)?.path.as_bytes().to_vec(), hash));
+        self.summary.hashes = hashes.into_iter().filter_map(named).collect();
+    }
+
+    pub(super) fn note_dry(&mut self, manifest: &Manifest, filter: &Filter) {
+        self.summary.dry_run = true;
+        let wanted = |entry: &Entry<'_>| !filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory);
+        let entries = manifest.iter().map(|(_, entry)| entry).filter(wanted);
+        self.summary.would_move = entries.map(|entry| Listed::new(&entry)).collect();
+        self.summary.files =
+            self.summary.would_move.iter().filter(|listed| listed.kind != ListedKind::Directory).count() as u64;
+        self.summary.bytes = self.summary.would_move.iter().map(|listed| listed.size).sum();
+    }
+
+    /// The summary of a put that only looked.
+    pub(super) fn dry(mut self, manifest: &Manifest) -> Summary {
+        self.note_dry(manifest, &Filter::default());
+        self.close()
+    }
+
+    /// The end of a put that found nothing to send.
+    pub(super) fn nothing(self) -> Result<Summary, Error> {
+        match self.failed.values().next() {
+            Some(failed) => {
+                let path = crate::shown(&failed.path);
+                Err(Error::with_code(failed.code, format!("nothing to send: {path}: {}", failed.message)))
+            }
+            None => Ok(self.close()),
+        }
+    }
+
+    fn close(mut self) -> Summary {
+        self.summary.time = self.start.elapsed();
+        self.summary.retries = self.attempts;
+        self.summary.files_failed = self.summary.files_failed.max(self.failed.len() as u64);
+        self.summary.failed = self.failed.into_values().collect();
+        self.summary.congestion = self.congestion;
+        self.summary.one_chunk = self.one_chunk;
+        self.summary
+    }
+
+    /// Closes the tally with how the last attempt ended.
+    pub(super) fn finish(mut self, done: Result<Done, Error>, observer: &Observer) -> Result<Summary, Error> {
+        let done = done?;
+        if self.summary.dry_run {
+            return Ok(self.close());
+        }
+        // The receiver names a thousand, and counts them all.
+        let unnamed = done.failed_count.saturating_sub(done.failed.len() as u64);
+        for failed in done.failed {
+            self.failed.entry(failed.path.clone()).or_insert(failed);
+        }
+        self.summary.files_failed = self.failed.len() as u64 + unnamed;
+        self.summary.bytes_sent = observer.bytes_moved.load(Ordering::Relaxed);
+        self.summary.streams = observer.streams_peak.load(Ordering::Relaxed);
+        let clocks = &observer.clocks;
+        let sender = clocks.send.micros() > 0 || clocks.read.micros() > 0;
+        let limits = if sender {
+            Limits {
+                read: clocks.read.micros(),
+                send_cpu: clocks.cpu.micros(),
+                send: clocks.send.micros(),
+                wait: done.wait_micros,
+                receive_cpu: done.cpu_micros,
+                write: done.write_micros,
+            }
+        } else {
+            Limits {
+                wait: clocks.wait.micros(),
+                send: clocks.wait.micros() + clocks.cpu.micros() + clocks.write.micros(),
+                receive_cpu: clocks.cpu.micros(),
+                write: clocks.write.micros(),
+                ..Limits::default()
+            }
+        };
+        self.summary.limits = (self.summary.bytes_sent > 0).then_some(limits);
+        // A stream's size is only known in the end.
+        self.summary.bytes = self.summary.bytes.max(done.bytes);
+        self.summary.files = self.summary.files.saturating_sub(self.failed.len() as u64 - self.never_offered);
+        match self.failed.values().next() {
+            Some(failed) if self.summary.files == 0 => {
+                let message = format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
+                Err(Error::with_code(failed.code, message))
+            }
+            _ => Ok(self.close()),
+        }
+    }
+}
+
+fn count_files(manifest: &Manifest) -> u64 {
+    manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64
+}

@@ -1,0 +1,240 @@
+//! A connection in the blocking plane: whole frames in, whole frames out.
+
+use crate::error::Error;
+use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
+use rustix::net::RecvFlags;
+use std::io::{IoSlice, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A blocked call returns this often, so that its thread can look around.
+const TICK: Duration = Duration::from_secs(1);
+/// A peer that neither sends nor takes a byte for so long is taken for gone.
+pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
+/// Below this round trip the path is a local one.
+const LOCAL_RTT: Duration = Duration::from_millis(5);
+
+/// How a wait for bytes ended without them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The peer closed between two frames.
+    Closed,
+    /// The connection broke, or was closed inside a frame.
+    Broken(String),
+    /// Nothing came for too long.
+    Silent,
+    /// This end was told to stop.
+    Stopped,
+}
+
+impl From<Ended> for Error {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Closed => Error::Network("the peer closed the connection too early".into()),
+            Ended::Broken(why) => Error::Network(format!("the connection broke: {why}")),
+            Ended::Silent => Error::Network("the peer has been silent for too long".into()),
+            Ended::Stopped => Error::Interrupted,
+        }
+    }
+}
+
+/// One TCP connection. Any thread may send whole frames; one thread reads, through a [`FrameReader`].
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: TcpStream,
+    writing: Mutex<()>,
+    stopped: AtomicBool,
+}
+
+impl Connection {
+    /// Takes over a connected socket, with the options that file streams want.
+    pub(crate) fn new(socket: TcpStream, rtt: Duration) -> std::io::Result<Self> {
+        socket.set_nonblocking(false)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(TICK))?;
+        socket.set_write_timeout(Some(TICK))?;
+        // What follows only helps; a kernel that refuses it moves the bytes all the same. On a local path CUBIC costs
+        // a fraction of BBR's CPU; on a long one BBR goes on through losses.
+        let algorithm = if rtt < LOCAL_RTT { "cubic" } else { "bbr" };
+        let _ = rustix::net::sockopt::set_tcp_congestion(&socket, algorithm);
+        let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
+        let _ = rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20));
+        let _ = rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10));
+        let _ = rustix::net::sockopt::set_tcp_keepcnt(&socket, 4);
+        Ok(Self { socket, writing: Mutex::new(()), stopped: AtomicBool::new(false) })
+    }
+
+    /// The congestion control in use.
+    pub(crate) fn congestion(&self) -> String {
+        rustix::net::sockopt::tcp_congestion(&self.socket).unwrap_or_default()
+    }
+
+    /// Ends it: blocked calls of other threads return.
+    pub(crate) fn close(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Has reading end with [`Ended::Stopped`], while a last frame can still be sent.
+    pub(crate) fn stop_reading(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let _ = self.socket.shutdown(Shutdown::Read);
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn finish_writing(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Gives the peer a moment to read the last frame: closing with unread bytes would take it back.
+    pub(crate) fn linger(&self) {
+        self.finish_writing();
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut rest = [0u8; 16 << 10];
+        let _ = self.socket.set_read_timeout(Some(Duration::from_millis(200)));
+        while Instant::now() < until {
+            match rustix::net::recv(&self.socket, &mut rest, RecvFlags::empty()) {
+                Ok((0, _)) => return,
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Sends one control frame.
+    pub(crate) fn send_control(&self, control: &Control) -> Result<(), Ended> {
+        self.send(&mut [IoSlice::new(&control.encode())], usize::MAX, |_| Duration::ZERO)
+    }
+
+    /// Sends several control frames.
+    pub(crate) fn send_controls(&self, controls: &[Control]) -> Result<(), Ended> {
+        controls.iter().try_for_each(|control| self.send_control(control))
+    }
+
+    /// Sends `parts`, which are whole frames, at most `piece_max` bytes at once; `pace` hears of what
+    /// is about to go and says how long to wait first, and of 0 bytes when some have gone.
+    pub(crate) fn send(
+        &self,
+        mut parts: &mut [IoSlice<'_>],
+        piece_max: usize,
+        mut pace: impl FnMut(usize) -> Duration,
+    ) -> Result<(), Ended> {
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut moved_at = Instant::now();
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let piece = if piece_max == usize::MAX {
+                (&self.socket).write_vectored(parts)
+            } else {
+                let first = &parts[0][..parts[0].len().min(piece_max)];
+                let mut left = pace(first.len());
+                while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
+                    let nap = left.min(TICK / 10);
+                    std::thread::sleep(nap);
+                    left -= nap;
+                }
+                (&self.socket).write(first)
+            };
+            match piece {
+                Ok(0) => return Err(Ended::Broken("it takes nothing more".into())),
+                Ok(sent) => {
+                    IoSlice::advance_slices(&mut parts, sent);
+                    moved_at = Instant::now();
+                    pace(0);
+                }
+                Err(error) => self.waited(&error, moved_at)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides whether a call that brought nothing is worth repeating.
+    fn waited(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
+        use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(Ended::Stopped);
+        }
+        match error.kind() {
+            Interrupted => Ok(()),
+            WouldBlock | TimedOut if moved_at.elapsed() < SILENT_MAX => Ok(()),
+            WouldBlock | TimedOut => Err(Ended::Silent),
+            _ => Err(Ended::Broken(error.to_string())),
+        }
+    }
+}
+
+/// Reads frames from a connection.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    connection: std::sync::Arc<Connection>,
+    /// Bytes that came with the handshake.
+    early: Vec<u8>,
+    early_at: usize,
+}
+
+impl FrameReader {
+    /// Reads what follows `early`, bytes that were read before.
+    pub(crate) fn new(connection: std::sync::Arc<Connection>, early: Vec<u8>) -> Self {
+        Self { connection, early, early_at: 0 }
+    }
+
+    /// The connection.
+    pub(crate) fn connection(&self) -> &std::sync::Arc<Connection> {
+        &self.connection
+    }
+
+    /// Fills `buffer`; [`Ended::Closed`] only before its first byte.
+    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Ended> {
+        let early = &self.early[self.early_at..];
+        let mut filled = early.len().min(buffer.len());
+        buffer[..filled].copy_from_slice(&early[..filled]);
+        self.early_at += filled;
+        let mut moved_at = Instant::now();
+        while filled < buffer.len() {
+            match rustix::net::recv(&self.connection.socket, &mut buffer[filled..], RecvFlags::WAITALL) {
+                Ok((0, _)) if self.connection.stopped.load(Ordering::SeqCst) => return Err(Ended::Stopped),
+                Ok((0, _)) if filled == 0 => return Err(Ended::Closed),
+                Ok((0, _)) => return Err(Ended::Broken("it ended inside a frame".into())),
+                Ok((count, _)) => {
+                    filled += count;
+                    moved_at = Instant::now();
+                }
+                Err(errno) => self.connection.waited(&errno.into(), moved_at)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame's header.
+    pub(crate) fn header(&mut self) -> Result<FrameHeader, Error> {
+        let mut bytes = [0; FrameHeader::LEN];
+        self.fill(&mut bytes)?;
+        Ok(FrameHeader::decode(bytes)?)
+    }
+
+    /// The control frame that `header` began. Its size was checked with its type.
+    pub(crate) fn control(&mut self, kind: u32, size: u32) -> Result<Control, Error> {
+        Ok(Control::decode(kind, &self.payload(size)?)?)
+    }
+
+    /// The payload of a control frame.
+    pub(crate) fn payload(&mut self, size: u32) -> Result<Vec<u8>, Error> {
+        let mut payload = vec![0; size as usize];
+        match self.fill(&mut payload) {
+            Err(Ended::Closed) => Err(Ended::Broken("it ended inside a frame".into()).into()),
+            Err(ended) => Err(ended.into()),
+            Ok(()) => Ok(payload),
+        }
+    }
+
+    /// The next frame, which must be a control frame.
+    pub(crate) fn next_control(&mut self) -> Result<Control, Error> {
+        let header = self.header()?;
+        match header.kind {
+            FrameKind::Control(kind) => self.control(kind, header.size),
+            _ => Err(Error::with_code(400, "a chunk where none can be")),
+        }
+    }
+}

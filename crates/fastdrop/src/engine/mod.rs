@@ -1,0 +1,100 @@
+//! The engine: the protocol's sender and receiver, given sockets, files and threads. Client and server share it.
+
+pub(crate) mod place;
+pub(crate) mod receive;
+pub(crate) mod send;
+
+use crate::connection::{Connection, FrameReader};
+use fastdrop_proto::fastdp::Control;
+use fastdrop_proto::units::ChunkSize;
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of a frame that carries a part of a manifest.
+pub(crate) const MANIFEST_PART: usize = 256 << 10;
+
+/// Chunk buffers of one transfer, in bytes: half of what it may cost altogether.
+const BUFFERS_MAX: u32 = 32 << 20;
+
+/// How many of `streams` data streams one transfer may have, given that each holds a chunk in memory.
+pub(crate) fn grantable(streams: u16, one_chunk: ChunkSize) -> u16 {
+    let fitting = (BUFFERS_MAX / one_chunk.bytes()).clamp(1, 64) as u16;
+    streams.clamp(1, fitting)
+}
+
+/// Does something that may take long, while the peer hears every few seconds that this end is alive.
+pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -> T {
+    let over = (Mutex::new(false), Condvar::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut done = over.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*done {
+                let waited = over.1.wait_timeout(done, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
+                done = waited.0;
+                if !*done && connection.send_control(&Control::Alive).is_err() {
+                    return;
+                }
+            }
+        });
+        let _end = SetOnDrop(&over);
+        work()
+    })
+}
+
+struct SetOnDrop<'a>(&'a (Mutex<bool>, Condvar));
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+}
+
+/// A data stream whose handshake is done.
+pub(crate) type Joined = (Arc<Connection>, FrameReader);
+
+/// Data streams that have joined and wait to be served.
+#[derive(Debug, Default)]
+pub(crate) struct Joins {
+    inner: Mutex<(VecDeque<Joined>, bool)>,
+    changed: Condvar,
+}
+
+impl Joins {
+    /// Hands a stream over; given back once the transfer is over.
+    pub(crate) fn push(&self, joined: Joined) -> Result<(), Joined> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.1 {
+            return Err(joined);
+        }
+        inner.0.push_back(joined);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// The next stream; None once the transfer is over.
+    pub(crate) fn wait(&self) -> Option<Joined> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if inner.1 {
+                return None;
+            }
+            if let Some(joined) = inner.0.pop_front() {
+                return Some(joined);
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Says that the transfer is over.
+    pub(crate) fn end(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.1 = true;
+        for (connection, _) in inner.0.drain(..) {
+            connection.close();
+        }
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,446 @@
+//! Sending: chunks out of files, onto as many connections as help.
+
+use super::{Joins, MANIFEST_PART};
+use crate::connection::{Connection, Ended, FrameReader};
+use crate::error::Error;
+use crate::observe::{Observer, Phase};
+use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces};
+use crate::stop::Stop;
+use crate::throttle::Throttle;
+use crate::walk::SourceTree;
+use fastdrop_proto::checksum::{Algorithm, join_blake3};
+use fastdrop_proto::fastdp::{
+    Action, Control, Done, EntryKind, Failed, FrameHeader, FrameKind, Manifest, Outcome, Sender, StreamId,
+};
+use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use std::collections::BTreeMap;
+use std::io::{IoSlice, Read};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The longest that a thread waits without looking around.
+const TICK: Duration = Duration::from_millis(500);
+
+/// One transfer that is being sent.
+pub(crate) struct Transmission {
+    machine: Mutex<Sender>,
+    wake: Condvar,
+    manifest: Arc<Manifest>,
+    tree: Arc<SourceTree>,
+    algorithm: Algorithm,
+    sparse: bool,
+    throttle: Option<Throttle>,
+    pieces: StreamPieces,
+    observer: Arc<Observer>,
+    stop: Stop,
+    connections: Mutex<BTreeMap<StreamId, Arc<Connection>>>,
+    abandoned: Mutex<BTreeMap<EntryIndex, Failed>>,
+    hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
+    /// An error of reading the stream entry.
+    input_error: Mutex<Option<Error>>,
+    pub(crate) joins: Joins,
+}
+
+/// How data streams come about: a client opens them, a server asks for them.
+pub(crate) enum Opener<'a> {
+    /// Connects and shakes hands; called on a thread of its own.
+    Connect(&'a (dyn Fn() -> Result<(Arc<Connection>, FrameReader), Error> + Sync)),
+    /// Sends MORE; the stream comes through [`Transmission::joins`].
+    Ask,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The frames that offer a manifest.
+pub(crate) fn offer(connection: &Connection, manifest: &Manifest) -> Result<(), Ended> {
+    for part in manifest.parts(MANIFEST_PART) {
+        connection.send_control(&Control::Manifest(part.to_vec()))?;
+    }
+    connection.send_control(&Control::ManifestEnd(manifest.end()))
+}
+
+impl Transmission {
+    pub(crate) fn new(
+        machine: Sender,
+        tree: Arc<SourceTree>,
+        sparse: bool,
+        throttle: Option<u64>,
+        observer: Arc<Observer>,
+        stop: Stop,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            manifest: Arc::clone(machine.manifest()),
+            algorithm: machine.algorithm(),
+            machine: Mutex::new(machine),
+            wake: Condvar::new(),
+            tree,
+            sparse,
+            throttle: throttle.map(Throttle::new),
+            pieces: StreamPieces::default(),
+            observer,
+            stop,
+            connections: Mutex::default(),
+            abandoned: Mutex::default(),
+            hashes: Mutex::default(),
+            input_error: Mutex::default(),
+            joins: Joins::default(),
+        })
+    }
+
+    /// The machine.
+    pub(crate) fn machine(&self) -> MutexGuard<'_, Sender> {
+        lock(&self.machine)
+    }
+
+    /// What could not be sent.
+    pub(crate) fn abandoned(&self) -> Vec<Failed> {
+        lock(&self.abandoned).values().cloned().collect()
+    }
+
+    /// BLAKE3 of each file that was sent, where it was computed.
+    pub(crate) fn hashes(&self) -> BTreeMap<EntryIndex, [u8; 32]> {
+        let machine = self.machine();
+        let mut hashes = lock(&self.hashes).clone();
+        if self.algorithm == Algorithm::Blake3 {
+            for (index, entry) in self.manifest.iter() {
+                if machine.is_left_out(index) || !matches!(entry.kind, EntryKind::File { .. }) {
+                    hashes.retain(|other, _| *other != index || matches!(entry.kind, EntryKind::Stream));
+                } else if entry.size() == 0 {
+                    hashes.insert(index, *blake3::hash(b"").as_bytes());
+                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
+                    hashes.insert(index, hash);
+                }
+            }
+        }
+        hashes
+    }
+
+    /// Runs the transfer over its control stream, once the offer has been made, to its end.
+    pub(crate) fn run(self: &Arc<Self>, control: FrameReader, opener: &Opener<'_>) -> Result<Done, Error> {
+        let connection = Arc::clone(control.connection());
+        self.stop.watch(&connection);
+        lock(&self.connections).insert(StreamId::CONTROL, Arc::clone(&connection));
+        std::thread::scope(|scope| {
+            let _end = EndOnDrop(self);
+            scope.spawn(|| self.read(StreamId::CONTROL, control));
+            scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
+            scope.spawn(|| {
+                while let Some((joined, reader)) = self.joins.wait() {
+                    let id = self.machine().handle_stream_joined(Instant::now());
+                    self.stop.watch(&joined);
+                    lock(&self.connections).insert(id, Arc::clone(&joined));
+                    self.wake.notify_all();
+                    scope.spawn(move || self.read(id, reader));
+                    scope.spawn(move || self.pump(id, &joined));
+                }
+            });
+            let mut machine = self.machine();
+            loop {
+                let now = Instant::now();
+                machine.handle_timeout(now);
+                let mut opens = 0;
+                while machine.poll_open(now) {
+                    opens += 1;
+                }
+                while let Some(id) = machine.poll_close() {
+                    tracing::debug!(stream = id.0, "closing a stream that stalled or was refused");
+                    if let Some(connection) = lock(&self.connections).get(&id) {
+                        connection.close();
+                    }
+                }
+                while let Some(chunk) = machine.poll_stream_freed() {
+                    self.pieces.free(chunk);
+                }
+                self.observer.set_streams(machine.data_streams() as u64);
+                if machine.outcome().is_some() || self.stop.is_stopped() || lock(&self.input_error).is_some() {
+                    break;
+                }
+                if opens > 0 {
+                    drop(machine);
+                    for _ in 0..opens {
+                        match opener {
+                            Opener::Connect(connect) => {
+                                scope.spawn(|| self.open(*connect));
+                            }
+                            Opener::Ask => {
+                                let _ = connection.send_control(&Control::More);
+                            }
+                        }
+                    }
+                    machine = self.machine();
+                    continue;
+                }
+                let until = machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+                machine = self.wait(machine, until.max(Duration::from_millis(1)));
+            }
+        });
+        self.result(&connection)
+    }
+
+    fn result(&self, control: &Connection) -> Result<Done, Error> {
+        let outcome = self.machine().outcome().cloned();
+        let error = match outcome {
+            Some(Outcome::Done(done)) => {
+                control.close();
+                return Ok(done);
+            }
+            Some(Outcome::Refused(refuse)) => Error::Refused(refuse),
+            _ if self.stop.is_stopped() => Error::Interrupted,
+            Some(Outcome::Failed(violation)) => Error::Violation(violation),
+            Some(Outcome::Lost(why)) => Error::Network(why),
+            None => lock(&self.input_error).take().unwrap_or(Error::Interrupted),
+        };
+        if !matches!(error, Error::Network(_) | Error::Refused(_)) {
+            let _ = control.send_control(&Control::Refuse(error.refusal()));
+        }
+        control.close();
+        Err(error)
+    }
+
+    fn wait<'a>(&self, machine: MutexGuard<'a, Sender>, until: Duration) -> MutexGuard<'a, Sender> {
+        self.wake.wait_timeout(machine, until).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn open(&self, connect: &(dyn Fn() -> Result<(Arc<Connection>, FrameReader), Error> + Sync)) {
+        let joined = connect();
+        let failed = match joined {
+            Ok(joined) => self.joins.push(joined).is_err(),
+            Err(error) => {
+                tracing::debug!(%error, "a data stream could not be opened");
+                true
+            }
+        };
+        if failed {
+            self.machine().handle_open_failed(Instant::now());
+        }
+        self.wake.notify_all();
+    }
+
+    /// Takes what the receiver says on one stream.
+    fn read(&self, id: StreamId, mut reader: FrameReader) {
+        loop {
+            let frame = match reader.next_control() {
+                Ok(frame) => frame,
+                Err(error) => {
+                    if let Error::Violation(_) = error {
+                        tracing::warn!(%error, stream = id.0, "the receiver broke the protocol");
+                    }
+                    self.machine().handle_stream_lost(id, Instant::now());
+                    reader.connection().close();
+                    lock(&self.connections).remove(&id);
+                    self.wake.notify_all();
+                    return;
+                }
+            };
+            let need = matches!(frame, Control::Need(_));
+            let mut machine = self.machine();
+            let before = machine.confirmed_bytes();
+            machine.handle_frame(id, frame, Instant::now());
+            self.observer.bytes_done.fetch_add(machine.confirmed_bytes() - before, Ordering::Relaxed);
+            if let (true, Some(totals)) = (need, machine.needed()) {
+                self.observer.bytes_total.store(totals.bytes, Ordering::Relaxed);
+                self.observer.set_phase(Phase::Moving);
+            }
+            drop(machine);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Sends what is to be sent on one stream.
+    fn pump(&self, id: StreamId, connection: &Connection) {
+        let mut chunks = ChunkReader {
+            tree: &self.tree,
+            manifest: &self.manifest,
+            algorithm: self.algorithm,
+            clocks: &self.observer.clocks,
+            pieces: Some(&self.pieces),
+            sparse: self.sparse,
+            last: None,
+        };
+        let mut chunk = ReadChunk::default();
+        loop {
+            let mut machine = self.machine();
+            let action = loop {
+                let now = Instant::now();
+                match machine.poll_stream(id, now) {
+                    Action::Wait => {
+                        let until = machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
+                        machine = self.wait(machine, until.clamp(Duration::from_millis(1), TICK));
+                    }
+                    action => break action,
+                }
+            };
+            let sent = match action {
+                Action::Send(index) => {
+                    let plan = ChunkPlan::new(&machine, index);
+                    drop(machine);
+                    let Some(plan) = plan else { return };
+                    self.send_chunk(id, connection, index, &plan, &mut chunks, &mut chunk)
+                }
+                Action::Control(frame) => {
+                    drop(machine);
+                    if matches!(frame, Control::End(_)) {
+                        self.observer.set_phase(Phase::Finishing);
+                    }
+                    connection.send_control(&frame)
+                }
+                Action::Close => {
+                    // What ends the transfer is told on the control stream by whoever ends it.
+                    if id != StreamId::CONTROL {
+                        connection.close();
+                    }
+                    drop(machine);
+                    self.wake.notify_all();
+                    return;
+                }
+                Action::Wait => continue,
+            };
+            if sent.is_err() {
+                self.machine().handle_stream_lost(id, Instant::now());
+                connection.close();
+                self.wake.notify_all();
+                return;
+            }
+        }
+    }
+
+    fn send_chunk(
+        &self,
+        id: StreamId,
+        connection: &Connection,
+        index: ChunkIndex,
+        plan: &ChunkPlan,
+        chunks: &mut ChunkReader<'_>,
+        chunk: &mut ReadChunk,
+    ) -> Result<(), Ended> {
+        if let Err(unreadable) = chunks.read(plan, chunk) {
+            let entry = unreadable.entry;
+            tracing::debug!(entry = entry.0, reason = %unreadable.reason, "an entry cannot be sent");
+            self.machine().handle_unreadable(id, index, entry, unreadable.code, &unreadable.reason);
+            let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+            let failed = Failed { path, code: unreadable.code, message: unreadable.reason };
+            lock(&self.abandoned).insert(entry, failed);
+            self.wake.notify_all();
+            return Ok(());
+        }
+        self.machine().handle_read(index, &chunk.checksum);
+        if !chunk.hashes.is_empty() {
+            lock(&self.hashes).extend(chunk.hashes.drain(..));
+        }
+        let start = Instant::now();
+        let checksum = chunk.checksum.as_bytes();
+        let mut last_progress = start;
+        let piece_max = self.throttle.as_ref().map_or(usize::MAX, Throttle::piece_max);
+        let mut progress = |bytes: usize| {
+            let now = Instant::now();
+            if bytes > 0 {
+                return self.throttle.as_ref().map_or(Duration::ZERO, |throttle| throttle.book(bytes, now));
+            }
+            // Once a chunk is enough for a fast stream; a slow one has to show that it moves.
+            if now - last_progress > Duration::from_millis(200) {
+                last_progress = now;
+                self.machine().handle_progress(id, now);
+            }
+            Duration::ZERO
+        };
+        let moved;
+        match &chunk.extents {
+            None => {
+                let size = (chunk.bytes.len() + checksum.len()) as u32;
+                let header = FrameHeader { kind: FrameKind::Chunk(index), size }.encode();
+                let mut parts = [IoSlice::new(&header), IoSlice::new(&chunk.bytes), IoSlice::new(checksum)];
+                moved = chunk.bytes.len();
+                connection.send(&mut parts, piece_max, &mut progress)?;
+            }
+            Some(extents) => {
+                let encoding = extents.encode();
+                let size = encoding.len() + extents.data_len() as usize + checksum.len();
+                let header = FrameHeader { kind: FrameKind::EncodedChunk(index), size: size as u32 }.encode();
+                let mut parts = vec![IoSlice::new(&header), IoSlice::new(&encoding)];
+                for (at, len) in extents.iter() {
+                    parts.push(IoSlice::new(&chunk.bytes[at as usize..(at + len) as usize]));
+                }
+                parts.push(IoSlice::new(checksum));
+                moved = chunk.bytes.len();
+                connection.send(&mut parts, piece_max, &mut progress)?;
+            }
+        }
+        self.observer.bytes_moved.fetch_add(moved as u64, Ordering::Relaxed);
+        let now = self.observer.clocks.send.since(start);
+        self.machine().handle_sent(id, moved as u64, now);
+        Ok(())
+    }
+
+    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer runs.
+    pub(crate) fn feed(&self, mut input: impl Read) {
+        let one = {
+            let mut machine = self.machine();
+            loop {
+                if machine.outcome().is_some() || self.stop.is_stopped() {
+                    return;
+                }
+                match machine.wants_stream() {
+                    Some(true) => break machine.table().one_chunk().bytes() as usize,
+                    Some(false) => return,
+                    None => machine = self.wait(machine, TICK),
+                }
+            }
+        };
+        let filled = |keep: &mut dyn FnMut(ChunkIndex)| {
+            let mut machine = self.machine();
+            if machine.outcome().is_some() {
+                return false;
+            }
+            let Some(chunk) = machine.handle_stream_filled() else { return false };
+            keep(chunk);
+            drop(machine);
+            self.wake.notify_all();
+            true
+        };
+        match self.pieces.feed(&mut input, one, self.algorithm, &self.observer.clocks, filled) {
+            Ok(Some(end)) => {
+                let mut machine = self.machine();
+                if let (Some((entry, _)), Some(hash)) = (machine.table().stream(), end.hash) {
+                    lock(&self.hashes).insert(entry, hash);
+                }
+                self.observer.bytes_total.fetch_add(end.size, Ordering::Relaxed);
+                machine.handle_stream_ended(end.size);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let errno = error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
+                *lock(&self.input_error) = Some(Error::system("reading standard input", errno));
+            }
+        }
+        self.wake.notify_all();
+    }
+}
+
+/// Ends the other threads of a transfer when its main loop ends, however that happens.
+struct EndOnDrop<'a>(&'a Transmission);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        let transmission = self.0;
+        transmission.joins.end();
+        transmission.pieces.end();
+        {
+            let mut machine = transmission.machine();
+            if machine.outcome().is_none() {
+                // Every pump sees that there is an outcome, and leaves.
+                machine.handle_stream_lost(StreamId::CONTROL, Instant::now());
+            }
+        }
+        for (id, connection) in lock(&transmission.connections).iter() {
+            if *id == StreamId::CONTROL {
+                connection.stop_reading();
+            } else {
+                connection.close();
+            }
+        }
+        transmission.wake.notify_all();
+    }
+}

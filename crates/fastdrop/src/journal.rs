@@ -1,0 +1,369 @@
+//! What a receiver remembers of unfinished work.
+//!
+//! A file of records, only ever appended to: `u32` length of what follows the checksum, `u32` low half of the XXH3-64
+//! of that, then a type byte and the record. A cut at any byte, or a flipped bit, ends what is believed; what follows is fetched again.
+//!
+//! A record names a file by its place, size and mtime, not by the transfer that brought it: any later transfer that
+//! wants the same file at the same place may take it over.
+
+use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::cursor::Cursor;
+use fastdrop_proto::units::{ChunkSize, Mtime};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The journal's name in a transfer's folder.
+pub(crate) const NAME: &str = "journal";
+const MAGIC: &[u8] = b"fastdrop journal 1\n";
+const RECORD_MAX: usize = 8192;
+/// More journal than this is not read.
+const BYTES_MAX: u64 = 4 << 30;
+
+const OPENED: u8 = 0x01;
+const FILE: u8 = 0x02;
+const PIECE: u8 = 0x03;
+const SMALL: u8 = 0x04;
+
+/// A file as it will be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct FileKey {
+    /// Its place beneath the root.
+    pub(crate) path: Vec<u8>,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Seconds and nanoseconds.
+    pub(crate) mtime: (i64, u32),
+}
+
+impl FileKey {
+    pub(crate) fn new(path: Vec<u8>, size: u64, mtime: Mtime) -> Self {
+        Self { path, size, mtime: (mtime.seconds, mtime.nanos) }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.size.to_be_bytes());
+        out.extend_from_slice(&self.mtime.0.to_be_bytes());
+        out.extend_from_slice(&self.mtime.1.to_be_bytes());
+        out.extend_from_slice(&self.path);
+    }
+
+    fn decode(cursor: &mut Cursor<'_>) -> Option<Self> {
+        let (size, seconds, nanos) = (cursor.u64().ok()?, cursor.i64().ok()?, cursor.u32().ok()?);
+        Some(Self { path: cursor.rest().to_vec(), size, mtime: (seconds, nanos) })
+    }
+}
+
+/// One thing to remember.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// How chunks are cut and checked; and the path that the transfer was given as a name, if it was.
+    Opened { algorithm: Algorithm, one_chunk: ChunkSize, named: Option<Vec<u8>> },
+    /// The temporary file `temp` is to become this file.
+    File { temp: u32, key: FileKey },
+    /// A piece of `temp`, by its number in the file, is written.
+    Piece { temp: u32, piece: u32, checksum: Checksum },
+    /// The temporary file `temp` is all of this small file, with this H.
+    Small { temp: u32, checksum: Checksum, key: FileKey },
+}
+
+impl Record {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&[0; 8]);
+        match self {
+            Record::Opened { algorithm, one_chunk, named } => {
+                out.push(OPENED);
+                out.push(algorithm.len() as u8);
+                out.extend_from_slice(&one_chunk.bytes().to_be_bytes());
+                out.extend_from_slice(named.as_deref().unwrap_or_default());
+            }
+            Record::File { temp, key } => {
+                out.push(FILE);
+                out.extend_from_slice(&temp.to_be_bytes());
+                key.encode(out);
+            }
+            Record::Piece { temp, piece, checksum } => {
+                out.push(PIECE);
+                out.extend_from_slice(&temp.to_be_bytes());
+                out.extend_from_slice(&piece.to_be_bytes());
+                out.extend_from_slice(checksum.as_bytes());
+            }
+            Record::Small { temp, checksum, key } => {
+                out.push(SMALL);
+                out.extend_from_slice(&temp.to_be_bytes());
+                out.push(checksum.as_bytes().len() as u8);
+                out.extend_from_slice(checksum.as_bytes());
+                key.encode(out);
+            }
+        }
+        let body = &out[start + 8..];
+        let (len, sum) = (body.len() as u32, xxh3_64(body) as u32);
+        out[start..start + 4].copy_from_slice(&len.to_be_bytes());
+        out[start + 4..start + 8].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    fn decode(body: &[u8]) -> Option<Self> {
+        let mut cursor = Cursor::new(body);
+        Some(match cursor.u8().ok()? {
+            OPENED => {
+                let algorithm = match cursor.u8().ok()? {
+                    0 => Algorithm::None,
+                    8 => Algorithm::Xxh3,
+                    32 => Algorithm::Blake3,
+                    _ => return None,
+                };
+                let one_chunk = ChunkSize::new(cursor.u32().ok()?.into())?;
+                let named = (!cursor.is_empty()).then(|| cursor.rest().to_vec());
+                Record::Opened { algorithm, one_chunk, named }
+            }
+            FILE => Record::File { temp: cursor.u32().ok()?, key: FileKey::decode(&mut cursor)? },
+            PIECE => Record::Piece {
+                temp: cursor.u32().ok()?,
+                piece: cursor.u32().ok()?,
+                checksum: Checksum::from_slice(cursor.rest()),
+            },
+            SMALL => {
+                let temp = cursor.u32().ok()?;
+                let len = usize::from(cursor.u8().ok()?);
+                let checksum = Checksum::from_slice(cursor.bytes(len).ok()?);
+                Record::Small { temp, checksum, key: FileKey::decode(&mut cursor)? }
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// A journal that is being written. It is locked: whoever finds it locked knows that its transfer is under way.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    fd: OwnedFd,
+}
+
+impl Journal {
+    /// Begins a journal in `folder`.
+    pub(crate) fn create(
+        folder: BorrowedFd<'_>,
+        algorithm: Algorithm,
+        one_chunk: ChunkSize,
+        named: Option<Vec<u8>>,
+    ) -> Result<Self, Errno> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(folder, NAME, flags, Mode::from_raw_mode(0o600))?;
+        rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        write_all(fd.as_fd(), MAGIC)?;
+        let journal = Self { fd };
+        journal.append(&[Record::Opened { algorithm, one_chunk, named }])?;
+        Ok(journal)
+    }
+
+    /// Appends records with one write. They survive the death of this process once this returns.
+    pub(crate) fn append(&self, records: &[Record]) -> Result<(), Errno> {
+        let mut bytes = Vec::with_capacity(records.len() * 64);
+        for record in records {
+            record.encode(&mut bytes);
+        }
+        write_all(self.fd.as_fd(), &bytes)
+    }
+
+    /// Lets others at it: this transfer is over.
+    pub(crate) fn unlock(&self) {
+        let _ = rustix::fs::flock(&self.fd, rustix::fs::FlockOperation::Unlock);
+    }
+
+    /// Makes what was appended survive the loss of power.
+    pub(crate) fn sync(&self) -> Result<(), Errno> {
+        rustix::fs::fdatasync(&self.fd)
+    }
+}
+
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(fd, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// A file that an earlier transfer left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) temp: u32,
+    pub(crate) key: FileKey,
+    pub(crate) content: LeftContent,
+}
+
+/// How much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LeftContent {
+    /// These pieces, by number, with their checksums.
+    Pieces(BTreeMap<u32, Checksum>),
+    /// All of it, with its H.
+    Whole(Checksum),
+}
+
+/// A journal that was found.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) one_chunk: ChunkSize,
+    pub(crate) files: Vec<Left>,
+    /// Keeps the lock.
+    _fd: OwnedFd,
+}
+
+/// What was found in a transfer's folder.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Unfinished work that nobody is at.
+    Recovered(Recovered),
+    /// A transfer under way.
+    Busy,
+    /// No journal that could be believed.
+    Nothing,
+}
+
+/// Reads the journal in `folder`.
+pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::openat(folder, NAME, flags, Mode::empty()) else { return Found::Nothing };
+    if rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Found::Busy;
+    }
+    let size = rustix::fs::fstat(&fd).map_or(0, |stat| stat.st_size as u64);
+    if size > BYTES_MAX {
+        return Found::Nothing;
+    }
+    let mut bytes = vec![0; size as usize];
+    if crate::source::read_exact_at(&fd, &mut bytes, 0).is_err() {
+        return Found::Nothing;
+    }
+    match replay(&bytes) {
+        Some((algorithm, one_chunk, files)) => Found::Recovered(Recovered { algorithm, one_chunk, files, _fd: fd }),
+        None => Found::Nothing,
+    }
+}
+
+/// The path that the transfer in `folder` was given as a name, if it was; also while it is under way.
+pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(folder, NAME, flags, Mode::empty()).ok()?;
+    let mut bytes = vec![0; MAGIC.len() + RECORD_MAX];
+    let count = rustix::io::pread(&fd, &mut bytes, 0).ok()?;
+    match (Records { rest: bytes.get(..count)?.strip_prefix(MAGIC)? }).next()? {
+        Record::Opened { named, .. } => named,
+        _ => None,
+    }
+}
+
+/// What the valid prefix of a journal says.
+fn replay(bytes: &[u8]) -> Option<(Algorithm, ChunkSize, Vec<Left>)> {
+    let mut records = Records { rest: bytes.strip_prefix(MAGIC)? };
+    let Some(Record::Opened { algorithm, one_chunk, .. }) = records.next() else { return None };
+    let mut files: BTreeMap<u32, Left> = BTreeMap::new();
+    for record in records {
+        match record {
+            Record::Opened { .. } => break,
+            Record::File { temp, key } => {
+                let content = LeftContent::Pieces(BTreeMap::new());
+                files.insert(temp, Left { temp, key, content });
+            }
+            Record::Piece { temp, piece, checksum } => {
+                if let Some(Left { content: LeftContent::Pieces(pieces), .. }) = files.get_mut(&temp) {
+                    if checksum.as_bytes().len() == algorithm.len() {
+                        pieces.insert(piece, checksum);
+                    }
+                }
+            }
+            Record::Small { temp, checksum, key } => {
+                files.insert(temp, Left { temp, key, content: LeftContent::Whole(checksum) });
+            }
+        }
+    }
+    Some((algorithm, one_chunk, files.into_values().collect()))
+}
+
+struct Records<'a> {
+    rest: &'a [u8],
+}
+
+impl Iterator for Records<'_> {
+    type Item = Record;
+
+    fn next(&mut self) -> Option<Record> {
+        let mut cursor = Cursor::new(self.rest);
+        let len = cursor.u32().ok()? as usize;
+        let sum = cursor.u32().ok()?;
+        if len > RECORD_MAX {
+            return None;
+        }
+        let body = cursor.bytes(len).ok()?;
+        if xxh3_64(body) as u32 != sum {
+            return None;
+        }
+        self.rest = cursor.rest();
+        Record::decode(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(path: &str) -> FileKey {
+        FileKey { path: path.into(), size: 5000, mtime: (-1, 7) }
+    }
+
+    fn written() -> (Vec<u8>, Vec<Record>) {
+        let sum = Algorithm::Xxh3.of(b"x");
+        let records = vec![
+            Record::Opened { algorithm: Algorithm::Xxh3, one_chunk: ChunkSize::MIN, named: Some(b"a".to_vec()) },
+            Record::File { temp: 0, key: key("a/b") },
+            Record::Piece { temp: 0, piece: 3, checksum: sum },
+            Record::Small { temp: 1, checksum: sum, key: key("c") },
+            Record::Piece { temp: 0, piece: 0, checksum: sum },
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let root = crate::root::Root::open(dir.path()).unwrap();
+        let journal = Journal::create(root.as_fd(), Algorithm::Xxh3, ChunkSize::MIN, Some(b"a".to_vec())).unwrap();
+        journal.append(&records[1..]).unwrap();
+        journal.sync().unwrap();
+        assert!(matches!(recover(root.as_fd()), Found::Busy));
+        drop(journal);
+        let Found::Recovered(recovered) = recover(root.as_fd()) else { panic!() };
+        assert_eq!(recovered.files.len(), 2);
+        (std::fs::read(dir.path().join(NAME)).unwrap(), records)
+    }
+
+    fn read(bytes: &[u8]) -> Vec<Record> {
+        bytes.strip_prefix(MAGIC).map_or(Vec::new(), |rest| Records { rest }.collect())
+    }
+
+    #[test]
+    fn case_34_a_journal_cut_at_any_byte_is_believed_up_to_its_last_whole_record() {
+        let (bytes, records) = written();
+        assert_eq!(read(&bytes), records);
+        for cut in 0..bytes.len() {
+            let found = read(&bytes[..cut]);
+            assert!(found.len() < records.len() && found[..] == records[..found.len()], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn case_35_a_flipped_bit_ends_what_is_believed() {
+        let (bytes, records) = written();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= 1 << bit;
+                let found = read(&bytes);
+                assert!(found.len() < records.len() && found[..] == records[..found.len()], "bit {bit} of {at}");
+            }
+        }
+    }
+}

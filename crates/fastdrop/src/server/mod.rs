@@ -1,0 +1,374 @@
+//! The server: one port, on which everything begins as an HTTP request.
+
+mod handshake;
+mod session;
+
+use crate::engine::receive::Reception;
+use crate::engine::send::Transmission;
+use crate::error::{Error, reason};
+use crate::root::Root;
+use crate::stop::Stop;
+use fastdrop_proto::fastdp::Existing;
+use fastdrop_proto::units::TransferId;
+use handshake::Handshaken;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long transfers may take to leave in good order.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often what nobody came back for is looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// How a server behaves.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The folder that is served.
+    pub folder: PathBuf,
+    /// Where to listen; port 0 picks one.
+    pub bind: Vec<SocketAddr>,
+    /// Nothing is taken.
+    pub read_only: bool,
+    /// Nothing is given, nor listed.
+    pub write_only: bool,
+    /// The most that clients may do with files that exist. Default: error.
+    pub existing: Existing,
+    /// Data streams of one transfer. Default 16, at most 64; each costs a chunk of memory.
+    pub streams_max: u16,
+    /// Bytes of one transfer. Default: no limit but space.
+    pub size_max: Option<u64>,
+    /// Bytes that must stay free. Default 0.
+    pub free_min: u64,
+    /// Leave after one transfer.
+    pub once: bool,
+    /// The least bytes between checkpoints that clients get; None never makes any. Default 512 MiB.
+    pub checkpoint: Option<u64>,
+    /// Unfinished work is removed after this time. Default a week.
+    pub expire: Duration,
+    /// Connections at once. Default 4,096; each costs a descriptor, and before its handshake some 10 KiB.
+    pub connections_max: usize,
+    /// Connections of one address that have not finished their handshake. Default 256.
+    pub handshakes_per_address_max: usize,
+    /// Transfers at once. Default 256.
+    pub transfers_max: usize,
+    /// Entries of one manifest. Default 5,000,000; each costs up to 200 bytes and its path.
+    pub entries_max: u32,
+    /// Chunk buffers of all transfers, in bytes. Default 256 MiB.
+    pub buffers_max: u64,
+}
+
+impl ServerOptions {
+    /// The defaults, for `folder`.
+    pub fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            bind: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
+            read_only: false,
+            write_only: false,
+            existing: Existing::Error,
+            streams_max: 16,
+            size_max: None,
+            free_min: 0,
+            once: false,
+            checkpoint: Some(512 << 20),
+            expire: Duration::from_secs(7 * 24 * 3600),
+            connections_max: 4096,
+            handshakes_per_address_max: 256,
+            transfers_max: 256,
+            entries_max: 5_000_000,
+            buffers_max: 256 << 20,
+        }
+    }
+}
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The folder cannot be opened.
+    #[error("cannot serve {0}: {1}")]
+    Folder(String, String),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Bind(SocketAddr, String),
+    /// The runtime cannot start.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    listeners: Vec<std::net::TcpListener>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// A transfer under way.
+#[derive(Clone)]
+enum Transfer {
+    Receiving(Arc<Reception>),
+    Sending(Arc<Transmission>),
+}
+
+struct Session {
+    transfer: Transfer,
+    /// Data streams granted, of so many bytes of buffer.
+    streams: u16,
+}
+
+/// What all connections share.
+struct Shared {
+    options: ServerOptions,
+    root: Arc<Root>,
+    stop: Stop,
+    sessions: Mutex<BTreeMap<[u8; 16], Session>>,
+    /// Keys of connections under way.
+    keys: Mutex<BTreeSet<String>>,
+    handshaking: Mutex<BTreeMap<IpAddr, usize>>,
+    threads: AtomicUsize,
+    buffers: AtomicU64,
+    finished: AtomicU64,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// Opens the folder and the ports.
+    pub fn bind(options: ServerOptions, stop: Stop) -> Result<Self, ServerError> {
+        let shown = crate::shown(std::os::unix::ffi::OsStrExt::as_bytes(options.folder.as_os_str()));
+        let root = Root::open(&options.folder).map_err(|errno| ServerError::Folder(shown, reason(errno)))?;
+        let root = Arc::new(root);
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for &address in &options.bind {
+            let failed = |error: std::io::Error| {
+                let why = error.to_string();
+                ServerError::Bind(address, why.split(" (os error").next().unwrap_or_default().to_owned())
+            };
+            let domain = socket2::Domain::for_address(address);
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
+            socket.set_reuse_address(true).map_err(failed)?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true).map_err(failed)?;
+            }
+            socket.bind(&address.into()).map_err(failed)?;
+            socket.listen(1024).map_err(failed)?;
+            socket.set_nonblocking(true).map_err(failed)?;
+            let listener = std::net::TcpListener::from(socket);
+            addresses.push(listener.local_addr().map_err(failed)?);
+            listeners.push(listener);
+        }
+        let shared = Shared {
+            options,
+            root,
+            stop,
+            sessions: Mutex::default(),
+            keys: Mutex::default(),
+            handshaking: Mutex::default(),
+            threads: AtomicUsize::new(0),
+            buffers: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+        };
+        Ok(Self { shared: Arc::new(shared), listeners, addresses })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until the word to stop, or one transfer if that was asked for, and leaves in good order.
+    pub fn run(self) -> Result<(), ServerError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServerError::Runtime)?;
+        let shared = Arc::clone(&self.shared);
+        runtime.block_on(async {
+            let permits = Arc::new(tokio::sync::Semaphore::new(shared.options.connections_max));
+            let mut tasks = tokio::task::JoinSet::new();
+            for listener in self.listeners {
+                let listener = tokio::net::TcpListener::from_std(listener).map_err(ServerError::Runtime)?;
+                tasks.spawn(accept(Arc::clone(&shared), listener, Arc::clone(&permits)));
+            }
+            tasks.spawn(expire(Arc::clone(&shared)));
+            shared.stop.wait().await;
+            tasks.shutdown().await;
+            Ok(())
+        })?;
+        shared.drain();
+        Ok(())
+    }
+}
+
+async fn expire(shared: Arc<Shared>) {
+    loop {
+        let (root, age) = (Arc::clone(&shared.root), shared.options.expire);
+        let _ = tokio::task::spawn_blocking(move || crate::stage::expire(&root, age)).await;
+        tokio::time::sleep(EXPIRE_EVERY).await;
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener, permits: Arc<tokio::sync::Semaphore>) {
+    let mut handshakes = tokio::task::JoinSet::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        let (socket, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a connection that was gone before it was taken: the next may succeed.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            tracing::warn!(%peer, "too many connections");
+            continue;
+        };
+        if !shared.begin_handshake(peer.ip()) {
+            tracing::warn!(%peer, "too many handshakes from one address");
+            continue;
+        }
+        let shared = Arc::clone(&shared);
+        handshakes.spawn(async move {
+            let shaken = handshake::handshake(&shared, socket, peer).await;
+            shared.end_handshake(peer.ip());
+            if let Some(shaken) = shaken {
+                shared.spawn(shaken, permit);
+            }
+        });
+    }
+}
+
+/// A key in use; free again when this goes.
+struct KeyGuard {
+    shared: Arc<Shared>,
+    key: String,
+}
+
+impl Drop for KeyGuard {
+    fn drop(&mut self) {
+        lock(&self.shared.keys).remove(&self.key);
+    }
+}
+
+/// A thread of the blocking plane; counted until this goes, also when it panics.
+struct ThreadGuard(Arc<Shared>);
+
+impl Drop for ThreadGuard {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    fn begin_handshake(&self, address: IpAddr) -> bool {
+        let mut handshaking = lock(&self.handshaking);
+        let count = handshaking.entry(address).or_insert(0);
+        if *count >= self.options.handshakes_per_address_max {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    fn end_handshake(&self, address: IpAddr) {
+        let mut handshaking = lock(&self.handshaking);
+        if let Some(count) = handshaking.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                handshaking.remove(&address);
+            }
+        }
+    }
+
+    /// Takes a key; None if a connection under way has it.
+    fn take_key(self: &Arc<Self>, key: &str) -> Option<KeyGuard> {
+        let fresh = lock(&self.keys).insert(key.to_owned());
+        fresh.then(|| KeyGuard { shared: Arc::clone(self), key: key.to_owned() })
+    }
+
+    /// Hands a connection over to the blocking plane.
+    fn spawn(self: &Arc<Self>, shaken: Handshaken, permit: tokio::sync::OwnedSemaphorePermit) {
+        let shared = Arc::clone(self);
+        self.threads.fetch_add(1, Ordering::SeqCst);
+        let guard = ThreadGuard(Arc::clone(self));
+        let spawned = std::thread::Builder::new().name("connection".into()).spawn(move || {
+            let _guards = (guard, permit);
+            session::serve(&shared, shaken);
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for a connection");
+        }
+    }
+
+    /// Reserves buffers for up to `wanted` streams; at least one is always granted.
+    fn reserve(&self, wanted: u16, one_chunk: u32) -> u16 {
+        let mut granted = 0;
+        while granted < wanted {
+            let before = self.buffers.fetch_add(one_chunk.into(), Ordering::SeqCst);
+            if granted > 0 && before + u64::from(one_chunk) > self.options.buffers_max {
+                self.buffers.fetch_sub(one_chunk.into(), Ordering::SeqCst);
+                break;
+            }
+            granted += 1;
+        }
+        granted
+    }
+
+    fn release(&self, streams: u16, one_chunk: u32) {
+        self.buffers.fetch_sub(u64::from(streams) * u64::from(one_chunk), Ordering::SeqCst);
+    }
+
+    fn add_session(&self, id: TransferId, transfer: Transfer, streams: u16) -> Result<(), Error> {
+        let mut sessions = lock(&self.sessions);
+        if sessions.len() >= self.options.transfers_max {
+            return Err(Error::with_code(503, "too many transfers at once"));
+        }
+        sessions.insert(id.0, Session { transfer, streams });
+        Ok(())
+    }
+
+    fn remove_session(&self, id: TransferId) {
+        lock(&self.sessions).remove(&id.0);
+    }
+
+    /// Counts a transfer that has ended, well or not.
+    fn finish_one(&self) {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+        if self.options.once {
+            self.stop.stop();
+        }
+    }
+
+    /// The reception whose stage has this folder.
+    fn by_folder(&self, folder: &str) -> Option<Arc<Reception>> {
+        let sessions = lock(&self.sessions);
+        sessions.values().find_map(|session| match &session.transfer {
+            Transfer::Receiving(reception) if reception.folder() == Some(folder) => Some(Arc::clone(reception)),
+            _ => None,
+        })
+    }
+
+    /// Waits until every thread has left, within a bound.
+    fn drain(&self) {
+        let until = std::time::Instant::now() + DRAIN_PATIENCE;
+        while self.threads.load(Ordering::SeqCst) > 0 && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let left = self.threads.load(Ordering::SeqCst);
+        if left > 0 {
+            tracing::warn!(left, "leaving although connections are still under way");
+        }
+    }
+}

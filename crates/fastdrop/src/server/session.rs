@@ -1,0 +1,441 @@
+//! One connection in the blocking plane: a put, a get, a list, or one more stream of either.
+
+use super::handshake::Handshaken;
+use super::{Shared, Transfer, lock};
+use crate::connection::{Connection, FrameReader};
+use crate::engine::place::Placement;
+use crate::engine::receive::{Prepared, ReceiveOptions, Reception};
+use crate::engine::send::{Opener, Transmission, offer};
+use crate::engine::{grantable, with_alive};
+use crate::error::Error;
+use crate::journal::FileKey;
+use crate::observe::Observer;
+use crate::root::Root;
+use crate::stage::random;
+use crate::walk::{Filter, SourceTree, WalkOptions, walk};
+use fastdrop_proto::fastdp::{
+    Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath, Sender,
+    SenderConfig, Streams, Table, Transcript,
+};
+use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
+use rustix::fs::{AtFlags, FileType};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a manifest may take altogether.
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(600);
+/// How long an older transfer may take to leave when a newer one takes it over.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves a connection to its end.
+pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken) {
+    let peer = shaken.peer;
+    let rtt = Duration::from_micros(shaken.open.rtt_micros);
+    let connection = match Connection::new(shaken.socket, rtt) {
+        Ok(connection) => Arc::new(connection),
+        Err(error) => return tracing::debug!(%peer, %error, "the connection went away"),
+    };
+    shared.stop.watch(&connection);
+    let serving = Serving {
+        shared,
+        connection: &connection,
+        client: &shaken.header,
+        client_json: &shaken.header_json,
+        open: &shaken.open,
+        open_json: &shaken.open_json,
+        rtt,
+    };
+    let reader = FrameReader::new(Arc::clone(&connection), shaken.early);
+    let key = shaken.key;
+    let started = Instant::now();
+    let result = match shaken.open.r#do {
+        Do::Put => serving.put(reader),
+        Do::Get => serving.get(reader),
+        Do::List => serving.list(),
+        // The transfer's own threads serve it from here on; its key stays taken as long as it lasts.
+        Do::Join => match serving.join(reader) {
+            Ok(()) => return,
+            Err(error) => Err(error),
+        },
+    };
+    drop(key);
+    let what = shaken.open.r#do;
+    let path = crate::shown(&shaken.open.path);
+    let seconds = started.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => tracing::info!(%peer, ?what, path, seconds, "done"),
+        Err(error) => tracing::warn!(%peer, ?what, path, seconds, error = %error, "failed"),
+    }
+    connection.linger();
+}
+
+struct Serving<'a> {
+    shared: &'a Arc<Shared>,
+    connection: &'a Arc<Connection>,
+    client: &'a Header,
+    client_json: &'a [u8],
+    open: &'a Open,
+    open_json: &'a [u8],
+    rtt: Duration,
+}
+
+impl Serving<'_> {
+    /// Sends this end's header, so that a refusal can follow; returns its JSON.
+    fn answer(&self, header: &Header) -> Result<Vec<u8>, Error> {
+        let bytes = header.encode();
+        self.connection.send(&mut [std::io::IoSlice::new(&bytes)], usize::MAX, |_| Duration::ZERO)?;
+        Ok(bytes[4..].to_vec())
+    }
+
+    /// Refuses before anything was agreed.
+    fn refuse<T>(&self, error: Error) -> Result<T, Error> {
+        if self.answer(&Header::new(ChunkSize::COMMON, 0, 0, "")).is_ok() {
+            let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+            self.connection.finish_writing();
+        }
+        Err(error)
+    }
+
+    fn grant(&self, transfer: TransferId, streams: u16, place: fastdrop_proto::fastdp::Place) -> Grant {
+        let shared = self.open.capabilities.iter().filter(|capability| *capability == "sparse").cloned();
+        Grant {
+            transfer: Some(transfer),
+            streams,
+            checksum: self.open.checksum,
+            durability: self.open.durability,
+            place,
+            checkpoint: match (self.open.checkpoint, self.shared.options.checkpoint) {
+                (Some(asked), Some(own)) => Some(asked.min(own)),
+                (asked, own) => asked.or(own),
+            },
+            capabilities: shared.collect(),
+        }
+    }
+
+    /// Sends GRANT; returns its JSON.
+    fn send_grant(&self, grant: &Grant) -> Result<Vec<u8>, Error> {
+        let frame = Control::Grant(grant.clone()).encode();
+        self.connection.send(&mut [std::io::IoSlice::new(&frame)], usize::MAX, |_| Duration::ZERO)?;
+        Ok(frame[8..].to_vec())
+    }
+
+    fn transcript(&self, server_json: &[u8], grant_json: &[u8]) -> Transcript {
+        Transcript::new(self.client_json, self.open_json, server_json, grant_json)
+    }
+
+    // ---- join ----
+
+    fn join(&self, reader: FrameReader) -> Result<(), Error> {
+        let unknown = || Error::with_code(404, "there is no such transfer");
+        let found = self.open.transfer.and_then(|id| {
+            let sessions = lock(&self.shared.sessions);
+            sessions.get(&id.0).map(|session| (id, session.transfer.clone(), session.streams))
+        });
+        let Some((id, transfer, streams)) = found else { return self.refuse(unknown()) };
+        self.answer(&Header::new(ChunkSize::COMMON, 0, 0, ""))?;
+        self.send_grant(&self.grant(id, streams, fastdrop_proto::fastdp::Place::Auto))?;
+        let joined = (Arc::clone(self.connection), reader);
+        let pushed = match &transfer {
+            Transfer::Receiving(reception) => reception.joins.push(joined),
+            Transfer::Sending(transmission) => transmission.joins.push(joined),
+        };
+        pushed.map_err(|(connection, _)| {
+            let _ = connection.send_control(&Control::Refuse(unknown().refusal()));
+            connection.finish_writing();
+            unknown()
+        })
+    }
+
+    // ---- put ----
+
+    fn put(&self, mut reader: FrameReader) -> Result<(), Error> {
+        let options = &self.shared.options;
+        if options.read_only {
+            return self.refuse(Error::with_code(403, "this server only gives"));
+        }
+        if self.open.existing > options.existing.max(Existing::Error) {
+            return self.refuse(Error::with_code(403, "this server does not allow that for files that exist"));
+        }
+        let one_chunk = match self.client.chunk_size() {
+            Ok(size) => size.min(ChunkSize::COMMON),
+            Err(violation) => return self.refuse(violation.into()),
+        };
+        let manifest = match self.read_manifest(&mut reader) {
+            Ok(manifest) => Arc::new(manifest),
+            Err(error) => return self.refuse(error),
+        };
+        let prepared = Table::new(&manifest, one_chunk)
+            .map_err(|error| Error::with_code(413, error.to_string()))
+            .and_then(|table| {
+                let said = (self.client.full_size, self.client.full_chunk);
+                let is = (manifest.bytes(), u64::from(table.count()));
+                if self.client.one_chunk == u64::from(one_chunk.bytes()) && said != is {
+                    return Err(Error::with_code(400, "the header contradicts the manifest"));
+                }
+                let placement = Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
+                Ok((table, placement))
+            });
+        let (table, placement) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return self.refuse(error),
+        };
+        let header = Header { one_chunk: one_chunk.bytes().into(), full_chunk: table.count().into(), ..self.client.clone() };
+        let server_json = self.answer(&header)?;
+        let id = TransferId(random()?);
+        let wanted = grantable(self.open.streams.min(options.streams_max), one_chunk);
+        let reserved = Reserved::new(self.shared, wanted, one_chunk);
+        let grant = self.grant(id, reserved.streams, placement.kind());
+        let grant_json = self.send_grant(&grant)?;
+        let observer = Arc::new(Observer::default());
+        let prepared = with_alive(self.connection, || {
+            let mut busy = |folder: &str| self.take_over(folder, &manifest, &placement);
+            let receive = ReceiveOptions {
+                existing: self.open.existing,
+                durability: self.open.durability,
+                times: self.open.times,
+                mode: self.open.mode,
+                resume: self.open.resume,
+                size_max: options.size_max,
+                free_min: options.free_min,
+                filter: Filter::default(),
+            };
+            Reception::prepare(
+                Arc::clone(&manifest),
+                table,
+                self.open.checksum,
+                Arc::clone(&self.shared.root),
+                placement.clone(),
+                receive,
+                Arc::clone(&observer),
+                self.shared.stop.clone(),
+                &mut busy,
+            )
+        });
+        let Prepared { reception, answer, .. } = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        };
+        reception.set_transcript(self.transcript(&server_json, &grant_json));
+        let registered = self.shared.add_session(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
+        if let Err(error) = registered {
+            reception.end_with(error);
+        }
+        let result = self.connection.send_controls(&answer).map_err(Error::from).and(reception.run(reader, &|| {}));
+        self.shared.remove_session(id);
+        let done = result?;
+        tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, failed = done.failed_count, "received");
+        self.shared.finish_one();
+        Ok(())
+    }
+
+    /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings too.
+    fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> bool {
+        let Some(older) = self.shared.by_folder(folder) else { return false };
+        let wanted = manifest.iter().any(|(_, entry)| {
+            entry.size() > 0 && older.brings(&FileKey::new(placement.of(entry.path), entry.size(), entry.mtime))
+        });
+        if !wanted {
+            return false;
+        }
+        older.end_with(Error::with_code(409, "a newer connection has taken this transfer over"));
+        older.wait_over(TAKE_OVER_PATIENCE)
+    }
+
+    fn read_manifest(&self, reader: &mut FrameReader) -> Result<Manifest, Error> {
+        let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(400, error.to_string());
+        let until = Instant::now() + MANIFEST_PATIENCE;
+        let mut builder = ManifestBuilder::new(self.shared.options.entries_max);
+        loop {
+            if Instant::now() > until {
+                return Err(Error::with_code(408, "the manifest did not come in time"));
+            }
+            match reader.next_control()? {
+                Control::Manifest(part) => builder.handle_part(&part).map_err(bad)?,
+                Control::ManifestEnd(end) => {
+                    let manifest = builder.handle_end(&end).map_err(bad)?;
+                    if manifest.is_empty() {
+                        return Err(Error::with_code(400, "an empty manifest"));
+                    }
+                    return Ok(manifest);
+                }
+                Control::Alive => {}
+                _ => return Err(Error::with_code(400, "something else where the manifest must be")),
+            }
+        }
+    }
+
+    // ---- get ----
+
+    fn get(&self, mut reader: FrameReader) -> Result<(), Error> {
+        if self.shared.options.write_only {
+            return self.refuse(Error::with_code(403, "this server only takes"));
+        }
+        let offered = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
+        let (chunk_max, (tree, manifest)) = match offered {
+            Ok(offered) => offered,
+            Err(error) => return self.refuse(error),
+        };
+        let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 64)).min(chunk_max).min(ChunkSize::COMMON);
+        let table = match Table::new(&manifest, one_chunk) {
+            Ok(table) => table,
+            Err(error) => return self.refuse(Error::with_code(413, error.to_string())),
+        };
+        let name = crate::shown(&self.open.path);
+        let server_json = self.answer(&Header::new(one_chunk, table.count(), manifest.bytes(), &name))?;
+        let id = TransferId(random()?);
+        let wanted = grantable(self.open.streams.min(self.shared.options.streams_max), one_chunk);
+        let reserved = Reserved::new(self.shared, wanted, one_chunk);
+        let grant = self.grant(id, reserved.streams, fastdrop_proto::fastdp::Place::Auto);
+        let grant_json = self.send_grant(&grant)?;
+        offer(self.connection, &manifest)?;
+        let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
+        let config = SenderConfig {
+            streams,
+            granted: reserved.streams,
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16),
+            rtt: self.rtt,
+            checkpoint: grant.checkpoint,
+            ..SenderConfig::default()
+        };
+        let mut machine = Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
+        machine.set_transcript(self.transcript(&server_json, &grant_json));
+        let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
+        let observer = Arc::new(Observer::default());
+        let transmission =
+            Transmission::new(machine, Arc::new(tree), sparse, None, observer, self.shared.stop.clone());
+        if let Err(error) = self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams) {
+            let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+            self.connection.finish_writing();
+            return Err(error);
+        }
+        let reader = std::mem::replace(&mut reader, FrameReader::new(Arc::clone(self.connection), Vec::new()));
+        let result = transmission.run(reader, &Opener::Ask);
+        self.shared.remove_session(id);
+        let done = result?;
+        tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, "sent");
+        self.shared.finish_one();
+        Ok(())
+    }
+
+    /// Walks what a get asks for.
+    fn find(&self) -> Result<(SourceTree, Arc<Manifest>), Error> {
+        let root = match self.open.links {
+            Links::Follow => {
+                let following = self.shared.root.following_beneath();
+                Arc::new(following.map_err(|errno| Error::system("opening the folder", errno))?)
+            }
+            Links::Copy | Links::Skip => Arc::clone(&self.shared.root),
+        };
+        let (path, contents) = requested(&self.open.path)?;
+        let mut tree = SourceTree::default();
+        let stat = root.stat(path).map_err(|errno| Error::system(crate::shown(path), errno))?;
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if contents && is_dir {
+            tree.add_contents(Arc::clone(&root), path)?;
+        } else {
+            tree.add_inner(Arc::clone(&root), path)?;
+        }
+        let options = WalkOptions {
+            links: self.open.links,
+            filter: Filter::default(),
+            entries_max: self.shared.options.entries_max,
+        };
+        let walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
+        for warning in walked.warnings.iter().chain(&walked.failed) {
+            tracing::warn!(path = %crate::shown(&warning.path), why = %warning.message, "left out");
+        }
+        if walked.manifest.is_empty() {
+            if let Some(failed) = walked.failed.first() {
+                return Err(Error::with_code(403, format!("{}: {}", crate::shown(&failed.path), failed.message)));
+            }
+        }
+        Ok((tree, walked.manifest))
+    }
+
+    // ---- list ----
+
+    fn list(&self) -> Result<(), Error> {
+        if self.shared.options.write_only {
+            return self.refuse(Error::with_code(403, "this server only takes"));
+        }
+        let manifest = match self.listing() {
+            Ok(manifest) => manifest,
+            Err(error) => return self.refuse(error),
+        };
+        self.answer(&Header::new(ChunkSize::COMMON, 0, manifest.bytes(), &crate::shown(&self.open.path)))?;
+        self.send_grant(&self.grant(TransferId(random()?), 1, fastdrop_proto::fastdp::Place::Auto))?;
+        offer(self.connection, &manifest)?;
+        self.connection.finish_writing();
+        Ok(())
+    }
+
+    fn listing(&self) -> Result<Manifest, Error> {
+        let root: &Root = &self.shared.root;
+        let (path, _) = requested(&self.open.path)?;
+        let system = |errno| Error::system(crate::shown(path), errno);
+        let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(413, error.to_string());
+        let mut builder = ManifestBuilder::new(self.shared.options.entries_max);
+        let stat = root.stat(path).map_err(system)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            let name = crate::root::split(path).1;
+            if let Some(entry) = listed(name, &stat) {
+                builder.push(&entry).map_err(bad)?;
+            }
+            return builder.finish().map_err(bad);
+        }
+        let dir = root.open_dir(path).map_err(system)?;
+        for (name, _) in crate::walk::names(dir.as_fd()).map_err(system)? {
+            // What is gone by now, or is neither file nor folder, is not listed.
+            let Ok(stat) = rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if let Some(entry) = listed(&name, &stat) {
+                builder.push(&entry).map_err(bad)?;
+            }
+        }
+        builder.finish().map_err(bad)
+    }
+}
+
+/// The path that a get or list means, and whether it means what is in it.
+fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
+    let contents = path.is_empty() || path.ends_with(b"/");
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    if !path.is_empty() {
+        RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?;
+    }
+    Ok((path, contents))
+}
+
+fn listed<'a>(name: &'a [u8], stat: &rustix::fs::Stat) -> Option<Entry<'a>> {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => EntryKind::File { size: stat.st_size as u64 },
+        FileType::Directory => EntryKind::Directory,
+        _ => return None,
+    };
+    let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
+    Some(Entry { path: RelPath::new(name).ok()?, kind, mode: stat.st_mode & 0o777, mtime })
+}
+
+/// Chunk buffers of one transfer, given back when it ends.
+struct Reserved<'a> {
+    shared: &'a Shared,
+    streams: u16,
+    one_chunk: ChunkSize,
+}
+
+impl<'a> Reserved<'a> {
+    fn new(shared: &'a Shared, wanted: u16, one_chunk: ChunkSize) -> Self {
+        Self { shared, streams: shared.reserve(wanted, one_chunk.bytes()), one_chunk }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.shared.release(self.streams, self.one_chunk.bytes());
+    }
+}

@@ -1,0 +1,438 @@
+//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a journal.
+
+use crate::error::Error;
+use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, Record, Recovered};
+use crate::root::Root;
+use crate::source::read_exact_at;
+use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::fastdp::{Durability, HIDDEN};
+use fastdrop_proto::units::{ChunkSize, Mtime};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+/// More planted names than this in a row, and somebody is at work who must not be played with.
+const PLANTED_MAX: u32 = 1000;
+/// More files than this are synced by one call for the file system instead of one each.
+const SYNC_EACH_MAX: usize = 8;
+
+/// The folder of one transfer.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    root: Arc<Root>,
+    folder: OwnedFd,
+    name: String,
+    journal: Journal,
+    next_temp: AtomicU32,
+    durability: Durability,
+}
+
+/// The permissions that a new file gets from this process.
+pub(crate) fn default_mode(is_dir: bool) -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
+    (if is_dir { 0o777 } else { 0o666 }) & !umask.unwrap_or(0o022)
+}
+
+fn temp_name(folder: &str, temp: u32) -> String {
+    // The folder's name is random; half of it makes the file's unguessable too.
+    format!("{}.{temp}", &folder[..16.min(folder.len())])
+}
+
+fn hidden_path(name: &str) -> Vec<u8> {
+    [HIDDEN, b"/", name.as_bytes()].concat()
+}
+
+/// Random bytes of the operating system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| Error::with_code(500, "no randomness to be had"))?;
+    Ok(bytes)
+}
+
+impl Stage {
+    /// Makes a folder with a name that cannot be guessed, and a journal in it.
+    pub(crate) fn create(
+        root: Arc<Root>,
+        algorithm: Algorithm,
+        one_chunk: ChunkSize,
+        durability: Durability,
+        named: Option<Vec<u8>>,
+    ) -> Result<Self, Error> {
+        let system = |errno| Error::system("making a folder for unfinished files", errno);
+        let name = hex::encode(random::<16>()?);
+        // Another transfer that ends may take the outer folder away between the two calls.
+        let folder = (0..100).find_map(|_| {
+            let made = match rustix::fs::mkdirat(&*root, HIDDEN, Mode::from_raw_mode(0o700)) {
+                Ok(()) | Err(Errno::EXIST) => root.open_dir(HIDDEN).and_then(|outer| {
+                    rustix::fs::mkdirat(&outer, &name[..], Mode::from_raw_mode(0o700))
+                }),
+                Err(errno) => Err(errno),
+            };
+            match made {
+                Ok(()) => Some(root.open_dir(&hidden_path(&name))),
+                Err(Errno::NOENT) => None,
+                Err(errno) => Some(Err(errno)),
+            }
+        });
+        let folder = folder.unwrap_or(Err(Errno::NOENT)).map_err(system)?;
+        let journal = Journal::create(folder.as_fd(), algorithm, one_chunk, named).map_err(system)?;
+        Ok(Self { root, folder, name, journal, next_temp: AtomicU32::new(0), durability })
+    }
+
+    /// The folder's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// The journal.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The name of a temporary file.
+    pub(crate) fn temp_name(&self, temp: u32) -> String {
+        temp_name(&self.name, temp)
+    }
+
+    /// Creates a temporary file that was not there before.
+    pub(crate) fn new_temp(&self, mode: u32) -> Result<(u32, OwnedFd), Errno> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        for _ in 0..PLANTED_MAX {
+            let temp = self.next_temp.fetch_add(1, Ordering::Relaxed);
+            match rustix::fs::openat(&self.folder, self.temp_name(temp), flags, Mode::from_raw_mode(mode)) {
+                Err(Errno::EXIST) => {}
+                result => return result.map(|fd| (temp, fd)),
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    /// Opens a temporary file of this stage.
+    pub(crate) fn open_temp(&self, temp: u32) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(&self.folder, self.temp_name(temp), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// Deletes a temporary file.
+    pub(crate) fn remove_temp(&self, temp: u32) {
+        let _ = rustix::fs::unlinkat(&self.folder, self.temp_name(temp), AtFlags::empty());
+    }
+
+    /// Moves a verified file of an earlier transfer in here: journaled first, so that a crash in between loses only a name.
+    pub(crate) fn adopt(&self, from: &Leftovers, left: &Left) -> Result<u32, Error> {
+        let system = |errno| Error::system("continuing unfinished work", errno);
+        let temp = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        let mut records = Vec::new();
+        match &left.content {
+            LeftContent::Pieces(pieces) => {
+                records.push(Record::File { temp, key: left.key.clone() });
+                let piece = |(&piece, &checksum): (&u32, &Checksum)| Record::Piece { temp, piece, checksum };
+                records.extend(pieces.iter().map(piece));
+            }
+            &LeftContent::Whole(checksum) => records.push(Record::Small { temp, checksum, key: left.key.clone() }),
+        }
+        self.journal.append(&records).map_err(system)?;
+        let (old, new) = (temp_name(&from.name, left.temp), self.temp_name(temp));
+        crate::root::rename(from.folder.as_fd(), old.as_bytes(), self.folder.as_fd(), new.as_bytes(), false)
+            .map_err(system)?;
+        Ok(temp)
+    }
+
+    /// Syncs the contents of these temporary files.
+    pub(crate) fn sync_temps(&self, temps: &[u32]) -> Result<(), Error> {
+        if self.durability == Durability::None {
+            return Ok(());
+        }
+        let synced = if temps.len() > SYNC_EACH_MAX {
+            rustix::fs::syncfs(&self.folder)
+        } else {
+            temps.iter().try_for_each(|&temp| rustix::fs::fsync(self.open_temp(temp)?))
+        };
+        synced.map_err(sync_failed)
+    }
+
+    /// Syncs one file that is open.
+    pub(crate) fn sync_file(&self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        match self.durability {
+            Durability::Commit => rustix::fs::fsync(file).map_err(sync_failed),
+            Durability::None => Ok(()),
+        }
+    }
+
+    /// Syncs the journal, and the names of the temporary files.
+    pub(crate) fn sync_journal(&self) -> Result<(), Error> {
+        match self.durability {
+            Durability::Commit => {
+                rustix::fs::fsync(&self.folder).and_then(|()| self.journal.sync()).map_err(sync_failed)
+            }
+            Durability::None => Ok(()),
+        }
+    }
+
+    /// Syncs directories of the root: names that have been given.
+    pub(crate) fn sync_dirs(&self, paths: &[Vec<u8>]) -> Result<(), Error> {
+        if self.durability == Durability::None {
+            return Ok(());
+        }
+        let synced = if paths.len() > SYNC_EACH_MAX {
+            rustix::fs::syncfs(&*self.root)
+        } else {
+            paths.iter().try_for_each(|path| rustix::fs::fsync(self.root.open_dir(path)?))
+        };
+        synced.map_err(sync_failed)
+    }
+
+    /// Takes the folder away, with everything in it.
+    pub(crate) fn remove(&self) {
+        remove_folder(&self.root, &self.name);
+    }
+}
+
+/// A failed sync poisons what was written: the kernel may have dropped it and would not say so twice.
+fn sync_failed(errno: Errno) -> Error {
+    Error::with_code(500, format!("syncing failed, nothing of this can be trusted: {}", crate::error::reason(errno)))
+}
+
+/// Whether an error is one of [`sync_failed`].
+pub(crate) fn is_poison(error: &Error) -> bool {
+    matches!(error, Error::Violation(violation) if violation.message.starts_with("syncing failed"))
+}
+
+fn remove_folder(root: &Root, name: &str) {
+    let path = hidden_path(name);
+    let Ok(folder) = root.open_dir(&path) else { return };
+    for (name, _) in crate::walk::names(folder.as_fd()).unwrap_or_default() {
+        let _ = rustix::fs::unlinkat(&folder, &name[..], AtFlags::empty());
+    }
+    let Ok(outer) = root.open_dir(HIDDEN) else { return };
+    let _ = rustix::fs::unlinkat(&outer, name, AtFlags::REMOVEDIR);
+    // It stays while there is other unfinished work in it.
+    let _ = rustix::fs::unlinkat(root, HIDDEN, AtFlags::REMOVEDIR);
+}
+
+/// Gives a complete file its time and permissions.
+pub(crate) fn set_attributes(fd: BorrowedFd<'_>, mtime: Option<Mtime>, mode: Option<u32>) -> Result<(), Errno> {
+    if let Some(mode) = mode {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
+    }
+    if let Some(mtime) = mtime {
+        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW as _ };
+        let then = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
+        rustix::fs::futimens(fd, &Timestamps { last_access: now, last_modification: then })?;
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_all_at(fd: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(fd, bytes, offset) {
+            Ok(count) => {
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// What an earlier transfer left, with its journal locked.
+#[derive(Debug)]
+pub(crate) struct Leftovers {
+    root: Arc<Root>,
+    folder: OwnedFd,
+    pub(crate) name: String,
+    recovered: Recovered,
+}
+
+impl Leftovers {
+    /// The unfinished work beneath `root` that nobody is at; for each folder that somebody is at, `busy` hears its name.
+    pub(crate) fn find(root: &Arc<Root>, mut busy: impl FnMut(&str)) -> Vec<Leftovers> {
+        let Ok(outer) = root.open_dir(HIDDEN) else { return Vec::new() };
+        let mut found = Vec::new();
+        for (name, _) in crate::walk::names(outer.as_fd()).unwrap_or_default() {
+            let Ok(name) = String::from_utf8(name) else { continue };
+            let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
+            match journal::recover(folder.as_fd()) {
+                Found::Recovered(recovered) => {
+                    found.push(Leftovers { root: Arc::clone(root), folder, name, recovered });
+                }
+                Found::Busy => busy(&name),
+                Found::Nothing => {}
+            }
+        }
+        found
+    }
+
+    /// The files, by what they are to become; the index is that of the file in [`Self::file`].
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&FileKey, usize)> {
+        self.recovered.files.iter().enumerate().map(|(at, left)| (&left.key, at))
+    }
+
+    /// Checks one file against the journal: what of it is as the journal says; None if nothing is.
+    pub(crate) fn verify(&self, at: usize, algorithm: Algorithm, one_chunk: ChunkSize) -> Option<Left> {
+        let left = self.recovered.files.get(at)?;
+        if self.recovered.algorithm != algorithm {
+            return None;
+        }
+        let name = temp_name(&self.name, left.temp);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.folder, name, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size as u64 != left.key.size {
+            return None;
+        }
+        let one = u64::from(one_chunk.bytes());
+        let mut buffer = vec![0; one_chunk.bytes() as usize];
+        let content = match &left.content {
+            LeftContent::Whole(checksum) => {
+                let bytes = buffer.get_mut(..usize::try_from(left.key.size).ok()?)?;
+                read_exact_at(&fd, bytes, 0).ok()?;
+                (algorithm.of(bytes) == *checksum).then_some(LeftContent::Whole(*checksum))?
+            }
+            LeftContent::Pieces(pieces) if self.recovered.one_chunk == one_chunk => {
+                let mut held = BTreeMap::new();
+                for (&piece, checksum) in pieces {
+                    let offset = u64::from(piece) * one;
+                    let Some(len) = left.key.size.checked_sub(offset).map(|left| left.min(one)) else { continue };
+                    let bytes = &mut buffer[..len as usize];
+                    let read = read_exact_at(&fd, bytes, offset);
+                    if read.is_ok() && algorithm.of_piece(bytes, offset, left.key.size <= one) == *checksum {
+                        held.insert(piece, *checksum);
+                    }
+                }
+                (!held.is_empty()).then_some(LeftContent::Pieces(held))?
+            }
+            LeftContent::Pieces(_) => return None,
+        };
+        Some(Left { content, ..left.clone() })
+    }
+
+    /// Deletes one file.
+    pub(crate) fn discard(&self, at: usize) {
+        if let Some(left) = self.recovered.files.get(at) {
+            let _ = rustix::fs::unlinkat(&self.folder, temp_name(&self.name, left.temp), AtFlags::empty());
+        }
+    }
+
+    /// Takes the folder away if only the journal is left in it.
+    pub(crate) fn close(self) {
+        let names = crate::walk::names(self.folder.as_fd()).unwrap_or_default();
+        if names.iter().all(|(name, _)| name == journal::NAME.as_bytes()) {
+            remove_folder(&self.root, &self.name);
+        }
+    }
+}
+
+/// Whether an unfinished transfer beneath `root` was given `path` as its name.
+pub(crate) fn is_named(root: &Root, path: &[u8]) -> bool {
+    let Ok(outer) = root.open_dir(HIDDEN) else { return false };
+    let names = crate::walk::names(outer.as_fd()).unwrap_or_default();
+    names.iter().any(|(name, _)| {
+        let folder = root.open_dir(&[HIDDEN, b"/", &name[..]].concat());
+        folder.is_ok_and(|folder| journal::named(folder.as_fd()).as_deref() == Some(path))
+    })
+}
+
+/// Removes what nobody has come back for in `age`.
+pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
+    let Ok(outer) = root.open_dir(HIDDEN) else { return };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    for (name, _) in crate::walk::names(outer.as_fd()).unwrap_or_default() {
+        let Ok(name) = String::from_utf8(name) else { continue };
+        let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
+        let newest = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map_or(i64::MAX, |stat| stat.st_mtime);
+        let journal = rustix::fs::openat(&folder, journal::NAME, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
+        let old = Duration::from_secs(u64::try_from(touched).unwrap_or(0)) + age < now;
+        if old && !matches!(journal::recover(folder.as_fd()), Found::Busy) {
+            tracing::info!(folder = %name, "removing unfinished work that nobody came back for");
+            remove_folder(root, &name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
+        let root = Arc::new(Root::open(dir).unwrap());
+        let stage = Stage::create(Arc::clone(&root), Algorithm::Xxh3, ChunkSize::MIN, Durability::Commit, None).unwrap();
+        (root, stage)
+    }
+
+    #[test]
+    fn case_59_a_planted_name_is_left_alone_and_another_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_root, stage) = stage(dir.path());
+        let planted = dir.path().join(".fastdrop").join(stage.name()).join(stage.temp_name(0));
+        std::os::unix::fs::symlink("/etc/passwd", &planted).unwrap();
+        let (temp, fd) = stage.new_temp(0o600).unwrap();
+        assert_eq!(temp, 1);
+        write_all_at(fd.as_fd(), b"x", 0).unwrap();
+        assert!(planted.is_symlink());
+    }
+
+    #[test]
+    fn the_hidden_folder_goes_with_its_last_transfer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, first) = stage(dir.path());
+        let second = Stage::create(root, Algorithm::None, ChunkSize::MIN, Durability::None, None).unwrap();
+        first.new_temp(0o600).unwrap();
+        first.remove();
+        assert!(dir.path().join(".fastdrop").exists());
+        second.remove();
+        assert!(!dir.path().join(".fastdrop").exists());
+    }
+
+    #[test]
+    fn case_36_what_the_journal_says_is_believed_only_if_the_data_agrees() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, stage) = stage(dir.path());
+        let (temp, fd) = stage.new_temp(0o600).unwrap();
+        write_all_at(fd.as_fd(), &[1; 1024], 0).unwrap();
+        write_all_at(fd.as_fd(), &[2; 1024], 1024).unwrap();
+        let key = FileKey { path: b"f".to_vec(), size: 2048, mtime: (0, 0) };
+        let sum = |byte| Algorithm::Xxh3.of(&[byte; 1024]);
+        let piece = |piece, checksum| Record::Piece { temp, piece, checksum };
+        stage.journal().append(&[Record::File { temp, key }, piece(0, sum(1)), piece(1, sum(3))]).unwrap();
+        drop(stage);
+        let found = Leftovers::find(&root, |_| panic!("nobody is at it"));
+        let left = found[0].verify(0, Algorithm::Xxh3, ChunkSize::MIN).unwrap();
+        assert_eq!(left.content, LeftContent::Pieces(BTreeMap::from([(0, sum(1))])));
+        assert!(found[0].verify(0, Algorithm::Blake3, ChunkSize::MIN).is_none());
+        found[0].discard(0);
+        assert!(found[0].verify(0, Algorithm::Xxh3, ChunkSize::MIN).is_none());
+    }
+
+    #[test]
+    fn only_what_is_old_and_abandoned_expires() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, busy) = stage(dir.path());
+        let (_, idle) = stage(dir.path());
+        let idle_path = dir.path().join(".fastdrop").join(idle.name());
+        drop(idle);
+        expire(&root, Duration::from_secs(3600));
+        assert!(idle_path.exists());
+        let past = Mtime { seconds: 1, nanos: 0 };
+        for path in [idle_path.clone(), idle_path.join(journal::NAME)] {
+            let fd = rustix::fs::open(&path, OFlags::RDONLY, Mode::empty()).unwrap();
+            set_attributes(fd.as_fd(), Some(past), None).unwrap();
+        }
+        expire(&root, Duration::from_secs(3600));
+        assert!(!idle_path.exists());
+        assert!(dir.path().join(".fastdrop").join(busy.name()).exists());
+    }
+}

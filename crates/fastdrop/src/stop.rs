@@ -1,0 +1,63 @@
+//! One word that ends everything that was started with it.
+
+use crate::connection::Connection;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Tells transfers to stop. Clones share the word.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    stopped: AtomicBool,
+    connections: Mutex<Vec<Weak<Connection>>>,
+    notify: tokio::sync::Notify,
+}
+
+impl std::fmt::Debug for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stop({})", self.is_stopped())
+    }
+}
+
+impl Stop {
+    /// Nothing is stopped yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says the word: blocked reads and writes of every connection return.
+    pub fn stop(&self) {
+        self.0.stopped.store(true, Ordering::SeqCst);
+        let connections = std::mem::take(&mut *self.0.connections.lock().unwrap_or_else(PoisonError::into_inner));
+        for connection in connections.iter().filter_map(Weak::upgrade) {
+            connection.stop_reading();
+        }
+        self.0.notify.notify_waiters();
+    }
+
+    /// Whether the word has been said.
+    pub fn is_stopped(&self) -> bool {
+        self.0.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Waits, in the asynchronous plane, until it has.
+    pub(crate) async fn wait(&self) {
+        let notified = self.0.notify.notified();
+        if !self.is_stopped() {
+            notified.await;
+        }
+    }
+
+    /// Has a connection end with the word.
+    pub(crate) fn watch(&self, connection: &Arc<Connection>) {
+        let mut connections = self.0.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| connection.strong_count() > 0);
+        connections.push(Arc::downgrade(connection));
+        drop(connections);
+        if self.is_stopped() {
+            connection.stop_reading();
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Finding what there is to send: from paths to a manifest and the way back from an entry to its file.
+
+use crate::error::{Error, reason};
+use crate::observe::{Observer, Warning};
+use crate::root::{Root, join, split};
+use crate::stop::Stop;
+use fastdrop_proto::fastdp::{
+    Entry, EntryKind, HIDDEN, LinkReach, Links, Manifest, ManifestBuilder, RelPath, check_link_target,
+};
+use fastdrop_proto::units::Mtime;
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A pattern that cannot be one.
+#[derive(Debug, thiserror::Error)]
+#[error("bad pattern: {0}")]
+pub struct FilterError(#[from] ignore::Error);
+
+/// Which entries are left out. Patterns are those of `.gitignore`.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    rules: Option<Gitignore>,
+    /// Only includes were given: what matches none of them is left out.
+    only_included: bool,
+    listed: Option<BTreeSet<Vec<u8>>>,
+}
+
+impl Filter {
+    /// Leaves out what matches `exclude`, unless it matches `include`; with includes alone, everything else; with
+    /// `listed`, all but these relative paths and what is beneath them.
+    pub fn new(exclude: &[String], include: &[String], listed: Option<Vec<Vec<u8>>>) -> Result<Self, FilterError> {
+        let mut builder = GitignoreBuilder::new("");
+        for pattern in exclude {
+            builder.add_line(None, pattern)?;
+        }
+        for pattern in include {
+            builder.add_line(None, &format!("!{pattern}"))?;
+        }
+        let rules = (!exclude.is_empty() || !include.is_empty()).then(|| builder.build()).transpose()?;
+        let listed = listed.map(|paths| paths.into_iter().collect());
+        Ok(Self { rules, only_included: exclude.is_empty() && !include.is_empty(), listed })
+    }
+
+    /// The listed paths.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &[u8]> {
+        self.listed.iter().flatten().map(|path| &path[..])
+    }
+
+    /// Whether `path` is left out.
+    pub(crate) fn leaves_out(&self, path: RelPath<'_>, is_dir: bool) -> bool {
+        if let Some(listed) = &self.listed {
+            let inside = listed.iter().any(|listed| match RelPath::new(listed) {
+                Ok(listed) => path == listed || path.is_beneath(listed) || (is_dir && listed.is_beneath(path)),
+                Err(_) => false,
+            });
+            if !inside {
+                return true;
+            }
+        }
+        let Some(rules) = &self.rules else { return false };
+        let matched = rules.matched(Path::new(OsStr::from_bytes(path.as_bytes())), is_dir);
+        if self.only_included { !is_dir && !matched.is_whitelist() } else { matched.is_ignore() }
+    }
+}
+
+impl Filter {
+    /// Whether `path` is left out, by itself or because a folder above it is.
+    pub(crate) fn leaves_out_of_tree(&self, path: RelPath<'_>, is_dir: bool) -> bool {
+        if self.rules.is_none() && self.listed.is_none() {
+            return false;
+        }
+        let bytes = path.as_bytes();
+        let above = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &bytes[..at]);
+        let mut above = above.filter_map(|folder| RelPath::new(folder).ok());
+        above.any(|folder| self.leaves_out(folder, true)) || self.leaves_out(path, is_dir)
+    }
+}
+
+/// One topmost component of a manifest, and where it is.
+#[derive(Debug)]
+struct Top {
+    name: Vec<u8>,
+    root: Arc<Root>,
+    /// Its path beneath `root`; empty for the root itself.
+    inner: Vec<u8>,
+}
+
+/// Where the entries of a manifest are read from.
+#[derive(Debug, Default)]
+pub(crate) struct SourceTree {
+    /// Ascending by name.
+    tops: Vec<Top>,
+}
+
+impl SourceTree {
+    /// Adds what the user named: a file or folder, or with a slash at its end what is in the folder.
+    pub(crate) fn add_path(&mut self, path: &Path, follow: bool) -> Result<(), Error> {
+        let shown = crate::shown(path.as_os_str().as_bytes());
+        let system = |errno| Error::system(shown.clone(), errno);
+        let open = |path: &Path| {
+            let root = if follow { Root::open_following(path) } else { Root::open(path) };
+            root.map(Arc::new).map_err(system)
+        };
+        // A link that the user names is meant to be followed; so are those on the way to it.
+        let full = std::fs::canonicalize(path)
+            .map_err(|error| system(error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)))?;
+        if path.as_os_str().as_bytes().ends_with(b"/") {
+            return self.add_contents(open(&full)?, b"");
+        }
+        let name = path.file_name().or(full.file_name()).map(|name| name.as_bytes().to_vec());
+        let Some(name) = name else { return self.add_contents(open(&full)?, b"") };
+        if full.is_dir() {
+            return self.add(Top { name, root: open(&full)?, inner: Vec::new() });
+        }
+        let inner = full.file_name().unwrap_or_default().as_bytes().to_vec();
+        self.add(Top { name, root: open(full.parent().unwrap_or(Path::new("/")))?, inner })
+    }
+
+    /// Adds what is at `inner` beneath `root`, under its own name.
+    pub(crate) fn add_inner(&mut self, root: Arc<Root>, inner: &[u8]) -> Result<(), Error> {
+        self.add(Top { name: split(inner).1.to_vec(), root, inner: inner.to_vec() })
+    }
+
+    /// Adds everything in the folder at `inner` beneath `root`.
+    pub(crate) fn add_contents(&mut self, root: Arc<Root>, inner: &[u8]) -> Result<(), Error> {
+        let system = |errno| Error::system(crate::shown(inner), errno);
+        let dir = root.open_dir(inner).map_err(system)?;
+        for (name, _) in names(dir.as_fd()).map_err(system)? {
+            if name != HIDDEN {
+                self.add(Top { inner: join(inner, &name), name, root: Arc::clone(&root) })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, top: Top) -> Result<(), Error> {
+        match self.tops.binary_search_by(|other| other.name.cmp(&top.name)) {
+            Ok(_) => Err(Error::with_code(409, format!("two sources are called {}", crate::shown(&top.name)))),
+            Err(at) => {
+                self.tops.insert(at, top);
+                Ok(())
+            }
+        }
+    }
+
+    /// The file of an entry: a folder, and the path beneath it.
+    pub(crate) fn locate(&self, path: RelPath<'_>) -> Option<(&Arc<Root>, Vec<u8>)> {
+        let at = self.tops.binary_search_by(|top| top.name[..].cmp(path.top())).ok()?;
+        let top = &self.tops[at];
+        Some((&top.root, join(&top.inner, path.below_top().unwrap_or_default())))
+    }
+}
+
+/// The names in a folder, ascending, with their types where the file system says them.
+pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, FileType)>, Errno> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(names)
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    pub(crate) manifest: Arc<Manifest>,
+    /// What was left out because of what it is.
+    pub(crate) warnings: Vec<Warning>,
+    /// What should have been sent and cannot be.
+    pub(crate) failed: Vec<Warning>,
+}
+
+/// How to walk.
+#[derive(Debug, Clone)]
+pub(crate) struct WalkOptions {
+    pub(crate) links: Links,
+    pub(crate) filter: Filter,
+    pub(crate) entries_max: u32,
+}
+
+/// Walks everything in `tree`; `stream` is the name of an entry of unknown size to end with.
+pub(crate) fn walk(
+    tree: &SourceTree,
+    stream: Option<&[u8]>,
+    options: &WalkOptions,
+    observer: &Observer,
+    stop: &Stop,
+) -> Result<Walked, Error> {
+    let mut walk = Walk {
+        options,
+        observer,
+        stop,
+        builder: ManifestBuilder::new(options.entries_max),
+        walked: Walked::default(),
+        tops: BTreeSet::new(),
+        ancestors: Vec::new(),
+        privileged: rustix::process::geteuid().is_root(),
+    };
+    // Links may lead from one component to another, but only to those that will really be there.
+    let mut tops = Vec::new();
+    for top in &tree.tops {
+        let stat = match top.root.stat(&top.inner) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                walk.fail(&top.name, reason(errno));
+                continue;
+            }
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let sendable = matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink);
+        if sendable && !(kind == FileType::Symlink && options.links == Links::Skip) {
+            walk.tops.insert(top.name.clone());
+        }
+        tops.push((top, stat));
+    }
+    for (top, stat) in tops {
+        let (folder, name) = split(&top.inner);
+        let parent = if name.is_empty() { Ok(None) } else { top.root.open_dir(folder).map(Some) };
+        match parent {
+            Ok(parent) => {
+                walk.visit(&top.root, &top.inner, parent.as_ref().map(|fd| (fd.as_fd(), name)), &top.name, stat)?;
+            }
+            Err(errno) => walk.fail(&top.name, reason(errno)),
+        }
+    }
+    if let Some(name) = stream {
+        let path = RelPath::new(name).map_err(|error| Error::with_code(400, error.to_string()))?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let mtime = Mtime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
+        walk.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime })?;
+    }
+    let manifest = walk.builder.finish().map_err(|error| Error::with_code(400, error.to_string()))?;
+    Ok(Walked { manifest: Arc::new(manifest), ..walk.walked })
+}
+
+struct Walk<'a> {
+    options: &'a WalkOptions,
+    observer: &'a Observer,
+    stop: &'a Stop,
+    builder: ManifestBuilder,
+    walked: Walked,
+    tops: BTreeSet<Vec<u8>>,
+    /// Device and inode of the folders above, to notice a link that leads back up.
+    ancestors: Vec<(u64, u64)>,
+    privileged: bool,
+}
+
+impl Walk<'_> {
+    fn push(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
+        self.builder.push(entry).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if !matches!(entry.kind, EntryKind::Directory) {
+            self.observer.files_total.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, path: &[u8], message: impl Into<String>) {
+        self.walked.failed.push(Warning { path: path.to_vec(), message: message.into() });
+    }
+
+    fn warn(&mut self, path: &[u8], message: impl Into<String>) {
+        self.walked.warnings.push(Warning { path: path.to_vec(), message: message.into() });
+    }
+
+    /// Adds what is at `inner` beneath `root`, as `path`. `at` is its folder and name there, for calls that are cheaper so.
+    fn visit(
+        &mut self,
+        root: &Arc<Root>,
+        inner: &[u8],
+        at: Option<(BorrowedFd<'_>, &[u8])>,
+        path: &[u8],
+        stat: Stat,
+    ) -> Result<(), Error> {
+        if self.stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        let checked = match RelPath::new(path) {
+            Ok(checked) => checked,
+            Err(error) => {
+                self.warn(path, error.to_string());
+                return Ok(());
+            }
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if self.options.filter.leaves_out(checked, kind == FileType::Directory) {
+            return Ok(());
+        }
+        let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
+        let mut entry = Entry { path: checked, kind: EntryKind::Directory, mode: stat.st_mode & 0o777, mtime };
+        match kind {
+            FileType::RegularFile => {
+                if !self.privileged {
+                    if let Some((folder, name)) = at {
+                        let readable = rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
+                        if let Err(errno @ Errno::ACCESS) = readable {
+                            self.fail(path, reason(errno));
+                            return Ok(());
+                        }
+                    }
+                }
+                entry.kind = EntryKind::File { size: stat.st_size as u64 };
+                self.push(&entry)
+            }
+            FileType::Directory => {
+                let id = (stat.st_dev, stat.st_ino);
+                if self.ancestors.contains(&id) {
+                    self.warn(path, "a link that leads back up");
+                    return Ok(());
+                }
+                let dir = match root.open_dir(inner) {
+                    Ok(dir) => dir,
+                    Err(errno) => {
+                        self.fail(path, reason(errno));
+                        return Ok(());
+                    }
+                };
+                self.push(&entry)?;
+                self.ancestors.push(id);
+                let result = self.children(root, inner, dir.as_fd(), path);
+                self.ancestors.pop();
+                result
+            }
+            FileType::Symlink => self.link(root, inner, path, &mut entry),
+            _ => {
+                self.fail(path, "neither a file nor a folder nor a link");
+                Ok(())
+            }
+        }
+    }
+
+    fn children(&mut self, root: &Arc<Root>, inner: &[u8], dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
+        let names = match names(dir) {
+            Ok(names) => names,
+            Err(errno) => {
+                self.fail(path, reason(errno));
+                return Ok(());
+            }
+        };
+        let mut child_path = [path, b"/"].concat();
+        let mut child_inner = if inner.is_empty() { Vec::new() } else { [inner, b"/"].concat() };
+        let (path_len, inner_len) = (child_path.len(), child_inner.len());
+        for (name, _) in names {
+            child_path.truncate(path_len);
+            child_path.extend_from_slice(&name);
+            child_inner.truncate(inner_len);
+            child_inner.extend_from_slice(&name);
+            let flags = if root.follows() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+            let stat = match rustix::fs::statat(dir, &name[..], flags) {
+                // A link to nothing, when following.
+                Err(Errno::NOENT) if root.follows() => Err(Errno::NOENT),
+                // When links must stay beneath the root, the lookup has to say whether they do.
+                Ok(_) if root.follows() => root.stat(&child_inner),
+                result => result,
+            };
+            match stat {
+                Ok(stat) => self.visit(root, &child_inner, Some((dir, &name)), &child_path, stat)?,
+                Err(errno) => self.fail(&child_path, reason(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, root: &Arc<Root>, inner: &[u8], path: &[u8], entry: &mut Entry<'_>) -> Result<(), Error> {
+        if self.options.links == Links::Skip {
+            return Ok(());
+        }
+        let (folder, name) = split(inner);
+        let target = root.open_dir(folder).and_then(|folder| rustix::fs::readlinkat(&folder, name, Vec::new()));
+        let target = match target {
+            Ok(target) => target.into_bytes(),
+            Err(errno) => {
+                self.fail(path, reason(errno));
+                return Ok(());
+            }
+        };
+        let outside = match check_link_target(entry.path, &target) {
+            Ok(LinkReach::Within) => false,
+            Ok(LinkReach::Across(top)) => self.tops.len() < 2 || !self.tops.contains(top),
+            Err(_) => true,
+        };
+        if outside {
+            self.warn(path, "a link that points outside of what is sent; it was left out");
+            return Ok(());
+        }
+        self.push(&Entry { kind: EntryKind::Link { target: &target }, ..*entry })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves_out(exclude: &[&str], include: &[&str], path: &str) -> bool {
+        let own = |list: &[&str]| list.iter().map(|item| item.to_string()).collect::<Vec<_>>();
+        let filter = Filter::new(&own(exclude), &own(include), None).unwrap();
+        filter.leaves_out(RelPath::new(path.as_bytes()).unwrap(), false)
+    }
+
+    #[test]
+    fn an_include_rescues_from_an_exclude_and_alone_selects() {
+        assert!(leaves_out(&["*.o"], &[], "a/b.o"));
+        assert!(!leaves_out(&["*.o"], &[], "a/b.c"));
+        assert!(!leaves_out(&["*.o"], &["keep.o"], "a/keep.o"));
+        assert!(!leaves_out(&[], &["*.jpg"], "a/b.jpg"));
+        assert!(leaves_out(&[], &["*.jpg"], "a/b.png"));
+    }
+
+    #[test]
+    fn a_list_selects_paths_and_what_is_beneath_them() {
+        let filter = Filter::new(&[], &[], Some(vec![b"a/b".to_vec()])).unwrap();
+        let leaves_out = |path: &str, is_dir| filter.leaves_out(RelPath::new(path.as_bytes()).unwrap(), is_dir);
+        assert!(!leaves_out("a", true) && !leaves_out("a/b", false) && !leaves_out("a/b/c", false));
+        assert!(leaves_out("a/c", false) && leaves_out("b", true));
+    }
+
+    #[test]
+    fn a_walk_ascends_and_names_what_it_cannot_send() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("t/a")).unwrap();
+        std::fs::create_dir_all(at("t/.fastdrop")).unwrap();
+        std::fs::write(at("t/a/x"), "1").unwrap();
+        std::fs::write(at("t/a!"), "22").unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", at("t/out")).unwrap();
+        std::os::unix::fs::symlink("a/x", at("t/in")).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(at("t/socket")).unwrap();
+        let mut tree = SourceTree::default();
+        tree.add_path(&at("t"), false).unwrap();
+        let options = WalkOptions { links: Links::Copy, filter: Filter::default(), entries_max: 100 };
+        let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();
+        let paths: Vec<_> = walked.manifest.iter().map(|(_, entry)| entry.path.as_bytes().to_vec()).collect();
+        assert_eq!(paths, [&b"t"[..], b"t/a", b"t/a/x", b"t/a!", b"t/in"]);
+        assert_eq!(walked.failed.iter().map(|warning| &warning.path[..]).collect::<Vec<_>>(), [b"t/socket"]);
+        assert_eq!(walked.warnings.len(), 2);
+        let (root, inner) = tree.locate(RelPath::new(b"t/a/x").unwrap()).unwrap();
+        assert!(root.open_file(&inner).is_ok());
+    }
+}
