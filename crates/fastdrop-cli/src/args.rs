@@ -11,7 +11,13 @@ use std::time::Duration;
 
 /// Moves files between machines: fast, verified, resumable, over one port.
 #[derive(Debug, Parser)]
-#[command(name = "fastdrop", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "fastdrop",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

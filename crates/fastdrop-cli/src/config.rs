@@ -37,14 +37,23 @@ pub(crate) fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, Refused> {
         Some(path) => Some(path),
         None => usual_file().filter(|path| path.exists()),
     };
-    let mut command = command();
-    if let Some(path) = file {
-        let shown = path.display();
-        let text = std::fs::read_to_string(&path).map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
-        let table: toml::Table = text.parse().map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
-        command = with_defaults(command, &table).map_err(|why| Refused::Config(format!("{shown}: {why}")))?;
-    }
-    command.try_get_matches_from(arguments).map_err(Refused::Usage)
+    let Some(path) = file else { return command().try_get_matches_from(arguments).map_err(Refused::Usage) };
+    let shown = path.display();
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
+    let table: toml::Table = text.parse().map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
+    let command =
+        with_defaults(command(), &table).map_err(|why| Refused::Config(format!("{shown}: {why}")))?;
+    command.try_get_matches_from(&arguments).map_err(|error| {
+        // What is right without the file is wrong because of it.
+        match self::command().try_get_matches_from(&arguments) {
+            Ok(_) => Refused::Config(format!(
+                "{shown}: {}",
+                error.to_string().trim_start_matches("error: ").trim_end()
+            )),
+            Err(_) => Refused::Usage(error),
+        }
+    })
 }
 
 fn named_file(arguments: &[OsString]) -> Option<PathBuf> {
@@ -62,7 +71,8 @@ fn named_file(arguments: &[OsString]) -> Option<PathBuf> {
 
 fn usual_file() -> Option<PathBuf> {
     let folder = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-    let folder = folder.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
+    let folder =
+        folder.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))?;
     Some(folder.join("fastdrop.toml"))
 }
 
@@ -76,7 +86,8 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
             for (key, value) in inner {
                 let text = text(key, value)?;
                 let sub = table_name(table, inner);
-                let known = command.find_subcommand(&sub).is_some_and(|sub| has(sub, key)) || has(&command, key);
+                let known =
+                    command.find_subcommand(&sub).is_some_and(|sub| has(sub, key)) || has(&command, key);
                 if !known {
                     return Err(format!("{sub} has no flag --{key}"));
                 }
@@ -95,10 +106,15 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
         if known {
             command = command.mut_arg(&id, |arg| arg.default_value(text.clone()));
         }
-        let subs: Vec<_> = command.get_subcommands().filter(|sub| has(sub, key)).map(|sub| sub.get_name().to_owned()).collect();
+        let subs: Vec<_> = command
+            .get_subcommands()
+            .filter(|sub| has(sub, key))
+            .map(|sub| sub.get_name().to_owned())
+            .collect();
         for sub in subs {
             known = true;
-            command = command.mut_subcommand(sub, |sub| sub.mut_arg(&id, |arg| arg.default_value(text.clone())));
+            command =
+                command.mut_subcommand(sub, |sub| sub.mut_arg(&id, |arg| arg.default_value(text.clone())));
         }
         if !known {
             return Err(format!("there is no flag --{key}"));
@@ -108,7 +124,8 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
 }
 
 fn table_name(table: &toml::Table, inner: &toml::Table) -> String {
-    let found = table.iter().find(|(_, value)| value.as_table().is_some_and(|table| std::ptr::eq(table, inner)));
+    let found =
+        table.iter().find(|(_, value)| value.as_table().is_some_and(|table| std::ptr::eq(table, inner)));
     found.map(|(key, _)| key.clone()).unwrap_or_default()
 }
 

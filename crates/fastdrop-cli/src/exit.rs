@@ -49,13 +49,20 @@ impl ExitCode {
     /// The code for an error; `signal` is the one that interrupted, if one did.
     pub(crate) fn of(error: &Error, signal: Option<u8>) -> Self {
         match error.kind() {
+            ErrorKind::Interrupted => signal.map_or(ExitCode::Other, ExitCode::Signal),
+            kind => Self::of_kind(kind),
+        }
+    }
+
+    /// The code for a kind of failure.
+    pub(crate) fn of_kind(kind: ErrorKind) -> Self {
+        match kind {
             ErrorKind::NotFound => ExitCode::NotFound,
             ErrorKind::Network => ExitCode::Network,
             ErrorKind::Authentication => ExitCode::Authentication,
             ErrorKind::Integrity => ExitCode::Integrity,
             ErrorKind::Space => ExitCode::Space,
             ErrorKind::Policy => ExitCode::Policy,
-            ErrorKind::Interrupted => signal.map_or(ExitCode::Other, ExitCode::Signal),
             _ => ExitCode::Other,
         }
     }

@@ -9,9 +9,12 @@ use std::time::{Duration, SystemTime};
 /// The version of the events.
 const EVENTS_VERSION: u64 = 1;
 
-/// A complaint about the command line.
+/// In red, where colours are wanted: anstream takes them out elsewhere.
+const ERROR: &str = "\x1b[1;31merror:\x1b[0m";
+
+/// A complaint.
 pub(crate) fn complain(why: &str) {
-    let _ = writeln!(anstream::stderr(), "error: {why}");
+    let _ = writeln!(anstream::stderr(), "{ERROR} {why}");
 }
 
 /// Where results go.
@@ -58,7 +61,7 @@ impl Output {
     /// Reports an error, the last thing that is said.
     pub(crate) fn error(&self, error: &Error, code: u8) {
         self.event("error", json!({ "message": error.to_string(), "exit": code }));
-        let _ = writeln!(anstream::stderr(), "error: {error}");
+        complain(&error.to_string());
     }
 
     /// Reports what a transfer came to.
@@ -73,7 +76,7 @@ impl Output {
         for failed in &summary.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
             self.event("failed", json!({ "path": path, "code": failed.code, "message": message }));
-            let _ = writeln!(anstream::stderr(), "error: {path}: {message}");
+            complain(&format!("{path}: {message}"));
         }
         for (path, hash) in &summary.hashes {
             let (path, hash) = (shown(path), hex::encode(hash));
@@ -109,7 +112,11 @@ impl Output {
             let size = if letter == 'd' { String::new() } else { item.size.to_string() };
             // A list is a result: it is printed however quiet the rest shall be.
             if !self.json {
-                self.line(&format!("{letter}{} {size:>14}  {}  {path}{slash}", permissions(item.mode), date(item.mtime.0)));
+                self.line(&format!(
+                    "{letter}{} {size:>14}  {}  {path}{slash}",
+                    permissions(item.mode),
+                    date(item.mtime.0)
+                ));
             }
         }
         if self.json {
@@ -127,7 +134,8 @@ fn date(seconds: i64) -> String {
     match u64::try_from(seconds) {
         // The end of the year 9999, as far as the format goes.
         Ok(seconds @ 0..253_402_300_800) => {
-            humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+            humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+                .to_string()
         }
         _ => format!("{seconds:>20}"),
     }
@@ -189,7 +197,11 @@ fn line(verb: &str, summary: &Summary) -> String {
         parts.push(format!("nothing to do: {files}, {} already there, {time}", bytes(summary.bytes)));
     } else {
         let moved = bytes(summary.bytes_sent);
-        parts.push(format!("{verb} {moved} for {files} of {} in {time}, {}/s", bytes(summary.bytes), bytes(rate(summary))));
+        parts.push(format!(
+            "{verb} {moved} for {files} of {} in {time}, {}/s",
+            bytes(summary.bytes),
+            bytes(rate(summary))
+        ));
     }
     if summary.bytes_resumed > 0 {
         parts.push(format!("{} were there from an interrupted transfer", bytes(summary.bytes_resumed)));
@@ -203,8 +215,8 @@ fn line(verb: &str, summary: &Summary) -> String {
         _ => format!("verified with {}", checksum(summary)),
     });
     parts.push(match summary.durability {
-        Durability::Commit => "synced to disk".to_owned(),
-        Durability::None => "not synced".to_owned(),
+        Durability::Commit => "committed to disk".to_owned(),
+        Durability::None => "not synced (durability none)".to_owned(),
     });
     if let Some(limits) = summary.limits {
         let shares = limits.shares().ranked().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));

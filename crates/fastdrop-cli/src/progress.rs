@@ -67,7 +67,8 @@ fn show_bar(observer: &Observer, over: &(Mutex<bool>, Condvar)) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let template = "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}";
     let counting = "{msg} {spinner}";
-    let style = |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style(counting));
     let mut moving = false;
     while !wait(over, BAR_EVERY) {
@@ -98,7 +99,8 @@ fn show_lines(observer: &Observer, over: &(Mutex<bool>, Condvar)) {
         let rate = (done - before.1.min(done)) as f64 / (now - before.0).as_secs_f64();
         before = (now, done);
         let left = total.saturating_sub(done) as f64 / rate;
-        let eta = if left.is_finite() { seconds(Duration::from_secs_f64(left.min(1e9))) } else { "unknown".into() };
+        let eta =
+            if left.is_finite() { seconds(Duration::from_secs_f64(left.min(1e9))) } else { "unknown".into() };
         let files = (observer.files_done.load(Relaxed), observer.files_total.load(Relaxed));
         let _ = writeln!(
             std::io::stderr().lock(),

@@ -7,8 +7,8 @@ use crate::progress::Shown;
 use crate::signals::Signals;
 use clap::{ArgMatches, FromArgMatches};
 use fastdrop::{
-    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Put, PutOptions, Server, ServerOptions, Stop,
-    Summary, Target,
+    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Put, PutOptions, Server,
+    ServerOptions, Stop, Summary, Target,
 };
 use serde_json::json;
 use std::ffi::OsStr;
@@ -128,13 +128,23 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     options.once = serve.once;
     options.checkpoint = serve.checkpoint.0;
     options.expire = serve.expire;
-    let server = Server::bind(options, stop).map_err(anyhow::Error::from)?;
+    let server = match Server::bind(options, stop) {
+        Ok(server) => server,
+        Err(error) => {
+            complain(&error.to_string());
+            return Ok(ExitCode::of_kind(error.kind()));
+        }
+    };
     for address in server.addresses() {
         let (ip, port) = (address.ip(), address.port());
         output.event("listening", json!({ "protocol": "fastdp", "address": ip.to_string(), "port": port }));
         // A server on every address is reached by the machine's name.
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let host = if ip.is_unspecified() { SocketAddr::new(ip, port).to_string().replace(&ip.to_string(), &name) } else { address.to_string() };
+        let host = if ip.is_unspecified() {
+            SocketAddr::new(ip, port).to_string().replace(&ip.to_string(), &name)
+        } else {
+            address.to_string()
+        };
         let host = if ip.is_unspecified() { host.replace(['[', ']'], "") } else { host };
         output.say(&format!("listening on http://{address}"));
         if !serve.read_only {
@@ -181,9 +191,13 @@ fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
     } else {
         std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
     };
-    read.map_err(|error| Refused::Usage(format!("{}: {error}", fastdrop::shown(file.as_os_str().as_bytes()))))?;
+    read.map_err(|error| {
+        Refused::Usage(format!("{}: {error}", fastdrop::shown(file.as_os_str().as_bytes())))
+    })?;
     let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let lines = lines.map(|line| line.strip_prefix(b"./").unwrap_or(line)).map(|line| line.strip_suffix(b"/").unwrap_or(line));
+    let lines = lines
+        .map(|line| line.strip_prefix(b"./").unwrap_or(line))
+        .map(|line| line.strip_suffix(b"/").unwrap_or(line));
     Ok(lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
@@ -231,7 +245,9 @@ fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
         Destination::Path(get.dest)
     };
     let dry_run = get.transfer.dry_run;
-    transfer(common, target, options, to_output, "got", |client| client.get(destination, GetOptions { dry_run }))
+    transfer(common, target, options, to_output, "got", |client| {
+        client.get(destination, GetOptions { dry_run })
+    })
 }
 
 fn transfer(

@@ -21,8 +21,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open,
-    Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, parse_answer,
+    Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder,
+    Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
@@ -187,17 +187,25 @@ impl Client {
         for address in addresses {
             let start = Instant::now();
             match TcpStream::connect_timeout(&address, CONNECT_PATIENCE) {
-                Ok(socket) => return self.upgrade(socket, start.elapsed()).map_err(|error| match error {
-                    Error::Network(why) => Error::Network(format!("{host} port {}: {why}", self.target.port)),
-                    other => other,
-                }),
+                Ok(socket) => {
+                    return self.upgrade(socket, start.elapsed()).map_err(|error| match error {
+                        Error::Network(why) => {
+                            Error::Network(format!("{host} port {}: {why}", self.target.port))
+                        }
+                        other => other,
+                    });
+                }
                 Err(error) => last = error,
             }
         }
         Err(unreachable(last))
     }
 
-    fn upgrade(&self, socket: TcpStream, rtt: Duration) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+    fn upgrade(
+        &self,
+        socket: TcpStream,
+        rtt: Duration,
+    ) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
         let request = UpgradeRequest::new(STANDARD_NO_PAD.encode(random::<16>()?));
         socket.set_nodelay(true).map_err(lost)?;
@@ -329,7 +337,9 @@ impl Client {
             if self.stop.is_stopped() {
                 return Err(Error::Interrupted);
             }
-            std::thread::sleep(Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())));
+            std::thread::sleep(
+                Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())),
+            );
         }
         Ok(())
     }
@@ -351,14 +361,20 @@ impl Client {
             Put::Stream(read) => {
                 let (_, name) = split(&self.target.path);
                 if name.is_empty() {
-                    return Err(Error::with_code(400, "standard input needs the name of a file in the target"));
+                    return Err(Error::with_code(
+                        400,
+                        "standard input needs the name of a file in the target",
+                    ));
                 }
                 stream = Some(name.to_vec());
                 input = Some(read);
             }
         }
-        let walk_options =
-            WalkOptions { links: self.options.links, filter: self.options.filter.clone(), entries_max: ENTRIES_MAX };
+        let walk_options = WalkOptions {
+            links: self.options.links,
+            filter: self.options.filter.clone(),
+            entries_max: ENTRIES_MAX,
+        };
         let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
         for listed in self.options.filter.listed() {
@@ -398,9 +414,14 @@ impl Client {
         if is_stream && input.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Err(Error::with_code(400, "standard input has been read and cannot be sent again"));
         }
-        let wanted = if is_stream { ChunkSize::for_file_size(1 << 30) } else { ChunkSize::for_file_size(largest.max(manifest.bytes() / 64)) };
+        let wanted = if is_stream {
+            ChunkSize::for_file_size(1 << 30)
+        } else {
+            ChunkSize::for_file_size(largest.max(manifest.bytes() / 64))
+        };
         let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
-        let name = manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
+        let name =
+            manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
         let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
         let open = Open { place: *place, ..self.open(Do::Put) };
         let mut agreed = self.agree(open, &header, Some(manifest))?;
@@ -426,8 +447,14 @@ impl Client {
         };
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
-        let mut machine = Sender::new(config, Arc::clone(manifest), table, self.options.checksum, Instant::now());
-        machine.set_transcript(Transcript::new(&agreed.client_json, &agreed.open_json, &agreed.server_json, &grant_json));
+        let mut machine =
+            Sender::new(config, Arc::clone(manifest), table, self.options.checksum, Instant::now());
+        machine.set_transcript(Transcript::new(
+            &agreed.client_json,
+            &agreed.open_json,
+            &agreed.server_json,
+            &grant_json,
+        ));
         let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
         let transmission = Transmission::new(
             machine,
@@ -489,13 +516,15 @@ impl Client {
         let mut agreed = self.agree(self.open(Do::Get), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
-        let manifest = Arc::new(read_manifest(&mut agreed.reader)?);
+        let manifest = Arc::new(read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?);
         let one_chunk = agreed.server.chunk_size()?;
         if one_chunk > ChunkSize::COMMON {
             return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
         }
-        let table = Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
-        if agreed.server.full_size != manifest.bytes() || agreed.server.full_chunk != u64::from(table.count()) {
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if agreed.server.full_size != manifest.bytes() || agreed.server.full_chunk != u64::from(table.count())
+        {
             return Err(Error::with_code(400, "the server's header contradicts its manifest"));
         }
         let files = manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64;
@@ -533,7 +562,17 @@ impl Client {
                 let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
                 let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
                 let checksum = self.options.checksum;
-                Reception::prepare(manifest, table, checksum, root, placement, options, observer, stop, &mut |_| false)
+                Reception::prepare(
+                    manifest,
+                    table,
+                    checksum,
+                    root,
+                    placement,
+                    options,
+                    observer,
+                    stop,
+                    &mut |_| false,
+                )
             }
         });
         let Prepared { reception, answer, skipped, bytes_skipped, bytes_resumed } = match prepared {
@@ -572,7 +611,9 @@ impl Client {
             let (reception, grant) = (&reception, &grant);
             let joined = self.join(grant);
             match joined {
-                Ok(joined) => drop(reception.joins.push(joined).map_err(|(connection, _)| connection.close())),
+                Ok(joined) => {
+                    drop(reception.joins.push(joined).map_err(|(connection, _)| connection.close()))
+                }
                 Err(error) => tracing::debug!(%error, "a data stream could not be opened"),
             }
         };
@@ -591,9 +632,10 @@ impl Client {
     /// What is in a folder, or the file that the path names.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         self.persist(|_| {
-            let mut agreed = self.agree(self.open(Do::List), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+            let mut agreed =
+                self.agree(self.open(Do::List), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
             read_grant(&mut agreed.reader)?;
-            let manifest = read_manifest(&mut agreed.reader)?;
+            let manifest = read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
             agreed.reader.connection().close();
             Ok(manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect())
         })
@@ -611,15 +653,23 @@ impl GetPlace {
     fn files(path: &Path) -> Result<Self, Error> {
         let bytes = path.as_os_str().as_bytes();
         let system = |error: std::io::Error| {
-            Error::system(crate::shown(bytes), error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+            Error::system(
+                crate::shown(bytes),
+                error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
+            )
         };
-        let open = |path: &Path| Root::open(path).map(Arc::new).map_err(|errno| Error::system(crate::shown(bytes), errno));
+        let open = |path: &Path| {
+            Root::open(path).map(Arc::new).map_err(|errno| Error::system(crate::shown(bytes), errno))
+        };
         if let Ok(full) = std::fs::canonicalize(path) {
             use std::os::unix::fs::MetadataExt;
             let metadata = std::fs::metadata(&full).map_err(system)?;
             let parent = full.parent().unwrap_or(Path::new("/"));
             let device = std::fs::metadata(parent).map(|parent| parent.dev()).unwrap_or(0);
-            let dots = matches!(path.components().next_back(), None | Some(std::path::Component::CurDir | std::path::Component::ParentDir));
+            let dots = matches!(
+                path.components().next_back(),
+                None | Some(std::path::Component::CurDir | std::path::Component::ParentDir)
+            );
             // Files cannot be moved from one file system to another, so unfinished ones must be on the destination's.
             if metadata.is_dir() && (dots || device != metadata.dev() || bytes.ends_with(b"/.")) {
                 return Ok(GetPlace::Files { root: open(&full)?, path: Vec::new() });
@@ -675,8 +725,7 @@ fn read_grant(reader: &mut FrameReader) -> Result<(Grant, Vec<u8>), Error> {
     }
 }
 
-fn read_manifest(reader: &mut FrameReader) -> Result<Manifest, Error> {
-    let mut builder = ManifestBuilder::new(ENTRIES_MAX);
+fn read_manifest(reader: &mut FrameReader, mut builder: ManifestBuilder) -> Result<Manifest, Error> {
     loop {
         match reader.next_control()? {
             Control::Manifest(part) => {

@@ -244,7 +244,9 @@ pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
         return Found::Nothing;
     }
     match replay(&bytes) {
-        Some((algorithm, one_chunk, files)) => Found::Recovered(Recovered { algorithm, one_chunk, files, _fd: fd }),
+        Some((algorithm, one_chunk, files)) => {
+            Found::Recovered(Recovered { algorithm, one_chunk, files, _fd: fd })
+        }
         None => Found::Nothing,
     }
 }
@@ -322,7 +324,11 @@ mod tests {
     fn written() -> (Vec<u8>, Vec<Record>) {
         let sum = Algorithm::Xxh3.of(b"x");
         let records = vec![
-            Record::Opened { algorithm: Algorithm::Xxh3, one_chunk: ChunkSize::MIN, named: Some(b"a".to_vec()) },
+            Record::Opened {
+                algorithm: Algorithm::Xxh3,
+                one_chunk: ChunkSize::MIN,
+                named: Some(b"a".to_vec()),
+            },
             Record::File { temp: 0, key: key("a/b") },
             Record::Piece { temp: 0, piece: 3, checksum: sum },
             Record::Small { temp: 1, checksum: sum, key: key("c") },
@@ -330,7 +336,8 @@ mod tests {
         ];
         let dir = tempfile::tempdir().unwrap();
         let root = crate::root::Root::open(dir.path()).unwrap();
-        let journal = Journal::create(root.as_fd(), Algorithm::Xxh3, ChunkSize::MIN, Some(b"a".to_vec())).unwrap();
+        let journal =
+            Journal::create(root.as_fd(), Algorithm::Xxh3, ChunkSize::MIN, Some(b"a".to_vec())).unwrap();
         journal.append(&records[1..]).unwrap();
         journal.sync().unwrap();
         assert!(matches!(recover(root.as_fd()), Found::Busy));
@@ -362,7 +369,10 @@ mod tests {
                 let mut bytes = bytes.clone();
                 bytes[at] ^= 1 << bit;
                 let found = read(&bytes);
-                assert!(found.len() < records.len() && found[..] == records[..found.len()], "bit {bit} of {at}");
+                assert!(
+                    found.len() < records.len() && found[..] == records[..found.len()],
+                    "bit {bit} of {at}"
+                );
             }
         }
     }

@@ -17,13 +17,14 @@ mod throttle;
 mod walk;
 
 pub use client::{
-    Client, ClientOptions, Destination, GetOptions, Listed, ListedKind, PutOptions, Put, Summary, Target, TargetError,
+    Client, ClientOptions, Destination, GetOptions, Listed, ListedKind, Put, PutOptions, Summary, Target,
+    TargetError,
 };
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
 pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
-pub use server::{Server, ServerOptions, ServerError};
+pub use server::{Server, ServerError, ServerOptions};
 pub use stop::Stop;
 pub use walk::{Filter, FilterError};
 

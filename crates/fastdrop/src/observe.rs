@@ -1,6 +1,6 @@
 //! What a transfer tells about itself while it runs and when it is over.
 
-use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a transfer is doing.
@@ -156,15 +156,24 @@ impl Limits {
         if total <= 0.0 {
             return Shares { reading: 0.0, cpu: 0.0, network: 1.0, writing: 0.0 };
         }
-        Shares { reading: reading / total, cpu: cpu / total, network: network / total, writing: writing / total }
+        Shares {
+            reading: reading / total,
+            cpu: cpu / total,
+            network: network / total,
+            writing: writing / total,
+        }
     }
 }
 
 impl Shares {
     /// The shares with their names, the largest first.
     pub fn ranked(&self) -> [(&'static str, f64); 4] {
-        let mut all =
-            [("reading", self.reading), ("cpu", self.cpu), ("network", self.network), ("writing", self.writing)];
+        let mut all = [
+            ("reading", self.reading),
+            ("cpu", self.cpu),
+            ("network", self.network),
+            ("writing", self.writing),
+        ];
         all.sort_by(|a, b| b.1.total_cmp(&a.1));
         all
     }
@@ -186,7 +195,10 @@ mod tests {
         assert_eq!(first(Limits { read: 90, send: 10, wait: 95, write: 5, ..Limits::default() }), "reading");
         assert_eq!(first(Limits { read: 5, send: 95, wait: 5, write: 95, ..Limits::default() }), "writing");
         assert_eq!(first(Limits { read: 5, send: 95, wait: 95, write: 5, ..Limits::default() }), "network");
-        assert_eq!(first(Limits { send_cpu: 60, send: 40, wait: 10, receive_cpu: 90, ..Limits::default() }), "cpu");
+        assert_eq!(
+            first(Limits { send_cpu: 60, send: 40, wait: 10, receive_cpu: 90, ..Limits::default() }),
+            "cpu"
+        );
         first(Limits::default());
     }
 }

@@ -209,7 +209,11 @@ mod tests {
             });
             for i in 0..3000 {
                 let path = format!("a/{i}");
-                let _ = root.open_at(path.as_bytes(), OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600));
+                let _ = root.open_at(
+                    path.as_bytes(),
+                    OFlags::CREATE | OFlags::WRONLY,
+                    Mode::from_raw_mode(0o600),
+                );
             }
             over.store(true, Ordering::Relaxed);
         });

@@ -60,7 +60,12 @@ impl ChunkPlan {
     /// The plan for `chunk`; None if there is no such chunk.
     pub(crate) fn new(sender: &Sender, chunk: ChunkIndex) -> Option<Self> {
         let content = sender.table().content(chunk)?;
-        Some(Self { chunk, content, slices: sender.slices(chunk), chunk_size: sender.table().one_chunk().bytes() })
+        Some(Self {
+            chunk,
+            content,
+            slices: sender.slices(chunk),
+            chunk_size: sender.table().one_chunk().bytes(),
+        })
     }
 }
 
@@ -83,7 +88,9 @@ impl ChunkReader<'_> {
         out.extents = None;
         out.hashes.clear();
         match plan.content {
-            ChunkContent::Piece { entry, offset, len, whole } => self.read_piece(entry, offset, len, whole, out),
+            ChunkContent::Piece { entry, offset, len, whole } => {
+                self.read_piece(entry, offset, len, whole, out)
+            }
             ChunkContent::Pack { .. } => self.read_pack(&plan.slices, out),
             ChunkContent::Stream { entry, offset } => {
                 let piece = self.pieces.and_then(|pieces| pieces.get(plan.chunk));
@@ -329,7 +336,10 @@ impl StreamPieces {
                 }
             }
             if last {
-                return Ok(Some(StreamEnd { size, hash: hasher.map(|hasher| *hasher.finalize().as_bytes()) }));
+                return Ok(Some(StreamEnd {
+                    size,
+                    hash: hasher.map(|hasher| *hasher.finalize().as_bytes()),
+                }));
             }
         }
     }

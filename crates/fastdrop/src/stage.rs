@@ -34,7 +34,8 @@ pub(crate) struct Stage {
 /// The permissions that a new file gets from this process.
 pub(crate) fn default_mode(is_dir: bool) -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let umask = status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
+    let umask =
+        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
     (if is_dir { 0o777 } else { 0o666 }) & !umask.unwrap_or(0o022)
 }
 
@@ -68,9 +69,9 @@ impl Stage {
         // Another transfer that ends may take the outer folder away between the two calls.
         let folder = (0..100).find_map(|_| {
             let made = match rustix::fs::mkdirat(&*root, HIDDEN, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => root.open_dir(HIDDEN).and_then(|outer| {
-                    rustix::fs::mkdirat(&outer, &name[..], Mode::from_raw_mode(0o700))
-                }),
+                Ok(()) | Err(Errno::EXIST) => root
+                    .open_dir(HIDDEN)
+                    .and_then(|outer| rustix::fs::mkdirat(&outer, &name[..], Mode::from_raw_mode(0o700))),
                 Err(errno) => Err(errno),
             };
             match made {
@@ -119,7 +120,12 @@ impl Stage {
 
     /// Opens a temporary file of this stage.
     pub(crate) fn open_temp(&self, temp: u32) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(&self.folder, self.temp_name(temp), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(
+            &self.folder,
+            self.temp_name(temp),
+            OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     /// Deletes a temporary file.
@@ -138,7 +144,9 @@ impl Stage {
                 let piece = |(&piece, &checksum): (&u32, &Checksum)| Record::Piece { temp, piece, checksum };
                 records.extend(pieces.iter().map(piece));
             }
-            &LeftContent::Whole(checksum) => records.push(Record::Small { temp, checksum, key: left.key.clone() }),
+            &LeftContent::Whole(checksum) => {
+                records.push(Record::Small { temp, checksum, key: left.key.clone() })
+            }
         }
         self.journal.append(&records).map_err(system)?;
         let (old, new) = (temp_name(&from.name, left.temp), self.temp_name(temp));
@@ -199,7 +207,10 @@ impl Stage {
 
 /// A failed sync poisons what was written: the kernel may have dropped it and would not say so twice.
 fn sync_failed(errno: Errno) -> Error {
-    Error::with_code(500, format!("syncing failed, nothing of this can be trusted: {}", crate::error::reason(errno)))
+    Error::with_code(
+        500,
+        format!("syncing failed, nothing of this can be trusted: {}", crate::error::reason(errno)),
+    )
 }
 
 /// Whether an error is one of [`sync_failed`].
@@ -220,7 +231,11 @@ fn remove_folder(root: &Root, name: &str) {
 }
 
 /// Gives a complete file its time and permissions.
-pub(crate) fn set_attributes(fd: BorrowedFd<'_>, mtime: Option<Mtime>, mode: Option<u32>) -> Result<(), Errno> {
+pub(crate) fn set_attributes(
+    fd: BorrowedFd<'_>,
+    mtime: Option<Mtime>,
+    mode: Option<u32>,
+) -> Result<(), Errno> {
     if let Some(mode) = mode {
         rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     }
@@ -290,7 +305,9 @@ impl Leftovers {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.folder, name, flags, Mode::empty()).ok()?;
         let stat = rustix::fs::fstat(&fd).ok()?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size as u64 != left.key.size {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
+            || stat.st_size as u64 != left.key.size
+        {
             return None;
         }
         let one = u64::from(one_chunk.bytes());
@@ -305,7 +322,9 @@ impl Leftovers {
                 let mut held = BTreeMap::new();
                 for (&piece, checksum) in pieces {
                     let offset = u64::from(piece) * one;
-                    let Some(len) = left.key.size.checked_sub(offset).map(|left| left.min(one)) else { continue };
+                    let Some(len) = left.key.size.checked_sub(offset).map(|left| left.min(one)) else {
+                        continue;
+                    };
                     let bytes = &mut buffer[..len as usize];
                     let read = read_exact_at(&fd, bytes, offset);
                     if read.is_ok() && algorithm.of_piece(bytes, offset, left.key.size <= one) == *checksum {
@@ -353,7 +372,12 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
         let Ok(name) = String::from_utf8(name) else { continue };
         let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
         let newest = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map_or(i64::MAX, |stat| stat.st_mtime);
-        let journal = rustix::fs::openat(&folder, journal::NAME, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let journal = rustix::fs::openat(
+            &folder,
+            journal::NAME,
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
         let old = Duration::from_secs(u64::try_from(touched).unwrap_or(0)) + age < now;
         if old && !matches!(journal::recover(folder.as_fd()), Found::Busy) {
@@ -369,7 +393,9 @@ mod tests {
 
     fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
         let root = Arc::new(Root::open(dir).unwrap());
-        let stage = Stage::create(Arc::clone(&root), Algorithm::Xxh3, ChunkSize::MIN, Durability::Commit, None).unwrap();
+        let stage =
+            Stage::create(Arc::clone(&root), Algorithm::Xxh3, ChunkSize::MIN, Durability::Commit, None)
+                .unwrap();
         (root, stage)
     }
 

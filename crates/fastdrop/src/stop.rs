@@ -30,7 +30,8 @@ impl Stop {
     /// Says the word: blocked reads and writes of every connection return.
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::SeqCst);
-        let connections = std::mem::take(&mut *self.0.connections.lock().unwrap_or_else(PoisonError::into_inner));
+        let connections =
+            std::mem::take(&mut *self.0.connections.lock().unwrap_or_else(PoisonError::into_inner));
         for connection in connections.iter().filter_map(Weak::upgrade) {
             connection.stop_reading();
         }

@@ -36,7 +36,11 @@ pub struct Filter {
 impl Filter {
     /// Leaves out what matches `exclude`, unless it matches `include`; with includes alone, everything else; with
     /// `listed`, all but these relative paths and what is beneath them.
-    pub fn new(exclude: &[String], include: &[String], listed: Option<Vec<Vec<u8>>>) -> Result<Self, FilterError> {
+    pub fn new(
+        exclude: &[String],
+        include: &[String],
+        listed: Option<Vec<Vec<u8>>>,
+    ) -> Result<Self, FilterError> {
         let mut builder = GitignoreBuilder::new("");
         for pattern in exclude {
             builder.add_line(None, pattern)?;
@@ -58,7 +62,9 @@ impl Filter {
     pub(crate) fn leaves_out(&self, path: RelPath<'_>, is_dir: bool) -> bool {
         if let Some(listed) = &self.listed {
             let inside = listed.iter().any(|listed| match RelPath::new(listed) {
-                Ok(listed) => path == listed || path.is_beneath(listed) || (is_dir && listed.is_beneath(path)),
+                Ok(listed) => {
+                    path == listed || path.is_beneath(listed) || (is_dir && listed.is_beneath(path))
+                }
                 Err(_) => false,
             });
             if !inside {
@@ -143,7 +149,9 @@ impl SourceTree {
 
     fn add(&mut self, top: Top) -> Result<(), Error> {
         match self.tops.binary_search_by(|other| other.name.cmp(&top.name)) {
-            Ok(_) => Err(Error::with_code(409, format!("two sources are called {}", crate::shown(&top.name)))),
+            Ok(_) => {
+                Err(Error::with_code(409, format!("two sources are called {}", crate::shown(&top.name))))
+            }
             Err(at) => {
                 self.tops.insert(at, top);
                 Ok(())
@@ -231,7 +239,13 @@ pub(crate) fn walk(
         let parent = if name.is_empty() { Ok(None) } else { top.root.open_dir(folder).map(Some) };
         match parent {
             Ok(parent) => {
-                walk.visit(&top.root, &top.inner, parent.as_ref().map(|fd| (fd.as_fd(), name)), &top.name, stat)?;
+                walk.visit(
+                    &top.root,
+                    &top.inner,
+                    parent.as_ref().map(|fd| (fd.as_fd(), name)),
+                    &top.name,
+                    stat,
+                )?;
             }
             Err(errno) => walk.fail(&top.name, reason(errno)),
         }
@@ -299,12 +313,14 @@ impl Walk<'_> {
             return Ok(());
         }
         let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
-        let mut entry = Entry { path: checked, kind: EntryKind::Directory, mode: stat.st_mode & 0o777, mtime };
+        let mut entry =
+            Entry { path: checked, kind: EntryKind::Directory, mode: stat.st_mode & 0o777, mtime };
         match kind {
             FileType::RegularFile => {
                 if !self.privileged {
                     if let Some((folder, name)) = at {
-                        let readable = rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
+                        let readable =
+                            rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
                         if let Err(errno @ Errno::ACCESS) = readable {
                             self.fail(path, reason(errno));
                             return Ok(());
@@ -341,7 +357,13 @@ impl Walk<'_> {
         }
     }
 
-    fn children(&mut self, root: &Arc<Root>, inner: &[u8], dir: BorrowedFd<'_>, path: &[u8]) -> Result<(), Error> {
+    fn children(
+        &mut self,
+        root: &Arc<Root>,
+        inner: &[u8],
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+    ) -> Result<(), Error> {
         let names = match names(dir) {
             Ok(names) => names,
             Err(errno) => {
@@ -373,12 +395,19 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn link(&mut self, root: &Arc<Root>, inner: &[u8], path: &[u8], entry: &mut Entry<'_>) -> Result<(), Error> {
+    fn link(
+        &mut self,
+        root: &Arc<Root>,
+        inner: &[u8],
+        path: &[u8],
+        entry: &mut Entry<'_>,
+    ) -> Result<(), Error> {
         if self.options.links == Links::Skip {
             return Ok(());
         }
         let (folder, name) = split(inner);
-        let target = root.open_dir(folder).and_then(|folder| rustix::fs::readlinkat(&folder, name, Vec::new()));
+        let target =
+            root.open_dir(folder).and_then(|folder| rustix::fs::readlinkat(&folder, name, Vec::new()));
         let target = match target {
             Ok(target) => target.into_bytes(),
             Err(errno) => {
@@ -421,7 +450,8 @@ mod tests {
     #[test]
     fn a_list_selects_paths_and_what_is_beneath_them() {
         let filter = Filter::new(&[], &[], Some(vec![b"a/b".to_vec()])).unwrap();
-        let leaves_out = |path: &str, is_dir| filter.leaves_out(RelPath::new(path.as_bytes()).unwrap(), is_dir);
+        let leaves_out =
+            |path: &str, is_dir| filter.leaves_out(RelPath::new(path.as_bytes()).unwrap(), is_dir);
         assert!(!leaves_out("a", true) && !leaves_out("a/b", false) && !leaves_out("a/b/c", false));
         assert!(leaves_out("a/c", false) && leaves_out("b", true));
     }

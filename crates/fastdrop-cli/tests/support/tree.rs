@@ -118,7 +118,8 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut found = BTreeMap::new();
     let mut todo = vec![PathBuf::new()];
     while let Some(relative) = todo.pop() {
-        let path = root.join(&relative);
+        // Joining nothing would add a slash, and a file has none.
+        let path = if relative.as_os_str().is_empty() { root.to_path_buf() } else { root.join(&relative) };
         let meta = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let kind = if meta.is_dir() {
             for entry in fs::read_dir(&path).unwrap() {

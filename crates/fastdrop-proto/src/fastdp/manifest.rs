@@ -99,6 +99,7 @@ pub enum EntryError {
     Range,
 }
 
+/// Decodes one entry; where a link leads is the builder's to judge.
 fn decode<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, EntryError> {
     let kind = cursor.u8()?;
     let path_len = usize::from(cursor.u16()?);
@@ -118,7 +119,9 @@ fn decode<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, EntryError> {
         KIND_LINK => {
             let len = usize::from(cursor.u16()?);
             let target = cursor.bytes(len)?;
-            check_link_target(path, target)?;
+            if len >= PATH_MAX {
+                return Err(PathError::TooLong.into());
+            }
             EntryKind::Link { target }
         }
         _ => return Err(EntryError::Kind),
@@ -230,6 +233,7 @@ pub struct ManifestBuilder {
     /// Topmost components, counted, and those that links of other components lead to.
     tops: u32,
     link_tops: BTreeSet<Vec<u8>>,
+    for_list: bool,
 }
 
 impl std::fmt::Debug for ManifestBuilder {
@@ -249,7 +253,13 @@ impl ManifestBuilder {
             ended_by_stream: false,
             tops: 0,
             link_tops: BTreeSet::new(),
+            for_list: false,
         }
+    }
+
+    /// An empty list that is only shown: its links may lead anywhere.
+    pub fn for_list(entries_max: u32) -> Self {
+        Self { for_list: true, ..Self::new(entries_max) }
     }
 
     /// Adds an entry after the others.
@@ -276,8 +286,10 @@ impl ManifestBuilder {
             self.manifest.starts.push(start as u32);
             self.manifest.encoded.extend_from_slice(encoded);
             self.ended_by_stream |= entry.kind == EntryKind::Stream;
-            if let EntryKind::Link { target } = entry.kind {
-                if let LinkReach::Across(top) = check_link_target(entry.path, target).map_err(EntryError::from)? {
+            if let (EntryKind::Link { target }, false) = (entry.kind, self.for_list) {
+                if let LinkReach::Across(top) =
+                    check_link_target(entry.path, target).map_err(EntryError::from)?
+                {
                     self.link_tops.insert(top.to_vec());
                 }
             }

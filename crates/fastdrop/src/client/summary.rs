@@ -166,7 +166,12 @@ impl Tally {
         }
     }
 
-    pub(super) fn note_sent(&mut self, transmission: &Transmission, manifest: &Manifest, observer: &Observer) {
+    pub(super) fn note_sent(
+        &mut self,
+        transmission: &Transmission,
+        manifest: &Manifest,
+        observer: &Observer,
+    ) {
         {
             let machine = transmission.machine();
             let mut files = 0;
@@ -209,11 +214,13 @@ impl Tally {
 
     pub(super) fn note_dry(&mut self, manifest: &Manifest, filter: &Filter) {
         self.summary.dry_run = true;
-        let wanted = |entry: &Entry<'_>| !filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory);
+        let wanted =
+            |entry: &Entry<'_>| !filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory);
         let entries = manifest.iter().map(|(_, entry)| entry).filter(wanted);
         self.summary.would_move = entries.map(|entry| Listed::new(&entry)).collect();
         self.summary.files =
-            self.summary.would_move.iter().filter(|listed| listed.kind != ListedKind::Directory).count() as u64;
+            self.summary.would_move.iter().filter(|listed| listed.kind != ListedKind::Directory).count()
+                as u64;
         self.summary.bytes = self.summary.would_move.iter().map(|listed| listed.size).sum();
     }
 
@@ -284,7 +291,8 @@ impl Tally {
         self.summary.files = self.summary.files.saturating_sub(self.failed.len() as u64 - self.never_offered);
         match self.failed.values().next() {
             Some(failed) if self.summary.files == 0 => {
-                let message = format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
+                let message =
+                    format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
                 Err(Error::with_code(failed.code, message))
             }
             _ => Ok(self.close()),

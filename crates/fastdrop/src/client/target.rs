@@ -52,14 +52,22 @@ impl Target {
         }
         let port = match port {
             None => PORT,
-            Some(port) => port.parse().ok().filter(|&port| port != 0).ok_or_else(|| error("the port is not 1 to 65535"))?,
+            Some(port) => port
+                .parse()
+                .ok()
+                .filter(|&port| port != 0)
+                .ok_or_else(|| error("the port is not 1 to 65535"))?,
         };
         Ok(Self { host: host.into(), port, path })
     }
 
     /// Host and port as in a URL.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 

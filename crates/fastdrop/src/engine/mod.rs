@@ -8,8 +8,8 @@ use crate::connection::{Connection, FrameReader};
 use fastdrop_proto::fastdp::Control;
 use fastdrop_proto::units::ChunkSize;
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::sync::Arc;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of a frame that carries a part of a manifest.
@@ -31,7 +31,8 @@ pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -
         scope.spawn(|| {
             let mut done = over.0.lock().unwrap_or_else(PoisonError::into_inner);
             while !*done {
-                let waited = over.1.wait_timeout(done, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
+                let waited =
+                    over.1.wait_timeout(done, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
                 done = waited.0;
                 if !*done && connection.send_control(&Control::Alive).is_err() {
                     return;

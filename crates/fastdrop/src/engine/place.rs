@@ -20,14 +20,20 @@ pub(crate) struct Placement {
 
 impl Placement {
     /// Resolves where `path` means to put `manifest`, as `cp` would: into it if it is a folder, else as it.
-    pub(crate) fn resolve(root: &Root, path: &[u8], place: Place, manifest: &Manifest) -> Result<Self, Error> {
+    pub(crate) fn resolve(
+        root: &Root,
+        path: &[u8],
+        place: Place,
+        manifest: &Manifest,
+    ) -> Result<Self, Error> {
         let as_folder = path.is_empty() || path.ends_with(b"/");
         let path = path.strip_suffix(b"/").unwrap_or(path);
         if !path.is_empty() {
             RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?;
         }
         let tops: BTreeSet<_> = manifest.iter().map(|(_, entry)| entry.path.top()).take(2).collect();
-        let several = tops.len() > 1 || manifest.iter().map(|(_, entry)| entry.path.top()).any(|top| !tops.contains(top));
+        let several = tops.len() > 1
+            || manifest.iter().map(|(_, entry)| entry.path.top()).any(|top| !tops.contains(top));
         let into = match place {
             Place::Into => true,
             Place::As if several || path.is_empty() => {
@@ -114,7 +120,9 @@ pub(crate) fn judge(
     let stat = match dirs.stat(root, path) {
         Ok(Some(stat)) => stat,
         Ok(None) => return Ok(Verdict::New),
-        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Verdict::Conflict("a file or link is where a folder must be")),
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Ok(Verdict::Conflict("a file or link is where a folder must be"));
+        }
         Err(Errno::NAMETOOLONG) => return Ok(Verdict::Conflict("the name is too long for the file system")),
         Err(errno) => return Err(Error::system(crate::shown(path), errno)),
     };
@@ -153,7 +161,8 @@ fn same(
         }
         (EntryKind::Link { target }, FileType::Symlink) => {
             let (folder, name) = split(path);
-            let system = |errno: Errno| Error::system(format!("{}: {}", crate::shown(path), reason(errno)), errno);
+            let system =
+                |errno: Errno| Error::system(format!("{}: {}", crate::shown(path), reason(errno)), errno);
             let Some(folder) = dirs.find(root, folder).map_err(system)? else { return Ok(false) };
             rustix::fs::readlinkat(folder.as_fd(), name, Vec::new()).map_err(system)?.as_bytes() == target
         }
@@ -181,7 +190,11 @@ mod tests {
         let mut builder = ManifestBuilder::new(100);
         for path in paths {
             let path = RelPath::new(path.as_bytes()).unwrap();
-            let kind = if path.as_bytes().contains(&b'.') { EntryKind::File { size: 1 } } else { EntryKind::Directory };
+            let kind = if path.as_bytes().contains(&b'.') {
+                EntryKind::File { size: 1 }
+            } else {
+                EntryKind::Directory
+            };
             builder.push(&Entry { path, kind, mode: 0o644, mtime: Mtime::default() }).unwrap();
         }
         builder.finish().unwrap()

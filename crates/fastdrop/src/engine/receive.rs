@@ -13,8 +13,8 @@ use crate::throttle::Throttle;
 use crate::walk::Filter;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, join_blake3};
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Done, Durability, Entry, EntryKind, Existing, Expected, Extents,
-    Failed, FrameHeader, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
+    ChunkContent, ChunkVerdict, Completed, Control, Done, Durability, Entry, EntryKind, Existing, Expected,
+    Extents, Failed, FrameHeader, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use rustix::fs::{AtFlags, FallocateFlags, OFlags};
@@ -242,7 +242,8 @@ impl Reception {
             return Err(Error::Refused(fastdrop_proto::fastdp::Refuse { code: 409, message, paths }));
         }
         let one_chunk = machine.table().one_chunk();
-        let stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, placement.named())?;
+        let stage =
+            Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, placement.named())?;
         let sink = FileSink {
             root: Arc::clone(&root),
             placement,
@@ -289,7 +290,9 @@ impl Reception {
         observer: Arc<Observer>,
         stop: Stop,
     ) -> Result<Prepared, Error> {
-        if manifest.len() != 1 || manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. })) {
+        if manifest.len() != 1
+            || manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. }))
+        {
             return Err(Error::with_code(409, "only one file can go to standard output"));
         }
         let one = u64::from(table.one_chunk().bytes());
@@ -389,7 +392,8 @@ impl Reception {
                 }
                 if entry.size() == 0 {
                     hashes.insert(index, *blake3::hash(b"").as_bytes());
-                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
+                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums))
+                {
                     hashes.insert(index, hash);
                 }
             }
@@ -408,7 +412,11 @@ impl Reception {
     }
 
     /// Runs the transfer over its control stream, to its end; data streams come through [`Self::joins`] or `more`.
-    pub(crate) fn run(self: &Arc<Self>, control: FrameReader, more: &(dyn Fn() + Sync)) -> Result<Done, Error> {
+    pub(crate) fn run(
+        self: &Arc<Self>,
+        control: FrameReader,
+        more: &(dyn Fn() + Sync),
+    ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Moving);
         let connection = Arc::clone(control.connection());
         // The control stream is the first, always.
@@ -545,7 +553,8 @@ impl Reception {
             connections.push(Arc::clone(&connection));
             self.observer.set_streams(connections.len() as u64 - 1);
         }
-        let mut worker = ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new(), dirs: Dirs::default() };
+        let mut worker =
+            ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new(), dirs: Dirs::default() };
         let mut clock = Instant::now();
         loop {
             if lock(&self.error).is_some() {
@@ -570,7 +579,9 @@ impl Reception {
                             connection.send_control(&Control::Checkpointed)?;
                             self.observer.clocks.write.since(clock);
                         }
-                        (Control::Size { entry, size }, Some(_)) => lock(&self.machine).handle_size(entry, size)?,
+                        (Control::Size { entry, size }, Some(_)) => {
+                            lock(&self.machine).handle_size(entry, size)?
+                        }
                         (Control::Abandon { entry, code, reason }, Some(_)) => {
                             let answer = lock(&self.machine).handle_abandon(entry)?;
                             self.drop_abandoned(entry, code, reason);
@@ -579,7 +590,12 @@ impl Reception {
                         (Control::End(digest), Some(_)) => lock(&self.machine).handle_end(digest)?,
                         (Control::More, Some(_)) => more(),
                         (Control::Refuse(refuse), _) => return Err(Error::Refused(refuse)),
-                        (_, _) => return Err(Error::with_code(400, "a frame that a sender does not send, or not here")),
+                        (_, _) => {
+                            return Err(Error::with_code(
+                                400,
+                                "a frame that a sender does not send, or not here",
+                            ));
+                        }
                     }
                     clock = Instant::now();
                 }
@@ -689,12 +705,16 @@ impl Reception {
             match entry.kind {
                 EntryKind::File { size: 0 } => {
                     let made = sink.make_small(&entry, b"");
-                    ready.push(Ready { entry: index, temp: made.map_err(|errno| sink.system(&entry, errno))? });
+                    ready.push(Ready {
+                        entry: index,
+                        temp: made.map_err(|errno| sink.system(&entry, errno))?,
+                    });
                 }
                 EntryKind::Stream => {
                     let staged = sink.staged(index, &entry).map_err(|errno| sink.system(&entry, errno))?;
                     lock(&sink.open).remove(&index);
-                    sink.set_file_attributes(&staged.fd, &entry, true).map_err(|errno| sink.system(&entry, errno))?;
+                    sink.set_file_attributes(&staged.fd, &entry, true)
+                        .map_err(|errno| sink.system(&entry, errno))?;
                     ready.push(Ready { entry: index, temp: staged.temp });
                 }
                 _ => {}
@@ -754,7 +774,8 @@ impl Reception {
             let Some(entry) = self.manifest.get(index) else { continue };
             if entry.kind != EntryKind::Directory && !failed.contains_key(&index) {
                 done.files += 1;
-                done.bytes += entry.size() + machine.stream_size().filter(|_| entry.kind == EntryKind::Stream).unwrap_or(0);
+                done.bytes += entry.size()
+                    + machine.stream_size().filter(|_| entry.kind == EntryKind::Stream).unwrap_or(0);
             }
         }
         done
@@ -776,7 +797,10 @@ impl Drop for EndOnDrop<'_> {
 }
 
 fn output_error(error: std::io::Error) -> Error {
-    Error::system("writing to standard output", error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+    Error::system(
+        "writing to standard output",
+        error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
+    )
 }
 
 /// Takes chunks off one stream, with buffers of its own.
@@ -789,7 +813,12 @@ struct ChunkWorker<'a> {
 
 impl ChunkWorker<'_> {
     /// Receives, checks, writes, journals and confirms one chunk.
-    fn chunk(&mut self, reader: &mut FrameReader, header: FrameHeader, clock: &mut Instant) -> Result<(), Error> {
+    fn chunk(
+        &mut self,
+        reader: &mut FrameReader,
+        header: FrameHeader,
+        clock: &mut Instant,
+    ) -> Result<(), Error> {
         let reception = self.reception;
         let clocks = &reception.observer.clocks;
         let connection = Arc::clone(reader.connection());
@@ -827,15 +856,17 @@ impl ChunkWorker<'_> {
             }
             extents = Some(decoded);
         }
-        let (computed, slice_sums) = checksum(reception.algorithm, &self.plain, &content, &slices, &expected, || {
-            lock(&reception.machine).table().one_chunk().bytes()
-        });
+        let (computed, slice_sums) =
+            checksum(reception.algorithm, &self.plain, &content, &slices, &expected, || {
+                lock(&reception.machine).table().one_chunk().bytes()
+            });
         *clock = clocks.cpu.since(*clock);
         reception.observer.bytes_moved.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
         let verdict = lock(&reception.machine).check(&expected, &sent, &computed);
         let answer = match verdict {
             Ok(ChunkVerdict::Write) => {
-                let written = self.write(&expected, &content, &slices, &slice_sums, extents.as_ref(), &computed);
+                let written =
+                    self.write(&expected, &content, &slices, &slice_sums, extents.as_ref(), &computed);
                 if written.is_err() {
                     lock(&reception.machine).handle_write_failed(expected.chunk);
                 }
@@ -927,8 +958,12 @@ impl ChunkWorker<'_> {
         }
         if matches!(entry.kind, EntryKind::File { .. }) {
             let one = u64::from(lock(&self.reception.machine).table().one_chunk().bytes());
-            let record = Record::Piece { temp: staged.temp, piece: (offset / one) as u32, checksum: *checksum };
-            sink.stage.journal().append(&[record]).map_err(|errno| Error::system("writing the journal", errno))?;
+            let record =
+                Record::Piece { temp: staged.temp, piece: (offset / one) as u32, checksum: *checksum };
+            sink.stage
+                .journal()
+                .append(&[record])
+                .map_err(|errno| Error::system("writing the journal", errno))?;
         }
         Ok(())
     }
@@ -1180,12 +1215,22 @@ impl FileSink {
         let (temp, fd) = self.stage.new_temp(mode)?;
         write_all_at(fd.as_fd(), bytes, 0)?;
         // Creating it gave it this mode already, unless the umask took something away.
-        self.set_file_attributes(&fd, entry, mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0)?;
+        self.set_file_attributes(
+            &fd,
+            entry,
+            mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0,
+        )?;
         Ok(temp)
     }
 
     /// Gives a complete file its name, without replacing anything that it was not told to.
-    fn give_name(&self, dirs: &mut Dirs, index: EntryIndex, entry: &Entry<'_>, temp: u32) -> Result<(), Errno> {
+    fn give_name(
+        &self,
+        dirs: &mut Dirs,
+        index: EntryIndex,
+        entry: &Entry<'_>,
+        temp: u32,
+    ) -> Result<(), Errno> {
         let path = self.placement.of(entry.path);
         let temp = self.stage.temp_name(temp);
         let (folder, name) = split(&path);
@@ -1237,7 +1282,9 @@ impl FileSink {
     }
 
     fn finish_dir(&self, path: &[u8], _entry: &Entry<'_>) -> Result<(), Errno> {
-        if self.root.open_at(path, OFlags::PATH | OFlags::DIRECTORY, rustix::fs::Mode::empty()) 
+        if self
+            .root
+            .open_at(path, OFlags::PATH | OFlags::DIRECTORY, rustix::fs::Mode::empty())
             .is_err_and(|errno| errno == Errno::NOENT)
         {
             self.root.make_dirs(path)?;
@@ -1248,7 +1295,11 @@ impl FileSink {
 
     fn set_dir_attributes(&self, path: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
         let fd = self.root.open_dir(path)?;
-        set_attributes(fd.as_fd(), self.options.times.then_some(entry.mtime), self.options.mode.then_some(entry.mode))
+        set_attributes(
+            fd.as_fd(),
+            self.options.times.then_some(entry.mtime),
+            self.options.mode.then_some(entry.mode),
+        )
     }
 
     fn sync_names(&self) -> Result<(), Error> {

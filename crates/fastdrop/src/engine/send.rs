@@ -110,7 +110,8 @@ impl Transmission {
                     hashes.retain(|other, _| *other != index || matches!(entry.kind, EntryKind::Stream));
                 } else if entry.size() == 0 {
                     hashes.insert(index, *blake3::hash(b"").as_bytes());
-                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
+                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums))
+                {
                     hashes.insert(index, hash);
                 }
             }
@@ -155,7 +156,8 @@ impl Transmission {
                     self.pieces.free(chunk);
                 }
                 self.observer.set_streams(machine.data_streams() as u64);
-                if machine.outcome().is_some() || self.stop.is_stopped() || lock(&self.input_error).is_some() {
+                if machine.outcome().is_some() || self.stop.is_stopped() || lock(&self.input_error).is_some()
+                {
                     break;
                 }
                 if opens > 0 {
@@ -173,7 +175,8 @@ impl Transmission {
                     machine = self.machine();
                     continue;
                 }
-                let until = machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+                let until =
+                    machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
                 machine = self.wait(machine, until.max(Duration::from_millis(1)));
             }
         });
@@ -267,7 +270,8 @@ impl Transmission {
                 let now = Instant::now();
                 match machine.poll_stream(id, now) {
                     Action::Wait => {
-                        let until = machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
+                        let until =
+                            machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
                         machine = self.wait(machine, until.clamp(Duration::from_millis(1), TICK));
                     }
                     action => break action,
@@ -320,7 +324,8 @@ impl Transmission {
             let entry = unreadable.entry;
             tracing::debug!(entry = entry.0, reason = %unreadable.reason, "an entry cannot be sent");
             self.machine().handle_unreadable(id, index, entry, unreadable.code, &unreadable.reason);
-            let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+            let path =
+                self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
             let failed = Failed { path, code: unreadable.code, message: unreadable.reason };
             lock(&self.abandoned).insert(entry, failed);
             self.wake.notify_all();
@@ -411,7 +416,8 @@ impl Transmission {
             }
             Ok(None) => {}
             Err(error) => {
-                let errno = error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
+                let errno =
+                    error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
                 *lock(&self.input_error) = Some(Error::system("reading standard input", errno));
             }
         }

@@ -2,8 +2,8 @@
 
 use super::{KeyGuard, Shared};
 use fastdrop_proto::fastdp::{
-    Control, FrameHeader, FrameKind, HEAD_BYTES_MAX, Header, Open, Refuse, UpgradeError, UpgradeRequest, Violation,
-    parse_request,
+    Control, FrameHeader, FrameKind, HEAD_BYTES_MAX, Header, Open, Refuse, UpgradeError, UpgradeRequest,
+    Violation, parse_request,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +31,11 @@ pub(super) struct Handshaken {
 }
 
 /// Takes a connection through its handshake; None if it was refused, which has been said and logged.
-pub(super) async fn handshake(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr) -> Option<Handshaken> {
+pub(super) async fn handshake(
+    shared: &Arc<Shared>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+) -> Option<Handshaken> {
     let _ = socket.set_nodelay(true);
     let (request, key) = match upgrade(shared, &mut socket).await {
         Ok(upgraded) => upgraded,

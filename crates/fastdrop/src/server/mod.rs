@@ -5,7 +5,7 @@ mod session;
 
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
-use crate::error::{Error, reason};
+use crate::error::{Error, ErrorKind, code_of, kind_of, reason};
 use crate::root::Root;
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::Existing;
@@ -90,13 +90,23 @@ impl ServerOptions {
 pub enum ServerError {
     /// The folder cannot be opened.
     #[error("cannot serve {0}: {1}")]
-    Folder(String, String),
+    Folder(String, String, ErrorKind),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Bind(SocketAddr, String),
     /// The runtime cannot start.
     #[error("cannot start: {0}")]
     Runtime(std::io::Error),
+}
+
+impl ServerError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ServerError::Folder(_, _, kind) => *kind,
+            ServerError::Bind(..) | ServerError::Runtime(_) => ErrorKind::Other,
+        }
+    }
 }
 
 /// A server that listens.
@@ -148,7 +158,8 @@ impl Server {
     /// Opens the folder and the ports.
     pub fn bind(options: ServerOptions, stop: Stop) -> Result<Self, ServerError> {
         let shown = crate::shown(std::os::unix::ffi::OsStrExt::as_bytes(options.folder.as_os_str()));
-        let root = Root::open(&options.folder).map_err(|errno| ServerError::Folder(shown, reason(errno)))?;
+        let root = Root::open(&options.folder)
+            .map_err(|errno| ServerError::Folder(shown, reason(errno), kind_of(code_of(errno))))?;
         let root = Arc::new(root);
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
@@ -191,7 +202,10 @@ impl Server {
 
     /// Serves until the word to stop, or one transfer if that was asked for, and leaves in good order.
     pub fn run(self) -> Result<(), ServerError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServerError::Runtime)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ServerError::Runtime)?;
         let shared = Arc::clone(&self.shared);
         runtime.block_on(async {
             let permits = Arc::new(tokio::sync::Semaphore::new(shared.options.connections_max));
@@ -218,7 +232,11 @@ async fn expire(shared: Arc<Shared>) {
     }
 }
 
-async fn accept(shared: Arc<Shared>, listener: tokio::net::TcpListener, permits: Arc<tokio::sync::Semaphore>) {
+async fn accept(
+    shared: Arc<Shared>,
+    listener: tokio::net::TcpListener,
+    permits: Arc<tokio::sync::Semaphore>,
+) {
     let mut handshakes = tokio::task::JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -355,7 +373,9 @@ impl Shared {
     fn by_folder(&self, folder: &str) -> Option<Arc<Reception>> {
         let sessions = lock(&self.sessions);
         sessions.values().find_map(|session| match &session.transfer {
-            Transfer::Receiving(reception) if reception.folder() == Some(folder) => Some(Arc::clone(reception)),
+            Transfer::Receiving(reception) if reception.folder() == Some(folder) => {
+                Some(Arc::clone(reception))
+            }
             _ => None,
         })
     }

@@ -14,8 +14,8 @@ use crate::root::Root;
 use crate::stage::random;
 use crate::walk::{Filter, SourceTree, WalkOptions, walk};
 use fastdrop_proto::fastdp::{
-    Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath, Sender,
-    SenderConfig, Streams, Table, Transcript,
+    Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
+    Sender, SenderConfig, Streams, Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
@@ -155,7 +155,8 @@ impl Serving<'_> {
             return self.refuse(Error::with_code(403, "this server only gives"));
         }
         if self.open.existing > options.existing.max(Existing::Error) {
-            return self.refuse(Error::with_code(403, "this server does not allow that for files that exist"));
+            return self
+                .refuse(Error::with_code(403, "this server does not allow that for files that exist"));
         }
         let one_chunk = match self.client.chunk_size() {
             Ok(size) => size.min(ChunkSize::COMMON),
@@ -173,14 +174,19 @@ impl Serving<'_> {
                 if self.client.one_chunk == u64::from(one_chunk.bytes()) && said != is {
                     return Err(Error::with_code(400, "the header contradicts the manifest"));
                 }
-                let placement = Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
+                let placement =
+                    Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
                 Ok((table, placement))
             });
         let (table, placement) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return self.refuse(error),
         };
-        let header = Header { one_chunk: one_chunk.bytes().into(), full_chunk: table.count().into(), ..self.client.clone() };
+        let header = Header {
+            one_chunk: one_chunk.bytes().into(),
+            full_chunk: table.count().into(),
+            ..self.client.clone()
+        };
         let server_json = self.answer(&header)?;
         let id = TransferId(random()?);
         let wanted = grantable(self.open.streams.min(options.streams_max), one_chunk);
@@ -221,11 +227,13 @@ impl Serving<'_> {
             }
         };
         reception.set_transcript(self.transcript(&server_json, &grant_json));
-        let registered = self.shared.add_session(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
+        let registered =
+            self.shared.add_session(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
         if let Err(error) = registered {
             reception.end_with(error);
         }
-        let result = self.connection.send_controls(&answer).map_err(Error::from).and(reception.run(reader, &|| {}));
+        let result =
+            self.connection.send_controls(&answer).map_err(Error::from).and(reception.run(reader, &|| {}));
         self.shared.remove_session(id);
         let done = result?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, failed = done.failed_count, "received");
@@ -237,7 +245,8 @@ impl Serving<'_> {
     fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> bool {
         let Some(older) = self.shared.by_folder(folder) else { return false };
         let wanted = manifest.iter().any(|(_, entry)| {
-            entry.size() > 0 && older.brings(&FileKey::new(placement.of(entry.path), entry.size(), entry.mtime))
+            entry.size() > 0
+                && older.brings(&FileKey::new(placement.of(entry.path), entry.size(), entry.mtime))
         });
         if !wanted {
             return false;
@@ -281,7 +290,9 @@ impl Serving<'_> {
             Err(error) => return self.refuse(error),
         };
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 64)).min(chunk_max).min(ChunkSize::COMMON);
+        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 64))
+            .min(chunk_max)
+            .min(ChunkSize::COMMON);
         let table = match Table::new(&manifest, one_chunk) {
             Ok(table) => table,
             Err(error) => return self.refuse(Error::with_code(413, error.to_string())),
@@ -303,18 +314,22 @@ impl Serving<'_> {
             checkpoint: grant.checkpoint,
             ..SenderConfig::default()
         };
-        let mut machine = Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
+        let mut machine =
+            Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
         machine.set_transcript(self.transcript(&server_json, &grant_json));
         let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
         let observer = Arc::new(Observer::default());
         let transmission =
             Transmission::new(machine, Arc::new(tree), sparse, None, observer, self.shared.stop.clone());
-        if let Err(error) = self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams) {
+        if let Err(error) =
+            self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams)
+        {
             let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
             self.connection.finish_writing();
             return Err(error);
         }
-        let reader = std::mem::replace(&mut reader, FrameReader::new(Arc::clone(self.connection), Vec::new()));
+        let reader =
+            std::mem::replace(&mut reader, FrameReader::new(Arc::clone(self.connection), Vec::new()));
         let result = transmission.run(reader, &Opener::Ask);
         self.shared.remove_session(id);
         let done = result?;
@@ -334,8 +349,7 @@ impl Serving<'_> {
         };
         let (path, contents) = requested(&self.open.path)?;
         let mut tree = SourceTree::default();
-        let stat = root.stat(path).map_err(|errno| Error::system(crate::shown(path), errno))?;
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let is_dir = look(&root, path, contents)?.1;
         if contents && is_dir {
             tree.add_contents(Arc::clone(&root), path)?;
         } else {
@@ -352,7 +366,10 @@ impl Serving<'_> {
         }
         if walked.manifest.is_empty() {
             if let Some(failed) = walked.failed.first() {
-                return Err(Error::with_code(403, format!("{}: {}", crate::shown(&failed.path), failed.message)));
+                return Err(Error::with_code(
+                    403,
+                    format!("{}: {}", crate::shown(&failed.path), failed.message),
+                ));
             }
         }
         Ok((tree, walked.manifest))
@@ -377,14 +394,16 @@ impl Serving<'_> {
 
     fn listing(&self) -> Result<Manifest, Error> {
         let root: &Root = &self.shared.root;
-        let (path, _) = requested(&self.open.path)?;
+        let (path, contents) = requested(&self.open.path)?;
         let system = |errno| Error::system(crate::shown(path), errno);
         let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(413, error.to_string());
-        let mut builder = ManifestBuilder::new(self.shared.options.entries_max);
-        let stat = root.stat(path).map_err(system)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            let name = crate::root::split(path).1;
-            if let Some(entry) = listed(name, &stat) {
+        let mut builder = ManifestBuilder::for_list(self.shared.options.entries_max);
+        let (stat, is_dir) = look(root, path, contents)?;
+        if !is_dir {
+            let (folder, name) = crate::root::split(path);
+            let folder = root.open_dir(folder).map_err(system)?;
+            let target = target(folder.as_fd(), name, &stat);
+            if let Some(entry) = listed(name, &stat, &target) {
                 builder.push(&entry).map_err(bad)?;
             }
             return builder.finish().map_err(bad);
@@ -393,7 +412,8 @@ impl Serving<'_> {
         for (name, _) in crate::walk::names(dir.as_fd()).map_err(system)? {
             // What is gone by now, or is neither file nor folder, is not listed.
             let Ok(stat) = rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            if let Some(entry) = listed(&name, &stat) {
+            let target = target(dir.as_fd(), &name, &stat);
+            if let Some(entry) = listed(&name, &stat, &target) {
                 builder.push(&entry).map_err(bad)?;
             }
         }
@@ -411,10 +431,30 @@ fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
     Ok((path, contents))
 }
 
-fn listed<'a>(name: &'a [u8], stat: &rustix::fs::Stat) -> Option<Entry<'a>> {
+/// What is at `path`, and whether it is a folder; with a slash at the end of what was asked for, it must be.
+fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, bool), Error> {
+    let missing = |what: &str| Error::with_code(404, format!("{}: {what}", crate::shown(path)));
+    let stat = match root.stat(path) {
+        Err(rustix::io::Errno::NOTDIR) => return Err(missing("no such file or folder")),
+        result => result.map_err(|errno| Error::system(crate::shown(path), errno))?,
+    };
+    let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if contents && !is_dir { Err(missing("not a folder")) } else { Ok((stat, is_dir)) }
+}
+
+/// Where a link points; empty for what is no link.
+fn target(folder: std::os::fd::BorrowedFd<'_>, name: &[u8], stat: &rustix::fs::Stat) -> Vec<u8> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        return Vec::new();
+    }
+    rustix::fs::readlinkat(folder, name, Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default()
+}
+
+fn listed<'a>(name: &'a [u8], stat: &rustix::fs::Stat, target: &'a [u8]) -> Option<Entry<'a>> {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => EntryKind::File { size: stat.st_size as u64 },
         FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Link { target },
         _ => return None,
     };
     let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
