@@ -10,11 +10,11 @@ use crate::connection::{Connection, Ended, FrameReader};
 use crate::engine::place::Placement;
 use crate::engine::receive::{OutputSink, Prepared, ReceiveOptions, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{grantable, with_alive};
+use crate::engine::{flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::observe::{Limits, Observer, Phase};
 use crate::root::{Root, split};
-use crate::stage::random;
+use crate::stage::{is_named, random};
 use crate::stop::Stop;
 use crate::walk::{Filter, SourceTree, WalkOptions, Walked, walk};
 use base64::Engine as _;
@@ -223,6 +223,11 @@ impl Client {
             match (&socket).read(&mut buffer) {
                 Ok(0) => {
                     // What came before the end may say why.
+                    if bytes.is_empty() {
+                        return Err(Error::Network(
+                            "the peer closed the connection during the handshake".into(),
+                        ));
+                    }
                     parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), &request.key)?;
                     return Err(Error::Network("the peer closed the connection during the handshake".into()));
                 }
@@ -352,10 +357,11 @@ impl Client {
         let mut tree = SourceTree::default();
         let mut stream = None;
         let mut input = None;
+        let mut contents = false;
         match what {
             Put::Paths(paths) => {
                 for path in &paths {
-                    tree.add_path(path, self.options.links == Links::Follow)?;
+                    contents |= tree.add_path(path, self.options.links == Links::Follow)?;
                 }
             }
             Put::Stream(read) => {
@@ -390,7 +396,11 @@ impl Client {
         }
         let tree = Arc::new(tree);
         // In a retry, what the first attempt made must not change where things go.
-        let mut place = if input.is_some() { Place::As } else { Place::Auto };
+        let mut place = match (&input, contents) {
+            (Some(_), _) => Place::As,
+            (None, true) => Place::Into,
+            (None, false) => Place::Auto,
+        };
         let input = Mutex::new(input);
         let done = self.persist(|number| {
             tally.attempts = number;
@@ -443,6 +453,7 @@ impl Client {
             cores: cores(),
             rtt,
             checkpoint: grant.checkpoint,
+            flying_max: flying_max(rtt, one_chunk),
             ..SenderConfig::default()
         };
         tally.congestion = agreed.reader.connection().congestion();
@@ -497,7 +508,9 @@ impl Client {
             Destination::Output(to) => GetPlace::Output(Arc::new(OutputSink::new(to))),
             Destination::Path(path) => GetPlace::files(&path)?,
         };
-        let mut fixed = Place::Auto;
+        // What is in a folder goes into one, even if it is a single file.
+        let contents = self.target.path.is_empty() || self.target.path.ends_with(b"/");
+        let mut fixed = if contents { Place::Into } else { Place::Auto };
         let done = self.persist(|number| {
             tally.attempts = number;
             self.get_once(&place, &mut fixed, options, &mut tally)
@@ -612,7 +625,9 @@ impl Client {
             let joined = self.join(grant);
             match joined {
                 Ok(joined) => {
-                    drop(reception.joins.push(joined).map_err(|(connection, _)| connection.close()))
+                    if let Err((connection, _)) = reception.joins.push(joined) {
+                        connection.close();
+                    }
                 }
                 Err(error) => tracing::debug!(%error, "a data stream could not be opened"),
             }
@@ -670,13 +685,13 @@ impl GetPlace {
                 path.components().next_back(),
                 None | Some(std::path::Component::CurDir | std::path::Component::ParentDir)
             );
-            // Files cannot be moved from one file system to another, so unfinished ones must be on the destination's.
-            if metadata.is_dir() && (dots || device != metadata.dev() || bytes.ends_with(b"/.")) {
+            let name = full.file_name().unwrap_or_default().as_bytes().to_vec();
+            // A folder that an unfinished get has begun under this name is that get's, not one to go into. Files cannot be
+            // moved between file systems, so unfinished ones are on the destination's.
+            let begun =
+                || device == metadata.dev() && Root::open(parent).is_ok_and(|root| is_named(&root, &name));
+            if metadata.is_dir() && (dots || !begun()) {
                 return Ok(GetPlace::Files { root: open(&full)?, path: Vec::new() });
-            }
-            let mut name = full.file_name().unwrap_or_default().as_bytes().to_vec();
-            if metadata.is_dir() && bytes.ends_with(b"/") {
-                name.push(b'/');
             }
             return Ok(GetPlace::Files { root: open(parent)?, path: name });
         }

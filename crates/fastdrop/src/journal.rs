@@ -150,12 +150,15 @@ impl Journal {
         one_chunk: ChunkSize,
         named: Option<Vec<u8>>,
     ) -> Result<Self, Errno> {
+        // It gets its name when it is locked: a journal that nobody has locked is one that nobody is at.
+        const NEW: &str = "journal.new";
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(folder, NAME, flags, Mode::from_raw_mode(0o600))?;
+        let fd = rustix::fs::openat(folder, NEW, flags, Mode::from_raw_mode(0o600))?;
         rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
         write_all(fd.as_fd(), MAGIC)?;
         let journal = Self { fd };
         journal.append(&[Record::Opened { algorithm, one_chunk, named }])?;
+        crate::root::rename(folder, NEW.as_bytes(), folder, NAME.as_bytes(), false)?;
         Ok(journal)
     }
 
@@ -224,7 +227,9 @@ pub(crate) enum Found {
     Recovered(Recovered),
     /// A transfer under way.
     Busy,
-    /// No journal that could be believed.
+    /// A journal that cannot be believed, and that nobody is at.
+    Worthless,
+    /// No journal: a transfer that is just beginning, or that ended before it had begun.
     Nothing,
 }
 
@@ -237,17 +242,17 @@ pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
     }
     let size = rustix::fs::fstat(&fd).map_or(0, |stat| stat.st_size as u64);
     if size > BYTES_MAX {
-        return Found::Nothing;
+        return Found::Worthless;
     }
     let mut bytes = vec![0; size as usize];
     if crate::source::read_exact_at(&fd, &mut bytes, 0).is_err() {
-        return Found::Nothing;
+        return Found::Worthless;
     }
     match replay(&bytes) {
         Some((algorithm, one_chunk, files)) => {
             Found::Recovered(Recovered { algorithm, one_chunk, files, _fd: fd })
         }
-        None => Found::Nothing,
+        None => Found::Worthless,
     }
 }
 

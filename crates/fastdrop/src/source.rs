@@ -31,7 +31,7 @@ impl Unreadable {
     }
 
     fn changed(entry: EntryIndex) -> Self {
-        Self { entry, code: 409, reason: "the source changed while it was sent".into() }
+        Self { entry, code: 410, reason: "the source changed while it was sent".into() }
     }
 }
 

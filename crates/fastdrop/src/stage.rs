@@ -9,7 +9,7 @@ use fastdrop_proto::fastdp::{Durability, HIDDEN};
 use fastdrop_proto::units::{ChunkSize, Mtime};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +19,9 @@ use std::time::{Duration, SystemTime};
 const PLANTED_MAX: u32 = 1000;
 /// More files than this are synced by one call for the file system instead of one each.
 const SYNC_EACH_MAX: usize = 8;
+
+/// A folder without a journal is taken for a transfer that is just beginning for so long.
+const BEGINNING_MAX: Duration = Duration::from_secs(60);
 
 /// The folder of one transfer.
 #[derive(Debug)]
@@ -281,10 +284,24 @@ impl Leftovers {
             let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
             match journal::recover(folder.as_fd()) {
                 Found::Recovered(recovered) => {
+                    // What was written and not journaled counts for nothing.
+                    let known: BTreeSet<_> =
+                        recovered.files.iter().map(|left| temp_name(&name, left.temp).into_bytes()).collect();
+                    for (file, _) in crate::walk::names(folder.as_fd()).unwrap_or_default() {
+                        if file != journal::NAME.as_bytes() && !known.contains(&file) {
+                            let _ = rustix::fs::unlinkat(&folder, &file[..], AtFlags::empty());
+                        }
+                    }
                     found.push(Leftovers { root: Arc::clone(root), folder, name, recovered });
                 }
                 Found::Busy => busy(&name),
-                Found::Nothing => {}
+                Found::Worthless => remove_folder(root, &name),
+                Found::Nothing => {
+                    let touched = rustix::fs::fstat(&folder).map_or(0, |stat| stat.st_mtime);
+                    if since(touched) > BEGINNING_MAX {
+                        remove_folder(root, &name);
+                    }
+                }
             }
         }
         found
@@ -364,10 +381,15 @@ pub(crate) fn is_named(root: &Root, path: &[u8]) -> bool {
     })
 }
 
+/// The time since `seconds` after 1970, by the clock on the wall: the only one that outlives a process.
+fn since(seconds: i64) -> Duration {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
 /// Removes what nobody has come back for in `age`.
 pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
     let Ok(outer) = root.open_dir(HIDDEN) else { return };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     for (name, _) in crate::walk::names(outer.as_fd()).unwrap_or_default() {
         let Ok(name) = String::from_utf8(name) else { continue };
         let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
@@ -379,8 +401,7 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
             Mode::empty(),
         );
         let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
-        let old = Duration::from_secs(u64::try_from(touched).unwrap_or(0)) + age < now;
-        if old && !matches!(journal::recover(folder.as_fd()), Found::Busy) {
+        if since(touched) > age && !matches!(journal::recover(folder.as_fd()), Found::Busy) {
             tracing::info!(folder = %name, "removing unfinished work that nobody came back for");
             remove_folder(root, &name);
         }

@@ -107,8 +107,8 @@ pub(crate) struct SourceTree {
 }
 
 impl SourceTree {
-    /// Adds what the user named: a file or folder, or with a slash at its end what is in the folder.
-    pub(crate) fn add_path(&mut self, path: &Path, follow: bool) -> Result<(), Error> {
+    /// Adds what the user named: a file or folder, or with a slash at its end what is in the folder. True if that was meant.
+    pub(crate) fn add_path(&mut self, path: &Path, follow: bool) -> Result<bool, Error> {
         let shown = crate::shown(path.as_os_str().as_bytes());
         let system = |errno| Error::system(shown.clone(), errno);
         let open = |path: &Path| {
@@ -119,15 +119,17 @@ impl SourceTree {
         let full = std::fs::canonicalize(path)
             .map_err(|error| system(error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)))?;
         if path.as_os_str().as_bytes().ends_with(b"/") {
-            return self.add_contents(open(&full)?, b"");
+            return self.add_contents(open(&full)?, b"").map(|()| true);
         }
         let name = path.file_name().or(full.file_name()).map(|name| name.as_bytes().to_vec());
-        let Some(name) = name else { return self.add_contents(open(&full)?, b"") };
+        let Some(name) = name else {
+            return self.add_contents(open(&full)?, b"").map(|()| true);
+        };
         if full.is_dir() {
-            return self.add(Top { name, root: open(&full)?, inner: Vec::new() });
+            return self.add(Top { name, root: open(&full)?, inner: Vec::new() }).map(|()| false);
         }
         let inner = full.file_name().unwrap_or_default().as_bytes().to_vec();
-        self.add(Top { name, root: open(full.parent().unwrap_or(Path::new("/")))?, inner })
+        self.add(Top { name, root: open(full.parent().unwrap_or(Path::new("/")))?, inner }).map(|()| false)
     }
 
     /// Adds what is at `inner` beneath `root`, under its own name.

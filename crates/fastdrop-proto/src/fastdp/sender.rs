@@ -50,6 +50,8 @@ pub struct SenderConfig {
     pub alive_every: Duration,
     /// A transfer of fewer bytes uses the control stream alone. Default 1 MiB.
     pub data_streams_from: u64,
+    /// Chunks on one stream that are not confirmed: what a crash can cost. Default 64.
+    pub flying_max: usize,
 }
 
 impl Default for SenderConfig {
@@ -64,6 +66,7 @@ impl Default for SenderConfig {
             silent_after: Duration::from_secs(60),
             alive_every: Duration::from_secs(5),
             data_streams_from: 1 << 20,
+            flying_max: 64,
         }
     }
 }
@@ -648,6 +651,8 @@ impl Sender {
             StreamId::CONTROL => self.data_streams() == 0,
             _ => self.streams.get(&id).is_some_and(Stream::carries),
         };
+        let full = self.streams.get(&id).is_some_and(|stream| stream.flying.len() >= self.config.flying_max);
+        let carries = carries && !full;
         if carries
             && self.needed.is_some()
             && let Some(chunk) = self.next_chunk()
@@ -764,7 +769,7 @@ impl Sender {
                 self.checksums.set(chunk.at(), checksum);
             }
             Some(_) => {
-                self.end(Outcome::Failed(Violation::with_code(409, "the source changed while it was sent")));
+                self.end(Outcome::Failed(Violation::with_code(410, "the source changed while it was sent")));
             }
         }
     }

@@ -164,13 +164,13 @@ impl UpgradeError {
             _ => "Refused",
         };
         let upgrade = match self.status {
-            426 => format!("Upgrade: fastdp\r\nSec-FastDP-Version: {VERSION}\r\n"),
-            405 => "Allow: GET\r\n".into(),
-            _ => String::new(),
+            426 => "Upgrade: fastdp\r\n",
+            405 => "Allow: GET\r\n",
+            _ => "",
         };
         let connection = if self.status == 426 { "Upgrade, close" } else { "close" };
         format!(
-            "HTTP/1.1 {} {reason}\r\n{upgrade}Connection: {connection}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+            "HTTP/1.1 {} {reason}\r\n{upgrade}Sec-FastDP-Version: {VERSION}\r\nConnection: {connection}\r\nContent-Type: text/plain; charset=utf-8\r\n\
              Content-Length: {}\r\n\r\n{}\n",
             self.status,
             self.message.len() + 1,
@@ -218,6 +218,15 @@ pub fn parse_answer(bytes: &[u8], key: &str) -> Result<Option<UpgradeAnswer>, Up
         }
         let text = String::from_utf8_lossy(body.get(..length).unwrap_or_default()).trim().to_owned();
         let text = if text.is_empty() { answer.reason.unwrap_or("refused").to_owned() } else { text };
+        if version.is_empty() {
+            return Err(refuse(
+                0,
+                format!("the peer speaks HTTP but not fastdp: it answers {status} {text}"),
+            ));
+        }
+        if status == 426 {
+            return Err(refuse(426, format!("the peer speaks {version}, not {VERSION}: {text}")));
+        }
         return Err(refuse(status, text));
     }
     let upgrade = only(headers, "upgrade").map_err(foreign)?.unwrap_or_default();
@@ -295,10 +304,12 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_versions_and_reaches_the_client() {
-        let error = refuse(426, "no");
+        let error = refuse(503, "no");
         let bytes = error.encode();
         assert!(String::from_utf8_lossy(&bytes).contains("Sec-FastDP-Version: 2.0.0\r\n"));
         assert_eq!(parse_answer(&bytes, KEY), Err(error));
+        let other = String::from_utf8(refuse(426, "no").encode()).unwrap().replace("2.0.0", "1.0.0, 1.1.0");
+        assert!(parse_answer(other.as_bytes(), KEY).unwrap_err().message.contains("1.0.0, 1.1.0"));
     }
 
     #[test]
@@ -320,7 +331,7 @@ mod tests {
         }
         assert_eq!(parse_answer(text.replace("2.0.0", "1.1.0").as_bytes(), KEY).unwrap_err().status, 426);
         let plain = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
-        assert_eq!(parse_answer(plain.as_bytes(), KEY), Err(refuse(404, "gone")));
+        assert_eq!(parse_answer(plain.as_bytes(), KEY).unwrap_err().status, 0);
     }
 
     proptest! {

@@ -24,6 +24,12 @@ pub(crate) fn grantable(streams: u16, one_chunk: ChunkSize) -> u16 {
     streams.clamp(1, fitting)
 }
 
+/// How many chunks one stream may have under way: on a short path a few keep it full, and fewer are sent again after a crash.
+pub(crate) fn flying_max(rtt: Duration, one_chunk: ChunkSize) -> usize {
+    let bytes: u32 = if rtt < Duration::from_millis(2) { 4 << 20 } else { 64 << 20 };
+    ((bytes / one_chunk.bytes()) as usize).max(4)
+}
+
 /// Does something that may take long, while the peer hears every few seconds that this end is alive.
 pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -> T {
     let over = (Mutex::new(false), Condvar::new());

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Complete files are named when so many of them wait.
@@ -85,6 +85,9 @@ pub(crate) struct FileSink {
     exceptions: HashMap<EntryIndex, Verdict>,
     open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
     ready: Mutex<Vec<Ready>>,
+    /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
+    /// which takes the stage away, waits for all of them.
+    working: RwLock<()>,
     /// The temporary file of the stream.
     stream: Mutex<Option<u32>>,
     /// Directories in which names have been given since they were synced.
@@ -197,6 +200,12 @@ impl Reception {
         stop: Stop,
         busy: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Prepared, Error> {
+        // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
+        let mut ended = false;
+        let mut leftovers = Leftovers::find(&root, |name| ended |= busy(name));
+        if ended {
+            leftovers = Leftovers::find(&root, |_| ());
+        }
         let mut exceptions = HashMap::new();
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
         let (mut skipped, mut bytes_skipped, mut bytes_resumed) = (0, 0, 0);
@@ -252,13 +261,14 @@ impl Reception {
             exceptions,
             open: Mutex::default(),
             ready: Mutex::default(),
+            working: RwLock::default(),
             stream: Mutex::default(),
             named_in: Mutex::default(),
             named_any: AtomicBool::new(false),
             default_file_mode: default_mode(false),
         };
         let mut hashes = BTreeMap::new();
-        match sink.take_over(&mut machine, &root, algorithm, &mut hashes, busy) {
+        match sink.take_over(leftovers, &mut machine, algorithm, &mut hashes) {
             Ok((held, bytes)) => {
                 skipped += held;
                 bytes_resumed += bytes;
@@ -633,6 +643,10 @@ impl Reception {
 
     /// Makes everything confirmed so far durable.
     fn checkpoint(&self, sink: &FileSink) -> Result<(), Error> {
+        let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
+        if self.is_done() {
+            return Ok(());
+        }
         let open: Vec<_> = lock(&sink.open).values().cloned().collect();
         for staged in open {
             sink.stage.sync_file(staged.fd.as_fd())?;
@@ -698,6 +712,7 @@ impl Reception {
     }
 
     fn finish_files(&self, sink: &FileSink) -> Result<(), Error> {
+        let _nobody_working = sink.working.write().unwrap_or_else(PoisonError::into_inner);
         let needed: Vec<_> = lock(&self.machine).needed_entries().collect();
         let mut ready = std::mem::take(&mut *lock(&sink.ready));
         for &index in &needed {
@@ -750,6 +765,8 @@ impl Reception {
         }
         sink.sync_names()?;
         sink.stage.remove();
+        // Who waited for this has nothing left to sync.
+        self.done.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -904,6 +921,7 @@ impl ChunkWorker<'_> {
                 lock(&reception.machine).handle_written(expected.chunk, checksum)
             }
             Sink::Files(sink) => {
+                let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
                 let mut temps = Vec::new();
                 match *content {
                     ChunkContent::Piece { entry, offset, .. } | ChunkContent::Stream { entry, offset } => {
@@ -939,6 +957,10 @@ impl ChunkWorker<'_> {
     ) -> Result<(), Error> {
         let Some(entry) = self.reception.manifest.get(index) else { return Ok(()) };
         let system = |errno| sink.system(&entry, errno);
+        let end = offset + self.plain.len() as u64;
+        if sink.options.size_max.is_some_and(|max| end > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
         let staged = sink.staged(index, &entry).map_err(system)?;
         match extents {
             None => write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?,
@@ -1096,21 +1118,11 @@ impl FileSink {
     /// Moves in what earlier transfers left of the files that are needed. How many whole files that was, and bytes.
     fn take_over(
         &self,
+        found: Vec<Leftovers>,
         machine: &mut Receiver,
-        root: &Arc<Root>,
         algorithm: Algorithm,
         hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
-        busy: &mut dyn FnMut(&str) -> bool,
     ) -> Result<(u64, u64), Error> {
-        let mut ended = false;
-        let own = self.stage.name();
-        let mut found = Leftovers::find(root, |name| ended |= name != own && busy(name));
-        if ended {
-            found = Leftovers::find(root, |_| ());
-        }
-        if found.is_empty() {
-            return Ok((0, 0));
-        }
         let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
         for (folder, leftovers) in found.iter().enumerate() {
             by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));

@@ -50,7 +50,7 @@ pub struct ServerOptions {
     pub expire: Duration,
     /// Connections at once. Default 4,096; each costs a descriptor, and before its handshake some 10 KiB.
     pub connections_max: usize,
-    /// Connections of one address that have not finished their handshake. Default 256.
+    /// Connections of one address that have not finished their handshake; beyond, the oldest goes. Default 256.
     pub handshakes_per_address_max: usize,
     /// Transfers at once. Default 256.
     pub transfers_max: usize,
@@ -138,7 +138,9 @@ struct Shared {
     sessions: Mutex<BTreeMap<[u8; 16], Session>>,
     /// Keys of connections under way.
     keys: Mutex<BTreeSet<String>>,
-    handshaking: Mutex<BTreeMap<IpAddr, usize>>,
+    /// Handshakes under way, the oldest first.
+    handshaking: Mutex<BTreeMap<u64, (IpAddr, tokio::task::AbortHandle)>>,
+    next_handshake: AtomicU64,
     threads: AtomicUsize,
     buffers: AtomicU64,
     finished: AtomicU64,
@@ -188,6 +190,7 @@ impl Server {
             sessions: Mutex::default(),
             keys: Mutex::default(),
             handshaking: Mutex::default(),
+            next_handshake: AtomicU64::new(0),
             threads: AtomicUsize::new(0),
             buffers: AtomicU64::new(0),
             finished: AtomicU64::new(0),
@@ -249,22 +252,35 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+        let mut permit = Arc::clone(&permits).try_acquire_owned();
+        if permit.is_err() && shared.evict(None) {
+            tokio::task::yield_now().await;
+            permit = Arc::clone(&permits).try_acquire_owned();
+        }
+        let Ok(permit) = permit else {
             tracing::warn!(%peer, "too many connections");
             continue;
         };
-        if !shared.begin_handshake(peer.ip()) {
-            tracing::warn!(%peer, "too many handshakes from one address");
-            continue;
-        }
-        let shared = Arc::clone(&shared);
-        handshakes.spawn(async move {
-            let shaken = handshake::handshake(&shared, socket, peer).await;
-            shared.end_handshake(peer.ip());
-            if let Some(shaken) = shaken {
-                shared.spawn(shaken, permit);
+        let id = shared.next_handshake.fetch_add(1, Ordering::Relaxed);
+        let task = handshakes.spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let shaken = handshake::handshake(&shared, socket, peer).await;
+                lock(&shared.handshaking).remove(&id);
+                if let Some(shaken) = shaken {
+                    shared.spawn(shaken, permit);
+                }
             }
         });
+        // This thread runs the tasks too, so the new one has not ended yet.
+        let count = {
+            let mut handshaking = lock(&shared.handshaking);
+            handshaking.insert(id, (peer.ip(), task));
+            handshaking.values().filter(|(ip, _)| *ip == peer.ip()).count()
+        };
+        if count > shared.options.handshakes_per_address_max {
+            shared.evict(Some(peer.ip()));
+        }
     }
 }
 
@@ -290,24 +306,17 @@ impl Drop for ThreadGuard {
 }
 
 impl Shared {
-    fn begin_handshake(&self, address: IpAddr) -> bool {
+    /// Ends the oldest handshake of `address`, or of all: who has said nothing for longest goes first, so that
+    /// silent connections, however many, keep nobody out. False if there is none.
+    fn evict(&self, address: Option<IpAddr>) -> bool {
         let mut handshaking = lock(&self.handshaking);
-        let count = handshaking.entry(address).or_insert(0);
-        if *count >= self.options.handshakes_per_address_max {
-            return false;
+        let oldest = handshaking.iter().find(|(_, (ip, _))| address.is_none_or(|address| *ip == address));
+        let Some(id) = oldest.map(|(&id, _)| id) else { return false };
+        if let Some((ip, task)) = handshaking.remove(&id) {
+            tracing::debug!(peer = %ip, "too many handshakes; the oldest was ended");
+            task.abort();
         }
-        *count += 1;
         true
-    }
-
-    fn end_handshake(&self, address: IpAddr) {
-        let mut handshaking = lock(&self.handshaking);
-        if let Some(count) = handshaking.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                handshaking.remove(&address);
-            }
-        }
     }
 
     /// Takes a key; None if a connection under way has it.

@@ -6,7 +6,7 @@ use crate::connection::{Connection, FrameReader};
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, ReceiveOptions, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{grantable, with_alive};
+use crate::engine::{flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::journal::FileKey;
 use crate::observe::Observer;
@@ -312,6 +312,7 @@ impl Serving<'_> {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16),
             rtt: self.rtt,
             checkpoint: grant.checkpoint,
+            flying_max: flying_max(self.rtt, one_chunk),
             ..SenderConfig::default()
         };
         let mut machine =
