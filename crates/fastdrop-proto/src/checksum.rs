@@ -6,7 +6,7 @@
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 /// How chunks are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -58,13 +58,64 @@ impl Algorithm {
     ///
     /// `offset` must be a multiple of the chunk size, as every piece's is.
     pub fn of_piece(self, bytes: &[u8], offset: u64, whole: bool) -> Checksum {
-        if self != Algorithm::Blake3 || whole {
-            return self.of(bytes);
+        let mut piece = PieceChecksum::new(self, offset, whole);
+        piece.update(bytes);
+        piece.finish()
+    }
+}
+
+/// Computes a piece's checksum from parts of it, one after the other.
+#[derive(Clone)]
+pub enum PieceChecksum {
+    /// Nothing to compute.
+    None,
+    /// XXH3-64.
+    Xxh3(Box<Xxh3Default>),
+    /// BLAKE3, and whether the piece is the whole file.
+    Blake3(Box<blake3::Hasher>, bool),
+}
+
+impl std::fmt::Debug for PieceChecksum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PieceChecksum")
+    }
+}
+
+impl PieceChecksum {
+    /// Begins the piece that stands at `offset` of its file, a multiple of the chunk size; `whole` if it is the only one.
+    pub fn new(algorithm: Algorithm, offset: u64, whole: bool) -> Self {
+        match algorithm {
+            Algorithm::None => PieceChecksum::None,
+            Algorithm::Xxh3 => PieceChecksum::Xxh3(Box::new(Xxh3Default::new())),
+            Algorithm::Blake3 => {
+                let mut hasher = blake3::Hasher::new();
+                if !whole {
+                    hasher.set_input_offset(offset);
+                }
+                PieceChecksum::Blake3(Box::new(hasher), whole)
+            }
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(offset);
-        hasher.update(bytes);
-        Checksum::from_slice(&hasher.finalize_non_root())
+    }
+
+    /// Adds the next part.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            PieceChecksum::None => {}
+            PieceChecksum::Xxh3(hasher) => hasher.update(bytes),
+            PieceChecksum::Blake3(hasher, _) => {
+                hasher.update(bytes);
+            }
+        }
+    }
+
+    /// The checksum.
+    pub fn finish(&self) -> Checksum {
+        match self {
+            PieceChecksum::None => Checksum::default(),
+            PieceChecksum::Xxh3(hasher) => Checksum::from_slice(&hasher.digest().to_be_bytes()),
+            PieceChecksum::Blake3(hasher, true) => Checksum::from_slice(hasher.finalize().as_bytes()),
+            PieceChecksum::Blake3(hasher, false) => Checksum::from_slice(&hasher.finalize_non_root()),
+        }
     }
 }
 

@@ -238,7 +238,10 @@ impl Client {
             if let Some(answer) = parse_answer(&bytes, &request.key)? {
                 let early = bytes.split_off(answer.len);
                 let connection = Connection::new(socket, rtt).map_err(lost)?;
-                self.reached.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(rtt);
+                // A busy machine makes a round trip look longer, never shorter.
+                let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+                *reached = Some(reached.map_or(rtt, |before| before.min(rtt)));
+                drop(reached);
                 return Ok((Arc::new(connection), early, rtt));
             }
         }

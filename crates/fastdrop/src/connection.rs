@@ -2,9 +2,10 @@
 
 use crate::error::Error;
 use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,6 +39,14 @@ impl From<Ended> for Error {
             Ended::Stopped => Error::Interrupted,
         }
     }
+}
+
+/// Some bytes of a file.
+#[derive(Debug)]
+pub(crate) struct FilePart<'a> {
+    pub(crate) file: &'a OwnedFd,
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
 }
 
 /// One TCP connection. Any thread may send whole frames; one thread reads, through a [`FrameReader`].
@@ -129,12 +138,7 @@ impl Connection {
                 (&self.socket).write_vectored(parts)
             } else {
                 let first = &parts[0][..parts[0].len().min(piece_max)];
-                let mut left = pace(first.len());
-                while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
-                    let nap = left.min(TICK / 10);
-                    std::thread::sleep(nap);
-                    left -= nap;
-                }
+                self.pause(pace(first.len()));
                 (&self.socket).write(first)
             };
             match piece {
@@ -148,6 +152,58 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Sends one frame whose middle is a part of a file, which goes from the page cache to the socket without a copy in between.
+    pub(crate) fn send_file(
+        &self,
+        head: &[u8],
+        part: &FilePart<'_>,
+        tail: &[u8],
+        piece_max: usize,
+        mut pace: impl FnMut(usize) -> Duration,
+    ) -> Result<(), Ended> {
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send_small(head, SendFlags::MORE)?;
+        let mut left = part.len;
+        let mut offset = part.offset;
+        let mut moved_at = Instant::now();
+        while left > 0 {
+            let piece = left.min(piece_max);
+            if piece_max != usize::MAX {
+                self.pause(pace(piece));
+            }
+            match rustix::fs::sendfile(&self.socket, part.file, Some(&mut offset), piece) {
+                // The frame cannot be completed any more, so neither can the stream.
+                Ok(0) => return Err(Ended::Broken("the file became shorter".into())),
+                Ok(sent) => {
+                    left -= sent;
+                    moved_at = Instant::now();
+                    pace(0);
+                }
+                Err(errno) => self.waited(&errno.into(), moved_at)?,
+            }
+        }
+        self.send_small(tail, SendFlags::empty())
+    }
+
+    fn send_small(&self, mut bytes: &[u8], flags: SendFlags) -> Result<(), Ended> {
+        let moved_at = Instant::now();
+        while !bytes.is_empty() {
+            match rustix::net::send(&self.socket, bytes, flags | SendFlags::NOSIGNAL) {
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(errno) => self.waited(&errno.into(), moved_at)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn pause(&self, mut left: Duration) {
+        while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
+            let nap = left.min(TICK / 10);
+            std::thread::sleep(nap);
+            left -= nap;
+        }
     }
 
     /// Decides whether a call that brought nothing is worth repeating.

@@ -17,6 +17,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The journal's name in a transfer's folder.
 pub(crate) const NAME: &str = "journal";
+/// Its name until it is complete.
+const NEW: &str = "journal.new";
 const MAGIC: &[u8] = b"fastdrop journal 1\n";
 const RECORD_MAX: usize = 8192;
 /// More journal than this is not read.
@@ -151,7 +153,6 @@ impl Journal {
         named: Option<Vec<u8>>,
     ) -> Result<Self, Errno> {
         // It gets its name when it is locked: a journal that nobody has locked is one that nobody is at.
-        const NEW: &str = "journal.new";
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(folder, NEW, flags, Mode::from_raw_mode(0o600))?;
         rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
@@ -236,7 +237,14 @@ pub(crate) enum Found {
 /// Reads the journal in `folder`.
 pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::openat(folder, NAME, flags, Mode::empty()) else { return Found::Nothing };
+    let Ok(fd) = rustix::fs::openat(folder, NAME, flags, Mode::empty()) else {
+        // One that has been begun and is not locked belonged to a process that died there.
+        let begun = rustix::fs::openat(folder, NEW, flags, Mode::empty()).is_ok_and(|fd| {
+            let locked = rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+            locked.is_ok() && rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_size > 0)
+        });
+        return if begun { Found::Worthless } else { Found::Nothing };
+    };
     if rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         return Found::Busy;
     }

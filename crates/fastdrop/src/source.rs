@@ -3,7 +3,7 @@
 use crate::error::{code_of, reason};
 use crate::observe::Clocks;
 use crate::walk::SourceTree;
-use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
+use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, PieceChecksum};
 use fastdrop_proto::fastdp::{ChunkContent, Entry, EntryKind, Extents, Manifest, Sender};
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use rustix::fs::{SeekFrom, Stat};
@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Reading and hashing go in steps of this size, so that bytes are hashed while they are in the cache.
-const STEP: usize = 256 << 10;
+const STEP: usize = 64 << 10;
 
 /// A file that cannot be sent, or not any more.
 #[derive(Debug)]
@@ -38,8 +38,13 @@ impl Unreadable {
 /// A chunk in memory, ready to go.
 #[derive(Debug, Default)]
 pub(crate) struct ReadChunk {
-    /// Plain bytes.
+    /// Plain bytes, unless `direct`.
     pub(crate) bytes: Vec<u8>,
+    /// How many there are.
+    pub(crate) len: u32,
+    /// The bytes are still in the file, from here on: they go from there to the connection without another copy. Should the file
+    /// change in between, the checksum will not fit.
+    pub(crate) direct: Option<u64>,
     pub(crate) checksum: Checksum,
     /// Where data is, if the chunk has holes worth leaving out.
     pub(crate) extents: Option<Extents>,
@@ -84,8 +89,8 @@ pub(crate) struct ChunkReader<'a> {
 impl ChunkReader<'_> {
     /// Reads what `plan` says into `out`.
     pub(crate) fn read(&mut self, plan: &ChunkPlan, out: &mut ReadChunk) -> Result<(), Unreadable> {
-        out.bytes.clear();
         out.extents = None;
+        out.direct = None;
         out.hashes.clear();
         match plan.content {
             ChunkContent::Piece { entry, offset, len, whole } => {
@@ -95,7 +100,9 @@ impl ChunkReader<'_> {
             ChunkContent::Stream { entry, offset } => {
                 let piece = self.pieces.and_then(|pieces| pieces.get(plan.chunk));
                 let piece = piece.ok_or_else(|| Unreadable::changed(entry))?;
+                out.bytes.clear();
                 out.bytes.extend_from_slice(&piece);
+                out.len = piece.len() as u32;
                 let start = Instant::now();
                 let whole = offset == 0 && piece.len() < plan.chunk_size as usize;
                 out.checksum = self.algorithm.of_piece(&piece, offset, whole);
@@ -130,34 +137,37 @@ impl ChunkReader<'_> {
             self.last = Some((index, fd, holes));
         }
         let Some((_, fd, holes)) = &self.last else { return Err(Unreadable::changed(index)) };
-        let system = |errno| Unreadable::system(index, errno);
+        let system = |errno| match errno {
+            // It has become shorter.
+            Errno::NODATA => Unreadable::changed(index),
+            errno => Unreadable::system(index, errno),
+        };
+        out.len = len;
+        let mut checksum = PieceChecksum::new(self.algorithm, offset, whole);
         if *holes {
             out.extents = extents(fd, offset, len).map_err(system)?;
         }
-        out.bytes.resize(len as usize, 0);
-        let all = [(0, len)];
-        let extents: Vec<_> = match &out.extents {
+        match &out.extents {
             Some(extents) => {
-                out.bytes.fill(0);
-                extents.iter().collect()
+                out.bytes.clear();
+                out.bytes.resize(len as usize, 0);
+                for (at, size) in extents.iter() {
+                    let part = &mut out.bytes[at as usize..(at + size) as usize];
+                    read_exact_at(fd, part, offset + u64::from(at)).map_err(system)?;
+                }
+                clock = self.clocks.read.since(clock);
+                checksum.update(&out.bytes);
+                clock = self.clocks.cpu.since(clock);
             }
-            None => all.to_vec(),
-        };
-        let steps = self.algorithm == Algorithm::Xxh3 && out.extents.is_none();
-        let mut hasher = steps.then(xxhash_rust::xxh3::Xxh3Default::new);
-        for (at, size) in extents {
-            let part = &mut out.bytes[at as usize..(at + size) as usize];
-            let mut from = offset + u64::from(at);
-            for step in part.chunks_mut(STEP) {
-                read_exact_at(fd, step, from).map_err(|errno| match errno {
-                    // It has become shorter.
-                    Errno::NODATA => Unreadable::changed(index),
-                    errno => Unreadable::system(index, errno),
-                })?;
-                from += step.len() as u64;
-                if let Some(hasher) = &mut hasher {
+            None => {
+                out.direct = Some(offset);
+                let hashed = if self.algorithm.is_empty() { 0 } else { u64::from(len) };
+                out.bytes.resize(STEP.min(len as usize), 0);
+                for at in (0..hashed).step_by(STEP) {
+                    let step = &mut out.bytes[..STEP.min((hashed - at) as usize)];
+                    read_exact_at(fd, step, offset + at).map_err(system)?;
                     clock = self.clocks.read.since(clock);
-                    hasher.update(step);
+                    checksum.update(step);
                     clock = self.clocks.cpu.since(clock);
                 }
             }
@@ -166,19 +176,21 @@ impl ChunkReader<'_> {
         let stat = rustix::fs::fstat(fd).map_err(system)?;
         let entry = self.manifest.get(index).ok_or_else(|| Unreadable::changed(index))?;
         unchanged(index, &entry, &stat)?;
-        clock = self.clocks.read.since(clock);
-        out.checksum = match hasher {
-            Some(hasher) => Checksum::from_slice(&hasher.digest().to_be_bytes()),
-            None => self.algorithm.of_piece(&out.bytes, offset, whole),
-        };
-        self.clocks.cpu.since(clock);
+        self.clocks.read.since(clock);
+        out.checksum = checksum.finish();
         Ok(())
+    }
+
+    /// The file of the piece that was read last.
+    pub(crate) fn file(&self) -> Option<&OwnedFd> {
+        self.last.as_ref().map(|(_, fd, _)| fd)
     }
 
     fn read_pack(&mut self, slices: &[(EntryIndex, u32)], out: &mut ReadChunk) -> Result<(), Unreadable> {
         let mut pack = PackChecksum::new(self.algorithm);
         let total: u64 = slices.iter().map(|&(_, size)| u64::from(size)).sum();
         out.bytes.resize(total as usize, 0);
+        out.len = total as u32;
         let mut rest = &mut out.bytes[..];
         let mut clock = Instant::now();
         for &(index, size) in slices {

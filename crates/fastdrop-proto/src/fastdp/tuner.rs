@@ -18,6 +18,8 @@ pub struct Tuner {
 }
 
 impl Tuner {
+    /// Below this round trip a path is a short one.
+    const SHORT_RTT: Duration = Duration::from_millis(2);
     /// More streams than this are never tried by themselves.
     const AUTO_MAX: u16 = 16;
     /// A doubling stays if it brings this factor.
@@ -32,17 +34,18 @@ impl Tuner {
 
     /// Adapts, between 1 and `max`, on a machine with `cores`, to a path of this round trip.
     pub fn auto(rtt: Duration, cores: u16, max: u16) -> Self {
-        // On a short path more streams than cores only compete. On a long one each is bounded by
-        // buffers and slow start, and costs next to nothing.
+        // On a short path more streams than cores only compete, and two are enough: there is nothing to try. On a long
+        // one each is bounded by buffers and slow start, and costs next to nothing.
+        let short = rtt < Self::SHORT_RTT;
         let guess = match rtt.as_millis() {
-            0..=1 => cores.clamp(1, 2),
+            _ if short => cores.clamp(1, 2),
             2..=29 => 4,
             _ => 8,
         };
         Self {
             target: guess.min(max).max(1),
             max: max.min(Self::AUTO_MAX).max(1),
-            fixed: false,
+            fixed: short,
             // Long enough for a doubled number of streams to leave slow start.
             epoch: (rtt * 10).clamp(Duration::from_millis(300), Duration::from_secs(3)),
             epoch_start: None,
@@ -116,10 +119,18 @@ mod tests {
 
     #[test]
     fn it_stays_where_more_streams_bring_nothing() {
-        let tuner = Tuner::auto(Duration::from_micros(50), 2, 64);
-        let run = settle(tuner, |n| if n > 2 { 0.9e9 } else { 1e9 });
-        let at_two = run.iter().filter(|&&n| n == 2).count();
-        assert!(at_two * 10 > run.len() * 9, "{at_two} of {}", run.len());
+        let tuner = Tuner::auto(Duration::from_millis(10), 2, 64);
+        let run = settle(tuner, |n| if n > 4 { 0.9e9 } else { 1e9 });
+        let at_four = run.iter().filter(|&&n| n == 4).count();
+        assert!(at_four * 10 > run.len() * 9, "{at_four} of {}", run.len());
+    }
+
+    #[test]
+    fn a_short_path_gets_two_streams_at_the_most() {
+        for (cores, streams) in [(1, 1), (2, 2), (64, 2)] {
+            let tuner = Tuner::auto(Duration::from_micros(50), cores, 64);
+            assert!(settle(tuner, |n| f64::from(n)).iter().all(|&n| n == streams));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
 use super::{Joins, MANIFEST_PART};
-use crate::connection::{Connection, Ended, FrameReader};
+use crate::connection::{Connection, Ended, FilePart, FrameReader};
 use crate::error::Error;
 use crate::observe::{Observer, Phase};
 use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces};
@@ -351,25 +351,28 @@ impl Transmission {
             }
             Duration::ZERO
         };
-        let moved;
-        match &chunk.extents {
-            None => {
-                let size = (chunk.bytes.len() + checksum.len()) as u32;
-                let header = FrameHeader { kind: FrameKind::Chunk(index), size }.encode();
+        let size = |data: usize| (data + checksum.len()) as u32;
+        let plain = |len: usize| FrameHeader { kind: FrameKind::Chunk(index), size: size(len) }.encode();
+        let moved = chunk.len as usize;
+        match (&chunk.extents, chunk.direct, chunks.file()) {
+            (None, Some(offset), Some(file)) => {
+                let part = FilePart { file, offset, len: moved };
+                connection.send_file(&plain(moved), &part, checksum, piece_max, &mut progress)?;
+            }
+            (None, _, _) => {
+                let header = plain(moved);
                 let mut parts = [IoSlice::new(&header), IoSlice::new(&chunk.bytes), IoSlice::new(checksum)];
-                moved = chunk.bytes.len();
                 connection.send(&mut parts, piece_max, &mut progress)?;
             }
-            Some(extents) => {
+            (Some(extents), _, _) => {
                 let encoding = extents.encode();
-                let size = encoding.len() + extents.data_len() as usize + checksum.len();
-                let header = FrameHeader { kind: FrameKind::EncodedChunk(index), size: size as u32 }.encode();
+                let size = size(encoding.len() + extents.data_len() as usize);
+                let header = FrameHeader { kind: FrameKind::EncodedChunk(index), size }.encode();
                 let mut parts = vec![IoSlice::new(&header), IoSlice::new(&encoding)];
                 for (at, len) in extents.iter() {
                     parts.push(IoSlice::new(&chunk.bytes[at as usize..(at + len) as usize]));
                 }
                 parts.push(IoSlice::new(checksum));
-                moved = chunk.bytes.len();
                 connection.send(&mut parts, piece_max, &mut progress)?;
             }
         }

@@ -1,0 +1,52 @@
+//! Frame headers, control frames, and the extents of sparse chunks.
+
+#![no_main]
+
+use fastdrop_proto::fastdp::{Control, Extents, FrameHeader, FrameKind, control_payload_max};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (u8, u32, &[u8])| {
+    let (kind, len, payload) = input;
+    if let Some((first, rest)) = payload.split_first_chunk::<{ FrameHeader::LEN }>() {
+        if let Ok(header) = FrameHeader::decode(*first) {
+            assert_eq!(header.encode(), *first);
+            if let FrameKind::Control(kind) = header.kind {
+                assert!(Some(header.size) <= control_payload_max(kind));
+                let _ = Control::decode(kind, rest);
+            }
+        }
+    }
+    let kind = u32::from(kind % 0x15);
+    if let Ok(control) = Control::decode(kind, payload) {
+        if let Control::Open(open) = &control {
+            let _ = open.check();
+        }
+        let bytes = control.encode();
+        let (head, rest) = bytes.split_first_chunk::<{ FrameHeader::LEN }>().unwrap();
+        // Escapes can make a payload longer than it was, but not another one.
+        if let Ok(header) = FrameHeader::decode(*head) {
+            assert_eq!(header, FrameHeader { kind: FrameKind::Control(kind), size: rest.len() as u32 });
+        }
+        let again = Control::decode(kind, rest).unwrap();
+        match (&control, &again) {
+            // A reason is cut.
+            (Control::Abandon { reason: long, .. }, Control::Abandon { reason, .. }) => {
+                assert!(long.starts_with(&reason[..]) && reason.len() <= 1000);
+            }
+            _ => assert_eq!(again, control),
+        }
+    }
+    let len = len % (16 << 20);
+    for payload in [payload.to_vec(), [&[1][..], payload].concat()] {
+        if let Ok((extents, data)) = Extents::decode(&payload, len) {
+            assert_eq!(data.len(), extents.data_len() as usize);
+            assert!(extents.data_len() <= len);
+            assert_eq!([&extents.encode()[..], data].concat(), payload);
+            let mut end = 0;
+            for (at, (offset, size)) in extents.iter().enumerate() {
+                assert!((at == 0 || offset > end) && size > 0 && offset + size <= len);
+                end = offset + size;
+            }
+        }
+    }
+});

@@ -1,0 +1,261 @@
+//! The sending machine, told anything by its peer, with a driver that keeps its part of the bargain.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use fastdrop_fuzz::{CHUNK, Shape, sum};
+use fastdrop_proto::fastdp::{
+    Action, Control, Done, Held, NeedTotals, Outcome, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table
+};
+use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
+use libfuzzer_sys::fuzz_target;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Arbitrary)]
+enum Said {
+    Skip(Vec<(u16, u8, u8)>),
+    Held(u16, u8, u8),
+    Need(u32, u32),
+    /// Chunks that were handed out.
+    Confirm(Vec<u8>),
+    ConfirmAny(Vec<u32>),
+    Again(Vec<u8>),
+    AgainAny(Vec<u32>),
+    Checkpointed,
+    Abandoned(u16),
+    Done,
+    Refuse,
+    Alive,
+    /// What a receiver never says.
+    More,
+}
+
+#[derive(Debug, Arbitrary)]
+enum Step {
+    Frame(u8, Said),
+    Poll(u8),
+    /// Reads what the stream has to send, or fails to.
+    Read(u8, u8),
+    Sent(u8),
+    Unreadable(u8, u16),
+    Joined,
+    OpenFailed,
+    Lost(u8),
+    Filled,
+    Ended(u16),
+    Pass(u16),
+}
+
+#[derive(Debug, Arbitrary)]
+struct Input {
+    shape: Shape,
+    /// What an honest receiver leaves out; without this the peer answers as it likes.
+    answer: Option<Vec<u16>>,
+    streams: Option<u8>,
+    granted: u8,
+    checkpoint: Option<u16>,
+    flying_max: u8,
+    steps: Vec<Step>,
+}
+
+fuzz_target!(|input: Input| {
+    let (manifest, table) = input.shape.build();
+    let algorithm = input.shape.algorithm();
+    let mut now = Instant::now();
+    let config = SenderConfig {
+        streams: input.streams.map_or(Streams::Auto, |streams| Streams::Fixed(streams.into())),
+        granted: (input.granted % 65).into(),
+        checkpoint: input.checkpoint.map(u64::from),
+        data_streams_from: 0,
+        flying_max: usize::from(input.flying_max).max(1),
+        ..SenderConfig::default()
+    };
+    let mut sender = Sender::new(config, Arc::clone(&manifest), table.clone(), algorithm, now);
+    if let Some(skips) = &input.answer {
+        let mut receiver = Receiver::new(Arc::clone(&manifest), table, algorithm);
+        for entry in skips.iter().take(50) {
+            receiver.skip(EntryIndex(u32::from(*entry) % (manifest.len() + 1)), SkipReason::Policy);
+        }
+        for frame in receiver.answer() {
+            sender.handle_frame(StreamId::CONTROL, frame, now);
+        }
+        assert_eq!(sender.outcome(), None, "the answer of an honest receiver is refused");
+        assert_eq!(sender.needed(), Some(receiver.totals()));
+    }
+    // What each stream has been told to send, and whether it has read it.
+    let mut sending: BTreeMap<u32, (ChunkIndex, bool)> = BTreeMap::new();
+    let mut handed: Vec<ChunkIndex> = Vec::new();
+    let mut confirmed: BTreeSet<ChunkIndex> = BTreeSet::new();
+    let mut names = vec![0];
+    let mut end_sent = false;
+    let mut filled = 0u64;
+    let mut stream_ended = false;
+    for step in input.steps.iter().take(300) {
+        let name = |nth: u8| StreamId(names[usize::from(nth) % names.len()]);
+        match step {
+            Step::Frame(stream, said) => {
+                let pick = |nth: &Vec<u8>| -> Vec<ChunkIndex> {
+                    if handed.is_empty() {
+                        return Vec::new();
+                    }
+                    nth.iter().take(20).map(|&nth| handed[usize::from(nth) % handed.len()]).collect()
+                };
+                let mut confirms = Vec::new();
+                let frame = match said {
+                    Said::Skip(runs) => Control::Skip(
+                        runs.iter()
+                            .map(|&(first, count, reason)| SkipRun {
+                                first: EntryIndex(first.into()),
+                                count: count.into(),
+                                reason: [SkipReason::Identical, SkipReason::Held][usize::from(reason % 2)],
+                            })
+                            .collect(),
+                    ),
+                    Said::Held(first, count, more) => Control::Held(Held {
+                        first: ChunkIndex((*first).into()),
+                        checksums: vec![1; usize::from(*count) * algorithm.len() + usize::from(more % 2)],
+                    }),
+                    Said::Need(chunks, bytes) => {
+                        Control::Need(NeedTotals { chunks: *chunks, bytes: (*bytes).into() })
+                    }
+                    Said::Confirm(nth) => {
+                        confirms = pick(nth);
+                        Control::Confirm(confirms.clone())
+                    }
+                    Said::ConfirmAny(chunks) => {
+                        confirms = chunks.iter().copied().map(ChunkIndex).collect();
+                        Control::Confirm(confirms.clone())
+                    }
+                    Said::Again(nth) => Control::Again(pick(nth)),
+                    Said::AgainAny(chunks) => Control::Again(chunks.iter().copied().map(ChunkIndex).collect()),
+                    Said::Checkpointed => Control::Checkpointed,
+                    Said::Abandoned(entry) => Control::Abandoned(EntryIndex((*entry).into())),
+                    Said::Done => Control::Done(Done::default()),
+                    Said::Refuse => Control::Refuse(Refuse { code: 400, message: "x".into(), paths: vec![] }),
+                    Said::Alive => Control::Alive,
+                    Said::More => Control::More,
+                };
+                let before = sender.confirmed_bytes();
+                sender.handle_frame(name(*stream), frame, now);
+                assert!(sender.confirmed_bytes() >= before);
+                if sender.outcome().is_none() {
+                    confirmed.extend(confirms);
+                }
+            }
+            Step::Poll(stream) => {
+                let id = name(*stream);
+                // A driver asks again only when it is done with what it was told.
+                if sending.contains_key(&id.0) {
+                    continue;
+                }
+                match sender.poll_stream(id, now) {
+                    Action::Send(chunk) => {
+                        assert!(sender.outcome().is_none() && sender.needed().is_some());
+                        assert!(!confirmed.contains(&chunk), "a confirmed chunk is sent again");
+                        assert!(!end_sent || sender.table().stream().is_some() || handed.contains(&chunk));
+                        sender.slices(chunk);
+                        handed.push(chunk);
+                        sending.insert(id.0, (chunk, false));
+                    }
+                    Action::Control(Control::End(_)) => {
+                        assert!(!end_sent, "END twice");
+                        end_sent = true;
+                    }
+                    Action::Control(_) | Action::Wait => {}
+                    Action::Close => {
+                        if id != StreamId::CONTROL {
+                            names.retain(|&other| other != id.0);
+                        }
+                    }
+                }
+            }
+            Step::Read(stream, byte) => {
+                if let Some((chunk, read)) = sending.get_mut(&name(*stream).0) {
+                    if !*read {
+                        *read = true;
+                        // Most sources do not change.
+                        let byte = if *byte == 255 { 1 } else { 0 };
+                        sender.handle_read(*chunk, &sum(algorithm, byte));
+                    }
+                }
+            }
+            Step::Sent(stream) => {
+                let id = name(*stream);
+                if sending.get(&id.0).is_some_and(|&(_, read)| read) {
+                    sending.remove(&id.0);
+                    sender.handle_sent(id, CHUNK.into(), now);
+                }
+            }
+            Step::Unreadable(stream, entry) => {
+                let id = name(*stream);
+                if let Some(&(chunk, false)) = sending.get(&id.0) {
+                    // One of the chunk's own entries.
+                    let own: Vec<EntryIndex> = (0..manifest.len())
+                        .map(EntryIndex)
+                        .filter(|&entry| {
+                            manifest.get(entry).is_some_and(|item| item.size() > 0)
+                                && sender.table().chunks_of(entry).is_some_and(|(first, count)| {
+                                    (first.0..first.0 + count).contains(&chunk.0)
+                                })
+                        })
+                        .collect();
+                    let entry = match own.len() {
+                        0 => sender.table().stream().map(|(entry, _)| entry),
+                        count => Some(own[usize::from(*entry) % count]),
+                    };
+                    if let Some(entry) = entry {
+                        sending.remove(&id.0);
+                        sender.handle_unreadable(id, chunk, entry, 404, "x");
+                    }
+                }
+            }
+            Step::Joined => names.push(sender.handle_stream_joined(now).0),
+            Step::OpenFailed => sender.handle_open_failed(now),
+            Step::Lost(stream) => {
+                let id = name(*stream);
+                if id != StreamId::CONTROL {
+                    sending.remove(&id.0);
+                    names.retain(|&other| other != id.0);
+                    sender.handle_stream_lost(id, now);
+                }
+            }
+            Step::Filled => {
+                if !stream_ended && sender.wants_stream() == Some(true) && sender.handle_stream_filled().is_some() {
+                    filled += u64::from(CHUNK);
+                }
+            }
+            Step::Ended(less) => {
+                stream_ended = true;
+                sender.handle_stream_ended(filled.saturating_sub(u64::from(less % CHUNK as u16)));
+            }
+            Step::Pass(millis) => {
+                now += Duration::from_millis((*millis).into());
+                sender.handle_timeout(now);
+                assert!(sender.poll_timeout().is_none_or(|at| at > now), "a timer in the past spins");
+            }
+        }
+        for _ in 0..1000 {
+            if !sender.poll_open(now) {
+                break;
+            }
+        }
+        while let Some(closed) = sender.poll_close() {
+            sending.remove(&closed.0);
+            names.retain(|&other| other != closed.0 || other == 0);
+        }
+        while sender.poll_stream_freed().is_some() {}
+        match sender.outcome() {
+            Some(Outcome::Failed(violation)) => {
+                assert!([400, 404, 410, 413].contains(&violation.code), "{violation}");
+            }
+            Some(Outcome::Done(_)) => { assert!(end_sent, "done before END"); if handed.len() > 1 && std::env::var("REACH").is_ok() { panic!("REACHED") } }
+            _ => {}
+        }
+        for entry in (0..manifest.len().min(20)).map(EntryIndex) {
+            sender.piece_checksums(entry);
+        }
+    }
+    let _ = Table::new(&manifest, ChunkSize::MAX);
+});
