@@ -2,9 +2,7 @@
 
 use arbitrary::Arbitrary;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
-use fastdrop_proto::fastdp::{
-    ChunkContent, Entry, EntryKind, Manifest, ManifestBuilder, RelPath, Table,
-};
+use fastdrop_proto::fastdp::{ChunkContent, Entry, EntryKind, Manifest, ManifestBuilder, RelPath, Table};
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex, Mtime};
 use std::sync::Arc;
 

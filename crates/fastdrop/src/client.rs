@@ -10,11 +10,11 @@ use crate::connection::{Connection, Ended, FrameReader};
 use crate::engine::place::Placement;
 use crate::engine::receive::{OutputSink, Prepared, ReceiveOptions, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{flying_max, grantable, with_alive};
+use crate::engine::{Joined, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::observe::{Limits, Observer, Phase};
 use crate::root::{Root, split};
-use crate::stage::{is_named, random};
+use crate::stage::{Busy, is_named, random};
 use crate::stop::Stop;
 use crate::walk::{Filter, SourceTree, WalkOptions, Walked, walk};
 use base64::Engine as _;
@@ -30,7 +30,7 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use summary::Tally;
@@ -273,12 +273,12 @@ impl Client {
     }
 
     /// Opens one more data stream of `transfer`.
-    fn join(&self, grant: &Grant) -> Result<(Arc<Connection>, FrameReader), Error> {
+    fn join(&self, grant: &Grant) -> Result<Joined, Error> {
         let open = Open { transfer: grant.transfer, ..Open::new(Do::Join) };
         let header = Header::new(ChunkSize::COMMON, 0, 0, "");
         let mut agreed = self.agree(open, &header, None)?;
         match agreed.reader.next_control()? {
-            Control::Grant(_) => Ok((Arc::clone(agreed.reader.connection()), agreed.reader)),
+            Control::Grant(_) => Ok(Joined { reader: agreed.reader, held: Box::new(()) }),
             Control::Refuse(refuse) => Err(Error::Refused(refuse)),
             _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
         }
@@ -587,7 +587,7 @@ impl Client {
                     options,
                     observer,
                     stop,
-                    &mut |_| false,
+                    &mut |_| Ok(Busy::Unknown),
                 )
             }
         });
@@ -619,6 +619,7 @@ impl Client {
         self.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));
+        let opening = AtomicUsize::new(0);
         let open_one = || {
             // In order is in order only on one stream.
             if single {
@@ -628,16 +629,25 @@ impl Client {
             let joined = self.join(grant);
             match joined {
                 Ok(joined) => {
-                    if let Err((connection, _)) = reception.joins.push(joined) {
-                        connection.close();
+                    if let Err(joined) = reception.joins.push(joined) {
+                        joined.connection().close();
                     }
                 }
                 Err(error) => tracing::debug!(%error, "a data stream could not be opened"),
             }
         };
         let result = std::thread::scope(|scope| {
+            // A server may ask for what it granted, and for as many again to replace them; then it has to wait.
+            let opened_max = 2 * usize::from(grant.streams) + 2;
             let more = || {
-                scope.spawn(open_one);
+                if opening.fetch_add(1, Ordering::SeqCst) >= opened_max {
+                    opening.fetch_sub(1, Ordering::SeqCst);
+                    return;
+                }
+                scope.spawn(|| {
+                    open_one();
+                    opening.fetch_sub(1, Ordering::SeqCst);
+                });
             };
             reception.run(agreed.reader, &more)
         });

@@ -61,8 +61,8 @@ impl FileKey {
 /// One thing to remember.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// How chunks are cut and checked; and the path that the transfer was given as a name, if it was.
-    Opened { algorithm: Algorithm, one_chunk: ChunkSize, named: Option<Vec<u8>> },
+    /// How chunks are cut and checked; since which start of the machine; and the path that the transfer was given as a name, if it was.
+    Opened { algorithm: Algorithm, one_chunk: ChunkSize, boot: u64, named: Option<Vec<u8>> },
     /// The temporary file `temp` is to become this file.
     File { temp: u32, key: FileKey },
     /// A piece of `temp`, by its number in the file, is written.
@@ -76,10 +76,11 @@ impl Record {
         let start = out.len();
         out.extend_from_slice(&[0; 8]);
         match self {
-            Record::Opened { algorithm, one_chunk, named } => {
+            Record::Opened { algorithm, one_chunk, boot, named } => {
                 out.push(OPENED);
                 out.push(algorithm.len() as u8);
                 out.extend_from_slice(&one_chunk.bytes().to_be_bytes());
+                out.extend_from_slice(&boot.to_be_bytes());
                 out.extend_from_slice(named.as_deref().unwrap_or_default());
             }
             Record::File { temp, key } => {
@@ -118,8 +119,9 @@ impl Record {
                     _ => return None,
                 };
                 let one_chunk = ChunkSize::new(cursor.u32().ok()?.into())?;
+                let boot = cursor.u64().ok()?;
                 let named = (!cursor.is_empty()).then(|| cursor.rest().to_vec());
-                Record::Opened { algorithm, one_chunk, named }
+                Record::Opened { algorithm, one_chunk, boot, named }
             }
             FILE => Record::File { temp: cursor.u32().ok()?, key: FileKey::decode(&mut cursor)? },
             PIECE => Record::Piece {
@@ -158,7 +160,7 @@ impl Journal {
         rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
         write_all(fd.as_fd(), MAGIC)?;
         let journal = Self { fd };
-        journal.append(&[Record::Opened { algorithm, one_chunk, named }])?;
+        journal.append(&[Record::Opened { algorithm, one_chunk, boot: boot(), named }])?;
         crate::root::rename(folder, NEW.as_bytes(), folder, NAME.as_bytes(), false)?;
         Ok(journal)
     }
@@ -216,6 +218,9 @@ pub(crate) enum LeftContent {
 pub(crate) struct Recovered {
     pub(crate) algorithm: Algorithm,
     pub(crate) one_chunk: ChunkSize,
+    /// The machine has been up since: what was written is there, synced or not.
+    pub(crate) same_boot: bool,
+    pub(crate) named: Option<Vec<u8>>,
     pub(crate) files: Vec<Left>,
     /// Keeps the lock.
     _fd: OwnedFd,
@@ -237,13 +242,18 @@ pub(crate) enum Found {
 /// Reads the journal in `folder`.
 pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::openat(folder, NAME, flags, Mode::empty()) else {
-        // One that has been begun and is not locked belonged to a process that died there.
-        let begun = rustix::fs::openat(folder, NEW, flags, Mode::empty()).is_ok_and(|fd| {
-            let locked = rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive);
-            locked.is_ok() && rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_size > 0)
-        });
-        return if begun { Found::Worthless } else { Found::Nothing };
+    let fd = match rustix::fs::openat(folder, NAME, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        // It may be there all the same: no verdict.
+        Err(errno) if errno != Errno::NOENT => return Found::Busy,
+        Err(_) => {
+            // One that has been begun and is not locked belonged to a process that died there.
+            let begun = rustix::fs::openat(folder, NEW, flags, Mode::empty()).is_ok_and(|fd| {
+                let locked = rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+                locked.is_ok() && rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_size > 0)
+            });
+            return if begun { Found::Worthless } else { Found::Nothing };
+        }
     };
     if rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         return Found::Busy;
@@ -257,10 +267,17 @@ pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
         return Found::Worthless;
     }
     match replay(&bytes) {
-        Some((algorithm, one_chunk, files)) => {
-            Found::Recovered(Recovered { algorithm, one_chunk, files, _fd: fd })
+        Some((Record::Opened { algorithm, one_chunk, boot: then, named }, files)) => {
+            Found::Recovered(Recovered {
+                algorithm,
+                one_chunk,
+                same_boot: then == boot(),
+                named,
+                files,
+                _fd: fd,
+            })
         }
-        None => Found::Worthless,
+        _ => Found::Worthless,
     }
 }
 
@@ -276,10 +293,16 @@ pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
     }
 }
 
+/// Which start of the machine this is.
+fn boot() -> u64 {
+    xxh3_64(&std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default())
+}
+
 /// What the valid prefix of a journal says.
-fn replay(bytes: &[u8]) -> Option<(Algorithm, ChunkSize, Vec<Left>)> {
+fn replay(bytes: &[u8]) -> Option<(Record, Vec<Left>)> {
     let mut records = Records { rest: bytes.strip_prefix(MAGIC)? };
-    let Some(Record::Opened { algorithm, one_chunk, .. }) = records.next() else { return None };
+    let opened = records.next()?;
+    let Record::Opened { algorithm, .. } = opened else { return None };
     let mut files: BTreeMap<u32, Left> = BTreeMap::new();
     for record in records {
         match record {
@@ -300,7 +323,7 @@ fn replay(bytes: &[u8]) -> Option<(Algorithm, ChunkSize, Vec<Left>)> {
             }
         }
     }
-    Some((algorithm, one_chunk, files.into_values().collect()))
+    Some((opened, files.into_values().collect()))
 }
 
 struct Records<'a> {
@@ -340,6 +363,7 @@ mod tests {
             Record::Opened {
                 algorithm: Algorithm::Xxh3,
                 one_chunk: ChunkSize::MIN,
+                boot: boot(),
                 named: Some(b"a".to_vec()),
             },
             Record::File { temp: 0, key: key("a/b") },

@@ -1,8 +1,9 @@
 //! A folder that nothing done through it can leave.
 
+use fastdrop_proto::fastdp::HIDDEN;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// How often a lookup that raced with a rename is tried again.
@@ -54,6 +55,7 @@ impl Root {
                 // Something moved during the lookup, and the kernel could not tell whether it left the folder.
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => {}
+                Ok(fd) if self.follows() && leads_into_hidden(&fd) => return Err(Errno::NOENT),
                 result => return result,
             }
         }
@@ -96,6 +98,13 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether links have led into a folder of unfinished files.
+fn leads_into_hidden(fd: &OwnedFd) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = rustix::fs::readlink(link, Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default();
+    path.split(|&byte| byte == b'/').any(|component| component == HIDDEN)
 }
 
 /// The folder part and the last component.

@@ -11,8 +11,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// More planted names than this in a row, and somebody is at work who must not be played with.
@@ -20,6 +20,8 @@ const PLANTED_MAX: u32 = 1000;
 /// More files than this are synced by one call for the file system instead of one each.
 const SYNC_EACH_MAX: usize = 8;
 
+/// How often a journal that is locked is looked at again.
+const LOOKS_MAX: u32 = 10;
 /// A folder without a journal is taken for a transfer that is just beginning for so long.
 const BEGINNING_MAX: Duration = Duration::from_secs(60);
 
@@ -32,6 +34,9 @@ pub(crate) struct Stage {
     journal: Journal,
     next_temp: AtomicU32,
     durability: Durability,
+    /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once, and whoever syncs next
+    /// would be told that all is well.
+    poisoned: Mutex<bool>,
 }
 
 /// The permissions that a new file gets from this process.
@@ -85,7 +90,15 @@ impl Stage {
         });
         let folder = folder.unwrap_or(Err(Errno::NOENT)).map_err(system)?;
         let journal = Journal::create(folder.as_fd(), algorithm, one_chunk, named).map_err(system)?;
-        Ok(Self { root, folder, name, journal, next_temp: AtomicU32::new(0), durability })
+        Ok(Self {
+            root,
+            folder,
+            name,
+            journal,
+            next_temp: AtomicU32::new(0),
+            durability,
+            poisoned: Mutex::new(false),
+        })
     }
 
     /// The folder's name.
@@ -131,6 +144,23 @@ impl Stage {
         )
     }
 
+    /// Gives a temporary file that is complete its time and permissions, whatever they are now.
+    pub(crate) fn set_temp_attributes(
+        &self,
+        temp: u32,
+        mtime: Option<Mtime>,
+        mode: u32,
+    ) -> Result<(), Errno> {
+        let name = self.temp_name(temp);
+        rustix::fs::chmodat(&self.folder, &name[..], Mode::from_raw_mode(mode), AtFlags::empty())?;
+        match mtime {
+            Some(mtime) => {
+                rustix::fs::utimensat(&self.folder, &name[..], &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Deletes a temporary file.
     pub(crate) fn remove_temp(&self, temp: u32) {
         let _ = rustix::fs::unlinkat(&self.folder, self.temp_name(temp), AtFlags::empty());
@@ -163,18 +193,41 @@ impl Stage {
         if self.durability == Durability::None {
             return Ok(());
         }
-        let synced = if temps.len() > SYNC_EACH_MAX {
-            rustix::fs::syncfs(&self.folder)
-        } else {
-            temps.iter().try_for_each(|&temp| rustix::fs::fsync(self.open_temp(temp)?))
-        };
-        synced.map_err(sync_failed)
+        // A file that may not be read by its own owner can still be synced with all others.
+        let open = |&temp: &u32| self.open_with(temp, OFlags::RDONLY);
+        let files: Result<Vec<_>, _> =
+            if temps.len() > SYNC_EACH_MAX { Err(Errno::MFILE) } else { temps.iter().map(open).collect() };
+        self.sync(|| match &files {
+            Ok(files) => files.iter().try_for_each(rustix::fs::fsync),
+            Err(_) => rustix::fs::syncfs(&self.folder),
+        })
+    }
+
+    /// Syncs, unless an earlier sync has failed. Only a failure of the sync itself is one that poisons.
+    fn sync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Error> {
+        let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
+        if *poisoned {
+            return Err(sync_failed(Errno::IO));
+        }
+        sync().map_err(|errno| {
+            *poisoned = true;
+            sync_failed(errno)
+        })
+    }
+
+    fn open_with(&self, temp: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(
+            &self.folder,
+            self.temp_name(temp),
+            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     /// Syncs one file that is open.
     pub(crate) fn sync_file(&self, file: BorrowedFd<'_>) -> Result<(), Error> {
         match self.durability {
-            Durability::Commit => rustix::fs::fsync(file).map_err(sync_failed),
+            Durability::Commit => self.sync(|| rustix::fs::fsync(file)),
             Durability::None => Ok(()),
         }
     }
@@ -183,7 +236,7 @@ impl Stage {
     pub(crate) fn sync_journal(&self) -> Result<(), Error> {
         match self.durability {
             Durability::Commit => {
-                rustix::fs::fsync(&self.folder).and_then(|()| self.journal.sync()).map_err(sync_failed)
+                self.sync(|| rustix::fs::fsync(&self.folder).and_then(|()| self.journal.sync()))
             }
             Durability::None => Ok(()),
         }
@@ -194,12 +247,13 @@ impl Stage {
         if self.durability == Durability::None {
             return Ok(());
         }
-        let synced = if paths.len() > SYNC_EACH_MAX {
-            rustix::fs::syncfs(&*self.root)
-        } else {
-            paths.iter().try_for_each(|path| rustix::fs::fsync(self.root.open_dir(path)?))
-        };
-        synced.map_err(sync_failed)
+        let open = |path: &Vec<u8>| self.root.open_dir(path);
+        let dirs: Result<Vec<_>, _> =
+            if paths.len() > SYNC_EACH_MAX { Err(Errno::MFILE) } else { paths.iter().map(open).collect() };
+        self.sync(|| match &dirs {
+            Ok(dirs) => dirs.iter().try_for_each(rustix::fs::fsync),
+            Err(_) => rustix::fs::syncfs(&*self.root),
+        })
     }
 
     /// Takes the folder away, with everything in it.
@@ -233,6 +287,12 @@ fn remove_folder(root: &Root, name: &str) {
     let _ = rustix::fs::unlinkat(root, HIDDEN, AtFlags::REMOVEDIR);
 }
 
+fn timestamps(mtime: Mtime) -> Timestamps {
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW as _ };
+    let then = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
+    Timestamps { last_access: now, last_modification: then }
+}
+
 /// Gives a complete file its time and permissions.
 pub(crate) fn set_attributes(
     fd: BorrowedFd<'_>,
@@ -243,9 +303,7 @@ pub(crate) fn set_attributes(
         rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     }
     if let Some(mtime) = mtime {
-        let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW as _ };
-        let then = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
-        rustix::fs::futimens(fd, &Timestamps { last_access: now, last_modification: then })?;
+        rustix::fs::futimens(fd, &timestamps(mtime))?;
     }
     Ok(())
 }
@@ -265,6 +323,17 @@ pub(crate) fn write_all_at(fd: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64
     Ok(())
 }
 
+/// Who is at an unfinished transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Busy {
+    /// A transfer of this server, which stays.
+    Known,
+    /// A transfer of this server that has just been ended.
+    Ended,
+    /// Nobody here.
+    Unknown,
+}
+
 /// What an earlier transfer left, with its journal locked.
 #[derive(Debug)]
 pub(crate) struct Leftovers {
@@ -276,14 +345,40 @@ pub(crate) struct Leftovers {
 
 impl Leftovers {
     /// The unfinished work beneath `root` that nobody is at; for each folder that somebody is at, `busy` hears its name.
-    pub(crate) fn find(root: &Arc<Root>, mut busy: impl FnMut(&str)) -> Vec<Leftovers> {
+    ///
+    /// Only what has a file that is `wanted`, or was given the name `named`, is kept, and locked for others.
+    pub(crate) fn find(
+        root: &Arc<Root>,
+        named: Option<&[u8]>,
+        wanted: impl Fn(&FileKey) -> bool,
+        mut busy: impl FnMut(&str) -> Busy,
+    ) -> Vec<Leftovers> {
         let Ok(outer) = root.open_dir(HIDDEN) else { return Vec::new() };
         let mut found = Vec::new();
         for (name, _) in crate::walk::names(outer.as_fd()).unwrap_or_default() {
             let Ok(name) = String::from_utf8(name) else { continue };
             let Ok(folder) = root.open_dir(&hidden_path(&name)) else { continue };
-            match journal::recover(folder.as_fd()) {
+            let mut tries = 0;
+            let state = loop {
+                match journal::recover(folder.as_fd()) {
+                    // Somebody may only be having a look, as we are.
+                    Found::Busy if tries < LOOKS_MAX => match busy(&name) {
+                        Busy::Known => break Found::Busy,
+                        Busy::Ended => tries += 1,
+                        Busy::Unknown => {
+                            tries += 1;
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                    },
+                    state => break state,
+                }
+            };
+            match state {
                 Found::Recovered(recovered) => {
+                    let same_name = named.is_some() && recovered.named.as_deref() == named;
+                    if !same_name && !recovered.files.iter().any(|left| wanted(&left.key)) {
+                        continue;
+                    }
                     // What was written and not journaled counts for nothing.
                     let known: BTreeSet<_> =
                         recovered.files.iter().map(|left| temp_name(&name, left.temp).into_bytes()).collect();
@@ -294,7 +389,7 @@ impl Leftovers {
                     }
                     found.push(Leftovers { root: Arc::clone(root), folder, name, recovered });
                 }
-                Found::Busy => busy(&name),
+                Found::Busy => {}
                 Found::Worthless => remove_folder(root, &name),
                 Found::Nothing => {
                     let touched = rustix::fs::fstat(&folder).map_or(0, |stat| stat.st_mtime);
@@ -315,7 +410,8 @@ impl Leftovers {
     /// Checks one file against the journal: what of it is as the journal says; None if nothing is.
     pub(crate) fn verify(&self, at: usize, algorithm: Algorithm, one_chunk: ChunkSize) -> Option<Left> {
         let left = self.recovered.files.get(at)?;
-        if self.recovered.algorithm != algorithm {
+        // Without checksums only the page cache can vouch for what was not synced, and it went with the power.
+        if self.recovered.algorithm != algorithm || (algorithm.is_empty() && !self.recovered.same_boot) {
             return None;
         }
         let name = temp_name(&self.name, left.temp);
@@ -456,7 +552,7 @@ mod tests {
         let piece = |piece, checksum| Record::Piece { temp, piece, checksum };
         stage.journal().append(&[Record::File { temp, key }, piece(0, sum(1)), piece(1, sum(3))]).unwrap();
         drop(stage);
-        let found = Leftovers::find(&root, |_| panic!("nobody is at it"));
+        let found = Leftovers::find(&root, None, |_| true, |_| panic!("nobody is at it"));
         let left = found[0].verify(0, Algorithm::Xxh3, ChunkSize::MIN).unwrap();
         assert_eq!(left.content, LeftContent::Pieces(BTreeMap::from([(0, sum(1))])));
         assert!(found[0].verify(0, Algorithm::Blake3, ChunkSize::MIN).is_none());

@@ -796,6 +796,10 @@ impl Sender {
             stream.sending = None;
             stream.flying.remove(&chunk);
         }
+        // Confirmed after all, on its way or on another stream: then its bytes may be gone here.
+        if matches!(self.chunks.get(chunk.at()), Some(ChunkState::Confirmed | ChunkState::Unneeded)) {
+            return;
+        }
         if self.is_left_out(entry) {
             // Another stream found it first, and the receiver has answered meanwhile: what remains of a pack still goes.
             self.requeue(chunk);

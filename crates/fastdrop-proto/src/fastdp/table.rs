@@ -6,6 +6,9 @@ use crate::units::{ChunkIndex, ChunkSize, EntryIndex};
 /// Most files in one pack.
 const PACK_FILES_MAX: u32 = 1024;
 
+/// Most chunks of one transfer, a stream's apart: 16 TiB in chunks of 4 MiB. Each costs up to 34 bytes on either side.
+const CHUNKS_MAX: u32 = 1 << 22;
+
 /// The table would need more chunk numbers than there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more chunks than can be numbered")]
@@ -105,7 +108,7 @@ impl Table {
             }
         }
         segments.extend(open.map(OpenPack::close));
-        if next >= ChunkIndex::LIMIT {
+        if next > CHUNKS_MAX {
             return Err(TableError);
         }
         Ok(Self { one_chunk, segments, count: next })

@@ -60,7 +60,24 @@ impl Drop for SetOnDrop<'_> {
 }
 
 /// A data stream whose handshake is done.
-pub(crate) type Joined = (Arc<Connection>, FrameReader);
+pub(crate) struct Joined {
+    pub(crate) reader: FrameReader,
+    /// What the stream holds as long as it lasts: a permit, say.
+    pub(crate) held: Box<dyn std::any::Any + Send>,
+}
+
+impl std::fmt::Debug for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}
+
+impl Joined {
+    /// The connection.
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        self.reader.connection()
+    }
+}
 
 /// Data streams that have joined and wait to be served.
 #[derive(Debug, Default)]
@@ -99,8 +116,8 @@ impl Joins {
     pub(crate) fn end(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.1 = true;
-        for (connection, _) in inner.0.drain(..) {
-            connection.close();
+        for joined in inner.0.drain(..) {
+            joined.connection().close();
         }
         self.changed.notify_all();
     }

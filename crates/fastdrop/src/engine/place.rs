@@ -1,6 +1,7 @@
 //! Where the entries of a manifest go, and what is there already.
 
 use crate::error::{Error, reason};
+use crate::journal::FileKey;
 use crate::root::{Dirs, Root, join, split};
 use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, Place, RelPath};
 use fastdrop_proto::units::EntryIndex;
@@ -8,6 +9,9 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+
+/// Names that are tried when a file gets another one.
+pub(crate) const NUMBERED_MAX: u32 = 10_000;
 
 /// How paths of a manifest become paths beneath the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +38,7 @@ impl Placement {
         let tops: BTreeSet<_> = manifest.iter().map(|(_, entry)| entry.path.top()).take(2).collect();
         let several = tops.len() > 1
             || manifest.iter().map(|(_, entry)| entry.path.top()).any(|top| !tops.contains(top));
+        let is_tree = manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Directory);
         let into = match place {
             Place::Into => true,
             Place::As if several || path.is_empty() => {
@@ -42,7 +47,7 @@ impl Placement {
             Place::As => false,
             Place::Auto if as_folder || several => true,
             // A folder that an unfinished transfer has begun under this very name is not a folder to go into.
-            Place::Auto if crate::stage::is_named(root, path) => false,
+            Place::Auto if is_tree && crate::stage::is_named(root, path) => false,
             Place::Auto => match root.stat(path) {
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
                 Err(Errno::NOENT) => false,
@@ -73,6 +78,25 @@ impl Placement {
             None => join(&self.folder, path.as_bytes()),
             Some(name) => join(&self.folder, &join(name, path.below_top().unwrap_or_default())),
         }
+    }
+
+    /// The entry of `manifest` that becomes the file `key`, if there is one.
+    pub(crate) fn entry_of(&self, key: &FileKey, manifest: &Manifest) -> Option<EntryIndex> {
+        let path = self.back(&key.path, manifest)?;
+        let path = RelPath::new(&path).ok()?;
+        let (mut low, mut high) = (0, manifest.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match manifest.get(EntryIndex(middle)) {
+                Some(entry) if entry.path < path => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        let index = EntryIndex(low);
+        let entry = manifest.get(index).filter(|entry| entry.path == path)?;
+        let same = matches!(entry.kind, EntryKind::File { size } if size == key.size)
+            && (entry.mtime.seconds, entry.mtime.nanos) == key.mtime;
+        same.then_some(index)
     }
 
     /// The path in the manifest that goes to `path`, if one could: the reverse of [`Self::of`].
@@ -138,7 +162,18 @@ pub(crate) fn judge(
         _ if !differs => Verdict::Identical,
         Existing::Skip => Verdict::Left,
         Existing::Error => Verdict::Conflict("it exists and differs"),
-        Existing::Rename => Verdict::Renamed,
+        Existing::Rename => {
+            // An earlier attempt may have put it there already, under its new name.
+            let mut numbers = (1..NUMBERED_MAX).map(|n| numbered(path, n));
+            let brought = numbers.find_map(|path| match dirs.stat(root, &path) {
+                Ok(Some(stat)) => {
+                    let kind = FileType::from_raw_mode(stat.st_mode);
+                    same(root, dirs, &path, entry, &stat, kind, times).ok().filter(|&same| same)
+                }
+                _ => Some(false),
+            });
+            if brought == Some(true) { Verdict::Identical } else { Verdict::Renamed }
+        }
         Existing::Overwrite => Verdict::Replace,
     })
 }

@@ -1,13 +1,13 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
-use super::Joins;
-use super::place::{Placement, Verdict, judge, numbered};
+use super::place::{NUMBERED_MAX, Placement, Verdict, judge, numbered};
+use super::{Joined, Joins};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::{Error, code_of, reason};
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::observe::{Observer, Phase};
 use crate::root::{Dirs, Root, rename, split};
-use crate::stage::{Leftovers, Stage, default_mode, is_poison, set_attributes, write_all_at};
+use crate::stage::{Busy, Leftovers, Stage, default_mode, is_poison, set_attributes, write_all_at};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
 use crate::walk::Filter;
@@ -17,11 +17,11 @@ use fastdrop_proto::fastdp::{
     Extents, Failed, FrameHeader, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
-use rustix::fs::{AtFlags, FallocateFlags, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 const NAMING_BATCH: usize = 1024;
 /// How often the sender hears that this end is alive.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
-/// Failures that are told one by one.
-const FAILED_SHOWN_MAX: usize = 1000;
+/// Bytes of failures that are told one by one, as they are encoded: they must fit into one frame.
+const FAILED_SHOWN_MAX: usize = 512 << 10;
 
 /// What the receiving side decides by itself.
 #[derive(Debug, Clone)]
@@ -103,6 +103,8 @@ pub(crate) struct OutputSink {
 
 struct OutputState {
     to: Box<dyn Write + Send>,
+    /// Which file is being written: none but this one can be gone on with.
+    file: Option<(FileKey, u32, Algorithm)>,
     /// Checksums of the chunks that have been written.
     written: Vec<Checksum>,
     /// Chunks that came too early.
@@ -117,12 +119,24 @@ impl std::fmt::Debug for OutputSink {
 
 impl OutputSink {
     pub(crate) fn new(to: Box<dyn Write + Send>) -> Self {
-        Self { state: Mutex::new(OutputState { to, written: Vec::new(), early: BTreeMap::new() }) }
+        Self {
+            state: Mutex::new(OutputState { to, file: None, written: Vec::new(), early: BTreeMap::new() }),
+        }
     }
 
-    /// Checksums of what an earlier attempt has written.
-    pub(crate) fn written(&self) -> Vec<Checksum> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).written.clone()
+    /// Checksums of what an earlier attempt has written of `file`; an error if it has written something else.
+    fn begin(&self, file: (FileKey, u32, Algorithm)) -> Result<Vec<Checksum>, Error> {
+        let mut state = lock(&self.state);
+        // What came too early and was not written comes again.
+        state.early.clear();
+        if !state.written.is_empty() && state.file.as_ref() != Some(&file) {
+            return Err(Error::with_code(
+                410,
+                "the file changed while it was fetched, and its beginning is written already",
+            ));
+        }
+        state.file = Some(file);
+        Ok(state.written.clone())
     }
 
     fn write(&self, chunk: ChunkIndex, checksum: Checksum, bytes: &[u8]) -> std::io::Result<()> {
@@ -198,13 +212,24 @@ impl Reception {
         options: ReceiveOptions,
         observer: Arc<Observer>,
         stop: Stop,
-        busy: &mut dyn FnMut(&str) -> bool,
+        busy: &mut dyn FnMut(&str) -> Result<Busy, Error>,
     ) -> Result<Prepared, Error> {
+        if options.size_max.is_some_and(|max| manifest.bytes() > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
         // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
-        let mut ended = false;
-        let mut leftovers = Leftovers::find(&root, |name| ended |= busy(name));
-        if ended {
-            leftovers = Leftovers::find(&root, |_| ());
+        let mut refused = None;
+        let wanted = |key: &FileKey| placement.entry_of(key, &manifest).is_some();
+        let leftovers =
+            Leftovers::find(&root, placement.named().as_deref(), wanted, |name| match busy(name) {
+                Ok(busy) => busy,
+                Err(error) => {
+                    refused = Some(error);
+                    Busy::Known
+                }
+            });
+        if let Some(error) = refused {
+            return Err(error);
         }
         let mut exceptions = HashMap::new();
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
@@ -274,7 +299,10 @@ impl Reception {
                 bytes_resumed += bytes;
             }
             Err(error) => {
-                sink.stage.remove();
+                // What has been moved in already stays for another attempt.
+                if !sink.has_something() {
+                    sink.stage.remove();
+                }
                 return Err(error);
             }
         }
@@ -309,11 +337,18 @@ impl Reception {
         let whole = manifest.bytes() < one;
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
         let mut bytes_resumed = 0;
-        for (at, checksum) in sink.written().iter().enumerate() {
-            if !whole {
-                machine.hold(ChunkIndex(at as u32), checksum);
-                bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
-            }
+        let Some(entry) = manifest.get(EntryIndex(0)) else {
+            return Err(Error::with_code(400, "an empty manifest"));
+        };
+        let key = FileKey::new(entry.path.as_bytes().to_vec(), entry.size(), entry.mtime);
+        let written = sink.begin((key, machine.table().one_chunk().bytes(), algorithm))?;
+        if whole && !written.is_empty() {
+            // All of it is there, in a pack of one.
+            machine.skip(EntryIndex(0), SkipReason::Held);
+        }
+        for (at, checksum) in written.iter().enumerate().filter(|_| !whole) {
+            machine.hold(ChunkIndex(at as u32), checksum);
+            bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
         }
         let answer = machine.answer();
         let reception = Self::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new());
@@ -358,6 +393,21 @@ impl Reception {
         let _ = self.throttle.set(Throttle::new(bytes_per_second_max));
     }
 
+    /// Fills `buffer` from a chunk, at the pace that was set.
+    fn fill(&self, reader: &mut FrameReader, buffer: &mut [u8]) -> Result<(), Error> {
+        let Some(throttle) = self.throttle.get() else { return reader.fill(buffer).map_err(inside) };
+        for part in buffer.chunks_mut(throttle.piece_max()) {
+            let mut left = throttle.book(part.len(), Instant::now());
+            while !left.is_zero() && !self.stop.is_stopped() && !self.ending() {
+                let nap = left.min(Duration::from_millis(100));
+                std::thread::sleep(nap);
+                left -= nap;
+            }
+            reader.fill(part).map_err(inside)?;
+        }
+        Ok(())
+    }
+
     /// What remains to come.
     pub(crate) fn need(&self) -> fastdrop_proto::fastdp::NeedTotals {
         lock(&self.machine).totals()
@@ -374,21 +424,7 @@ impl Reception {
     /// Whether this transfer is bringing the file `key`, and has not finished it.
     pub(crate) fn brings(&self, key: &FileKey) -> bool {
         let Sink::Files(sink) = &self.sink else { return false };
-        let Some(path) = sink.placement.back(&key.path, &self.manifest) else { return false };
-        let Ok(path) = fastdrop_proto::fastdp::RelPath::new(&path) else { return false };
-        let (mut low, mut high) = (0, self.manifest.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.manifest.get(EntryIndex(middle)) {
-                Some(entry) if entry.path < path => low = middle + 1,
-                _ => high = middle,
-            }
-        }
-        self.manifest.get(EntryIndex(low)).is_some_and(|entry| {
-            entry.path == path
-                && matches!(entry.kind, EntryKind::File { size } if size == key.size)
-                && (entry.mtime.seconds, entry.mtime.nanos) == key.mtime
-        })
+        sink.placement.entry_of(key, &self.manifest).is_some()
     }
 
     /// BLAKE3 of each file, where it was computed.
@@ -435,8 +471,11 @@ impl Reception {
             let _end = EndOnDrop(self);
             scope.spawn(|| self.keep_alive(&connection));
             scope.spawn(|| {
-                while let Some((_, reader)) = self.joins.wait() {
-                    scope.spawn(move || self.data_stream(reader));
+                while let Some(Joined { reader, held }) = self.joins.wait() {
+                    scope.spawn(move || {
+                        let _held = held;
+                        self.data_stream(reader);
+                    });
                 }
             });
             self.serve(control, Some(&connection), more)
@@ -560,6 +599,10 @@ impl Reception {
         self.stop.watch(&connection);
         if control.is_none() {
             let mut connections = lock(&self.connections);
+            // Whoever ends the transfer closes what is in the list; a stream that comes later sees that by itself.
+            if self.ending() {
+                return Ok(());
+            }
             connections.push(Arc::clone(&connection));
             self.observer.set_streams(connections.len() as u64 - 1);
         }
@@ -697,7 +740,7 @@ impl Reception {
         self.joins.end();
         self.wake_waiting();
         let done = Control::Done(self.report());
-        let connections = std::mem::take(&mut *lock(&self.connections));
+        let connections = lock(&self.connections).clone();
         // The control stream was the first; DONE goes there, and the others have nothing more to bring.
         for (at, connection) in connections.iter().enumerate() {
             if at == 0 {
@@ -707,7 +750,6 @@ impl Reception {
                 connection.close();
             }
         }
-        *lock(&self.connections) = connections;
         Ok(())
     }
 
@@ -742,7 +784,7 @@ impl Reception {
             let Some(entry) = self.manifest.get(index) else { continue };
             let path = sink.placement.of(entry.path);
             let made = match entry.kind {
-                EntryKind::Directory => sink.finish_dir(&path, &entry),
+                EntryKind::Directory => sink.finish_dir(&path),
                 EntryKind::Link { target } => sink.make_link(&mut dirs, index, &path, target),
                 _ => continue,
             };
@@ -780,7 +822,7 @@ impl Reception {
                 Sink::Files(sink) => sink.options.durability,
                 Sink::Output(_) => Durability::None,
             },
-            failed: failed.values().take(FAILED_SHOWN_MAX).cloned().collect(),
+            failed: shown_failures(failed.values()),
             failed_count: failed.len() as u64,
             wait_micros: clocks.wait.micros(),
             cpu_micros: clocks.cpu.micros(),
@@ -811,6 +853,18 @@ impl Drop for EndOnDrop<'_> {
         self.0.over.store(true, Ordering::SeqCst);
         self.0.wake_waiting();
     }
+}
+
+/// As many failures as fit. A name becomes at most three times as long on the wire.
+fn shown_failures<'a>(failed: impl Iterator<Item = &'a Failed>) -> Vec<Failed> {
+    let mut left = FAILED_SHOWN_MAX;
+    let fits = |failed: &&Failed| {
+        let size = 3 * failed.path.len() + 6 * failed.message.len() + 64;
+        let fits = size <= left;
+        left = left.saturating_sub(size);
+        fits
+    };
+    failed.take_while(fits).take(1000).cloned().collect()
 }
 
 fn output_error(error: std::io::Error) -> Error {
@@ -848,18 +902,10 @@ impl ChunkWorker<'_> {
         let Some(content) = content else { return Err(Error::with_code(400, "there is no such chunk")) };
         let buffer = if expected.encoded { &mut self.payload } else { &mut self.plain };
         buffer.resize(expected.data_len as usize, 0);
-        reader.fill(buffer).map_err(inside)?;
+        reception.fill(reader, buffer)?;
         let mut sent = vec![0; reception.algorithm.len()];
         reader.fill(&mut sent).map_err(inside)?;
         let sent = Checksum::from_slice(&sent);
-        if let Some(throttle) = &reception.throttle.get() {
-            let mut left = throttle.book(expected.data_len as usize, Instant::now());
-            while !left.is_zero() && !reception.stop.is_stopped() && !reception.ending() {
-                let nap = left.min(Duration::from_millis(100));
-                std::thread::sleep(nap);
-                left -= nap;
-            }
-        }
         *clock = clocks.wait.since(*clock);
         let mut extents = None;
         if expected.encoded {
@@ -1057,6 +1103,14 @@ fn inside(ended: Ended) -> Error {
     }
 }
 
+/// Notes a folder, and those above it: any of them may be new.
+fn note_with_ancestors(folders: &mut BTreeSet<Vec<u8>>, folder: &[u8]) {
+    let mut folder = folder;
+    while folders.insert(folder.to_vec()) && !folder.is_empty() {
+        folder = split(folder).0;
+    }
+}
+
 /// The checksum of a chunk, and of its slices if it is a pack.
 fn checksum(
     algorithm: Algorithm,
@@ -1164,8 +1218,8 @@ impl FileSink {
         match &left.content {
             LeftContent::Whole(checksum) => {
                 machine.skip(index, SkipReason::Held);
-                let fd = self.stage.open_temp(temp).map_err(system)?;
-                self.set_file_attributes(&fd, entry, false).map_err(system)?;
+                let mtime = self.options.times.then_some(entry.mtime);
+                self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
                 lock(&self.ready).push(Ready { entry: index, temp });
                 if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
                     hashes.insert(index, hash);
@@ -1173,7 +1227,6 @@ impl FileSink {
                 Ok(entry.size())
             }
             LeftContent::Pieces(pieces) => {
-                let fd = self.stage.open_temp(temp).map_err(system)?;
                 let one = u64::from(machine.table().one_chunk().bytes());
                 let Some((first, _)) = machine.table().chunks_of(index) else { return Ok(0) };
                 let mut bytes = 0;
@@ -1183,9 +1236,11 @@ impl FileSink {
                     bytes += one.min(entry.size() - u64::from(piece) * one);
                 }
                 if complete {
-                    self.set_file_attributes(&fd, entry, true).map_err(system)?;
+                    let mtime = self.options.times.then_some(entry.mtime);
+                    self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
                     lock(&self.ready).push(Ready { entry: index, temp });
                 } else {
+                    let fd = self.stage.open_temp(temp).map_err(system)?;
                     lock(&self.open).insert(index, Arc::new(Staged { temp, fd, dirty: true }));
                 }
                 Ok(bytes)
@@ -1248,26 +1303,29 @@ impl FileSink {
         let (folder, name) = split(&path);
         let exception = self.exceptions.get(&index);
         let to = dirs.make(&self.root, folder)?;
-        let result = match exception {
-            Some(Verdict::Renamed) => (1..10_000).find_map(|n| {
-                let numbered = numbered(name, n);
-                match rename(self.stage.folder(), temp.as_bytes(), to, &numbered, false) {
-                    Err(Errno::EXIST) => None,
-                    result => Some(result),
-                }
-            }),
-            other => {
-                let replace = other == Some(&Verdict::Replace);
-                Some(rename(self.stage.folder(), temp.as_bytes(), to, name, replace))
-            }
-        };
-        result.unwrap_or(Err(Errno::EXIST))?;
+        match exception {
+            Some(exception) => self.rename_as(exception, &temp, to, name)?,
+            None => rename(self.stage.folder(), temp.as_bytes(), to, name, false)?,
+        }
         self.named_any.store(true, Ordering::Relaxed);
         let mut named_in = lock(&self.named_in);
-        if !named_in.contains(folder) {
-            named_in.insert(folder.to_vec());
-        }
+        note_with_ancestors(&mut named_in, folder);
         Ok(())
+    }
+
+    /// Moves a temporary file to where something else is, as it was decided for it.
+    fn rename_as(&self, how: &Verdict, temp: &str, to: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+        let from = self.stage.folder();
+        if *how != Verdict::Renamed {
+            return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
+        }
+        for n in 1..NUMBERED_MAX {
+            match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
+                Err(Errno::EXIST) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EXIST)
     }
 
     fn make_link(&self, dirs: &mut Dirs, index: EntryIndex, path: &[u8], target: &[u8]) -> Result<(), Errno> {
@@ -1278,30 +1336,20 @@ impl FileSink {
             Some(exception) => {
                 let temp = format!("{}.link", self.stage.temp_name(index.0));
                 rustix::fs::symlinkat(target, self.stage.folder(), &temp[..])?;
-                let (to, replace) = match exception {
-                    Verdict::Renamed => (numbered(name, 1), false),
-                    _ => (name.to_vec(), true),
-                };
-                let renamed = rename(self.stage.folder(), temp.as_bytes(), folder_fd, &to, replace);
+                let renamed = self.rename_as(exception, &temp, folder_fd, name);
                 if renamed.is_err() {
                     let _ = rustix::fs::unlinkat(self.stage.folder(), &temp[..], AtFlags::empty());
                 }
                 renamed?;
             }
         }
-        lock(&self.named_in).insert(folder.to_vec());
+        note_with_ancestors(&mut lock(&self.named_in), folder);
         Ok(())
     }
 
-    fn finish_dir(&self, path: &[u8], _entry: &Entry<'_>) -> Result<(), Errno> {
-        if self
-            .root
-            .open_at(path, OFlags::PATH | OFlags::DIRECTORY, rustix::fs::Mode::empty())
-            .is_err_and(|errno| errno == Errno::NOENT)
-        {
-            self.root.make_dirs(path)?;
-            lock(&self.named_in).insert(split(path).0.to_vec());
-        }
+    fn finish_dir(&self, path: &[u8]) -> Result<(), Errno> {
+        self.root.make_dirs(path)?;
+        note_with_ancestors(&mut lock(&self.named_in), path);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
-use super::{Joins, MANIFEST_PART};
+use super::{Joined, Joins, MANIFEST_PART};
 use crate::connection::{Connection, Ended, FilePart, FrameReader};
 use crate::error::Error;
 use crate::observe::{Observer, Phase};
@@ -45,7 +45,7 @@ pub(crate) struct Transmission {
 /// How data streams come about: a client opens them, a server asks for them.
 pub(crate) enum Opener<'a> {
     /// Connects and shakes hands; called on a thread of its own.
-    Connect(&'a (dyn Fn() -> Result<(Arc<Connection>, FrameReader), Error> + Sync)),
+    Connect(&'a (dyn Fn() -> Result<Joined, Error> + Sync)),
     /// Sends MORE; the stream comes through [`Transmission::joins`].
     Ask,
 }
@@ -97,7 +97,10 @@ impl Transmission {
 
     /// What could not be sent.
     pub(crate) fn abandoned(&self) -> Vec<Failed> {
-        lock(&self.abandoned).values().cloned().collect()
+        let machine = self.machine();
+        // The receiver may have had it all before it could not be read again.
+        let left_out = |(entry, _): &(&EntryIndex, &Failed)| machine.is_left_out(**entry);
+        lock(&self.abandoned).iter().filter(left_out).map(|(_, failed)| failed.clone()).collect()
     }
 
     /// BLAKE3 of each file that was sent, where it was computed.
@@ -129,13 +132,17 @@ impl Transmission {
             scope.spawn(|| self.read(StreamId::CONTROL, control));
             scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
             scope.spawn(|| {
-                while let Some((joined, reader)) = self.joins.wait() {
+                while let Some(Joined { reader, held }) = self.joins.wait() {
+                    let joined = Arc::clone(reader.connection());
                     let id = self.machine().handle_stream_joined(Instant::now());
                     self.stop.watch(&joined);
                     lock(&self.connections).insert(id, Arc::clone(&joined));
                     self.wake.notify_all();
                     scope.spawn(move || self.read(id, reader));
-                    scope.spawn(move || self.pump(id, &joined));
+                    scope.spawn(move || {
+                        let _held = held;
+                        self.pump(id, &joined);
+                    });
                 }
             });
             let mut machine = self.machine();
@@ -207,7 +214,7 @@ impl Transmission {
         self.wake.wait_timeout(machine, until).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn open(&self, connect: &(dyn Fn() -> Result<(Arc<Connection>, FrameReader), Error> + Sync)) {
+    fn open(&self, connect: &(dyn Fn() -> Result<Joined, Error> + Sync)) {
         let joined = connect();
         let failed = match joined {
             Ok(joined) => self.joins.push(joined).is_err(),

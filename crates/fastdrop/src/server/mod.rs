@@ -3,12 +3,14 @@
 mod handshake;
 mod session;
 
+use crate::engine::place::Placement;
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
 use crate::error::{Error, ErrorKind, code_of, kind_of, reason};
+use crate::journal::FileKey;
 use crate::root::Root;
 use crate::stop::Stop;
-use fastdrop_proto::fastdp::Existing;
+use fastdrop_proto::fastdp::{Existing, Manifest};
 use fastdrop_proto::units::TransferId;
 use handshake::Handshaken;
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,8 +128,59 @@ enum Transfer {
 
 struct Session {
     transfer: Transfer,
-    /// Data streams granted, of so many bytes of buffer.
+    /// Data streams granted.
     streams: u16,
+    /// Data streams that have joined and not ended.
+    joined: Arc<AtomicUsize>,
+}
+
+/// A session that is known as long as this is there, also when its thread panics.
+struct SessionGuard {
+    shared: Arc<Shared>,
+    id: TransferId,
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        lock(&self.shared.sessions).remove(&self.id.0);
+    }
+}
+
+/// One data stream of a session's count.
+struct StreamGuard(Arc<AtomicUsize>);
+
+impl StreamGuard {
+    /// Counts one more; None if there are as many as may be: those granted, and as many again while they are replaced.
+    fn new(joined: &Arc<AtomicUsize>, granted: u16) -> Option<Self> {
+        let before = joined.fetch_add(1, Ordering::SeqCst);
+        let guard = Self(Arc::clone(joined));
+        (before < 2 * usize::from(granted) + 2).then_some(guard)
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What a put that is still comparing will bring.
+struct Preparing {
+    id: u64,
+    manifest: Arc<Manifest>,
+    placement: Placement,
+}
+
+/// A put is being compared as long as this is there.
+struct PreparingGuard {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for PreparingGuard {
+    fn drop(&mut self) {
+        lock(&self.shared.preparing).retain(|preparing| preparing.id != self.id);
+    }
 }
 
 /// What all connections share.
@@ -136,6 +189,7 @@ struct Shared {
     root: Arc<Root>,
     stop: Stop,
     sessions: Mutex<BTreeMap<[u8; 16], Session>>,
+    preparing: Mutex<Vec<Preparing>>,
     /// Keys of connections under way.
     keys: Mutex<BTreeSet<String>>,
     /// Handshakes under way, the oldest first.
@@ -188,6 +242,7 @@ impl Server {
             root,
             stop,
             sessions: Mutex::default(),
+            preparing: Mutex::default(),
             keys: Mutex::default(),
             handshaking: Mutex::default(),
             next_handshake: AtomicU64::new(0),
@@ -331,8 +386,8 @@ impl Shared {
         self.threads.fetch_add(1, Ordering::SeqCst);
         let guard = ThreadGuard(Arc::clone(self));
         let spawned = std::thread::Builder::new().name("connection".into()).spawn(move || {
-            let _guards = (guard, permit);
-            session::serve(&shared, shaken);
+            let guards: Box<dyn std::any::Any + Send> = Box::new((guard, permit));
+            session::serve(&shared, shaken, guards);
         });
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for a connection");
@@ -357,17 +412,39 @@ impl Shared {
         self.buffers.fetch_sub(u64::from(streams) * u64::from(one_chunk), Ordering::SeqCst);
     }
 
-    fn add_session(&self, id: TransferId, transfer: Transfer, streams: u16) -> Result<(), Error> {
+    fn add_session(
+        self: &Arc<Self>,
+        id: TransferId,
+        transfer: Transfer,
+        streams: u16,
+    ) -> Result<SessionGuard, Error> {
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= self.options.transfers_max {
             return Err(Error::with_code(503, "too many transfers at once"));
         }
-        sessions.insert(id.0, Session { transfer, streams });
-        Ok(())
+        sessions.insert(id.0, Session { transfer, streams, joined: Arc::default() });
+        Ok(SessionGuard { shared: Arc::clone(self), id })
     }
 
-    fn remove_session(&self, id: TransferId) {
-        lock(&self.sessions).remove(&id.0);
+    /// Refuses a put while another that is still comparing brings the same files.
+    fn prepare(
+        self: &Arc<Self>,
+        manifest: &Arc<Manifest>,
+        placement: &Placement,
+    ) -> Result<PreparingGuard, Error> {
+        let mut preparing = lock(&self.preparing);
+        let same = preparing.iter().any(|other| {
+            manifest.iter().any(|(_, entry)| {
+                let key = FileKey::new(placement.of(entry.path), entry.size(), entry.mtime);
+                entry.size() > 0 && other.placement.entry_of(&key, &other.manifest).is_some()
+            })
+        });
+        if same {
+            return Err(Error::with_code(503, "an earlier attempt at this is still being looked at"));
+        }
+        let id = self.next_handshake.fetch_add(1, Ordering::Relaxed);
+        preparing.push(Preparing { id, manifest: Arc::clone(manifest), placement: placement.clone() });
+        Ok(PreparingGuard { shared: Arc::clone(self), id })
     }
 
     /// Counts a transfer that has ended, well or not.

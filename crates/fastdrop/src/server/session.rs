@@ -1,17 +1,17 @@
 //! One connection in the blocking plane: a put, a get, a list, or one more stream of either.
 
 use super::handshake::Handshaken;
-use super::{Shared, Transfer, lock};
+use super::{Shared, StreamGuard, Transfer, lock};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, ReceiveOptions, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{flying_max, grantable, with_alive};
+use crate::engine::{Joined, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::journal::FileKey;
 use crate::observe::Observer;
 use crate::root::Root;
-use crate::stage::random;
+use crate::stage::{Busy, random};
 use crate::walk::{Filter, SourceTree, WalkOptions, walk};
 use fastdrop_proto::fastdp::{
     Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
@@ -19,6 +19,7 @@ use fastdrop_proto::fastdp::{
 };
 use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
+use std::any::Any;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ const MANIFEST_PATIENCE: Duration = Duration::from_secs(600);
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
-pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken) {
+pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken, held: Box<dyn Any + Send>) {
     let peer = shaken.peer;
     let rtt = Duration::from_micros(shaken.open.rtt_micros);
     let connection = match Connection::new(shaken.socket, rtt) {
@@ -54,12 +55,11 @@ pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken) {
         Do::Get => serving.get(reader),
         Do::List => serving.list(),
         // The transfer's own threads serve it from here on; its key stays taken as long as it lasts.
-        Do::Join => match serving.join(reader) {
+        Do::Join => match serving.join(reader, Box::new((held, key))) {
             Ok(()) => return,
             Err(error) => Err(error),
         },
     };
-    drop(key);
     let what = shaken.open.r#do;
     let path = crate::shown(&shaken.open.path);
     let seconds = started.elapsed().as_secs_f64();
@@ -126,21 +126,31 @@ impl Serving<'_> {
 
     // ---- join ----
 
-    fn join(&self, reader: FrameReader) -> Result<(), Error> {
+    fn join(&self, reader: FrameReader, held: Box<dyn Any + Send>) -> Result<(), Error> {
         let unknown = || Error::with_code(404, "there is no such transfer");
         let found = self.open.transfer.and_then(|id| {
             let sessions = lock(&self.shared.sessions);
-            sessions.get(&id.0).map(|session| (id, session.transfer.clone(), session.streams))
+            let session = sessions.get(&id.0)?;
+            Some((
+                id,
+                session.transfer.clone(),
+                session.streams,
+                StreamGuard::new(&session.joined, session.streams),
+            ))
         });
-        let Some((id, transfer, streams)) = found else { return self.refuse(unknown()) };
+        let Some((id, transfer, streams, counted)) = found else { return self.refuse(unknown()) };
+        let Some(counted) = counted else {
+            return self.refuse(Error::with_code(503, "more streams than were granted"));
+        };
         self.answer(&Header::new(ChunkSize::COMMON, 0, 0, ""))?;
         self.send_grant(&self.grant(id, streams, fastdrop_proto::fastdp::Place::Auto))?;
-        let joined = (Arc::clone(self.connection), reader);
+        let joined = Joined { reader, held: Box::new((held, counted)) };
         let pushed = match &transfer {
             Transfer::Receiving(reception) => reception.joins.push(joined),
             Transfer::Sending(transmission) => transmission.joins.push(joined),
         };
-        pushed.map_err(|(connection, _)| {
+        pushed.map_err(|joined| {
+            let connection = joined.connection();
             let _ = connection.send_control(&Control::Refuse(unknown().refusal()));
             connection.finish_writing();
             unknown()
@@ -187,6 +197,10 @@ impl Serving<'_> {
             full_chunk: table.count().into(),
             ..self.client.clone()
         };
+        let preparing = match self.shared.prepare(&manifest, &placement) {
+            Ok(preparing) => preparing,
+            Err(error) => return self.refuse(error),
+        };
         let server_json = self.answer(&header)?;
         let id = TransferId(random()?);
         let wanted = grantable(self.open.streams.min(options.streams_max), one_chunk);
@@ -229,30 +243,32 @@ impl Serving<'_> {
         reception.set_transcript(self.transcript(&server_json, &grant_json));
         let registered =
             self.shared.add_session(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
-        if let Err(error) = registered {
-            reception.end_with(error);
-        }
-        let result =
-            self.connection.send_controls(&answer).map_err(Error::from).and(reception.run(reader, &|| {}));
-        self.shared.remove_session(id);
-        let done = result?;
+        drop(preparing);
+        let _session = registered.map_err(|error| reception.end_with(error));
+        // If the answer does not reach the client, the first read will say so.
+        let _ = self.connection.send_controls(&answer);
+        let done = reception.run(reader, &|| {})?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, failed = done.failed_count, "received");
         self.shared.finish_one();
         Ok(())
     }
 
     /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings too.
-    fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> bool {
-        let Some(older) = self.shared.by_folder(folder) else { return false };
+    fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> Result<Busy, Error> {
+        let Some(older) = self.shared.by_folder(folder) else { return Ok(Busy::Unknown) };
         let wanted = manifest.iter().any(|(_, entry)| {
             entry.size() > 0
                 && older.brings(&FileKey::new(placement.of(entry.path), entry.size(), entry.mtime))
         });
         if !wanted {
-            return false;
+            return Ok(Busy::Known);
         }
         older.end_with(Error::with_code(409, "a newer connection has taken this transfer over"));
-        older.wait_over(TAKE_OVER_PATIENCE)
+        if !older.wait_over(TAKE_OVER_PATIENCE) {
+            // It is syncing what it has: the next attempt finds that in place.
+            return Err(Error::with_code(503, "an earlier attempt at this is still finishing"));
+        }
+        Ok(Busy::Ended)
     }
 
     fn read_manifest(&self, reader: &mut FrameReader) -> Result<Manifest, Error> {
@@ -280,7 +296,7 @@ impl Serving<'_> {
 
     // ---- get ----
 
-    fn get(&self, mut reader: FrameReader) -> Result<(), Error> {
+    fn get(&self, reader: FrameReader) -> Result<(), Error> {
         if self.shared.options.write_only {
             return self.refuse(Error::with_code(403, "this server only takes"));
         }
@@ -322,18 +338,17 @@ impl Serving<'_> {
         let observer = Arc::new(Observer::default());
         let transmission =
             Transmission::new(machine, Arc::new(tree), sparse, None, observer, self.shared.stop.clone());
-        if let Err(error) =
-            self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams)
-        {
-            let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
-            self.connection.finish_writing();
-            return Err(error);
-        }
-        let reader =
-            std::mem::replace(&mut reader, FrameReader::new(Arc::clone(self.connection), Vec::new()));
-        let result = transmission.run(reader, &Opener::Ask);
-        self.shared.remove_session(id);
-        let done = result?;
+        let registered =
+            self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
+        let _session = match registered {
+            Ok(session) => session,
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        };
+        let done = transmission.run(reader, &Opener::Ask)?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, "sent");
         self.shared.finish_one();
         Ok(())
