@@ -375,6 +375,12 @@ impl Leftovers {
             };
             match state {
                 Found::Recovered(recovered) => {
+                    // Nothing was brought, and nothing begun under a name that still exists.
+                    let begun = recovered.named.as_deref().is_some_and(|named| root.stat(named).is_ok());
+                    if recovered.files.is_empty() && !begun {
+                        remove_folder(root, &name);
+                        continue;
+                    }
                     let same_name = named.is_some() && recovered.named.as_deref() == named;
                     if !same_name && !recovered.files.iter().any(|left| wanted(&left.key)) {
                         continue;

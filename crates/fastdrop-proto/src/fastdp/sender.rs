@@ -111,7 +111,7 @@ enum ChunkState {
 }
 
 /// ```text
-///          bytes ≥ checkpoint          another joined         CHECKPOINT sent         CHECKPOINTED
+///          bytes near checkpoint       another joined         CHECKPOINT sent         CHECKPOINTED
 ///   Open ────────────────────▶ Replace ───────────────▶ Retire ──────────────▶ Syncing ───────────▶ Closing
 ///    └──────────────────── more streams than wanted ──────▲
 /// ```
@@ -652,7 +652,13 @@ impl Sender {
             _ => self.streams.get(&id).is_some_and(Stream::carries),
         };
         let full = self.streams.get(&id).is_some_and(|stream| stream.flying.len() >= self.config.flying_max);
-        let carries = carries && !full;
+        // A stream that is due waits for its replacement, unless that may not come.
+        let due = self.open_failures == 0
+            && self.streams.get(&id).is_some_and(|stream| {
+                stream.phase == Phase::Replace
+                    && self.config.checkpoint.is_some_and(|bytes| stream.bytes >= bytes)
+            });
+        let carries = carries && !full && !due;
         if carries
             && self.needed.is_some()
             && let Some(chunk) = self.next_chunk()
@@ -685,7 +691,8 @@ impl Sender {
         if stream.phase == Phase::Open {
             if surplus {
                 stream.phase = Phase::Retire;
-            } else if self.config.checkpoint.is_some_and(|bytes| stream.bytes >= bytes) {
+            } else if self.config.checkpoint.is_some_and(|bytes| stream.bytes >= bytes - bytes / 8) {
+                // Asked for in advance, so that it is there when this one is full.
                 stream.phase = Phase::Replace;
             }
         }
