@@ -2,7 +2,7 @@
 //!
 //! A file of its own pieces has one checksum a piece; a pack has one over the checksums of its slices. With BLAKE3
 //! the pieces' checksums are subtrees of the file's own hash, so that the hash that `b3sum` prints follows
-//! from them ([`join_blake3`]) and no byte is read twice.
+//! from them ([`crate::checksum::join_blake3`]) and no byte is read twice.
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};

@@ -312,10 +312,10 @@ fn replay(bytes: &[u8]) -> Option<(Record, Vec<Left>)> {
                 files.insert(temp, Left { temp, key, content });
             }
             Record::Piece { temp, piece, checksum } => {
-                if let Some(Left { content: LeftContent::Pieces(pieces), .. }) = files.get_mut(&temp) {
-                    if checksum.as_bytes().len() == algorithm.len() {
-                        pieces.insert(piece, checksum);
-                    }
+                if let Some(Left { content: LeftContent::Pieces(pieces), .. }) = files.get_mut(&temp)
+                    && checksum.as_bytes().len() == algorithm.len()
+                {
+                    pieces.insert(piece, checksum);
                 }
             }
             Record::Small { temp, checksum, key } => {

@@ -222,7 +222,7 @@ impl ChunkReader<'_> {
 fn unchanged(index: EntryIndex, entry: &Entry<'_>, stat: &Stat) -> Result<(), Unreadable> {
     let same = matches!(entry.kind, EntryKind::File { size } if size == stat.st_size as u64)
         && entry.mtime.seconds == stat.st_mtime
-        && u64::from(entry.mtime.nanos) == stat.st_mtime_nsec as u64
+        && u64::from(entry.mtime.nanos) == stat.st_mtime_nsec
         && rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
     if same { Ok(()) } else { Err(Unreadable::changed(index)) }
 }

@@ -319,14 +319,14 @@ impl Walk<'_> {
             Entry { path: checked, kind: EntryKind::Directory, mode: stat.st_mode & 0o777, mtime };
         match kind {
             FileType::RegularFile => {
-                if !self.privileged {
-                    if let Some((folder, name)) = at {
-                        let readable =
-                            rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
-                        if let Err(errno @ Errno::ACCESS) = readable {
-                            self.fail(path, reason(errno));
-                            return Ok(());
-                        }
+                if !self.privileged
+                    && let Some((folder, name)) = at
+                {
+                    let readable =
+                        rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
+                    if let Err(errno @ Errno::ACCESS) = readable {
+                        self.fail(path, reason(errno));
+                        return Ok(());
                     }
                 }
                 entry.kind = EntryKind::File { size: stat.st_size as u64 };

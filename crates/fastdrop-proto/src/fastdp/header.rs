@@ -48,6 +48,7 @@ impl Header {
     }
 
     /// Takes a header from the beginning of `bytes`: the header, its JSON, and the length of both; None if more bytes are needed.
+    #[allow(clippy::type_complexity, reason = "three things that belong together once")]
     pub fn decode(bytes: &[u8]) -> Result<Option<(Header, &[u8], usize)>, Violation> {
         let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix);

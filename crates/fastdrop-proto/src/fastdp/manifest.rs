@@ -286,12 +286,11 @@ impl ManifestBuilder {
             self.manifest.starts.push(start as u32);
             self.manifest.encoded.extend_from_slice(encoded);
             self.ended_by_stream |= entry.kind == EntryKind::Stream;
-            if let (EntryKind::Link { target }, false) = (entry.kind, self.for_list) {
-                if let LinkReach::Across(top) =
+            if let (EntryKind::Link { target }, false) = (entry.kind, self.for_list)
+                && let LinkReach::Across(top) =
                     check_link_target(entry.path, target).map_err(EntryError::from)?
-                {
-                    self.link_tops.insert(top.to_vec());
-                }
+            {
+                self.link_tops.insert(top.to_vec());
             }
             if self.last_path().is_none_or(|last| last.top() != entry.path.top()) {
                 self.tops += 1;
@@ -435,9 +434,8 @@ mod tests {
         #[test]
         fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut builder = ManifestBuilder::new(1000);
-            if builder.handle_part(&bytes).is_ok() {
-                if let Ok(manifest) = builder.finish() { prop_assert_eq!(manifest.encoded, bytes); }
-            }
+            if builder.handle_part(&bytes).is_ok()
+                && let Ok(manifest) = builder.finish() { prop_assert_eq!(manifest.encoded, bytes); }
         }
     }
 }

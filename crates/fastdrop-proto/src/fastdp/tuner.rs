@@ -43,8 +43,8 @@ impl Tuner {
             _ => 8,
         };
         Self {
-            target: guess.min(max).max(1),
-            max: max.min(Self::AUTO_MAX).max(1),
+            target: guess.clamp(1, max.max(1)),
+            max: max.clamp(1, Self::AUTO_MAX),
             fixed: short,
             // Long enough for a doubled number of streams to leave slow start.
             epoch: (rtt * 10).clamp(Duration::from_millis(300), Duration::from_secs(3)),
@@ -129,12 +129,12 @@ mod tests {
     fn a_short_path_gets_two_streams_at_the_most() {
         for (cores, streams) in [(1, 1), (2, 2), (64, 2)] {
             let tuner = Tuner::auto(Duration::from_micros(50), cores, 64);
-            assert!(settle(tuner, |n| f64::from(n)).iter().all(|&n| n == streams));
+            assert!(settle(tuner, f64::from).iter().all(|&n| n == streams));
         }
     }
 
     #[test]
     fn a_fixed_number_stays() {
-        assert!(settle(Tuner::fixed(3), |n| f64::from(n)).iter().all(|&n| n == 3));
+        assert!(settle(Tuner::fixed(3), f64::from).iter().all(|&n| n == 3));
     }
 }

@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(status(&with("A : b")), 400);
         assert_eq!(status(&format!("{text}x")), 400);
         assert_eq!(status(&with(&format!("A: {}", "b".repeat(64 << 10)))), 431);
-        assert_eq!(status(&with(&"A: b\r\n".repeat(1000).trim_end().to_owned())), 431);
+        assert_eq!(status(&with("A: b\r\n".repeat(1000).trim_end())), 431);
         assert_eq!(status(&"x".repeat(HEAD_BYTES_MAX + 1)), 431);
         assert_eq!(status(&text.replace("Upgrade: fastdp", "Upgrade: websocket")), 400);
         assert_eq!(status(&text.replace("Upgrade: fastdp\r\n", "")), 426);

@@ -192,7 +192,7 @@ fn same(
             times
                 && stat.st_size as u64 == size
                 && stat.st_mtime == entry.mtime.seconds
-                && stat.st_mtime_nsec as u64 == u64::from(entry.mtime.nanos)
+                && stat.st_mtime_nsec == u64::from(entry.mtime.nanos)
         }
         (EntryKind::Link { target }, FileType::Symlink) => {
             let (folder, name) = split(path);

@@ -236,6 +236,7 @@ impl Reception {
         let (mut skipped, mut bytes_skipped, mut bytes_resumed) = (0, 0, 0);
         let mut conflicts: Vec<(Vec<u8>, &'static str)> = Vec::new();
         let mut conflict_count = 0u64;
+        let mut told = 0;
         let mut dirs = Dirs::default();
         for (index, entry) in manifest.iter() {
             if stop.is_stopped() {
@@ -261,7 +262,9 @@ impl Reception {
                 }
                 Verdict::Conflict(why) => {
                     conflict_count += 1;
-                    if conflicts.len() < 20 {
+                    // They must fit into one frame, each byte taking up to three.
+                    told += 3 * path.len();
+                    if conflicts.len() < 20 && (told < 48 << 10 || conflicts.is_empty()) {
                         conflicts.push((entry.path.as_bytes().to_vec(), why));
                     }
                 }
@@ -677,10 +680,10 @@ impl Reception {
             return;
         }
         self.note_failed(entry, code, reason);
-        if let Sink::Files(sink) = &self.sink {
-            if let Some(staged) = lock(&sink.open).remove(&entry) {
-                sink.stage.remove_temp(staged.temp);
-            }
+        if let Sink::Files(sink) = &self.sink
+            && let Some(staged) = lock(&sink.open).remove(&entry)
+        {
+            sink.stage.remove_temp(staged.temp);
         }
     }
 

@@ -380,13 +380,10 @@ impl Serving<'_> {
         for warning in walked.warnings.iter().chain(&walked.failed) {
             tracing::warn!(path = %crate::shown(&warning.path), why = %warning.message, "left out");
         }
-        if walked.manifest.is_empty() {
-            if let Some(failed) = walked.failed.first() {
-                return Err(Error::with_code(
-                    403,
-                    format!("{}: {}", crate::shown(&failed.path), failed.message),
-                ));
-            }
+        if walked.manifest.is_empty()
+            && let Some(failed) = walked.failed.first()
+        {
+            return Err(Error::with_code(403, format!("{}: {}", crate::shown(&failed.path), failed.message)));
         }
         Ok((tree, walked.manifest))
     }
