@@ -7,8 +7,10 @@ pub use summary::{Listed, ListedKind, Summary};
 pub use target::{Target, TargetError};
 
 use crate::connection::{Connection, Ended, FrameReader};
+use crate::engine::files::ReceiveOptions;
+use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
-use crate::engine::receive::{OutputSink, Prepared, ReceiveOptions, Reception};
+use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
 use crate::engine::{Joined, flying_max, grantable, with_alive};
 use crate::error::Error;

@@ -1,19 +1,27 @@
 //! The engine: the protocol's sender and receiver, given sockets, files and threads. Client and server share it.
 
+pub(crate) mod files;
+pub(crate) mod output;
 pub(crate) mod place;
 pub(crate) mod receive;
 pub(crate) mod send;
+mod worker;
 
 use crate::connection::{Connection, FrameReader};
 use fastdrop_proto::fastdp::Control;
 use fastdrop_proto::units::ChunkSize;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Bytes of a frame that carries a part of a manifest.
 pub(crate) const MANIFEST_PART: usize = 256 << 10;
+
+/// Locks. A thread that panicked ends its own connection; what it held is still worth having.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Chunk buffers of one transfer, in bytes: half of what it may cost altogether.
 const BUFFERS_MAX: u32 = 32 << 20;

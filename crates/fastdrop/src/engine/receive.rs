@@ -1,69 +1,35 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
-use super::place::{NUMBERED_MAX, Placement, Verdict, judge, numbered};
-use super::{Joined, Joins};
+use super::files::{FileSink, Ready, ReceiveOptions};
+use super::output::{OutputSink, output_error};
+use super::place::{Placement, Verdict, judge};
+use super::worker::{ChunkWorker, inside};
+use super::{Joined, Joins, lock};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::{Error, code_of, reason};
-use crate::journal::{FileKey, Left, LeftContent, Record};
+use crate::journal::FileKey;
 use crate::observe::{Observer, Phase};
-use crate::root::{Dirs, Root, rename, split};
-use crate::stage::{Busy, Leftovers, Stage, default_mode, is_poison, set_attributes, write_all_at};
+use crate::root::{Dirs, Root};
+use crate::stage::{Busy, Leftovers, Stage, default_mode, is_poison};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
-use crate::walk::Filter;
-use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, join_blake3};
+use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Done, Durability, Entry, EntryKind, Existing, Expected,
-    Extents, Failed, FrameHeader, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
+    Control, Done, Durability, EntryKind, Failed, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
-use rustix::fs::{AtFlags, FallocateFlags};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-/// Complete files are named when so many of them wait.
-const NAMING_BATCH: usize = 1024;
 /// How often the sender hears that this end is alive.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Bytes of failures that are told one by one, as they are encoded: they must fit into one frame.
 const FAILED_SHOWN_MAX: usize = 512 << 10;
-
-/// What the receiving side decides by itself.
-#[derive(Debug, Clone)]
-pub(crate) struct ReceiveOptions {
-    pub(crate) existing: Existing,
-    pub(crate) durability: Durability,
-    pub(crate) times: bool,
-    pub(crate) mode: bool,
-    pub(crate) resume: bool,
-    /// Most bytes of one transfer.
-    pub(crate) size_max: Option<u64>,
-    /// Bytes of the file system that must stay free.
-    pub(crate) free_min: u64,
-    /// Entries that are not wanted.
-    pub(crate) filter: Filter,
-}
-
-/// A big file, or a stream, that is being written.
-#[derive(Debug)]
-struct Staged {
-    temp: u32,
-    fd: OwnedFd,
-    /// Something unverified may stand where holes are to be.
-    dirty: bool,
-}
-
-/// A file that is complete and waits for its name.
-#[derive(Debug, Clone, Copy)]
-struct Ready {
-    entry: EntryIndex,
-    temp: u32,
-}
 
 /// Where bytes end up.
 #[derive(Debug)]
@@ -74,116 +40,30 @@ pub(crate) enum Sink {
     Output(Arc<OutputSink>),
 }
 
-/// Files beneath a root, by way of a stage.
-#[derive(Debug)]
-pub(crate) struct FileSink {
-    root: Arc<Root>,
-    placement: Placement,
-    stage: Stage,
-    options: ReceiveOptions,
-    /// What does not simply go to its place.
-    exceptions: HashMap<EntryIndex, Verdict>,
-    open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
-    ready: Mutex<Vec<Ready>>,
-    /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
-    /// which takes the stage away, waits for all of them.
-    working: RwLock<()>,
-    /// The temporary file of the stream.
-    stream: Mutex<Option<u32>>,
-    /// Directories in which names have been given since they were synced.
-    named_in: Mutex<BTreeSet<Vec<u8>>>,
-    named_any: AtomicBool,
-    default_file_mode: u32,
-}
-
-/// One file, written in order to something that cannot seek.
-pub(crate) struct OutputSink {
-    state: Mutex<OutputState>,
-}
-
-struct OutputState {
-    to: Box<dyn Write + Send>,
-    /// Which file is being written: none but this one can be gone on with.
-    file: Option<(FileKey, u32, Algorithm)>,
-    /// Checksums of the chunks that have been written.
-    written: Vec<Checksum>,
-    /// Chunks that came too early.
-    early: BTreeMap<u32, (Checksum, Vec<u8>)>,
-}
-
-impl std::fmt::Debug for OutputSink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OutputSink")
-    }
-}
-
-impl OutputSink {
-    pub(crate) fn new(to: Box<dyn Write + Send>) -> Self {
-        Self {
-            state: Mutex::new(OutputState { to, file: None, written: Vec::new(), early: BTreeMap::new() }),
-        }
-    }
-
-    /// Checksums of what an earlier attempt has written of `file`; an error if it has written something else.
-    fn begin(&self, file: (FileKey, u32, Algorithm)) -> Result<Vec<Checksum>, Error> {
-        let mut state = lock(&self.state);
-        // What came too early and was not written comes again.
-        state.early.clear();
-        if !state.written.is_empty() && state.file.as_ref() != Some(&file) {
-            return Err(Error::with_code(
-                410,
-                "the file changed while it was fetched, and its beginning is written already",
-            ));
-        }
-        state.file = Some(file);
-        Ok(state.written.clone())
-    }
-
-    fn write(&self, chunk: ChunkIndex, checksum: Checksum, bytes: &[u8]) -> std::io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = &mut *state;
-        if chunk.at() != state.written.len() {
-            state.early.insert(chunk.0, (checksum, bytes.to_vec()));
-            return Ok(());
-        }
-        state.to.write_all(bytes)?;
-        state.written.push(checksum);
-        while let Some((checksum, bytes)) = state.early.remove(&(state.written.len() as u32)) {
-            state.to.write_all(&bytes)?;
-            state.written.push(checksum);
-        }
-        Ok(())
-    }
-}
-
 /// One transfer that is being received.
 #[derive(Debug)]
 pub(crate) struct Reception {
-    machine: Mutex<Receiver>,
-    manifest: Arc<Manifest>,
-    algorithm: Algorithm,
-    sink: Sink,
-    observer: Arc<Observer>,
-    stop: Stop,
-    throttle: OnceLock<Throttle>,
-    connections: Mutex<Vec<Arc<Connection>>>,
-    failed: Mutex<BTreeMap<EntryIndex, Failed>>,
-    hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
+    pub(super) machine: Mutex<Receiver>,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) algorithm: Algorithm,
+    pub(super) sink: Sink,
+    pub(super) observer: Arc<Observer>,
+    pub(super) stop: Stop,
+    pub(super) throttle: OnceLock<Throttle>,
+    pub(super) connections: Mutex<Vec<Arc<Connection>>>,
+    pub(super) failed: Mutex<BTreeMap<EntryIndex, Failed>>,
+    pub(super) hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
     /// Why it ended, if not well.
-    error: Mutex<Option<Error>>,
+    pub(super) error: Mutex<Option<Error>>,
     /// Over, one way or the other: no stream is served any more.
-    over: AtomicBool,
+    pub(super) over: AtomicBool,
     /// For those who wait until it is done, over or left.
-    waiting: Mutex<()>,
-    over_changed: Condvar,
+    pub(super) waiting: Mutex<()>,
+    pub(super) over_changed: Condvar,
     /// Every thread has left, and the journal is free for others.
-    left: AtomicBool,
-    done: AtomicBool,
+    pub(super) left: AtomicBool,
+    pub(super) done: AtomicBool,
     pub(crate) joins: Joins,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a transfer has to do before its chunks can come.
@@ -397,7 +277,7 @@ impl Reception {
     }
 
     /// Fills `buffer` from a chunk, at the pace that was set.
-    fn fill(&self, reader: &mut FrameReader, buffer: &mut [u8]) -> Result<(), Error> {
+    pub(super) fn fill(&self, reader: &mut FrameReader, buffer: &mut [u8]) -> Result<(), Error> {
         let Some(throttle) = self.throttle.get() else { return reader.fill(buffer).map_err(inside) };
         for part in buffer.chunks_mut(throttle.piece_max()) {
             let mut left = throttle.book(part.len(), Instant::now());
@@ -555,7 +435,7 @@ impl Reception {
         }
     }
 
-    fn ending(&self) -> bool {
+    pub(super) fn ending(&self) -> bool {
         self.is_done() || lock(&self.error).is_some() || self.over.load(Ordering::SeqCst)
     }
 
@@ -609,8 +489,7 @@ impl Reception {
             connections.push(Arc::clone(&connection));
             self.observer.set_streams(connections.len() as u64 - 1);
         }
-        let mut worker =
-            ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new(), dirs: Dirs::default() };
+        let mut worker = ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new() };
         let mut clock = Instant::now();
         loop {
             if lock(&self.error).is_some() {
@@ -662,7 +541,7 @@ impl Reception {
     }
 
     /// Passes a result on; an error ends the whole transfer.
-    fn or_fail<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn or_fail<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         result.map_err(|error| {
             let told = Error::with_code(error.code(), error.to_string());
             self.fail(error);
@@ -704,7 +583,7 @@ impl Reception {
     }
 
     /// Gives complete files their names, once they are synced.
-    fn name_files(&self, sink: &FileSink, ready: &[Ready]) -> Result<(), Error> {
+    pub(super) fn name_files(&self, sink: &FileSink, ready: &[Ready]) -> Result<(), Error> {
         let temps: Vec<_> = ready.iter().map(|ready| ready.temp).collect();
         sink.stage.sync_temps(&temps)?;
         let mut dirs = Dirs::default();
@@ -868,505 +747,4 @@ fn shown_failures<'a>(failed: impl Iterator<Item = &'a Failed>) -> Vec<Failed> {
         fits
     };
     failed.take_while(fits).take(1000).cloned().collect()
-}
-
-fn output_error(error: std::io::Error) -> Error {
-    Error::system(
-        "writing to standard output",
-        error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
-    )
-}
-
-/// Takes chunks off one stream, with buffers of its own.
-struct ChunkWorker<'a> {
-    reception: &'a Reception,
-    plain: Vec<u8>,
-    payload: Vec<u8>,
-    dirs: Dirs,
-}
-
-impl ChunkWorker<'_> {
-    /// Receives, checks, writes, journals and confirms one chunk.
-    fn chunk(
-        &mut self,
-        reader: &mut FrameReader,
-        header: FrameHeader,
-        clock: &mut Instant,
-    ) -> Result<(), Error> {
-        let reception = self.reception;
-        let clocks = &reception.observer.clocks;
-        let connection = Arc::clone(reader.connection());
-        let (expected, content, slices) = {
-            let mut machine = lock(&reception.machine);
-            let expected = machine.expect(header.kind, header.size)?;
-            let content = machine.table().content(expected.chunk);
-            (expected, content, machine.slices(expected.chunk).collect::<Vec<_>>())
-        };
-        let Some(content) = content else { return Err(Error::with_code(400, "there is no such chunk")) };
-        let buffer = if expected.encoded { &mut self.payload } else { &mut self.plain };
-        buffer.resize(expected.data_len as usize, 0);
-        reception.fill(reader, buffer)?;
-        let mut sent = vec![0; reception.algorithm.len()];
-        reader.fill(&mut sent).map_err(inside)?;
-        let sent = Checksum::from_slice(&sent);
-        *clock = clocks.wait.since(*clock);
-        let mut extents = None;
-        if expected.encoded {
-            let (decoded, mut data) = Extents::decode(&self.payload, expected.plain_len)?;
-            self.plain.clear();
-            self.plain.resize(expected.plain_len as usize, 0);
-            for (at, len) in decoded.iter() {
-                let (part, rest) = data.split_at(len as usize);
-                self.plain[at as usize..(at + len) as usize].copy_from_slice(part);
-                data = rest;
-            }
-            extents = Some(decoded);
-        }
-        let (computed, slice_sums) =
-            checksum(reception.algorithm, &self.plain, &content, &slices, &expected, || {
-                lock(&reception.machine).table().one_chunk().bytes()
-            });
-        *clock = clocks.cpu.since(*clock);
-        reception.observer.bytes_moved.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
-        let verdict = lock(&reception.machine).check(&expected, &sent, &computed);
-        let answer = match verdict {
-            Ok(ChunkVerdict::Write) => {
-                let written =
-                    self.write(&expected, &content, &slices, &slice_sums, extents.as_ref(), &computed);
-                if written.is_err() {
-                    lock(&reception.machine).handle_write_failed(expected.chunk);
-                }
-                reception.or_fail(written)?;
-                // Given up, or shortened, while it was being written: then it is not held.
-                let held = lock(&reception.machine).checksum(expected.chunk).is_some();
-                held.then(|| Control::Confirm(vec![expected.chunk]))
-            }
-            Ok(ChunkVerdict::Confirm) => Some(Control::Confirm(vec![expected.chunk])),
-            Ok(ChunkVerdict::Again) => Some(Control::Again(vec![expected.chunk])),
-            Ok(ChunkVerdict::Ignore) => None,
-            Err(violation) if violation.code == 422 => return reception.or_fail(Err(violation.into())),
-            Err(violation) => return Err(violation.into()),
-        };
-        *clock = clocks.write.since(*clock);
-        if let Some(answer) = answer {
-            connection.send_control(&answer)?;
-        }
-        Ok(())
-    }
-
-    fn write(
-        &mut self,
-        expected: &Expected,
-        content: &ChunkContent,
-        slices: &[(EntryIndex, u32)],
-        slice_sums: &[Checksum],
-        extents: Option<&Extents>,
-        checksum: &Checksum,
-    ) -> Result<(), Error> {
-        let reception = self.reception;
-        let completed = match &reception.sink {
-            Sink::Output(output) => {
-                output.write(expected.chunk, *checksum, &self.plain).map_err(output_error)?;
-                lock(&reception.machine).handle_written(expected.chunk, checksum)
-            }
-            Sink::Files(sink) => {
-                let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
-                let mut temps = Vec::new();
-                match *content {
-                    ChunkContent::Piece { entry, offset, .. } | ChunkContent::Stream { entry, offset } => {
-                        self.write_piece(sink, entry, offset, extents, checksum)?;
-                    }
-                    ChunkContent::Pack { .. } => temps = self.write_pack(sink, slices, slice_sums)?,
-                }
-                let completed = {
-                    let mut machine = lock(&reception.machine);
-                    if matches!(content, ChunkContent::Stream { .. }) {
-                        machine.handle_stream_bytes(expected.plain_len);
-                    }
-                    machine.handle_written(expected.chunk, checksum)
-                };
-                self.complete(sink, completed, temps)?;
-                completed
-            }
-        };
-        if matches!(completed, Completed::File(_)) && matches!(reception.sink, Sink::Output(_)) {
-            reception.observer.files_done.fetch_add(1, Ordering::Relaxed);
-        }
-        reception.observer.bytes_done.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn write_piece(
-        &mut self,
-        sink: &FileSink,
-        index: EntryIndex,
-        offset: u64,
-        extents: Option<&Extents>,
-        checksum: &Checksum,
-    ) -> Result<(), Error> {
-        let Some(entry) = self.reception.manifest.get(index) else { return Ok(()) };
-        let system = |errno| sink.system(&entry, errno);
-        let end = offset + self.plain.len() as u64;
-        if sink.options.size_max.is_some_and(|max| end > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
-        }
-        let staged = sink.staged(index, &entry).map_err(system)?;
-        match extents {
-            None => write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?,
-            Some(extents) => {
-                if staged.dirty {
-                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                    let punched = rustix::fs::fallocate(&staged.fd, flags, offset, self.plain.len() as u64);
-                    if punched.is_err() {
-                        write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?;
-                    }
-                }
-                for (at, len) in extents.iter() {
-                    let part = &self.plain[at as usize..(at + len) as usize];
-                    write_all_at(staged.fd.as_fd(), part, offset + u64::from(at)).map_err(system)?;
-                }
-            }
-        }
-        if matches!(entry.kind, EntryKind::File { .. }) {
-            let one = u64::from(lock(&self.reception.machine).table().one_chunk().bytes());
-            let record =
-                Record::Piece { temp: staged.temp, piece: (offset / one) as u32, checksum: *checksum };
-            sink.stage
-                .journal()
-                .append(&[record])
-                .map_err(|errno| Error::system("writing the journal", errno))?;
-        }
-        Ok(())
-    }
-
-    fn write_pack(
-        &mut self,
-        sink: &FileSink,
-        slices: &[(EntryIndex, u32)],
-        sums: &[Checksum],
-    ) -> Result<Vec<Ready>, Error> {
-        let mut rest = &self.plain[..];
-        let mut made = Vec::with_capacity(slices.len());
-        let mut records = Vec::with_capacity(slices.len());
-        for (&(index, size), &checksum) in slices.iter().zip(sums) {
-            let (bytes, after) = rest.split_at(size as usize);
-            rest = after;
-            let Some(entry) = self.reception.manifest.get(index) else { continue };
-            let temp = sink.make_small(&entry, bytes).map_err(|errno| sink.system(&entry, errno))?;
-            made.push(Ready { entry: index, temp });
-            let key = FileKey::new(sink.placement.of(entry.path), size.into(), entry.mtime);
-            records.push(Record::Small { temp, checksum, key });
-            if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
-                lock(&self.reception.hashes).insert(index, hash);
-            }
-        }
-        sink.stage.journal().append(&records).map_err(|errno| Error::system("writing the journal", errno))?;
-        Ok(made)
-    }
-
-    /// Readies what has become complete for its name.
-    fn complete(&mut self, sink: &FileSink, completed: Completed, small: Vec<Ready>) -> Result<(), Error> {
-        match completed {
-            Completed::Nothing => {
-                // A pack that was given up while it was being written.
-                for ready in &small {
-                    sink.stage.remove_temp(ready.temp);
-                }
-                return Ok(());
-            }
-            Completed::File(index) => {
-                let Some(entry) = self.reception.manifest.get(index) else { return Ok(()) };
-                let staged = lock(&sink.open).remove(&index);
-                if let Some(staged) = staged {
-                    let system = |errno| sink.system(&entry, errno);
-                    sink.set_file_attributes(&staged.fd, &entry, true).map_err(system)?;
-                    lock(&sink.ready).push(Ready { entry: index, temp: staged.temp });
-                }
-            }
-            Completed::Pack(..) => lock(&sink.ready).extend(small),
-        }
-        let batch = {
-            let mut ready = lock(&sink.ready);
-            // Without syncs there is nothing to wait for.
-            let full = ready.len() >= NAMING_BATCH || sink.options.durability == Durability::None;
-            if full { std::mem::take(&mut *ready) } else { Vec::new() }
-        };
-        if !batch.is_empty() {
-            self.reception.name_files(sink, &batch)?;
-        }
-        self.dirs = Dirs::default();
-        Ok(())
-    }
-}
-
-fn inside(ended: Ended) -> Error {
-    match ended {
-        Ended::Closed => Ended::Broken("it ended inside a frame".into()).into(),
-        other => other.into(),
-    }
-}
-
-/// Notes a folder, and those above it: any of them may be new.
-fn note_with_ancestors(folders: &mut BTreeSet<Vec<u8>>, folder: &[u8]) {
-    let mut folder = folder;
-    while folders.insert(folder.to_vec()) && !folder.is_empty() {
-        folder = split(folder).0;
-    }
-}
-
-/// The checksum of a chunk, and of its slices if it is a pack.
-fn checksum(
-    algorithm: Algorithm,
-    plain: &[u8],
-    content: &ChunkContent,
-    slices: &[(EntryIndex, u32)],
-    expected: &Expected,
-    one_chunk: impl Fn() -> u32,
-) -> (Checksum, Vec<Checksum>) {
-    match *content {
-        ChunkContent::Piece { offset, whole, .. } => (algorithm.of_piece(plain, offset, whole), Vec::new()),
-        ChunkContent::Stream { offset, .. } => {
-            let whole = offset == 0 && expected.plain_len < one_chunk();
-            (algorithm.of_piece(plain, offset, whole), Vec::new())
-        }
-        ChunkContent::Pack { .. } => {
-            let mut pack = PackChecksum::new(algorithm);
-            let mut rest = plain;
-            let mut sums = Vec::with_capacity(slices.len());
-            for &(_, size) in slices {
-                let (bytes, after) = rest.split_at((size as usize).min(rest.len()));
-                rest = after;
-                let sum = algorithm.of(bytes);
-                pack.push(&sum);
-                sums.push(sum);
-            }
-            (pack.finish(), sums)
-        }
-    }
-}
-
-impl FileSink {
-    fn system(&self, entry: &Entry<'_>, errno: Errno) -> Error {
-        Error::system(format!("writing {}", crate::shown(&self.placement.of(entry.path))), errno)
-    }
-
-    /// Whether anything here is worth keeping for another attempt.
-    fn has_something(&self) -> bool {
-        let names = crate::walk::names(self.stage.folder()).unwrap_or_default();
-        // Not the journal; and not a stream, which cannot be continued: its beginning would have to be read again.
-        // If names have been given beneath a name of its own, the journal has to tell the next attempt so.
-        let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
-        begun || names.len() > 1 + usize::from(lock(&self.stream).is_some())
-    }
-
-    fn check_space(&self, needed: u64, total: u64) -> Result<(), Error> {
-        if self.options.size_max.is_some_and(|max| total > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
-        }
-        let free = rustix::fs::fstatvfs(&*self.root).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        match free {
-            Ok(free) if free.saturating_sub(self.options.free_min) < needed => {
-                Err(Error::with_code(507, format!("no space: {needed} bytes are needed and {free} are free")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Moves in what earlier transfers left of the files that are needed. How many whole files that was, and bytes.
-    fn take_over(
-        &self,
-        found: Vec<Leftovers>,
-        machine: &mut Receiver,
-        algorithm: Algorithm,
-        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
-    ) -> Result<(u64, u64), Error> {
-        let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
-        for (folder, leftovers) in found.iter().enumerate() {
-            by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));
-        }
-        let manifest = Arc::clone(machine.manifest());
-        let one_chunk = machine.table().one_chunk();
-        let (mut whole, mut bytes) = (0, 0);
-        for (index, entry) in manifest.iter() {
-            if entry.size() == 0 || !machine.is_needed(index) || by_key.is_empty() {
-                continue;
-            }
-            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
-            let Some(&(folder, at)) = by_key.get(&key) else { continue };
-            let leftovers = &found[folder];
-            let left = if self.options.resume { leftovers.verify(at, algorithm, one_chunk) } else { None };
-            let Some(left) = left else {
-                leftovers.discard(at);
-                continue;
-            };
-            let temp = self.stage.adopt(leftovers, &left)?;
-            bytes += self.hold(machine, index, &entry, temp, &left, hashes)?;
-            whole += u64::from(matches!(left.content, LeftContent::Whole(_)));
-        }
-        found.into_iter().for_each(Leftovers::close);
-        Ok((whole, bytes))
-    }
-
-    /// Counts what was moved in; how many bytes that are.
-    fn hold(
-        &self,
-        machine: &mut Receiver,
-        index: EntryIndex,
-        entry: &Entry<'_>,
-        temp: u32,
-        left: &Left,
-        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
-    ) -> Result<u64, Error> {
-        let system = |errno| self.system(entry, errno);
-        match &left.content {
-            LeftContent::Whole(checksum) => {
-                machine.skip(index, SkipReason::Held);
-                let mtime = self.options.times.then_some(entry.mtime);
-                self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
-                lock(&self.ready).push(Ready { entry: index, temp });
-                if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
-                    hashes.insert(index, hash);
-                }
-                Ok(entry.size())
-            }
-            LeftContent::Pieces(pieces) => {
-                let one = u64::from(machine.table().one_chunk().bytes());
-                let Some((first, _)) = machine.table().chunks_of(index) else { return Ok(0) };
-                let mut bytes = 0;
-                let mut complete = false;
-                for (&piece, checksum) in pieces {
-                    complete |= machine.hold(ChunkIndex(first.0 + piece), checksum) == Completed::File(index);
-                    bytes += one.min(entry.size() - u64::from(piece) * one);
-                }
-                if complete {
-                    let mtime = self.options.times.then_some(entry.mtime);
-                    self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
-                    lock(&self.ready).push(Ready { entry: index, temp });
-                } else {
-                    let fd = self.stage.open_temp(temp).map_err(system)?;
-                    lock(&self.open).insert(index, Arc::new(Staged { temp, fd, dirty: true }));
-                }
-                Ok(bytes)
-            }
-        }
-    }
-
-    /// The temporary file of a big file or stream; created, journaled and given its size if it is new.
-    fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
-        let mut open = lock(&self.open);
-        if let Some(staged) = open.get(&index) {
-            return Ok(Arc::clone(staged));
-        }
-        let (temp, fd) = self.stage.new_temp(0o600)?;
-        if entry.kind == EntryKind::Stream {
-            *lock(&self.stream) = Some(temp);
-        } else {
-            rustix::fs::ftruncate(&fd, entry.size())?;
-            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
-            self.stage.journal().append(&[Record::File { temp, key }])?;
-        }
-        let staged = Arc::new(Staged { temp, fd, dirty: false });
-        open.insert(index, Arc::clone(&staged));
-        Ok(staged)
-    }
-
-    fn file_mode(&self, entry: &Entry<'_>) -> u32 {
-        if self.options.mode && entry.kind != EntryKind::Stream { entry.mode } else { self.default_file_mode }
-    }
-
-    fn set_file_attributes(&self, fd: &OwnedFd, entry: &Entry<'_>, mode: bool) -> Result<(), Errno> {
-        let mtime = (self.options.times && entry.kind != EntryKind::Stream).then_some(entry.mtime);
-        set_attributes(fd.as_fd(), mtime, mode.then(|| self.file_mode(entry)))
-    }
-
-    /// Writes a small file under a temporary name, complete with its attributes.
-    fn make_small(&self, entry: &Entry<'_>, bytes: &[u8]) -> Result<u32, Errno> {
-        let mode = self.file_mode(entry);
-        let (temp, fd) = self.stage.new_temp(mode)?;
-        write_all_at(fd.as_fd(), bytes, 0)?;
-        // Creating it gave it this mode already, unless the umask took something away.
-        self.set_file_attributes(
-            &fd,
-            entry,
-            mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0,
-        )?;
-        Ok(temp)
-    }
-
-    /// Gives a complete file its name, without replacing anything that it was not told to.
-    fn give_name(
-        &self,
-        dirs: &mut Dirs,
-        index: EntryIndex,
-        entry: &Entry<'_>,
-        temp: u32,
-    ) -> Result<(), Errno> {
-        let path = self.placement.of(entry.path);
-        let temp = self.stage.temp_name(temp);
-        let (folder, name) = split(&path);
-        let exception = self.exceptions.get(&index);
-        let to = dirs.make(&self.root, folder)?;
-        match exception {
-            Some(exception) => self.rename_as(exception, &temp, to, name)?,
-            None => rename(self.stage.folder(), temp.as_bytes(), to, name, false)?,
-        }
-        self.named_any.store(true, Ordering::Relaxed);
-        let mut named_in = lock(&self.named_in);
-        note_with_ancestors(&mut named_in, folder);
-        Ok(())
-    }
-
-    /// Moves a temporary file to where something else is, as it was decided for it.
-    fn rename_as(&self, how: &Verdict, temp: &str, to: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-        let from = self.stage.folder();
-        if *how != Verdict::Renamed {
-            return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
-        }
-        for n in 1..NUMBERED_MAX {
-            match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
-                Err(Errno::EXIST) => {}
-                result => return result,
-            }
-        }
-        Err(Errno::EXIST)
-    }
-
-    fn make_link(&self, dirs: &mut Dirs, index: EntryIndex, path: &[u8], target: &[u8]) -> Result<(), Errno> {
-        let (folder, name) = split(path);
-        let folder_fd = dirs.make(&self.root, folder)?;
-        match self.exceptions.get(&index) {
-            None => rustix::fs::symlinkat(target, folder_fd, name)?,
-            Some(exception) => {
-                let temp = format!("{}.link", self.stage.temp_name(index.0));
-                rustix::fs::symlinkat(target, self.stage.folder(), &temp[..])?;
-                let renamed = self.rename_as(exception, &temp, folder_fd, name);
-                if renamed.is_err() {
-                    let _ = rustix::fs::unlinkat(self.stage.folder(), &temp[..], AtFlags::empty());
-                }
-                renamed?;
-            }
-        }
-        note_with_ancestors(&mut lock(&self.named_in), folder);
-        Ok(())
-    }
-
-    fn finish_dir(&self, path: &[u8]) -> Result<(), Errno> {
-        self.root.make_dirs(path)?;
-        note_with_ancestors(&mut lock(&self.named_in), path);
-        Ok(())
-    }
-
-    fn set_dir_attributes(&self, path: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
-        let fd = self.root.open_dir(path)?;
-        set_attributes(
-            fd.as_fd(),
-            self.options.times.then_some(entry.mtime),
-            self.options.mode.then_some(entry.mode),
-        )
-    }
-
-    fn sync_names(&self) -> Result<(), Error> {
-        let dirs: Vec<_> = std::mem::take(&mut *lock(&self.named_in)).into_iter().collect();
-        self.stage.sync_dirs(&dirs)
-    }
 }

@@ -1,6 +1,6 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
-use super::{Joined, Joins, MANIFEST_PART};
+use super::{Joined, Joins, MANIFEST_PART, lock};
 use crate::connection::{Connection, Ended, FilePart, FrameReader};
 use crate::error::Error;
 use crate::observe::{Observer, Phase};
@@ -48,10 +48,6 @@ pub(crate) enum Opener<'a> {
     Connect(&'a (dyn Fn() -> Result<Joined, Error> + Sync)),
     /// Sends MORE; the stream comes through [`Transmission::joins`].
     Ask,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The frames that offer a manifest.

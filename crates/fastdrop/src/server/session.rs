@@ -3,8 +3,9 @@
 use super::handshake::Handshaken;
 use super::{Shared, StreamGuard, Transfer, lock};
 use crate::connection::{Connection, FrameReader};
+use crate::engine::files::ReceiveOptions;
 use crate::engine::place::Placement;
-use crate::engine::receive::{Prepared, ReceiveOptions, Reception};
+use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
 use crate::engine::{Joined, flying_max, grantable, with_alive};
 use crate::error::Error;

@@ -1,0 +1,323 @@
+//! Files beneath a root, by way of a stage: where a reception's bytes end up.
+
+use super::lock;
+use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
+use crate::error::Error;
+use crate::journal::{FileKey, Left, LeftContent, Record};
+use crate::root::{Dirs, Root, rename, split};
+use crate::stage::{Leftovers, Stage, set_attributes, write_all_at};
+use crate::walk::Filter;
+use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::fastdp::{Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason};
+use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+/// What the receiving side decides by itself.
+#[derive(Debug, Clone)]
+pub(crate) struct ReceiveOptions {
+    pub(crate) existing: Existing,
+    pub(crate) durability: Durability,
+    pub(crate) times: bool,
+    pub(crate) mode: bool,
+    pub(crate) resume: bool,
+    /// Most bytes of one transfer.
+    pub(crate) size_max: Option<u64>,
+    /// Bytes of the file system that must stay free.
+    pub(crate) free_min: u64,
+    /// Entries that are not wanted.
+    pub(crate) filter: Filter,
+}
+
+/// A big file, or a stream, that is being written.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) temp: u32,
+    pub(super) fd: OwnedFd,
+    /// Something unverified may stand where holes are to be.
+    pub(super) dirty: bool,
+}
+
+/// A file that is complete and waits for its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready {
+    pub(super) entry: EntryIndex,
+    pub(super) temp: u32,
+}
+
+/// Files beneath a root, by way of a stage.
+#[derive(Debug)]
+pub(crate) struct FileSink {
+    pub(super) root: Arc<Root>,
+    pub(super) placement: Placement,
+    pub(super) stage: Stage,
+    pub(super) options: ReceiveOptions,
+    /// What does not simply go to its place.
+    pub(super) exceptions: HashMap<EntryIndex, Verdict>,
+    pub(super) open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
+    pub(super) ready: Mutex<Vec<Ready>>,
+    /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
+    /// which takes the stage away, waits for all of them.
+    pub(super) working: RwLock<()>,
+    /// The temporary file of the stream.
+    pub(super) stream: Mutex<Option<u32>>,
+    /// Directories in which names have been given since they were synced.
+    pub(super) named_in: Mutex<BTreeSet<Vec<u8>>>,
+    pub(super) named_any: AtomicBool,
+    pub(super) default_file_mode: u32,
+}
+
+impl FileSink {
+    pub(super) fn system(&self, entry: &Entry<'_>, errno: Errno) -> Error {
+        Error::system(format!("writing {}", crate::shown(&self.placement.of(entry.path))), errno)
+    }
+
+    /// Whether anything here is worth keeping for another attempt.
+    pub(super) fn has_something(&self) -> bool {
+        let names = crate::walk::names(self.stage.folder()).unwrap_or_default();
+        // Not the journal; and not a stream, which cannot be continued: its beginning would have to be read again.
+        // If names have been given beneath a name of its own, the journal has to tell the next attempt so.
+        let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
+        begun || names.len() > 1 + usize::from(lock(&self.stream).is_some())
+    }
+
+    pub(super) fn check_space(&self, needed: u64, total: u64) -> Result<(), Error> {
+        if self.options.size_max.is_some_and(|max| total > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        let free = rustix::fs::fstatvfs(&*self.root).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        match free {
+            Ok(free) if free.saturating_sub(self.options.free_min) < needed => {
+                Err(Error::with_code(507, format!("no space: {needed} bytes are needed and {free} are free")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves in what earlier transfers left of the files that are needed. How many whole files that was, and bytes.
+    pub(super) fn take_over(
+        &self,
+        found: Vec<Leftovers>,
+        machine: &mut Receiver,
+        algorithm: Algorithm,
+        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
+    ) -> Result<(u64, u64), Error> {
+        let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
+        for (folder, leftovers) in found.iter().enumerate() {
+            by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));
+        }
+        let manifest = Arc::clone(machine.manifest());
+        let one_chunk = machine.table().one_chunk();
+        let (mut whole, mut bytes) = (0, 0);
+        for (index, entry) in manifest.iter() {
+            if entry.size() == 0 || !machine.is_needed(index) || by_key.is_empty() {
+                continue;
+            }
+            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
+            let Some(&(folder, at)) = by_key.get(&key) else { continue };
+            let leftovers = &found[folder];
+            let left = if self.options.resume { leftovers.verify(at, algorithm, one_chunk) } else { None };
+            let Some(left) = left else {
+                leftovers.discard(at);
+                continue;
+            };
+            let temp = self.stage.adopt(leftovers, &left)?;
+            bytes += self.hold(machine, index, &entry, temp, &left, hashes)?;
+            whole += u64::from(matches!(left.content, LeftContent::Whole(_)));
+        }
+        found.into_iter().for_each(Leftovers::close);
+        Ok((whole, bytes))
+    }
+
+    /// Counts what was moved in; how many bytes that are.
+    pub(super) fn hold(
+        &self,
+        machine: &mut Receiver,
+        index: EntryIndex,
+        entry: &Entry<'_>,
+        temp: u32,
+        left: &Left,
+        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
+    ) -> Result<u64, Error> {
+        let system = |errno| self.system(entry, errno);
+        match &left.content {
+            LeftContent::Whole(checksum) => {
+                machine.skip(index, SkipReason::Held);
+                let mtime = self.options.times.then_some(entry.mtime);
+                self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
+                lock(&self.ready).push(Ready { entry: index, temp });
+                if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
+                    hashes.insert(index, hash);
+                }
+                Ok(entry.size())
+            }
+            LeftContent::Pieces(pieces) => {
+                let one = u64::from(machine.table().one_chunk().bytes());
+                let Some((first, _)) = machine.table().chunks_of(index) else { return Ok(0) };
+                let mut bytes = 0;
+                let mut complete = false;
+                for (&piece, checksum) in pieces {
+                    complete |= machine.hold(ChunkIndex(first.0 + piece), checksum) == Completed::File(index);
+                    bytes += one.min(entry.size() - u64::from(piece) * one);
+                }
+                if complete {
+                    let mtime = self.options.times.then_some(entry.mtime);
+                    self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
+                    lock(&self.ready).push(Ready { entry: index, temp });
+                } else {
+                    let fd = self.stage.open_temp(temp).map_err(system)?;
+                    lock(&self.open).insert(index, Arc::new(Staged { temp, fd, dirty: true }));
+                }
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// The temporary file of a big file or stream; created, journaled and given its size if it is new.
+    pub(super) fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
+        let mut open = lock(&self.open);
+        if let Some(staged) = open.get(&index) {
+            return Ok(Arc::clone(staged));
+        }
+        let (temp, fd) = self.stage.new_temp(0o600)?;
+        if entry.kind == EntryKind::Stream {
+            *lock(&self.stream) = Some(temp);
+        } else {
+            rustix::fs::ftruncate(&fd, entry.size())?;
+            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
+            self.stage.journal().append(&[Record::File { temp, key }])?;
+        }
+        let staged = Arc::new(Staged { temp, fd, dirty: false });
+        open.insert(index, Arc::clone(&staged));
+        Ok(staged)
+    }
+
+    pub(super) fn file_mode(&self, entry: &Entry<'_>) -> u32 {
+        if self.options.mode && entry.kind != EntryKind::Stream { entry.mode } else { self.default_file_mode }
+    }
+
+    pub(super) fn set_file_attributes(
+        &self,
+        fd: &OwnedFd,
+        entry: &Entry<'_>,
+        mode: bool,
+    ) -> Result<(), Errno> {
+        let mtime = (self.options.times && entry.kind != EntryKind::Stream).then_some(entry.mtime);
+        set_attributes(fd.as_fd(), mtime, mode.then(|| self.file_mode(entry)))
+    }
+
+    /// Writes a small file under a temporary name, complete with its attributes.
+    pub(super) fn make_small(&self, entry: &Entry<'_>, bytes: &[u8]) -> Result<u32, Errno> {
+        let mode = self.file_mode(entry);
+        let (temp, fd) = self.stage.new_temp(mode)?;
+        write_all_at(fd.as_fd(), bytes, 0)?;
+        // Creating it gave it this mode already, unless the umask took something away.
+        self.set_file_attributes(
+            &fd,
+            entry,
+            mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0,
+        )?;
+        Ok(temp)
+    }
+
+    /// Gives a complete file its name, without replacing anything that it was not told to.
+    pub(super) fn give_name(
+        &self,
+        dirs: &mut Dirs,
+        index: EntryIndex,
+        entry: &Entry<'_>,
+        temp: u32,
+    ) -> Result<(), Errno> {
+        let path = self.placement.of(entry.path);
+        let temp = self.stage.temp_name(temp);
+        let (folder, name) = split(&path);
+        let exception = self.exceptions.get(&index);
+        let to = dirs.make(&self.root, folder)?;
+        match exception {
+            Some(exception) => self.rename_as(exception, &temp, to, name)?,
+            None => rename(self.stage.folder(), temp.as_bytes(), to, name, false)?,
+        }
+        self.named_any.store(true, Ordering::Relaxed);
+        let mut named_in = lock(&self.named_in);
+        note_with_ancestors(&mut named_in, folder);
+        Ok(())
+    }
+
+    /// Moves a temporary file to where something else is, as it was decided for it.
+    pub(super) fn rename_as(
+        &self,
+        how: &Verdict,
+        temp: &str,
+        to: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        let from = self.stage.folder();
+        if *how != Verdict::Renamed {
+            return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
+        }
+        for n in 1..NUMBERED_MAX {
+            match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
+                Err(Errno::EXIST) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    pub(super) fn make_link(
+        &self,
+        dirs: &mut Dirs,
+        index: EntryIndex,
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<(), Errno> {
+        let (folder, name) = split(path);
+        let folder_fd = dirs.make(&self.root, folder)?;
+        match self.exceptions.get(&index) {
+            None => rustix::fs::symlinkat(target, folder_fd, name)?,
+            Some(exception) => {
+                let temp = format!("{}.link", self.stage.temp_name(index.0));
+                rustix::fs::symlinkat(target, self.stage.folder(), &temp[..])?;
+                let renamed = self.rename_as(exception, &temp, folder_fd, name);
+                if renamed.is_err() {
+                    let _ = rustix::fs::unlinkat(self.stage.folder(), &temp[..], AtFlags::empty());
+                }
+                renamed?;
+            }
+        }
+        note_with_ancestors(&mut lock(&self.named_in), folder);
+        Ok(())
+    }
+
+    pub(super) fn finish_dir(&self, path: &[u8]) -> Result<(), Errno> {
+        self.root.make_dirs(path)?;
+        note_with_ancestors(&mut lock(&self.named_in), path);
+        Ok(())
+    }
+
+    pub(super) fn set_dir_attributes(&self, path: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
+        let fd = self.root.open_dir(path)?;
+        set_attributes(
+            fd.as_fd(),
+            self.options.times.then_some(entry.mtime),
+            self.options.mode.then_some(entry.mode),
+        )
+    }
+
+    pub(super) fn sync_names(&self) -> Result<(), Error> {
+        let dirs: Vec<_> = std::mem::take(&mut *lock(&self.named_in)).into_iter().collect();
+        self.stage.sync_dirs(&dirs)
+    }
+}
+
+/// Notes a folder, and those above it: any of them may be new.
+pub(super) fn note_with_ancestors(folders: &mut BTreeSet<Vec<u8>>, folder: &[u8]) {
+    let mut folder = folder;
+    while folders.insert(folder.to_vec()) && !folder.is_empty() {
+        folder = split(folder).0;
+    }
+}

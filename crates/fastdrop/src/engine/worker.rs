@@ -1,0 +1,286 @@
+//! Taking chunks off one stream: receive, check, write, journal, confirm.
+
+use super::files::{FileSink, Ready};
+use super::lock;
+use super::output::output_error;
+use super::receive::{Reception, Sink};
+use crate::connection::{Ended, FrameReader};
+use crate::error::Error;
+use crate::journal::{FileKey, Record};
+use crate::stage::write_all_at;
+use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
+use fastdrop_proto::fastdp::{
+    ChunkContent, ChunkVerdict, Completed, Control, Durability, EntryKind, Expected, Extents, FrameHeader,
+};
+use fastdrop_proto::units::EntryIndex;
+use rustix::fs::FallocateFlags;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+/// Complete files are named when so many of them wait.
+const NAMING_BATCH: usize = 1024;
+
+/// Takes chunks off one stream, with buffers of its own.
+pub(super) struct ChunkWorker<'a> {
+    pub(super) reception: &'a Reception,
+    pub(super) plain: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+}
+
+impl ChunkWorker<'_> {
+    /// Receives, checks, writes, journals and confirms one chunk.
+    pub(super) fn chunk(
+        &mut self,
+        reader: &mut FrameReader,
+        header: FrameHeader,
+        clock: &mut Instant,
+    ) -> Result<(), Error> {
+        let reception = self.reception;
+        let clocks = &reception.observer.clocks;
+        let connection = Arc::clone(reader.connection());
+        let (expected, content, slices) = {
+            let mut machine = lock(&reception.machine);
+            let expected = machine.expect(header.kind, header.size)?;
+            let content = machine.table().content(expected.chunk);
+            (expected, content, machine.slices(expected.chunk).collect::<Vec<_>>())
+        };
+        let Some(content) = content else { return Err(Error::with_code(400, "there is no such chunk")) };
+        let buffer = if expected.encoded { &mut self.payload } else { &mut self.plain };
+        buffer.resize(expected.data_len as usize, 0);
+        reception.fill(reader, buffer)?;
+        let mut sent = vec![0; reception.algorithm.len()];
+        reader.fill(&mut sent).map_err(inside)?;
+        let sent = Checksum::from_slice(&sent);
+        *clock = clocks.wait.since(*clock);
+        let mut extents = None;
+        if expected.encoded {
+            let (decoded, mut data) = Extents::decode(&self.payload, expected.plain_len)?;
+            self.plain.clear();
+            self.plain.resize(expected.plain_len as usize, 0);
+            for (at, len) in decoded.iter() {
+                let (part, rest) = data.split_at(len as usize);
+                self.plain[at as usize..(at + len) as usize].copy_from_slice(part);
+                data = rest;
+            }
+            extents = Some(decoded);
+        }
+        let (computed, slice_sums) =
+            checksum(reception.algorithm, &self.plain, &content, &slices, &expected, || {
+                lock(&reception.machine).table().one_chunk().bytes()
+            });
+        *clock = clocks.cpu.since(*clock);
+        reception.observer.bytes_moved.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
+        let verdict = lock(&reception.machine).check(&expected, &sent, &computed);
+        let answer = match verdict {
+            Ok(ChunkVerdict::Write) => {
+                let written =
+                    self.write(&expected, &content, &slices, &slice_sums, extents.as_ref(), &computed);
+                if written.is_err() {
+                    lock(&reception.machine).handle_write_failed(expected.chunk);
+                }
+                reception.or_fail(written)?;
+                // Given up, or shortened, while it was being written: then it is not held.
+                let held = lock(&reception.machine).checksum(expected.chunk).is_some();
+                held.then(|| Control::Confirm(vec![expected.chunk]))
+            }
+            Ok(ChunkVerdict::Confirm) => Some(Control::Confirm(vec![expected.chunk])),
+            Ok(ChunkVerdict::Again) => Some(Control::Again(vec![expected.chunk])),
+            Ok(ChunkVerdict::Ignore) => None,
+            Err(violation) if violation.code == 422 => return reception.or_fail(Err(violation.into())),
+            Err(violation) => return Err(violation.into()),
+        };
+        *clock = clocks.write.since(*clock);
+        if let Some(answer) = answer {
+            connection.send_control(&answer)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(
+        &mut self,
+        expected: &Expected,
+        content: &ChunkContent,
+        slices: &[(EntryIndex, u32)],
+        slice_sums: &[Checksum],
+        extents: Option<&Extents>,
+        checksum: &Checksum,
+    ) -> Result<(), Error> {
+        let reception = self.reception;
+        let completed = match &reception.sink {
+            Sink::Output(output) => {
+                output.write(expected.chunk, *checksum, &self.plain).map_err(output_error)?;
+                lock(&reception.machine).handle_written(expected.chunk, checksum)
+            }
+            Sink::Files(sink) => {
+                let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
+                let mut temps = Vec::new();
+                match *content {
+                    ChunkContent::Piece { entry, offset, .. } | ChunkContent::Stream { entry, offset } => {
+                        self.write_piece(sink, entry, offset, extents, checksum)?;
+                    }
+                    ChunkContent::Pack { .. } => temps = self.write_pack(sink, slices, slice_sums)?,
+                }
+                let completed = {
+                    let mut machine = lock(&reception.machine);
+                    if matches!(content, ChunkContent::Stream { .. }) {
+                        machine.handle_stream_bytes(expected.plain_len);
+                    }
+                    machine.handle_written(expected.chunk, checksum)
+                };
+                self.complete(sink, completed, temps)?;
+                completed
+            }
+        };
+        if matches!(completed, Completed::File(_)) && matches!(reception.sink, Sink::Output(_)) {
+            reception.observer.files_done.fetch_add(1, Ordering::Relaxed);
+        }
+        reception.observer.bytes_done.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn write_piece(
+        &mut self,
+        sink: &FileSink,
+        index: EntryIndex,
+        offset: u64,
+        extents: Option<&Extents>,
+        checksum: &Checksum,
+    ) -> Result<(), Error> {
+        let Some(entry) = self.reception.manifest.get(index) else { return Ok(()) };
+        let system = |errno| sink.system(&entry, errno);
+        let end = offset + self.plain.len() as u64;
+        if sink.options.size_max.is_some_and(|max| end > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        let staged = sink.staged(index, &entry).map_err(system)?;
+        match extents {
+            None => write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?,
+            Some(extents) => {
+                if staged.dirty {
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    let punched = rustix::fs::fallocate(&staged.fd, flags, offset, self.plain.len() as u64);
+                    if punched.is_err() {
+                        write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?;
+                    }
+                }
+                for (at, len) in extents.iter() {
+                    let part = &self.plain[at as usize..(at + len) as usize];
+                    write_all_at(staged.fd.as_fd(), part, offset + u64::from(at)).map_err(system)?;
+                }
+            }
+        }
+        if matches!(entry.kind, EntryKind::File { .. }) {
+            let one = u64::from(lock(&self.reception.machine).table().one_chunk().bytes());
+            let record =
+                Record::Piece { temp: staged.temp, piece: (offset / one) as u32, checksum: *checksum };
+            sink.stage
+                .journal()
+                .append(&[record])
+                .map_err(|errno| Error::system("writing the journal", errno))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_pack(
+        &mut self,
+        sink: &FileSink,
+        slices: &[(EntryIndex, u32)],
+        sums: &[Checksum],
+    ) -> Result<Vec<Ready>, Error> {
+        let mut rest = &self.plain[..];
+        let mut made = Vec::with_capacity(slices.len());
+        let mut records = Vec::with_capacity(slices.len());
+        for (&(index, size), &checksum) in slices.iter().zip(sums) {
+            let (bytes, after) = rest.split_at(size as usize);
+            rest = after;
+            let Some(entry) = self.reception.manifest.get(index) else { continue };
+            let temp = sink.make_small(&entry, bytes).map_err(|errno| sink.system(&entry, errno))?;
+            made.push(Ready { entry: index, temp });
+            let key = FileKey::new(sink.placement.of(entry.path), size.into(), entry.mtime);
+            records.push(Record::Small { temp, checksum, key });
+            if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
+                lock(&self.reception.hashes).insert(index, hash);
+            }
+        }
+        sink.stage.journal().append(&records).map_err(|errno| Error::system("writing the journal", errno))?;
+        Ok(made)
+    }
+
+    /// Readies what has become complete for its name.
+    pub(super) fn complete(
+        &mut self,
+        sink: &FileSink,
+        completed: Completed,
+        small: Vec<Ready>,
+    ) -> Result<(), Error> {
+        match completed {
+            Completed::Nothing => {
+                // A pack that was given up while it was being written.
+                for ready in &small {
+                    sink.stage.remove_temp(ready.temp);
+                }
+                return Ok(());
+            }
+            Completed::File(index) => {
+                let Some(entry) = self.reception.manifest.get(index) else { return Ok(()) };
+                let staged = lock(&sink.open).remove(&index);
+                if let Some(staged) = staged {
+                    let system = |errno| sink.system(&entry, errno);
+                    sink.set_file_attributes(&staged.fd, &entry, true).map_err(system)?;
+                    lock(&sink.ready).push(Ready { entry: index, temp: staged.temp });
+                }
+            }
+            Completed::Pack(..) => lock(&sink.ready).extend(small),
+        }
+        let batch = {
+            let mut ready = lock(&sink.ready);
+            // Without syncs there is nothing to wait for.
+            let full = ready.len() >= NAMING_BATCH || sink.options.durability == Durability::None;
+            if full { std::mem::take(&mut *ready) } else { Vec::new() }
+        };
+        if !batch.is_empty() {
+            self.reception.name_files(sink, &batch)?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn inside(ended: Ended) -> Error {
+    match ended {
+        Ended::Closed => Ended::Broken("it ended inside a frame".into()).into(),
+        other => other.into(),
+    }
+}
+
+/// The checksum of a chunk, and of its slices if it is a pack.
+pub(super) fn checksum(
+    algorithm: Algorithm,
+    plain: &[u8],
+    content: &ChunkContent,
+    slices: &[(EntryIndex, u32)],
+    expected: &Expected,
+    one_chunk: impl Fn() -> u32,
+) -> (Checksum, Vec<Checksum>) {
+    match *content {
+        ChunkContent::Piece { offset, whole, .. } => (algorithm.of_piece(plain, offset, whole), Vec::new()),
+        ChunkContent::Stream { offset, .. } => {
+            let whole = offset == 0 && expected.plain_len < one_chunk();
+            (algorithm.of_piece(plain, offset, whole), Vec::new())
+        }
+        ChunkContent::Pack { .. } => {
+            let mut pack = PackChecksum::new(algorithm);
+            let mut rest = plain;
+            let mut sums = Vec::with_capacity(slices.len());
+            for &(_, size) in slices {
+                let (bytes, after) = rest.split_at((size as usize).min(rest.len()));
+                rest = after;
+                let sum = algorithm.of(bytes);
+                pack.push(&sum);
+                sums.push(sum);
+            }
+            (pack.finish(), sums)
+        }
+    }
+}
