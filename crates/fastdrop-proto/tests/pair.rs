@@ -786,7 +786,7 @@ proptest! {
             while sender.poll_close().is_some() {}
             while sender.poll_stream_freed().is_some() {}
             if let Some(Outcome::Failed(violation)) = sender.outcome() {
-                prop_assert!([400, 404, 409, 413].contains(&violation.code), "{}", violation);
+                prop_assert!([400, 404, 409, 410, 413].contains(&violation.code), "{}", violation);
             }
         }
     }
