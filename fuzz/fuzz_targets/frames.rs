@@ -16,7 +16,7 @@ fuzz_target!(|input: (u8, u32, &[u8])| {
             }
         }
     }
-    let kind = u32::from(kind % 0x15);
+    let kind = u32::from(kind % 0x16);
     if let Ok(control) = Control::decode(kind, payload) {
         if let Control::Open(open) = &control {
             let _ = open.check();

@@ -36,6 +36,7 @@ const END: u32 = 0x10;
 const DONE: u32 = 0x11;
 const MORE: u32 = 0x12;
 const ALIVE: u32 = 0x13;
+const SPENT: u32 = 0x14;
 
 /// The first eight bytes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +112,7 @@ pub fn control_payload_max(kind: u32) -> Option<u32> {
         ABANDON => 1024,
         ABANDONED => 4,
         END => 32,
+        SPENT => 24,
         _ => return None,
     })
 }
@@ -137,6 +139,7 @@ pub fn type_name(kind: u32) -> &'static str {
         DONE => "DONE",
         MORE => "MORE",
         ALIVE => "ALIVE",
+        SPENT => "SPENT",
         _ => "unknown",
     }
 }
@@ -195,6 +198,19 @@ pub enum Control {
     More,
     /// Nothing to say, but here.
     Alive,
+    /// How the sender's streams spent their time, all together, in microseconds.
+    Spent(Spent),
+}
+
+/// How the streams of a sender spent their time, all together, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Spent {
+    /// Reading files.
+    pub read: u64,
+    /// Computing checksums.
+    pub cpu: u64,
+    /// Waiting for connections to take bytes.
+    pub send: u64,
 }
 
 impl Control {
@@ -234,6 +250,7 @@ impl Control {
             CHECKPOINTED => Control::Checkpointed,
             MORE => Control::More,
             ALIVE => Control::Alive,
+            SPENT => Control::Spent(Spent { read: cursor.u64()?, cpu: cursor.u64()?, send: cursor.u64()? }),
             _ => return Err(Violation::protocol("an unknown frame type")),
         };
         cursor.finish()?;
@@ -273,6 +290,10 @@ impl Control {
             Control::Checkpointed => (CHECKPOINTED, Vec::new()),
             Control::More => (MORE, Vec::new()),
             Control::Alive => (ALIVE, Vec::new()),
+            Control::Spent(spent) => (
+                SPENT,
+                [spent.read, spent.cpu, spent.send].iter().flat_map(|micros| micros.to_be_bytes()).collect(),
+            ),
         };
         let header = FrameHeader { kind: FrameKind::Control(kind), size: payload.len() as u32 };
         [&header.encode()[..], &payload].concat()
@@ -388,6 +409,7 @@ mod tests {
             Control::Done(done()),
             Control::More,
             Control::Alive,
+            Control::Spent(Spent { read: 1, cpu: 2 << 40, send: 3 }),
         ]
     }
 
@@ -425,7 +447,7 @@ mod tests {
     fn a_frame_of_unknown_type_or_more_than_its_size_is_refused() {
         for (number, size) in [
             (0x8000_0000u32, 0u32),
-            (0x8000_0014, 0),
+            (0x8000_0015, 0),
             (0xffff_ffff, 0),
             (0xc000_0001, 0),
             (0x8000_0001, 65_537),

@@ -14,7 +14,9 @@ mod tuner;
 mod upgrade;
 
 pub use control::{Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
-pub use frame::{Control, ENCODING_SPARSE, Extents, FrameHeader, FrameKind, control_payload_max, type_name};
+pub use frame::{
+    Control, ENCODING_SPARSE, Extents, FrameHeader, FrameKind, Spent, control_payload_max, type_name,
+};
 pub use header::{HEADER_MAX, Header};
 pub use manifest::{Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestEnd, ManifestError};
 pub use need::{Held, NeedTotals, SkipReason, SkipRun};

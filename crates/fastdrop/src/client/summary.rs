@@ -6,7 +6,7 @@ use crate::engine::send::Transmission;
 use crate::observe::{Observer, Warning};
 use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest};
+use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, Spent};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -107,6 +107,8 @@ pub(super) struct Tally {
     failed: BTreeMap<Vec<u8>, Failed>,
     /// How many of them never were in a manifest.
     never_offered: u64,
+    /// How the sender spent its time, if that is the other end.
+    spent: Option<Spent>,
     pub(super) attempts: u32,
     pub(super) congestion: String,
     pub(super) one_chunk: u32,
@@ -118,6 +120,7 @@ impl Tally {
             start,
             failed: BTreeMap::new(),
             never_offered: 0,
+            spent: None,
             attempts: 0,
             congestion: String::new(),
             one_chunk: 0,
@@ -200,6 +203,7 @@ impl Tally {
 
     pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Manifest) {
         self.note_hashes(reception.hashes(), manifest);
+        self.spent = Some(reception.spent());
         for failed in reception.failed() {
             self.failed.insert(failed.path.clone(), failed);
         }
@@ -266,24 +270,24 @@ impl Tally {
         self.summary.bytes_sent = observer.bytes_moved.load(Ordering::Relaxed);
         self.summary.streams = observer.streams_peak.load(Ordering::Relaxed);
         let clocks = &observer.clocks;
-        let sender = clocks.send.micros() > 0 || clocks.read.micros() > 0;
-        let limits = if sender {
-            Limits {
+        let limits = match self.spent {
+            // A put: the receiver's part came with DONE.
+            None => Limits {
                 read: clocks.read.micros(),
                 send_cpu: clocks.cpu.micros(),
                 send: clocks.send.micros(),
                 wait: done.wait_micros,
                 receive_cpu: done.cpu_micros,
                 write: done.write_micros,
-            }
-        } else {
-            Limits {
+            },
+            Some(Spent { read, cpu, send }) => Limits {
+                read,
+                send_cpu: cpu,
+                send,
                 wait: clocks.wait.micros(),
-                send: clocks.wait.micros() + clocks.cpu.micros() + clocks.write.micros(),
                 receive_cpu: clocks.cpu.micros(),
                 write: clocks.write.micros(),
-                ..Limits::default()
-            }
+            },
         };
         self.summary.limits = (self.summary.bytes_sent > 0).then_some(limits);
         // A stream's size is only known in the end.

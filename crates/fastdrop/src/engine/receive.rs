@@ -14,6 +14,7 @@ use crate::stage::{Busy, Leftovers, Stage, default_mode, is_poison};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
+use fastdrop_proto::fastdp::Spent;
 use fastdrop_proto::fastdp::{
     Control, Done, Durability, EntryKind, Failed, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Reception {
     pub(super) connections: Mutex<Vec<Arc<Connection>>>,
     pub(super) failed: Mutex<BTreeMap<EntryIndex, Failed>>,
     pub(super) hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
+    /// How the sender spent its time.
+    pub(super) spent: Mutex<Spent>,
     /// Why it ended, if not well.
     pub(super) error: Mutex<Option<Error>>,
     /// Over, one way or the other: no stream is served any more.
@@ -256,6 +259,7 @@ impl Reception {
             connections: Mutex::default(),
             failed: Mutex::default(),
             hashes: Mutex::new(hashes),
+            spent: Mutex::default(),
             error: Mutex::default(),
             over: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -328,6 +332,11 @@ impl Reception {
             }
         }
         hashes
+    }
+
+    /// How the sender spent its time, as far as it has said.
+    pub(crate) fn spent(&self) -> Spent {
+        *lock(&self.spent)
     }
 
     /// What did not arrive.
@@ -523,6 +532,7 @@ impl Reception {
                             connection.send_controls(&answer)?;
                         }
                         (Control::End(digest), Some(_)) => lock(&self.machine).handle_end(digest)?,
+                        (Control::Spent(spent), Some(_)) => *lock(&self.spent) = spent,
                         (Control::More, Some(_)) => more(),
                         (Control::Refuse(refuse), _) => return Err(Error::Refused(refuse)),
                         (_, _) => {

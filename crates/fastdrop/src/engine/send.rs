@@ -10,7 +10,8 @@ use crate::throttle::Throttle;
 use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
-    Action, Control, Done, EntryKind, Failed, FrameHeader, FrameKind, Manifest, Outcome, Sender, StreamId,
+    Action, Control, Done, EntryKind, Failed, FrameHeader, FrameKind, Manifest, Outcome, Sender, Spent,
+    StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -289,10 +290,15 @@ impl Transmission {
                 }
                 Action::Control(frame) => {
                     drop(machine);
+                    let mut spent = Ok(());
                     if matches!(frame, Control::End(_)) {
                         self.observer.set_phase(Phase::Finishing);
+                        let clocks = &self.observer.clocks;
+                        let (read, cpu) = (clocks.read.micros(), clocks.cpu.micros());
+                        let told = Spent { read, cpu, send: clocks.send.micros() };
+                        spent = connection.send_control(&Control::Spent(told));
                     }
-                    connection.send_control(&frame)
+                    spent.and_then(|()| connection.send_control(&frame))
                 }
                 Action::Close => {
                     // What ends the transfer is told on the control stream by whoever ends it.
