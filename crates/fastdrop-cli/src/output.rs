@@ -1,7 +1,7 @@
 //! What the program prints: lines for people, or one JSON event a line.
 
 use crate::units::{bytes, seconds};
-use fastdrop::{Algorithm, Durability, Error, Listed, ListedKind, Summary, shown};
+use fastdrop::{Algorithm, Durability, Error, ErrorKind, Listed, ListedKind, Summary, shown};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -61,7 +61,12 @@ impl Output {
     /// Reports an error, the last thing that is said.
     pub(crate) fn error(&self, error: &Error, code: u8) {
         self.event("error", json!({ "message": error.to_string(), "exit": code }));
-        complain(&error.to_string());
+        let kept = error.kind() == ErrorKind::Interrupted;
+        complain(&if kept {
+            format!("{error}; the same command goes on where it stopped")
+        } else {
+            error.to_string()
+        });
     }
 
     /// Reports what a transfer came to.
