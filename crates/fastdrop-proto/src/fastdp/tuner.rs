@@ -51,7 +51,8 @@ impl Tuner {
             epoch_start: None,
             epoch_bytes: 0,
             trial: None,
-            rest: 1,
+            // Slow start looks like a gain, and a short transfer has no time to try things.
+            rest: 5,
         }
     }
 
