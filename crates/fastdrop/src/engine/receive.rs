@@ -382,14 +382,15 @@ impl Reception {
     }
 
     fn conclude(&self, result: Result<(), Error>, connection: &Connection) -> Result<Done, Error> {
+        // What is done stays done, whoever wanted to end it a moment later.
+        if self.is_done() {
+            return Ok(self.report());
+        }
         if let Some(error) = lock(&self.error).take() {
             let _ = connection.send_control(&Control::Refuse(error.refusal()));
             connection.finish_writing();
             self.give_up(&error);
             return Err(error);
-        }
-        if self.is_done() {
-            return Ok(self.report());
         }
         let error = match result {
             Ok(()) => Ended::Closed.into(),
