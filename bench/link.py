@@ -58,6 +58,9 @@ SIOCSIFNETMASK = 0x891C
 SIOCSIFMTU = 0x8922
 SIOCSIFTXQLEN = 0x8943
 
+CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
+CONGESTION_ALLOWED = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
+
 # Packets that a TUN device holds until the forwarder reads them. Generous, so that the only
 # queue which overflows is the simulated one.
 DEVICE_QUEUE_PACKETS = 20_000
@@ -90,12 +93,13 @@ class Link:
                  dropped. Default: one bandwidth-delay product, at least 30 packets
     mtu          of both devices, in bytes
     seed         of the losses; the same seed loses the same packets by their number
+    congestion   TCP's congestion control on both hosts; None for the kernel's default
     """
 
     server_addr = SERVER_ADDR
     client_addr = CLIENT_ADDR
 
-    def __init__(self, delay_ms=0.0, rate_mbit=None, loss=0.0, queue_bytes=None, mtu=1500, seed=1):
+    def __init__(self, delay_ms=0.0, rate_mbit=None, loss=0.0, queue_bytes=None, mtu=1500, seed=1, congestion=None):
         if delay_ms < 0 or not 0 <= loss <= 1 or not 576 <= mtu <= 65535:
             raise ValueError("delay_ms >= 0, 0 <= loss <= 1 and 576 <= mtu <= 65535")
         if rate_mbit is not None and rate_mbit <= 0:
@@ -104,6 +108,7 @@ class Link:
         if queue_bytes is None and rate:
             queue_bytes = max(int(rate * 2 * delay_ms / 1000), 30 * mtu)
         self.mtu = mtu
+        self.congestion = congestion
         self.queue_bytes = queue_bytes
         self.final_stats = None
         self._settings = {"delay": delay_ms / 1000, "rate": rate, "loss": loss, "queue": queue_bytes}
@@ -114,11 +119,14 @@ class Link:
 
     def __enter__(self):
         try:
-            server, client = (self._add_host(a) for a in (SERVER_ADDR, CLIENT_ADDR))
+            with congestion_allowed(self.congestion):
+                server, client = (self._add_host(a) for a in (SERVER_ADDR, CLIENT_ADDR))
             self._add_forwarder("up", client, server, self._seed * 2)
             self._add_forwarder("down", server, client, self._seed * 2 + 1)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise LinkError(explain(error)) from error
             raise
         # From here on the forwarders alone hold the devices.
         for host in self._hosts:
@@ -189,7 +197,7 @@ class Link:
         self._children, self._forwarders, self._hosts = [], [], []
 
     def _add_host(self, addr):
-        host = Host(addr, self.mtu)
+        host = Host(addr, self.mtu, self.congestion)
         self._hosts.append(host)
         return host
 
@@ -220,11 +228,14 @@ class Link:
         return child
 
 
-class Host:
-    """A network namespace with one TUN device, both held by nothing but open descriptors."""
+class Namespace:
+    """A network namespace, held by nothing but an open descriptor.
 
-    def __init__(self, addr, mtu):
-        self.device = self._namespace = None
+    `configure` is called inside while it is new, on a thread that belongs to nothing else.
+    """
+
+    def __init__(self, configure):
+        self._handle = None
         failure = []
 
         # A namespace belongs to a thread, so a thread makes it and ends, and its starter
@@ -232,8 +243,8 @@ class Host:
         def build():
             try:
                 libc_call("unshare", CLONE_NEWNET)
-                self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                self.device = open_device(addr, mtu)
+                self._handle = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                configure()
             except OSError as error:
                 failure.append(error)
 
@@ -242,13 +253,13 @@ class Host:
         thread.join()
         if failure:
             self.close()
-            raise LinkError(explain(failure[0])) from failure[0]
+            raise failure[0]
 
     @contextlib.contextmanager
     def entered(self):
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            libc_call("setns", self._namespace, CLONE_NEWNET)
+            libc_call("setns", self._handle, CLONE_NEWNET)
             try:
                 yield
             finally:
@@ -258,9 +269,9 @@ class Host:
 
     def processes(self):
         """Who lives in this namespace, except this process, of which a thread may be inside."""
-        if self._namespace is None:
+        if self._handle is None:
             return []
-        own = os.fstat(self._namespace)
+        own = os.fstat(self._handle)
         found = []
         for name in os.listdir("/proc"):
             if name.isdigit() and int(name) != os.getpid():
@@ -269,6 +280,24 @@ class Host:
                         found.append(int(name))
         return found
 
+    def close(self):
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+class Host(Namespace):
+    """One end of the link: a namespace with a TUN device."""
+
+    def __init__(self, addr, mtu, congestion=None):
+        self.device = None
+
+        def configure():
+            set_congestion(congestion)
+            self.device = open_device(addr, mtu)
+
+        super().__init__(configure)
+
     def close_device(self):
         if self.device is not None:
             os.close(self.device)
@@ -276,9 +305,7 @@ class Host:
 
     def close(self):
         self.close_device()
-        if self._namespace is not None:
-            os.close(self._namespace)
-            self._namespace = None
+        super().close()
 
 
 class Forwarder:
@@ -341,14 +368,56 @@ def open_device(addr, mtu):
             fcntl.ioctl(sock, SIOCSIFMTU, struct.pack("16si20x", name, mtu))
             fcntl.ioctl(sock, SIOCSIFADDR, interface_address(name, addr))
             fcntl.ioctl(sock, SIOCSIFNETMASK, interface_address(name, NETMASK))
-            for interface in (b"lo", name):
-                request = struct.pack("16sh22x", interface, 0)
-                flags = struct.unpack("16sh22x", fcntl.ioctl(sock, SIOCGIFFLAGS, request))[1]
-                fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh22x", interface, flags | IFF_UP))
+        for interface in (b"lo", name):
+            bring_up(interface)
     except BaseException:
         os.close(device)
         raise
     return device
+
+
+def loopback_only(congestion):
+    """A namespace with a loopback interface and `congestion`, or the kernel's default, as TCP's congestion control."""
+
+    def configure():
+        set_congestion(congestion)
+        bring_up(b"lo")
+
+    with congestion_allowed(congestion):
+        return Namespace(configure)
+
+
+def bring_up(interface):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        flags = struct.unpack("16sh22x", fcntl.ioctl(sock, SIOCGIFFLAGS, struct.pack("16sh22x", interface, 0)))[1]
+        fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh22x", interface, flags | IFF_UP))
+
+
+def set_congestion(name):
+    """Makes it the default of the calling thread's namespace; raises where the kernel has it not."""
+    if name:
+        with open(CONGESTION, "w") as file:
+            file.write(name)
+
+
+@contextlib.contextmanager
+def congestion_allowed(name):
+    """While inside, `set_congestion` may take a name that is meant for root alone, as CUBIC is where BBR is the default.
+
+    A new namespace's default must be among those that everybody may use, so it becomes one for these milliseconds.
+    """
+    with open(CONGESTION_ALLOWED) as file:
+        allowed = file.read().strip()
+    if not name or name in allowed.split():
+        yield
+        return
+    with open(CONGESTION_ALLOWED, "w") as file:
+        file.write(f"{allowed} {name}")
+    try:
+        yield
+    finally:
+        with open(CONGESTION_ALLOWED, "w") as file:
+            file.write(allowed)
 
 
 def interface_address(name, addr):

@@ -25,9 +25,14 @@ import sys
 # Running a benchmark leaves nothing behind in the source tree.
 sys.dont_write_bytecode = True
 
+import files
 import link as links
-import loopback as lib
-from loopback import MIB, BenchError
+import programs
+from files import MIB
+from processes import PATIENCE_SECONDS, BenchError, measure, note, run_main
+from rounds import clean_env
+from sections import describe_summaries
+from servers import FastDrop
 
 FIXED = ["1", "2", "4", "8", "16"]
 AUTO = "auto"
@@ -59,34 +64,36 @@ class Path:
 PATHS = [Path("loopback"), Path("10", 10), Path("100", 100), Path("100-lossy", 100, 0.001)]
 
 
-def run_once(binary, folder, env, path, streams, args, seed):
+def run_once(folder, env, path, streams, args, seed):
     """One transfer on a server and, unless over loopback, a link of its own."""
     root, logs = (os.path.join(folder, name) for name in ("root", "logs"))
+    settings = os.path.join(folder, "server")
     size = path.size(args)
     source = os.path.join(folder, f"{size}.bin")
     target = os.path.join(root, os.path.basename(source))
-    lib.ballast(os.path.join(folder, "ballast"), size)
+    files.ballast(os.path.join(folder, "ballast"), size)
     with contextlib.ExitStack() as stack:
         link = None
         if path.rtt_ms is None:
-            server = lib.Server(binary, root, logs, env)
+            server = FastDrop(root, settings, env)
             client_host = contextlib.nullcontext()
-            timeout = None
+            timeout = PATIENCE_SECONDS
         else:
             link = stack.enter_context(links.Link(path.rtt_ms / 2, args.rate, path.loss, None, args.mtu, seed))
-            server = lib.Server(binary, root, logs, env, link.server_addr, link.server)
+            with link.on_server():
+                server = FastDrop(root, settings, env, link.server_addr)
             client_host = link.on_client()
             timeout = PATIENCE * max(size * 8 / (args.rate * 1e6), 1)
         stack.callback(server.stop)
-        client = ["send", "--json", "--progress", "none", "--streams", streams]
+        server_cpu = server.tree.cpu_seconds()
         with client_host:
-            run = lib.measure([binary, *client, source, f"{server.target}/"], logs, env, timeout)
+            run = measure(server.send(source, "", "--streams", streams), logs, env, server.tree, timeout)
         if run.code == 0:
-            lib.check_same(source, target)
+            files.check_same(source, target)
         elif run.code is not None:
             raise BenchError(
                 f"--streams {streams} over {path.name} ended with {run.code}:\n{run.stderr.strip()}"
-                f"\nserver:\n{server.errors()}"
+                f"\nserver:\n{server.log()}"
             )
         result = {
             "path": path.name,
@@ -97,15 +104,15 @@ def run_once(binary, folder, env, path, streams, args, seed):
             "mbit": size * 8 / 1e6 / run.seconds,
             "client_cpu": run.cpu,
             "client_rss": run.rss,
-            "server_cpu": lib.cpu_seconds(server.pid),
-            "server_rss": lib.peak_rss(server.pid),
+            "server_cpu": server.tree.cpu_seconds() - server_cpu,
+            "server_rss": server.tree.rss,
             "summary": run.summary(),
         }
         if link:
             result["link"] = link.stats()
     # After an unfinished run there are a journal and parts, too.
-    for name in os.listdir(root):
-        lib.remove(os.path.join(root, name))
+    for left in [settings, *(os.path.join(root, name) for name in os.listdir(root))]:
+        files.remove(left)
     return result
 
 
@@ -130,7 +137,7 @@ def report(paths, results, args):
         row += f"  {best:>5}  {medians[AUTO] / medians[best]:9.2f}  {statistics.median(pairs):6.2f}"
         row += f"  {sum(p > 1 for p in pairs)}/{len(pairs)}"
         lines.append(row)
-        notes.append(f"{path.describe(args)}, auto: {lib.describe_summaries([r['summary'] for r in runs[AUTO]])}")
+        notes.append(f"{path.describe(args)}, auto: {describe_summaries([r['summary'] for r in runs[AUTO]])}")
         if path.rtt_ms is not None:
             shares = [late_share(r["link"]) for head in heads for r in runs[head]]
             if max(shares) > LATE_SHARE_MAX:
@@ -150,7 +157,7 @@ def late_share(stats):
 def parse_args():
     parser = argparse.ArgumentParser(description="How many streams are best, and how close auto comes to it.")
     names = ",".join(path.name for path in PATHS)
-    parser.add_argument("--fastdrop", default=lib.DEFAULT_BINARY, metavar="PATH", help="default: target/release/fastdrop")
+    parser.add_argument("--fastdrop", default=programs.DEFAULT_BINARY, metavar="PATH", help="default: target/release/fastdrop")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--paths", default=names, help=f"default {names}")
     parser.add_argument("--rate", type=float, default=250, metavar="MBIT", help="of the links, 10^6 bits a second (default 250)")
@@ -170,7 +177,7 @@ def parse_args():
 
 
 def bench(args):
-    binary = lib.find_binary(args.fastdrop)
+    FastDrop.binary = programs.find_binary(args.fastdrop)
     if any(path.rtt_ms is not None for path in args.paths):
         # Says now, not after the first minutes, if links cannot be made here.
         try:
@@ -180,30 +187,31 @@ def bench(args):
             raise BenchError(f"{error}; --paths loopback works without") from error
     sizes = {path.size(args) for path in args.paths}
     results = []
-    with lib.work_folder(args.dir, sum(sizes) + max(sizes) + 512 * MIB) as folder:
+    with files.work_folder(args.dir, sum(sizes) + max(sizes) + 512 * MIB) as folder:
         for name in ("root", "logs", "home"):
             os.mkdir(os.path.join(folder, name))
-        env = lib.clean_env(os.path.join(folder, "home"))
+        env = clean_env(os.path.join(folder, "home"))
         for size in sizes:
-            lib.write_random(os.path.join(folder, f"{size}.bin"), size)
-        lib.note("warm-up")
-        run_once(binary, folder, env, min(args.paths, key=lambda path: path.rtt_ms or 0), AUTO, args, 0)
+            files.write_random(os.path.join(folder, f"{size}.bin"), size)
+        note("warm-up")
+        run_once(folder, env, min(args.paths, key=lambda path: path.rtt_ms or 0), AUTO, args, 0)
         for number in range(1, args.rounds + 1):
             for path in args.paths:
                 took = []
                 for streams in random.sample([*FIXED, AUTO], len(FIXED) + 1):
-                    result = run_once(binary, folder, env, path, streams, args, number)
+                    result = run_once(folder, env, path, streams, args, number)
                     results.append({"round": number, **result})
                     took.append(f"{streams}: {result['mbit']:.0f}")
-                lib.note(f"round {number} of {args.rounds}, {path.describe(args)}, Mbit/s: {', '.join(took)}")
-    machine = lib.describe_machine(binary)
+                note(f"round {number} of {args.rounds}, {path.describe(args)}, Mbit/s: {', '.join(took)}")
+    machine = programs.describe(programs.machine())
     print(machine)
     print(f"{args.rounds} rounds; links with an MTU of {args.mtu} and a queue of one bandwidth-delay product")
     print()
     print(report(args.paths, results, args))
     if args.json_out:
-        lib.save_json(args.json_out, {"machine": machine, "rate_mbit": args.rate, "mtu": args.mtu, "runs": results})
+        with open(args.json_out, "w") as file:
+            json.dump({"machine": machine, "rate_mbit": args.rate, "mtu": args.mtu, "runs": results}, file, indent=1)
 
 
 if __name__ == "__main__":
-    sys.exit(lib.run_main(lambda: bench(parse_args())))
+    sys.exit(run_main(lambda: bench(parse_args())))

@@ -432,7 +432,7 @@ impl Client {
         let wanted = if is_stream {
             ChunkSize::for_file_size(1 << 30)
         } else {
-            ChunkSize::for_file_size(largest.max(manifest.bytes() / 64))
+            ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
         };
         let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
         let name =

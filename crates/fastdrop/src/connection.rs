@@ -2,10 +2,9 @@
 
 use crate::error::Error;
 use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +15,9 @@ const TICK: Duration = Duration::from_secs(1);
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
 /// Below this round trip the path is a local one.
 const LOCAL_RTT: Duration = Duration::from_millis(5);
+
+/// Socket buffers on a local path, in bytes: what is under way stays in the processor's caches between sender and receiver.
+const LOCAL_BUFFER: usize = 512 << 10;
 
 /// How a wait for bytes ended without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,14 +43,6 @@ impl From<Ended> for Error {
     }
 }
 
-/// Some bytes of a file.
-#[derive(Debug)]
-pub(crate) struct FilePart<'a> {
-    pub(crate) file: &'a OwnedFd,
-    pub(crate) offset: u64,
-    pub(crate) len: usize,
-}
-
 /// One TCP connection. Any thread may send whole frames; one thread reads, through a [`FrameReader`].
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -68,6 +62,10 @@ impl Connection {
         // a fraction of BBR's CPU; on a long one BBR goes on through losses.
         let algorithm = if rtt < LOCAL_RTT { "cubic" } else { "bbr" };
         let _ = rustix::net::sockopt::set_tcp_congestion(&socket, algorithm);
+        if rtt < LOCAL_RTT {
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, LOCAL_BUFFER);
+            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, LOCAL_BUFFER);
+        }
         let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
         let _ = rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20));
         let _ = rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10));
@@ -149,50 +147,6 @@ impl Connection {
                     pace(0);
                 }
                 Err(error) => self.waited(&error, moved_at)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends one frame whose middle is a part of a file, which goes from the page cache to the socket without a copy in between.
-    pub(crate) fn send_file(
-        &self,
-        head: &[u8],
-        part: &FilePart<'_>,
-        tail: &[u8],
-        piece_max: usize,
-        mut pace: impl FnMut(usize) -> Duration,
-    ) -> Result<(), Ended> {
-        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.send_small(head, SendFlags::MORE)?;
-        let mut left = part.len;
-        let mut offset = part.offset;
-        let mut moved_at = Instant::now();
-        while left > 0 {
-            let piece = left.min(piece_max);
-            if piece_max != usize::MAX {
-                self.pause(pace(piece));
-            }
-            match rustix::fs::sendfile(&self.socket, part.file, Some(&mut offset), piece) {
-                // The frame cannot be completed any more, so neither can the stream.
-                Ok(0) => return Err(Ended::Broken("the file became shorter".into())),
-                Ok(sent) => {
-                    left -= sent;
-                    moved_at = Instant::now();
-                    pace(0);
-                }
-                Err(errno) => self.waited(&errno.into(), moved_at)?,
-            }
-        }
-        self.send_small(tail, SendFlags::empty())
-    }
-
-    fn send_small(&self, mut bytes: &[u8], flags: SendFlags) -> Result<(), Ended> {
-        let moved_at = Instant::now();
-        while !bytes.is_empty() {
-            match rustix::net::send(&self.socket, bytes, flags | SendFlags::NOSIGNAL) {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(errno) => self.waited(&errno.into(), moved_at)?,
             }
         }
         Ok(())

@@ -38,13 +38,8 @@ impl Unreadable {
 /// A chunk in memory, ready to go.
 #[derive(Debug, Default)]
 pub(crate) struct ReadChunk {
-    /// Plain bytes, unless `direct`.
+    /// Plain bytes.
     pub(crate) bytes: Vec<u8>,
-    /// How many there are.
-    pub(crate) len: u32,
-    /// The bytes are still in the file, from here on: they go from there to the connection without another copy. Should the file
-    /// change in between, the checksum will not fit.
-    pub(crate) direct: Option<u64>,
     pub(crate) checksum: Checksum,
     /// Where data is, if the chunk has holes worth leaving out.
     pub(crate) extents: Option<Extents>,
@@ -90,7 +85,6 @@ impl ChunkReader<'_> {
     /// Reads what `plan` says into `out`.
     pub(crate) fn read(&mut self, plan: &ChunkPlan, out: &mut ReadChunk) -> Result<(), Unreadable> {
         out.extents = None;
-        out.direct = None;
         out.hashes.clear();
         match plan.content {
             ChunkContent::Piece { entry, offset, len, whole } => {
@@ -102,7 +96,6 @@ impl ChunkReader<'_> {
                 let piece = piece.ok_or_else(|| Unreadable::changed(entry))?;
                 out.bytes.clear();
                 out.bytes.extend_from_slice(&piece);
-                out.len = piece.len() as u32;
                 let start = Instant::now();
                 let whole = offset == 0 && piece.len() < plan.chunk_size as usize;
                 out.checksum = self.algorithm.of_piece(&piece, offset, whole);
@@ -142,7 +135,6 @@ impl ChunkReader<'_> {
             Errno::NODATA => Unreadable::changed(index),
             errno => Unreadable::system(index, errno),
         };
-        out.len = len;
         let mut checksum = PieceChecksum::new(self.algorithm, offset, whole);
         if *holes {
             out.extents = extents(fd, offset, len).map_err(system)?;
@@ -160,12 +152,9 @@ impl ChunkReader<'_> {
                 clock = self.clocks.cpu.since(clock);
             }
             None => {
-                out.direct = Some(offset);
-                let hashed = if self.algorithm.is_empty() { 0 } else { u64::from(len) };
-                out.bytes.resize(STEP.min(len as usize), 0);
-                for at in (0..hashed).step_by(STEP) {
-                    let step = &mut out.bytes[..STEP.min((hashed - at) as usize)];
-                    read_exact_at(fd, step, offset + at).map_err(system)?;
+                out.bytes.resize(len as usize, 0);
+                for (at, step) in (offset..).step_by(STEP).zip(out.bytes.chunks_mut(STEP)) {
+                    read_exact_at(fd, step, at).map_err(system)?;
                     clock = self.clocks.read.since(clock);
                     checksum.update(step);
                     clock = self.clocks.cpu.since(clock);
@@ -181,16 +170,10 @@ impl ChunkReader<'_> {
         Ok(())
     }
 
-    /// The file of the piece that was read last.
-    pub(crate) fn file(&self) -> Option<&OwnedFd> {
-        self.last.as_ref().map(|(_, fd, _)| fd)
-    }
-
     fn read_pack(&mut self, slices: &[(EntryIndex, u32)], out: &mut ReadChunk) -> Result<(), Unreadable> {
         let mut pack = PackChecksum::new(self.algorithm);
         let total: u64 = slices.iter().map(|&(_, size)| u64::from(size)).sum();
         out.bytes.resize(total as usize, 0);
-        out.len = total as u32;
         let mut rest = &mut out.bytes[..];
         let mut clock = Instant::now();
         for &(index, size) in slices {

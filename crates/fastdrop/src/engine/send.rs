@@ -1,7 +1,7 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
 use super::{Joined, Joins, MANIFEST_PART, lock};
-use crate::connection::{Connection, Ended, FilePart, FrameReader};
+use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::Error;
 use crate::observe::{Observer, Phase};
 use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces};
@@ -361,19 +361,14 @@ impl Transmission {
             Duration::ZERO
         };
         let size = |data: usize| (data + checksum.len()) as u32;
-        let plain = |len: usize| FrameHeader { kind: FrameKind::Chunk(index), size: size(len) }.encode();
-        let moved = chunk.len as usize;
-        match (&chunk.extents, chunk.direct, chunks.file()) {
-            (None, Some(offset), Some(file)) => {
-                let part = FilePart { file, offset, len: moved };
-                connection.send_file(&plain(moved), &part, checksum, piece_max, &mut progress)?;
-            }
-            (None, _, _) => {
-                let header = plain(moved);
+        let moved = chunk.bytes.len();
+        match &chunk.extents {
+            None => {
+                let header = FrameHeader { kind: FrameKind::Chunk(index), size: size(moved) }.encode();
                 let mut parts = [IoSlice::new(&header), IoSlice::new(&chunk.bytes), IoSlice::new(checksum)];
                 connection.send(&mut parts, piece_max, &mut progress)?;
             }
-            (Some(extents), _, _) => {
+            Some(extents) => {
                 let encoding = extents.encode();
                 let size = size(encoding.len() + extents.data_len() as usize);
                 let header = FrameHeader { kind: FrameKind::EncodedChunk(index), size }.encode();

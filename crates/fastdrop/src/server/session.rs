@@ -307,7 +307,7 @@ impl Serving<'_> {
             Err(error) => return self.refuse(error),
         };
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 64))
+        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
             .min(chunk_max)
             .min(ChunkSize::COMMON);
         let table = match Table::new(&manifest, one_chunk) {
