@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Reading and hashing go in steps of this size, so that bytes are hashed while they are in the cache.
-const STEP: usize = 64 << 10;
+pub(crate) const STEP: usize = 64 << 10;
 
 /// A file that cannot be sent, or not any more.
 #[derive(Debug)]

@@ -3,15 +3,16 @@
 use crate::error::Error;
 use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, Record, Recovered};
 use crate::root::Root;
-use crate::source::read_exact_at;
-use fastdrop_proto::checksum::{Algorithm, Checksum};
+use crate::source::{STEP, read_exact_at};
+use fastdrop_proto::checksum::{Algorithm, Checksum, PieceChecksum};
 use fastdrop_proto::fastdp::{Durability, HIDDEN};
 use fastdrop_proto::units::{ChunkSize, Mtime};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +20,11 @@ use std::time::{Duration, SystemTime};
 const PLANTED_MAX: u32 = 1000;
 /// More files than this are synced by one call for the file system instead of one each.
 const SYNC_EACH_MAX: usize = 8;
+
+/// Fewer pieces than this are verified by one thread.
+const VERIFY_ALONE: usize = 32;
+/// Threads that verify one file.
+const VERIFIERS_MAX: usize = 8;
 
 /// How often a journal that is locked is looked at again.
 const LOOKS_MAX: u32 = 10;
@@ -222,6 +228,14 @@ impl Stage {
             flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             Mode::empty(),
         )
+    }
+
+    /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives. It only helps.
+    pub(crate) fn begin_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) {
+        if self.durability == Durability::Commit {
+            // Pages that are dirty are not dropped for it, but written; in memory alone it does nothing.
+            let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
+        }
     }
 
     /// Syncs one file that is open.
@@ -430,26 +444,15 @@ impl Leftovers {
             return None;
         }
         let one = u64::from(one_chunk.bytes());
-        let mut buffer = vec![0; one_chunk.bytes() as usize];
         let content = match &left.content {
-            LeftContent::Whole(checksum) => {
-                let bytes = buffer.get_mut(..usize::try_from(left.key.size).ok()?)?;
-                read_exact_at(&fd, bytes, 0).ok()?;
-                (algorithm.of(bytes) == *checksum).then_some(LeftContent::Whole(*checksum))?
+            LeftContent::Whole(checksum) if left.key.size <= one => {
+                let mut bytes = vec![0; left.key.size as usize];
+                read_exact_at(&fd, &mut bytes, 0).ok()?;
+                (algorithm.of(&bytes) == *checksum).then_some(LeftContent::Whole(*checksum))?
             }
+            LeftContent::Whole(_) => return None,
             LeftContent::Pieces(pieces) if self.recovered.one_chunk == one_chunk => {
-                let mut held = BTreeMap::new();
-                for (&piece, checksum) in pieces {
-                    let offset = u64::from(piece) * one;
-                    let Some(len) = left.key.size.checked_sub(offset).map(|left| left.min(one)) else {
-                        continue;
-                    };
-                    let bytes = &mut buffer[..len as usize];
-                    let read = read_exact_at(&fd, bytes, offset);
-                    if read.is_ok() && algorithm.of_piece(bytes, offset, left.key.size <= one) == *checksum {
-                        held.insert(piece, *checksum);
-                    }
-                }
+                let held = verify_pieces(&fd, left.key.size, pieces, algorithm, one);
                 (!held.is_empty()).then_some(LeftContent::Pieces(held))?
             }
             LeftContent::Pieces(_) => return None,
@@ -471,6 +474,51 @@ impl Leftovers {
             remove_folder(&self.root, &self.name);
         }
     }
+}
+
+/// Those of `pieces`, each `one` bytes of the `size` in `fd`, that have the checksums that were noted for them.
+///
+/// Whoever continues waits for this, so all cores read at once.
+fn verify_pieces(
+    fd: &OwnedFd,
+    size: u64,
+    pieces: &BTreeMap<u32, Checksum>,
+    algorithm: Algorithm,
+    one: u64,
+) -> BTreeMap<u32, Checksum> {
+    let pieces: Vec<_> = pieces.iter().map(|(&piece, &checksum)| (piece, checksum)).collect();
+    let next = AtomicUsize::new(0);
+    let some = || {
+        let mut buffer = vec![0; STEP];
+        let mut held = Vec::new();
+        while let Some(&(piece, checksum)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let offset = u64::from(piece) * one;
+            let Some(len) = size.checked_sub(offset).map(|left| left.min(one)) else { continue };
+            let mut computed = PieceChecksum::new(algorithm, offset, size <= one);
+            let agrees = (0..len).step_by(STEP).all(|at| {
+                let step = &mut buffer[..STEP.min((len - at) as usize)];
+                let read = read_exact_at(fd, step, offset + at);
+                computed.update(step);
+                read.is_ok()
+            });
+            if agrees && computed.finish() == checksum {
+                held.push((piece, checksum));
+            }
+        }
+        held
+    };
+    let helpers = match pieces.len() {
+        0..VERIFY_ALONE => 0,
+        _ => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(VERIFIERS_MAX)) - 1,
+    };
+    std::thread::scope(|scope| {
+        let helping: Vec<_> = (0..helpers).map(|_| scope.spawn(some)).collect();
+        // What a thread that failed had looked at comes again.
+        some()
+            .into_iter()
+            .chain(helping.into_iter().flat_map(|held| held.join().unwrap_or_default()))
+            .collect()
+    })
 }
 
 /// Whether an unfinished transfer beneath `root` was given `path` as its name.

@@ -156,7 +156,10 @@ impl ChunkWorker<'_> {
         }
         let staged = sink.staged(index, &entry).map_err(system)?;
         match extents {
-            None => write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?,
+            None => {
+                write_all_at(staged.fd.as_fd(), &self.plain, offset).map_err(system)?;
+                sink.stage.begin_writeback(staged.fd.as_fd(), offset, self.plain.len() as u64);
+            }
             Some(extents) => {
                 if staged.dirty {
                     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
