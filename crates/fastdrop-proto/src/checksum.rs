@@ -6,7 +6,8 @@
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use std::hash::Hasher as _;
+use twox_hash::XxHash3_64;
 
 /// How chunks are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -49,7 +50,7 @@ impl Algorithm {
     pub fn of(self, bytes: &[u8]) -> Checksum {
         match self {
             Algorithm::None => Checksum::default(),
-            Algorithm::Xxh3 => Checksum::from_slice(&xxh3_64(bytes).to_be_bytes()),
+            Algorithm::Xxh3 => Checksum::from_slice(&XxHash3_64::oneshot(bytes).to_be_bytes()),
             Algorithm::Blake3 => Checksum::from_slice(blake3::hash(bytes).as_bytes()),
         }
     }
@@ -70,7 +71,7 @@ pub enum PieceChecksum {
     /// Nothing to compute.
     None,
     /// XXH3-64.
-    Xxh3(Box<Xxh3Default>),
+    Xxh3(Box<XxHash3_64>),
     /// BLAKE3, and whether the piece is the whole file.
     Blake3(Box<blake3::Hasher>, bool),
 }
@@ -86,7 +87,7 @@ impl PieceChecksum {
     pub fn new(algorithm: Algorithm, offset: u64, whole: bool) -> Self {
         match algorithm {
             Algorithm::None => PieceChecksum::None,
-            Algorithm::Xxh3 => PieceChecksum::Xxh3(Box::new(Xxh3Default::new())),
+            Algorithm::Xxh3 => PieceChecksum::Xxh3(Box::new(XxHash3_64::new())),
             Algorithm::Blake3 => {
                 let mut hasher = blake3::Hasher::new();
                 if !whole {
@@ -101,7 +102,7 @@ impl PieceChecksum {
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             PieceChecksum::None => {}
-            PieceChecksum::Xxh3(hasher) => hasher.update(bytes),
+            PieceChecksum::Xxh3(hasher) => hasher.write(bytes),
             PieceChecksum::Blake3(hasher, _) => {
                 hasher.update(bytes);
             }
@@ -112,7 +113,7 @@ impl PieceChecksum {
     pub fn finish(&self) -> Checksum {
         match self {
             PieceChecksum::None => Checksum::default(),
-            PieceChecksum::Xxh3(hasher) => Checksum::from_slice(&hasher.digest().to_be_bytes()),
+            PieceChecksum::Xxh3(hasher) => Checksum::from_slice(&hasher.finish().to_be_bytes()),
             PieceChecksum::Blake3(hasher, true) => Checksum::from_slice(hasher.finalize().as_bytes()),
             PieceChecksum::Blake3(hasher, false) => Checksum::from_slice(&hasher.finalize_non_root()),
         }

@@ -456,6 +456,7 @@ impl Client {
             streams: self.options.streams,
             granted: grantable(grant.streams, one_chunk),
             cores: cores(),
+            loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
             rtt,
             checkpoint: grant.checkpoint,
             flying_max: flying_max(rtt, one_chunk),

@@ -78,6 +78,11 @@ impl Connection {
         rustix::net::sockopt::tcp_congestion(&self.socket).unwrap_or_default()
     }
 
+    /// Whether it keeps its rate through losses that are not congestion.
+    pub(crate) fn is_loss_tolerant(&self) -> bool {
+        self.congestion() == "bbr"
+    }
+
     /// Ends it: blocked calls of other threads return.
     pub(crate) fn close(&self) {
         self.stopped.store(true, Ordering::SeqCst);

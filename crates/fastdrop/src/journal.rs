@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// The journal's name in a transfer's folder.
 pub(crate) const NAME: &str = "journal";
@@ -103,7 +103,7 @@ impl Record {
             }
         }
         let body = &out[start + 8..];
-        let (len, sum) = (body.len() as u32, xxh3_64(body) as u32);
+        let (len, sum) = (body.len() as u32, XxHash3_64::oneshot(body) as u32);
         out[start..start + 4].copy_from_slice(&len.to_be_bytes());
         out[start + 4..start + 8].copy_from_slice(&sum.to_be_bytes());
     }
@@ -295,7 +295,7 @@ pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
 
 /// Which start of the machine this is.
 fn boot() -> u64 {
-    xxh3_64(&std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default())
+    XxHash3_64::oneshot(&std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default())
 }
 
 /// What the valid prefix of a journal says.
@@ -341,7 +341,7 @@ impl Iterator for Records<'_> {
             return None;
         }
         let body = cursor.bytes(len).ok()?;
-        if xxh3_64(body) as u32 != sum {
+        if XxHash3_64::oneshot(body) as u32 != sum {
             return None;
         }
         self.rest = cursor.rest();

@@ -4,7 +4,8 @@ use super::path::{LinkReach, PATH_MAX, PathError, RelPath, check_link_target};
 use crate::cursor::{Cursor, ReadError};
 use crate::units::{EntryIndex, Mtime};
 use std::collections::BTreeSet;
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use std::hash::Hasher as _;
+use twox_hash::XxHash3_64;
 
 const KIND_FILE: u8 = 0x01;
 const KIND_DIRECTORY: u8 = 0x02;
@@ -217,7 +218,7 @@ impl Manifest {
 
     /// The totals for MANIFEST_END.
     pub fn end(&self) -> ManifestEnd {
-        ManifestEnd { entries: self.len(), bytes: self.bytes, digest: xxh3_64(&self.encoded) }
+        ManifestEnd { entries: self.len(), bytes: self.bytes, digest: XxHash3_64::oneshot(&self.encoded) }
     }
 }
 
@@ -226,7 +227,7 @@ impl Manifest {
 pub struct ManifestBuilder {
     manifest: Manifest,
     entries_max: u32,
-    digest: Xxh3Default,
+    digest: XxHash3_64,
     /// Where the last entry's path stands in `manifest.encoded`, and whether something may lie beneath it.
     last: Option<(std::ops::Range<usize>, bool)>,
     ended_by_stream: bool,
@@ -248,7 +249,7 @@ impl ManifestBuilder {
         Self {
             manifest: Manifest::default(),
             entries_max,
-            digest: Xxh3Default::new(),
+            digest: XxHash3_64::new(),
             last: None,
             ended_by_stream: false,
             tops: 0,
@@ -299,7 +300,7 @@ impl ManifestBuilder {
             let path = start + 3..start + 3 + entry.path.as_bytes().len();
             self.last = Some((path, entry.kind == EntryKind::Directory));
         }
-        self.digest.update(part);
+        self.digest.write(part);
         Ok(())
     }
 
@@ -340,7 +341,7 @@ impl ManifestBuilder {
         let totals = ManifestEnd {
             entries: self.manifest.len(),
             bytes: self.manifest.bytes,
-            digest: self.digest.digest(),
+            digest: self.digest.finish(),
         };
         if totals != *end {
             return Err(ManifestError::Totals);

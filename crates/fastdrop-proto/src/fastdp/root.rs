@@ -2,11 +2,12 @@
 
 use crate::checksum::Checksum;
 use crate::units::ChunkIndex;
-use xxhash_rust::xxh3::Xxh3Default;
+use std::hash::Hasher as _;
+use twox_hash::XxHash3_64;
 
 /// What both sides said while they negotiated.
 #[derive(Clone, Default)]
-pub struct Transcript(Xxh3Default);
+pub struct Transcript(XxHash3_64);
 
 impl std::fmt::Debug for Transcript {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -17,16 +18,16 @@ impl std::fmt::Debug for Transcript {
 impl Transcript {
     /// The transcript of a control stream, from the payloads as they were on the wire.
     pub fn new(client_header: &[u8], open: &[u8], server_header: &[u8], grant: &[u8]) -> Self {
-        let mut hash = Xxh3Default::new();
+        let mut hash = XxHash3_64::new();
         for part in [client_header, open, server_header, grant] {
-            hash.update(part);
+            hash.write(part);
         }
         Self(hash)
     }
 
     /// Its XXH3-64.
     pub fn value(&self) -> u64 {
-        self.0.digest()
+        self.0.finish()
     }
 }
 

@@ -40,6 +40,8 @@ pub struct SenderConfig {
     pub cores: u16,
     /// The round trip, for auto.
     pub rtt: Duration,
+    /// Whether a connection keeps its rate through losses, as BBR does, for auto.
+    pub loss_tolerant: bool,
     /// Bytes on a data stream before it is replaced. Default: never.
     pub checkpoint: Option<u64>,
     /// A stream without progress for so long is given up while another moves. Default 5 s.
@@ -61,6 +63,7 @@ impl Default for SenderConfig {
             granted: 1,
             cores: 1,
             rtt: Duration::ZERO,
+            loss_tolerant: false,
             checkpoint: None,
             stall_after: Duration::from_secs(5),
             silent_after: Duration::from_secs(60),
@@ -222,7 +225,7 @@ impl Sender {
         let count = table.count() as usize;
         let tuner = match config.streams {
             Streams::Fixed(streams) => Tuner::fixed(streams.min(config.granted).max(1)),
-            Streams::Auto => Tuner::auto(config.rtt, config.cores, config.granted),
+            Streams::Auto => Tuner::auto(config.rtt, config.loss_tolerant, config.cores, config.granted),
         };
         Self {
             tuner,

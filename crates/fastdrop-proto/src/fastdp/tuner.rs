@@ -29,16 +29,18 @@ impl Tuner {
 
     /// Always `streams`.
     pub fn fixed(streams: u16) -> Self {
-        Self { fixed: true, target: streams, max: streams, ..Self::auto(Duration::ZERO, 1, 1) }
+        Self { fixed: true, target: streams, max: streams, ..Self::auto(Duration::ZERO, false, 1, 1) }
     }
 
     /// Adapts, between 1 and `max`, on a machine with `cores`, to a path of this round trip.
-    pub fn auto(rtt: Duration, cores: u16, max: u16) -> Self {
-        // On a short path more streams than cores only compete, and two are enough: there is nothing to try. On a long
-        // one each is bounded by buffers and slow start, and costs next to nothing.
+    pub fn auto(rtt: Duration, loss_tolerant: bool, cores: u16, max: u16) -> Self {
+        // On a short path more streams than cores only compete, and two are enough: there is nothing to try. On a long one
+        // each is bounded by buffers, and costs next to nothing; where a loss halves its rate, many are less often
+        // halved all at once, and where it does not, many would only crowd each other's queue.
         let short = rtt < Self::SHORT_RTT;
         let guess = match rtt.as_millis() {
             _ if short => cores.clamp(1, 2),
+            _ if loss_tolerant => 2,
             2..=29 => 4,
             _ => 8,
         };
@@ -114,13 +116,13 @@ mod tests {
 
     #[test]
     fn it_climbs_while_streams_are_what_limits() {
-        let tuner = Tuner::auto(Duration::from_millis(10), 2, 64);
+        let tuner = Tuner::auto(Duration::from_millis(10), true, 2, 64);
         assert_eq!(settle(tuner, |n| 1e7 * f64::from(n)).last(), Some(&16));
     }
 
     #[test]
     fn it_stays_where_more_streams_bring_nothing() {
-        let tuner = Tuner::auto(Duration::from_millis(10), 2, 64);
+        let tuner = Tuner::auto(Duration::from_millis(10), false, 2, 64);
         let run = settle(tuner, |n| if n > 4 { 0.9e9 } else { 1e9 });
         let at_four = run.iter().filter(|&&n| n == 4).count();
         assert!(at_four * 10 > run.len() * 9, "{at_four} of {}", run.len());
@@ -129,7 +131,7 @@ mod tests {
     #[test]
     fn a_short_path_gets_two_streams_at_the_most() {
         for (cores, streams) in [(1, 1), (2, 2), (64, 2)] {
-            let tuner = Tuner::auto(Duration::from_micros(50), cores, 64);
+            let tuner = Tuner::auto(Duration::from_micros(50), false, cores, 64);
             assert!(settle(tuner, f64::from).iter().all(|&n| n == streams));
         }
     }

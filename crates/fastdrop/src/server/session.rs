@@ -328,6 +328,7 @@ impl Serving<'_> {
             granted: reserved.streams,
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16),
             rtt: self.rtt,
+            loss_tolerant: self.connection.is_loss_tolerant(),
             checkpoint: grant.checkpoint,
             flying_max: flying_max(self.rtt, one_chunk),
             ..SenderConfig::default()
