@@ -17,7 +17,7 @@ pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
 const LOCAL_RTT: Duration = Duration::from_millis(5);
 
 /// Socket buffers on a local path, in bytes: what is under way stays in the processor's caches between sender and receiver.
-const LOCAL_BUFFER: usize = 512 << 10;
+const LOCAL_BUFFER: usize = 256 << 10;
 
 /// How a wait for bytes ended without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
