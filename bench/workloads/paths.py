@@ -16,7 +16,7 @@ RATE_MBIT = 100
 RTT_MS = 100
 LOSSES = (0, 0.001, 0.01)
 # The file is what the link carries in this time.
-LINK_SECONDS = 8
+LINK_SECONDS = 16
 # Who takes so many times as long is stopped.
 PATIENCE = 8
 # More than this share of late packets, and the forwarder was the path, not the link.

@@ -276,6 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn xxh3_is_the_one_that_others_compute_however_it_is_cut() {
+        // From the sanity checks of the reference implementation: XXH3-64 of nothing, with seed 0.
+        assert_eq!(Algorithm::Xxh3.of(b"").as_bytes(), 0x2d06_8005_38d3_94c2u64.to_be_bytes());
+        let data: Vec<u8> = (0..300_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let reference = xxhash_rust::xxh3::xxh3_64(&data).to_be_bytes();
+        assert_eq!(Algorithm::Xxh3.of(&data).as_bytes(), reference);
+        for step in [1, 255, 4096, 65_536, data.len()] {
+            let mut piece = PieceChecksum::new(Algorithm::Xxh3, 0, true);
+            data.chunks(step).for_each(|part| piece.update(part));
+            assert_eq!(piece.finish().as_bytes(), reference, "in steps of {step}");
+        }
+    }
+
+    #[test]
     fn an_unknown_checksum_is_not_a_zero_one() {
         let mut table = ChecksumTable::new(Algorithm::Xxh3, 2);
         assert_eq!(table.get(0), None);

@@ -632,4 +632,32 @@ mod tests {
         assert!(!idle_path.exists());
         assert!(dir.path().join(".fastdrop").join(busy.name()).exists());
     }
+
+    #[test]
+    fn case_36_only_pieces_that_are_as_the_journal_says_are_held_whoever_reads_them() {
+        const ONE: u64 = 1024;
+        let size = 100 * ONE + 7;
+        let mut data: Vec<u8> = (0..size).map(|i| (i * 31 % 251) as u8).collect();
+        let offsets = (0..).map(|piece| piece * ONE).take_while(|&offset| offset < size);
+        let sum = |offset: u64| {
+            let part = &data[offset as usize..(offset + ONE).min(size) as usize];
+            Algorithm::Xxh3.of_piece(part, offset, false)
+        };
+        let mut pieces: BTreeMap<u32, Checksum> =
+            offsets.map(|offset| ((offset / ONE) as u32, sum(offset))).collect();
+        assert!(pieces.len() > VERIFY_ALONE);
+        let folder = tempfile::tempdir().unwrap();
+        let held_of = |data: &[u8], pieces: &BTreeMap<u32, Checksum>| {
+            let path = folder.path().join("file");
+            std::fs::write(&path, data).unwrap();
+            let fd = OwnedFd::from(std::fs::File::open(path).unwrap());
+            verify_pieces(&fd, size, pieces, Algorithm::Xxh3, ONE)
+        };
+        assert_eq!(held_of(&data, &pieces), pieces);
+        data[40 * ONE as usize] ^= 1;
+        let cut = 99 * ONE as usize;
+        let held = held_of(&data[..cut], &pieces);
+        pieces.retain(|&piece, _| piece != 40 && piece < 99);
+        assert_eq!(held, pieces);
+    }
 }

@@ -137,6 +137,13 @@ mod tests {
     }
 
     #[test]
+    fn a_long_path_begins_with_few_streams_only_where_losses_do_not_slow_them() {
+        let first = |rtt_ms, tolerant| Tuner::auto(Duration::from_millis(rtt_ms), tolerant, 2, 64).target();
+        assert_eq!((first(10, false), first(100, false)), (4, 8));
+        assert_eq!((first(10, true), first(100, true)), (2, 2));
+    }
+
+    #[test]
     fn a_fixed_number_stays() {
         assert!(settle(Tuner::fixed(3), f64::from).iter().all(|&n| n == 3));
     }
