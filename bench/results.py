@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import programs
 from processes import BenchError
 from sections import Section
-from workloads import copies, crowd, growth, paths, resume, tiny
+from workloads import copies, crowd, growth, limits, paths, resume, tiny
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ WORKLOADS = {
     "crowd": Workload("64 clients at once, 1,000 idle connections", crowd.run, crowd.section),
     "paths": Workload("100 Mbit/s with 100 ms and losses, BBR for all", paths.run, paths.section),
     "paths-cubic": Workload("the same with CUBIC as the default", paths.run_cubic, paths.section),
+    "limits": Workload("what limited it, as printed and as perf sees it", limits.run, limits.section),
     "sizes": Workload("time by size, 1 MiB to 16 GiB", growth.run_sizes, growth.section),
     "counts": Workload("time by number of files, 1 to 200,000", growth.run_counts, growth.section),
 }
