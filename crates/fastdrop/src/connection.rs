@@ -16,8 +16,10 @@ pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
 /// Below this round trip the path is a local one.
 const LOCAL_RTT: Duration = Duration::from_millis(5);
 
-/// Socket buffers on a local path, in bytes: what is under way stays in the processor's caches between sender and receiver.
-const LOCAL_BUFFER: usize = 256 << 10;
+/// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's caches between sender and receiver.
+const SMALL_BUFFER: usize = 256 << 10;
+/// Below this round trip small buffers carry 512 MB/s a stream and more; above it they would be what limits.
+const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
 
 /// How a wait for bytes ended without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,9 +64,9 @@ impl Connection {
         // a fraction of BBR's CPU; on a long one BBR goes on through losses.
         let algorithm = if rtt < LOCAL_RTT { "cubic" } else { "bbr" };
         let _ = rustix::net::sockopt::set_tcp_congestion(&socket, algorithm);
-        if rtt < LOCAL_RTT {
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, LOCAL_BUFFER);
-            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, LOCAL_BUFFER);
+        if rtt < SMALL_BUFFER_RTT {
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SMALL_BUFFER);
+            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SMALL_BUFFER);
         }
         let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
         let _ = rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20));

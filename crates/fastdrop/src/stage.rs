@@ -512,7 +512,9 @@ fn verify_pieces(
         _ => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(VERIFIERS_MAX)) - 1,
     };
     std::thread::scope(|scope| {
-        let helping: Vec<_> = (0..helpers).map(|_| scope.spawn(some)).collect();
+        // Without a thread to be had, this one does it all.
+        let helping = (0..helpers).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, some).ok());
+        let helping: Vec<_> = helping.collect();
         // What a thread that failed had looked at comes again.
         some()
             .into_iter()
