@@ -33,6 +33,27 @@ fn served_and_own() -> (tempfile::TempDir, tempfile::TempDir) {
     (scratch(), scratch())
 }
 
+// ---- round trips
+
+/// Asking for the protocol, offering, and sending: each waits once for the server.
+#[test]
+fn a_tiny_file_is_sent_over_one_connection_within_three_round_trips() {
+    let (served, own) = served_and_own();
+    let server = Server::start(served.path(), &[]);
+    // What a side says without waiting may pass what the other says meanwhile, and then counts as one more; never as one less.
+    let trips = (0..8).map(|at| {
+        let proxy = Proxy::to(server.port);
+        let source = own.path().join(format!("tiny-{at}"));
+        write_file(&source, 10, at);
+        client(args!["send", source, proxy.target("")]).expect(0);
+        assert_same_file(&source, &server.path(format!("tiny-{at}")));
+        assert_eq!(proxy.connections(), 1);
+        proxy.answers()
+    });
+    let fewest = trips.min().unwrap();
+    assert!((1..=3).contains(&fewest), "{fewest} round trips");
+}
+
 // ---- sizes
 
 /// Case 32: nothing, exact multiples of the chunk size, and one byte either side.

@@ -32,6 +32,8 @@ struct State {
     paused: bool,
     up: u64,
     down: u64,
+    last_way: Option<Way>,
+    answers: u64,
     connections: Vec<Connection>,
     hold_at: Option<u64>,
     cuts_at: Vec<u64>,
@@ -133,6 +135,11 @@ impl Proxy {
     /// Bytes from server to client so far.
     pub fn down(&self) -> u64 {
         self.state().down
+    }
+
+    /// How often bytes from the server followed bytes from the client: round trips, if nothing overlaps.
+    pub fn answers(&self) -> u64 {
+        self.state().answers
     }
 
     /// Bytes in both directions so far.
@@ -386,6 +393,10 @@ fn may_pass(way: Way, index: usize, wanted: usize, shared: &Shared) -> Option<Pa
             continue;
         }
         connection.bytes += bytes;
+        if bytes > 0 {
+            state.answers += u64::from(way == Way::Down && state.last_way == Some(Way::Up));
+            state.last_way = Some(way);
+        }
         let before = if way == Way::Up { &mut state.up } else { &mut state.down };
         let start = *before;
         *before += bytes;
