@@ -350,9 +350,12 @@ def by_totals(senders, receivers, ending):
     spent["receiver writing"] += ending
     own = {"reading": spent["sender reading"], "cpu": spent["sender computing"], "network": 0.0, "writing": 0.0}
     blamed = {"network": "waiting", "cpu": "computing", "writing": "writing"}
-    whole = sum(spent[f"receiver {state}"] for state in blamed.values())
-    for category, state in blamed.items():
-        own[category] += spent["sender sending"] * spent[f"receiver {state}"] / whole
+    doing = {category: spent[f"receiver {state}"] for category, state in blamed.items()}
+    # Some of its waiting was for the sender's own work.
+    doing["network"] = max(doing["network"] - spent["sender reading"] - spent["sender computing"], 0.0)
+    whole = sum(doing.values())
+    for category, seconds in doing.items():
+        own[category] += spent["sender sending"] * seconds / whole
     return shares(own), dict(spent)
 
 
@@ -421,7 +424,7 @@ def section(record):
         f" `--checksum blake3`. Percent, median of {record['rounds']} rounds. Both sides run beneath `perf record`, which notes when"
         " a thread that moves chunks enters and leaves a system call. The sender's reads are reading, time outside of calls is cpu,"
         " and what the sender waits for in sending is blamed on what the receiver does meanwhile, whose writes and syncs are writing:"
-        " in the proportions of its whole run (totals), or at that very moment in the same stream, with the syncs after the last byte"
+        " in the proportions of its whole run, less the waiting for the sender's own work (totals), or at that very moment in the same stream, with the syncs after the last byte"
         f" (moments). To agree means at most {POINTS_MAX} points apart."
     )
     return Section(title, [text, Table(["percent", *CATEGORIES, "points apart, min to **max**", "seconds"], rows)])

@@ -144,14 +144,16 @@ pub struct Limits {
 
 impl Limits {
     /// The shares. While the sender waits for its connection, what the receiver does
-    /// meanwhile is what holds it up: writing, computing, or waiting in turn, which is the network.
+    /// meanwhile is what holds it up: writing, computing, or waiting in turn, which is the network. But the receiver also waits
+    /// while the sender reads and computes, and that is not the network's.
     pub fn shares(&self) -> Shares {
-        let receiver = (self.wait + self.receive_cpu + self.write).max(1) as f64;
+        let wait = self.wait.saturating_sub(self.read + self.send_cpu);
+        let receiver = (wait + self.receive_cpu + self.write).max(1) as f64;
         let send = self.send as f64;
         let blame = |part: u64| send * part as f64 / receiver;
         let reading = self.read as f64;
         let cpu = self.send_cpu as f64 + blame(self.receive_cpu);
-        let (network, writing) = (blame(self.wait), blame(self.write));
+        let (network, writing) = (blame(wait), blame(self.write));
         let total = reading + cpu + network + writing;
         if total <= 0.0 {
             return Shares { reading: 0.0, cpu: 0.0, network: 1.0, writing: 0.0 };
@@ -200,5 +202,14 @@ mod tests {
             "cpu"
         );
         first(Limits::default());
+    }
+
+    #[test]
+    fn waiting_for_the_senders_own_work_is_not_the_network() {
+        let shares =
+            Limits { read: 30, send_cpu: 20, send: 50, wait: 50, receive_cpu: 25, write: 25 }.shares();
+        assert_eq!(shares.network, 0.0);
+        assert!((shares.cpu - 0.45).abs() < 1e-9);
+        assert!((shares.writing - 0.25).abs() < 1e-9);
     }
 }
