@@ -147,8 +147,9 @@ impl Limits {
     /// meanwhile is what holds it up: writing, computing, or waiting in turn, which is the network. But the receiver also waits
     /// while the sender reads and computes, and that is not the network's.
     pub fn shares(&self) -> Shares {
-        let wait = self.wait.saturating_sub(self.read + self.send_cpu);
-        let receiver = (wait + self.receive_cpu + self.write).max(1) as f64;
+        // Half of these are the peer's word: sums of them may not fit into an integer.
+        let wait = self.wait.saturating_sub(self.read.saturating_add(self.send_cpu));
+        let receiver = (wait as f64 + self.receive_cpu as f64 + self.write as f64).max(1.0);
         let send = self.send as f64;
         let blame = |part: u64| send * part as f64 / receiver;
         let reading = self.read as f64;
@@ -209,6 +210,9 @@ mod tests {
         let shares =
             Limits { read: 30, send_cpu: 20, send: 50, wait: 50, receive_cpu: 25, write: 25 }.shares();
         assert_eq!(shares.network, 0.0);
+        // Whatever the peer claims.
+        let most = u64::MAX;
+        first(Limits { read: most, send_cpu: most, send: most, wait: most, receive_cpu: most, write: most });
         assert!((shares.cpu - 0.45).abs() < 1e-9);
         assert!((shares.writing - 0.25).abs() < 1e-9);
     }
