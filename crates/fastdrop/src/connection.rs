@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
@@ -51,6 +52,8 @@ pub(crate) struct Connection {
     socket: TcpStream,
     writing: Mutex<()>,
     stopped: AtomicBool,
+    /// The path is shorter than [`SMALL_BUFFER_RTT`].
+    shortest: bool,
 }
 
 impl Connection {
@@ -72,7 +75,17 @@ impl Connection {
         let _ = rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20));
         let _ = rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10));
         let _ = rustix::net::sockopt::set_tcp_keepcnt(&socket, 4);
-        Ok(Self { socket, writing: Mutex::new(()), stopped: AtomicBool::new(false) })
+        Ok(Self {
+            socket,
+            writing: Mutex::new(()),
+            stopped: AtomicBool::new(false),
+            shortest: rtt < SMALL_BUFFER_RTT,
+        })
+    }
+
+    /// Whether the path is so short that only the machines at its ends limit it.
+    pub(crate) fn is_shortest(&self) -> bool {
+        self.shortest
     }
 
     /// The congestion control in use.
@@ -222,6 +235,13 @@ impl FrameReader {
             }
         }
         Ok(())
+    }
+
+    /// Whether bytes, or the end of them, come within `patience`.
+    pub(crate) fn comes_within(&self, patience: Duration) -> bool {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+        self.early_at < self.early.len()
+            || poll(&mut [PollFd::new(&self.connection.socket, PollFlags::IN)], Some(&timeout)) != Ok(0)
     }
 
     /// The next frame's header.

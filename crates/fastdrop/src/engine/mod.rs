@@ -5,6 +5,7 @@ pub(crate) mod output;
 pub(crate) mod place;
 pub(crate) mod receive;
 pub(crate) mod send;
+pub(crate) mod turns;
 mod worker;
 
 use crate::connection::{Connection, FrameReader};

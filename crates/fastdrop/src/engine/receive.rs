@@ -3,6 +3,7 @@
 use super::files::{FileSink, Ready, ReceiveOptions};
 use super::output::{OutputSink, output_error};
 use super::place::{Placement, Verdict, judge};
+use super::turns::{PATIENCE, Turn, Turns};
 use super::worker::{ChunkWorker, inside};
 use super::{Joined, Joins, lock};
 use crate::connection::{Connection, Ended, FrameReader};
@@ -66,6 +67,8 @@ pub(crate) struct Reception {
     /// Every thread has left, and the journal is free for others.
     pub(super) left: AtomicBool,
     pub(super) done: AtomicBool,
+    /// Turns that streams on the shortest paths take with those of other transfers.
+    turns: OnceLock<Arc<Turns>>,
     pub(crate) joins: Joins,
 }
 
@@ -266,11 +269,17 @@ impl Reception {
             over_changed: Condvar::new(),
             left: AtomicBool::new(false),
             done: AtomicBool::new(false),
+            turns: OnceLock::new(),
             joins: Joins::default(),
         })
     }
 
     /// Sets what was negotiated.
+    /// Has streams on the shortest paths take turns with those of other transfers.
+    pub(crate) fn set_turns(&self, turns: &Arc<Turns>) {
+        let _ = self.turns.set(Arc::clone(turns));
+    }
+
     pub(crate) fn set_transcript(&self, transcript: fastdrop_proto::fastdp::Transcript) {
         lock(&self.machine).set_transcript(transcript);
     }
@@ -499,11 +508,15 @@ impl Reception {
             connections.push(Arc::clone(&connection));
             self.observer.set_streams(connections.len() as u64 - 1);
         }
+        let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
         let mut worker = ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new() };
         let mut clock = Instant::now();
         loop {
             if lock(&self.error).is_some() {
                 return Ok(());
+            }
+            if turn.is_taken() && !reader.comes_within(PATIENCE) {
+                turn.give_back();
             }
             let header = match reader.header() {
                 Ok(header) => header,
@@ -545,7 +558,10 @@ impl Reception {
                     }
                     clock = Instant::now();
                 }
-                _ => worker.chunk(&mut reader, header, &mut clock)?,
+                _ => {
+                    turn.wait();
+                    worker.chunk(&mut reader, header, &mut clock)?;
+                }
             }
             self.finish_if_complete()?;
         }

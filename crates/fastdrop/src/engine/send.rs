@@ -1,5 +1,6 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
+use super::turns::{Turn, Turns};
 use super::{Joined, Joins, MANIFEST_PART, lock};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::Error;
@@ -17,7 +18,7 @@ use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
 use std::io::{IoSlice, Read};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest that a thread waits without looking around.
@@ -40,6 +41,8 @@ pub(crate) struct Transmission {
     hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
     /// An error of reading the stream entry.
     input_error: Mutex<Option<Error>>,
+    /// Turns that streams on the shortest paths take with those of other transfers.
+    turns: OnceLock<Arc<Turns>>,
     pub(crate) joins: Joins,
 }
 
@@ -83,8 +86,14 @@ impl Transmission {
             abandoned: Mutex::default(),
             hashes: Mutex::default(),
             input_error: Mutex::default(),
+            turns: OnceLock::new(),
             joins: Joins::default(),
         })
+    }
+
+    /// Has streams on the shortest paths take turns with those of other transfers.
+    pub(crate) fn set_turns(&self, turns: &Arc<Turns>) {
+        let _ = self.turns.set(Arc::clone(turns));
     }
 
     /// The machine.
@@ -268,12 +277,14 @@ impl Transmission {
             last: None,
         };
         let mut chunk = ReadChunk::default();
+        let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
         loop {
             let mut machine = self.machine();
             let action = loop {
                 let now = Instant::now();
                 match machine.poll_stream(id, now) {
                     Action::Wait => {
+                        turn.give_back();
                         let until =
                             machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
                         machine = self.wait(machine, until.clamp(Duration::from_millis(1), TICK));
@@ -286,6 +297,7 @@ impl Transmission {
                     let plan = ChunkPlan::new(&machine, index);
                     drop(machine);
                     let Some(plan) = plan else { return };
+                    turn.wait();
                     self.send_chunk(id, connection, index, &plan, &mut chunks, &mut chunk)
                 }
                 Action::Control(frame) => {

@@ -7,6 +7,7 @@ use crate::engine::lock;
 use crate::engine::place::Placement;
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
+use crate::engine::turns::Turns;
 use crate::error::{Error, ErrorKind, code_of, kind_of, reason};
 use crate::journal::FileKey;
 use crate::root::Root;
@@ -198,6 +199,8 @@ struct Shared {
     next_handshake: AtomicU64,
     threads: AtomicUsize,
     buffers: AtomicU64,
+    /// For the streams of all sessions.
+    turns: Arc<Turns>,
     finished: AtomicU64,
 }
 
@@ -245,6 +248,7 @@ impl Server {
             next_handshake: AtomicU64::new(0),
             threads: AtomicUsize::new(0),
             buffers: AtomicU64::new(0),
+            turns: Turns::new(),
             finished: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared), listeners, addresses })

@@ -241,6 +241,7 @@ impl Serving<'_> {
                 return Err(error);
             }
         };
+        reception.set_turns(&self.shared.turns);
         reception.set_transcript(self.transcript(&server_json, &grant_json));
         let registered =
             self.shared.add_session(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
@@ -340,6 +341,7 @@ impl Serving<'_> {
         let observer = Arc::new(Observer::default());
         let transmission =
             Transmission::new(machine, Arc::new(tree), sparse, None, observer, self.shared.stop.clone());
+        transmission.set_turns(&self.shared.turns);
         let registered =
             self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
         let _session = match registered {
