@@ -6,7 +6,7 @@ mod target;
 pub use summary::{Listed, ListedKind, Summary};
 pub use target::{Target, TargetError};
 
-use crate::connection::{Connection, Ended, FrameReader};
+use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
@@ -29,7 +29,7 @@ use fastdrop_proto::fastdp::{
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -188,7 +188,7 @@ impl Client {
         let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
         for address in addresses {
             let start = Instant::now();
-            match TcpStream::connect_timeout(&address, CONNECT_PATIENCE) {
+            match connect_to(&address) {
                 Ok(socket) => {
                     return self.upgrade(socket, start.elapsed()).map_err(|error| match error {
                         Error::Network(why) => {
@@ -723,6 +723,14 @@ impl GetPlace {
 fn is_wait(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+/// A connection to `address`, ready for [`Connection::new`].
+fn connect_to(address: &SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(*address), socket2::Type::STREAM, None)?;
+    prepare_socket(&socket);
+    socket.connect_timeout(&(*address).into(), CONNECT_PATIENCE)?;
+    Ok(socket.into())
 }
 
 fn cores() -> u16 {

@@ -6,6 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,10 +18,24 @@ pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
 /// Below this round trip the path is a local one.
 const LOCAL_RTT: Duration = Duration::from_millis(5);
 
+/// On a local path CUBIC costs a fraction of BBR's CPU.
+const SHORT_PATH_CONGESTION: &str = "cubic";
+/// On a long path BBR goes on through losses.
+const LONG_PATH_CONGESTION: &str = "bbr";
+
 /// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's caches between sender and receiver.
 const SMALL_BUFFER: usize = 256 << 10;
 /// Below this round trip small buffers carry 512 MB/s a stream and more; above it they would be what limits.
 const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
+
+/// Readies a socket that will connect, or that will listen: what is accepted from it inherits this.
+///
+/// A connection that begins with BBR is paced by the kernel for good, also after it was told to use another algorithm;
+/// on a short path its timers cost a tenth of the time. So every one begins with what short paths use.
+pub(crate) fn prepare_socket(socket: &impl AsFd) {
+    // What follows only helps; where the kernel refuses it, the bytes move all the same.
+    let _ = rustix::net::sockopt::set_tcp_congestion(socket, SHORT_PATH_CONGESTION);
+}
 
 /// How a wait for bytes ended without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,9 +78,8 @@ impl Connection {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(TICK))?;
         socket.set_write_timeout(Some(TICK))?;
-        // What follows only helps; a kernel that refuses it moves the bytes all the same. On a local path CUBIC costs
-        // a fraction of BBR's CPU; on a long one BBR goes on through losses.
-        let algorithm = if rtt < LOCAL_RTT { "cubic" } else { "bbr" };
+        // What follows only helps; a kernel that refuses it moves the bytes all the same.
+        let algorithm = if rtt < LOCAL_RTT { SHORT_PATH_CONGESTION } else { LONG_PATH_CONGESTION };
         let _ = rustix::net::sockopt::set_tcp_congestion(&socket, algorithm);
         if rtt < SMALL_BUFFER_RTT {
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SMALL_BUFFER);

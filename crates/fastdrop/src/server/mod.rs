@@ -3,6 +3,7 @@
 mod handshake;
 mod session;
 
+use crate::connection::prepare_socket;
 use crate::engine::lock;
 use crate::engine::place::Placement;
 use crate::engine::receive::Reception;
@@ -227,6 +228,7 @@ impl Server {
             let domain = socket2::Domain::for_address(address);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
             socket.set_reuse_address(true).map_err(failed)?;
+            prepare_socket(&socket);
             if address.is_ipv6() {
                 socket.set_only_v6(true).map_err(failed)?;
             }
