@@ -871,6 +871,21 @@ impl Sender {
 
     // ---- time ----
 
+    /// Whether every stream that carries chunks is sending one, and there is nothing else to do: then nobody who drives
+    /// this machine has to be woken.
+    pub fn is_occupied(&self) -> bool {
+        let control_carries = self.data_streams() == 0;
+        let mut carriers = self
+            .streams
+            .iter()
+            .filter(|(id, _)| (**id == StreamId::CONTROL) == control_carries)
+            .map(|(_, stream)| stream);
+        self.outcome.is_none()
+            && self.stream_freed.is_empty()
+            && self.wanted_opens() == 0
+            && carriers.all(|stream| stream.sending.is_some())
+    }
+
     /// When [`Self::handle_timeout`] is due at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.outcome.is_some() {

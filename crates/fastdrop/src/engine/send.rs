@@ -252,6 +252,7 @@ impl Transmission {
                 }
             };
             let need = matches!(frame, Control::Need(_));
+            let confirm = matches!(frame, Control::Confirm(_));
             let mut machine = self.machine();
             let before = machine.confirmed_bytes();
             machine.handle_frame(id, frame, Instant::now());
@@ -260,8 +261,12 @@ impl Transmission {
                 self.observer.bytes_total.store(totals.bytes, Ordering::Relaxed);
                 self.observer.set_phase(Phase::Moving);
             }
+            // Most confirmations come while every stream is busy; waking those who wait would only cost.
+            let calm = confirm && machine.is_occupied();
             drop(machine);
-            self.wake.notify_all();
+            if !calm {
+                self.wake.notify_all();
+            }
         }
     }
 
