@@ -491,6 +491,27 @@ fn a_chunk_whose_file_was_given_up_while_it_was_read_is_not_counted() {
 }
 
 #[test]
+fn a_sender_is_occupied_only_while_every_stream_that_carries_chunks_is_sending_one() {
+    let now = Instant::now();
+    let mut sender = sender(&pack_and_file(4), 2, now);
+    let first = send(&mut sender, ONE, now);
+    assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(1)));
+    assert!(!sender.is_occupied(), "the second stream has nothing to do");
+    assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(2)));
+    assert!(sender.is_occupied());
+    sender.handle_frame(ONE, Control::Confirm(vec![first]), now);
+    assert!(sender.is_occupied(), "a confirmation gives nobody work");
+    sender.handle_stream_lost(TWO, now);
+    assert!(!sender.is_occupied(), "there is a stream to open");
+    sender.handle_frame(
+        StreamId::CONTROL,
+        Control::Refuse(Refuse { code: 507, message: "full".into(), paths: vec![] }),
+        now,
+    );
+    assert!(!sender.is_occupied(), "it is over");
+}
+
+#[test]
 fn a_pack_that_lost_a_slice_is_read_again_before_the_end() {
     let now = Instant::now();
     let mut sender = sender(&pack_and_file(1), 2, now);
