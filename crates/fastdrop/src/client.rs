@@ -728,7 +728,7 @@ fn is_wait(error: &std::io::Error) -> bool {
 /// A connection to `address`, ready for [`Connection::new`].
 fn connect_to(address: &SocketAddr) -> std::io::Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(*address), socket2::Type::STREAM, None)?;
-    prepare_socket(&socket);
+    prepare_socket(&socket, address.ip());
     socket.connect_timeout(&(*address).into(), CONNECT_PATIENCE)?;
     Ok(socket.into())
 }

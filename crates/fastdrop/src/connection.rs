@@ -5,7 +5,7 @@ use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use std::io::{IoSlice, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -28,13 +28,15 @@ const SMALL_BUFFER: usize = 256 << 10;
 /// Below this round trip small buffers carry 512 MB/s a stream and more; above it they would be what limits.
 const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
 
-/// Readies a socket that will connect, or that will listen: what is accepted from it inherits this.
+/// Readies a socket that will connect to `address`, or listen on it: what is accepted inherits this.
 ///
-/// A connection that begins with BBR is paced by the kernel for good, also after it was told to use another algorithm;
-/// on a short path its timers cost a tenth of the time. So every one begins with what short paths use.
-pub(crate) fn prepare_socket(socket: &impl AsFd) {
-    // What follows only helps; where the kernel refuses it, the bytes move all the same.
-    let _ = rustix::net::sockopt::set_tcp_congestion(socket, SHORT_PATH_CONGESTION);
+/// A connection that begins with BBR is paced by the kernel for good, also after it was told to use another algorithm, and
+/// on a loopback path its timers cost a tenth of the time. Long paths begin with what the system prefers.
+pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
+    if address.to_canonical().is_loopback() {
+        // It only helps; where the kernel refuses it, the bytes move all the same.
+        let _ = rustix::net::sockopt::set_tcp_congestion(socket, SHORT_PATH_CONGESTION);
+    }
 }
 
 /// How a wait for bytes ended without them.

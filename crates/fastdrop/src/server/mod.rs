@@ -228,7 +228,7 @@ impl Server {
             let domain = socket2::Domain::for_address(address);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
             socket.set_reuse_address(true).map_err(failed)?;
-            prepare_socket(&socket);
+            prepare_socket(&socket, address.ip());
             if address.is_ipv6() {
                 socket.set_only_v6(true).map_err(failed)?;
             }
