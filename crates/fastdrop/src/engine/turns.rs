@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 const TURN: Duration = Duration::from_millis(50);
 /// A stream that has a turn, but for so long nothing to do, gives it back.
 pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
-/// Nobody waits longer than this: turns only make it faster, and must never look like silence to a peer.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Nobody waits longer than this: turns only make it faster, and must never look like a stalled stream, for which a sender
+/// takes one without progress for `SenderConfig::stall_after`, 5 s.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Gives turns to streams.
 #[derive(Debug)]
