@@ -207,19 +207,19 @@ mod tests {
     #[test]
     fn many_streams_all_come_to_their_turns() {
         let turns = Arc::new(Turns(Mutex::new(Line::new(2))));
-        let active = std::sync::atomic::AtomicUsize::new(0);
+        let went = std::sync::atomic::AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..16 {
                 scope.spawn(|| {
                     for _ in 0..100 {
                         let mut turn = Turn::new(Some(Arc::clone(&turns)));
                         turn.wait();
-                        active.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        went.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                     }
                 });
             }
         });
-        assert_eq!(active.into_inner(), 1600);
+        assert_eq!(went.into_inner(), 1600);
         let line = turns.0.lock().unwrap();
         assert!(line.taken.is_empty() && line.waiting.is_empty(), "all were given back: {line:?}");
     }
