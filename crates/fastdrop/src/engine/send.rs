@@ -328,7 +328,13 @@ impl Transmission {
                 }
                 Action::Wait => continue,
             };
-            if sent.is_err() {
+            if let Err(ended) = sent {
+                if matches!(ended, Ended::Broken(_)) {
+                    // What the receiver said before it closed can still be read, why it did so above all:
+                    // the reading side comes to the end of that, and then the stream is lost.
+                    connection.finish_writing();
+                    return;
+                }
                 self.machine().handle_stream_lost(id, Instant::now());
                 connection.close();
                 self.wake.notify_all();
