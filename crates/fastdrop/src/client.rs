@@ -12,7 +12,7 @@ use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{Joined, flying_max, grantable, with_alive};
+use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::observe::{Limits, Observer, Phase};
 use crate::root::{Root, split};
@@ -459,6 +459,7 @@ impl Client {
             loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
             rtt,
             checkpoint: grant.checkpoint,
+            data_streams_from: data_streams_from(self.options.streams, rtt),
             flying_max: flying_max(rtt, one_chunk),
             ..SenderConfig::default()
         };

@@ -26,7 +26,7 @@ const LONG_PATH_CONGESTION: &str = "bbr";
 /// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's caches between sender and receiver.
 const SMALL_BUFFER: usize = 256 << 10;
 /// Below this round trip small buffers carry 512 MB/s a stream and more; above it they would be what limits.
-const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
+pub(crate) const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
 
 /// Readies a socket that will connect to `address`, or listen on it: what is accepted inherits this.
 ///

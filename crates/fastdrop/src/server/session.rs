@@ -7,7 +7,7 @@ use crate::engine::files::ReceiveOptions;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, Transmission, offer};
-use crate::engine::{Joined, flying_max, grantable, with_alive};
+use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::journal::FileKey;
 use crate::observe::Observer;
@@ -331,6 +331,7 @@ impl Serving<'_> {
             rtt: self.rtt,
             loss_tolerant: self.connection.is_loss_tolerant(),
             checkpoint: grant.checkpoint,
+            data_streams_from: data_streams_from(streams, self.rtt),
             flying_max: flying_max(self.rtt, one_chunk),
             ..SenderConfig::default()
         };
