@@ -852,6 +852,26 @@ fn any_number_of_streams_gives_the_same_bytes() {
     }
 }
 
+/// By itself a transfer between processes of one machine opens data streams only when it is large enough to gain from them.
+#[test]
+fn a_short_local_transfer_keeps_to_its_control_stream() {
+    let (served, own) = served_and_own();
+    let server = Server::start(served.path(), &[]);
+    for (name, size, alone) in [("short", 32 * MIB, true), ("long", 96 * MIB, false)] {
+        let source = own.path().join(name);
+        write_file(&source, size, 1);
+        let proxy = Proxy::to(server.port);
+        client(args!["send", source, proxy.target("")]).expect(0);
+        assert_same_file(&source, &server.path(name));
+        let sending = proxy.connections();
+        let back = own.path().join(format!("{name}-back"));
+        client(args!["get", proxy.target(name), back]).expect(0);
+        assert_same_file(&source, &back);
+        let getting = proxy.connections() - sending;
+        assert_eq!((sending == 1, getting == 1), (alone, alone), "{name}: {sending} and {getting}");
+    }
+}
+
 /// Every checksum works both ways; `blake3` reports each file's own, equal to what `b3sum` prints.
 #[test]
 fn blake3_of_each_file_is_reported() {
