@@ -274,12 +274,12 @@ impl Reception {
         })
     }
 
-    /// Sets what was negotiated.
     /// Has streams on the shortest paths take turns with those of other transfers.
     pub(crate) fn set_turns(&self, turns: &Arc<Turns>) {
         let _ = self.turns.set(Arc::clone(turns));
     }
 
+    /// Sets what was negotiated.
     pub(crate) fn set_transcript(&self, transcript: fastdrop_proto::fastdp::Transcript) {
         lock(&self.machine).set_transcript(transcript);
     }
