@@ -870,6 +870,14 @@ fn a_short_local_transfer_keeps_to_its_control_stream() {
         let getting = proxy.connections() - sending;
         assert_eq!((sending == 1, getting == 1), (alone, alone), "{name}: {sending} and {getting}");
     }
+    let tree = own.path().join("many-files");
+    for n in 0..1000 {
+        write_file(&tree.join(n.to_string()), 4096, n);
+    }
+    let proxy = Proxy::to(server.port);
+    client(args!["send", tree, proxy.target("")]).expect(0);
+    assert_same_tree(&tree, &server.path("many-files"));
+    assert!(proxy.connections() > 1, "many files are made by several streams");
 }
 
 /// Every checksum works both ways; `blake3` reports each file's own, equal to what `b3sum` prints.

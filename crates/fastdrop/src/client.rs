@@ -460,7 +460,7 @@ impl Client {
             loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
             rtt,
             checkpoint: grant.checkpoint,
-            data_streams_from: data_streams_from(self.options.streams, rtt),
+            data_streams_from: data_streams_from(self.options.streams, rtt, manifest.len()),
             flying_max: flying_max(rtt, one_chunk),
             ..SenderConfig::default()
         };

@@ -331,7 +331,7 @@ impl Serving<'_> {
             rtt: self.rtt,
             loss_tolerant: self.connection.is_loss_tolerant(),
             checkpoint: grant.checkpoint,
-            data_streams_from: data_streams_from(streams, self.rtt),
+            data_streams_from: data_streams_from(streams, self.rtt, manifest.len()),
             flying_max: flying_max(self.rtt, one_chunk),
             ..SenderConfig::default()
         };
