@@ -3,7 +3,7 @@
 use crate::units::{Checkpoint, parse_checkpoint, parse_duration, parse_rate, parse_size};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fastdrop::{Algorithm, Durability, Existing, Links, Streams};
+use fastdrop::{Accept, Algorithm, Durability, Existing, Links, Protocol, Streams};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -98,6 +98,15 @@ pub(crate) struct Serve {
     /// Listen on this port; 0 picks one
     #[arg(short, long, default_value_t = 8888)]
     pub(crate) port: u16,
+    /// The protocols that are answered on the port: all, or some of fastdp, fastdp1.0, fastdp1.1, ultradp, nextdp, fastdownloader
+    #[arg(long, default_value = "all", value_name = "LIST", value_parser = str::parse::<Accept>)]
+    pub(crate) accept: Accept,
+    /// Serve fastdownloader too, on a port of its own
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1337")]
+    pub(crate) fastdownloader: Option<u16>,
+    /// Chunks of nextdp are gzip members
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) nextdp_gzip: bool,
     /// Only give
     #[arg(long, conflicts_with = "write_only", value_parser = FalseyValueParser::new())]
     pub(crate) read_only: bool,
@@ -174,6 +183,9 @@ pub(crate) struct List {
     /// Attempts after a loss
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub(crate) retries: u32,
+    /// The protocol: fastdp or fastdownloader
+    #[arg(long, default_value = "fastdp", value_name = "NAME", value_parser = str::parse::<Protocol>)]
+    pub(crate) protocol: Protocol,
 }
 
 #[derive(Debug, Args)]
@@ -190,7 +202,7 @@ pub(crate) struct Transfer {
     /// How every chunk is checked
     #[arg(long, value_enum, default_value = "xxh3", value_name = "HOW")]
     pub(crate) checksum: Checksum,
-    /// Compression; only `none` so far
+    /// Compression; with the older protocols only so far
     #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
     pub(crate) compress: Compress,
     /// Whether done means synced
@@ -223,8 +235,8 @@ pub(crate) struct Transfer {
     /// Attempts after a loss, without anything gained in between
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub(crate) retries: u32,
-    /// The protocol; only `fastdp` so far
-    #[arg(long, value_enum, default_value = "fastdp", value_name = "NAME")]
+    /// The protocol: fastdp, fastdp1.0, fastdp1.1, ultradp, nextdp, fastdownloader
+    #[arg(long, default_value = "fastdp", value_name = "NAME", value_parser = str::parse::<Protocol>)]
     pub(crate) protocol: Protocol,
 }
 
@@ -273,12 +285,28 @@ impl From<Checksum> for Algorithm {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compress {
+    /// Not at all
     None,
+    /// With Zstandard
+    Zstd,
+    /// In a ZIP archive
+    Zip,
+    /// In a gzipped tar archive
+    Targz,
+    /// As gzip members, with nextdp only
+    Gzip,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Protocol {
-    Fastdp,
+impl From<Compress> for fastdrop::Compress {
+    fn from(compress: Compress) -> Self {
+        match compress {
+            Compress::None => fastdrop::Compress::None,
+            Compress::Zstd => fastdrop::Compress::Zstd,
+            Compress::Zip => fastdrop::Compress::Zip,
+            Compress::Targz => fastdrop::Compress::TarGz,
+            Compress::Gzip => fastdrop::Compress::Gzip,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! What the program prints: lines for people, or one JSON event a line.
 
 use crate::units::{bytes, seconds};
-use fastdrop::{Algorithm, Durability, Error, ErrorKind, Listed, ListedKind, Summary, shown};
+use fastdrop::{Durability, Error, ErrorKind, Listed, ListedKind, Summary, shown};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -99,6 +99,19 @@ impl Output {
         self.say(&line(verb, summary));
     }
 
+    /// Shows names of which nothing else is known.
+    pub(crate) fn names(&self, names: &[Vec<u8>]) {
+        for name in names.iter().map(|name| shown(name)) {
+            self.event("entry", json!({ "path": name, "kind": "file" }));
+            if !self.json {
+                self.line(&name);
+            }
+        }
+        if self.json {
+            self.event("summary", json!({ "files": names.len() }));
+        }
+    }
+
     /// Shows what a folder holds.
     pub(crate) fn list(&self, listed: &[Listed]) {
         for item in listed {
@@ -150,14 +163,6 @@ fn rate(summary: &Summary) -> u64 {
     (summary.bytes_sent as f64 / summary.time.as_secs_f64().max(1e-6)) as u64
 }
 
-fn checksum(summary: &Summary) -> &'static str {
-    match summary.checksum {
-        Algorithm::None => "none",
-        Algorithm::Xxh3 => "xxh3",
-        Algorithm::Blake3 => "blake3",
-    }
-}
-
 fn fields(summary: &Summary) -> Value {
     let shares = summary.limits.map(|limits| limits.shares());
     let round = |share: f64| (share * 1000.0).round() / 1000.0;
@@ -171,8 +176,12 @@ fn fields(summary: &Summary) -> Value {
         "files_failed": summary.files_failed,
         "seconds": summary.time.as_secs_f64(),
         "bytes_per_second": rate(summary),
-        "checksum": checksum(summary),
-        "durability": match summary.durability { Durability::Commit => "commit", Durability::None => "none" },
+        "protocol": summary.protocol.name(),
+        "checksum": summary.checksum,
+        "durability": summary.durability.map(|durability| match durability {
+            Durability::Commit => "commit",
+            Durability::None => "none",
+        }),
         "retries": summary.retries,
         "streams": summary.streams,
         "congestion": summary.congestion,
@@ -216,12 +225,13 @@ fn line(verb: &str, summary: &Summary) -> String {
         parts.push(plural(summary.retries.into(), "reconnection"));
     }
     parts.push(match summary.checksum {
-        Algorithm::None => "not verified".to_owned(),
-        _ => format!("verified with {}", checksum(summary)),
+        "none" => "not verified".to_owned(),
+        checksum => format!("verified with {checksum}"),
     });
     parts.push(match summary.durability {
-        Durability::Commit => "committed to disk".to_owned(),
-        Durability::None => "not synced (durability none)".to_owned(),
+        Some(Durability::Commit) => "committed to disk".to_owned(),
+        Some(Durability::None) => "not synced (durability none)".to_owned(),
+        None => format!("{} does not tell whether it was synced", summary.protocol),
     });
     if let Some(limits) = summary.limits {
         let shares = limits.shares().ranked().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));

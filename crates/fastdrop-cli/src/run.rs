@@ -1,14 +1,14 @@
 //! From resolved arguments to what is done.
 
-use crate::args::{Cli, Color, Command, Common, Get, List, Progress, Send, Serve, Transfer};
+use crate::args::{Cli, Color, Command, Common, Compress, Get, List, Progress, Send, Serve, Transfer};
 use crate::exit::ExitCode;
 use crate::output::{Output, complain};
 use crate::progress::Shown;
 use crate::signals::Signals;
 use clap::{ArgMatches, FromArgMatches};
 use fastdrop::{
-    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Put, PutOptions, Server,
-    ServerOptions, Stop, Summary, Target,
+    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Protocol, Put, PutOptions,
+    Server, ServerOptions, Stop, Summary, Target,
 };
 use serde_json::json;
 use std::ffi::OsStr;
@@ -119,6 +119,9 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
     let mut options = ServerOptions::new(serve.dir);
     options.bind = serve.bind.iter().map(|&address| SocketAddr::new(address, serve.port)).collect();
+    options.accept = serve.accept;
+    options.fastdownloader = serve.fastdownloader;
+    options.nextdp_gzip = serve.nextdp_gzip;
     options.read_only = serve.read_only;
     options.write_only = serve.write_only;
     options.existing = serve.existing.into();
@@ -154,20 +157,30 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
             output.say(&format!("  fastdrop get {host}/ DIR"));
         }
     }
+    for address in server.fastdownloader_addresses() {
+        let (ip, port) = (address.ip().to_string(), address.port());
+        output.event("listening", json!({ "protocol": "fastdownloader", "address": ip, "port": port }));
+        output.say(&format!("listening on {address} for fastdownloader"));
+    }
     server.run().map_err(anyhow::Error::from)?;
     Ok(signals.seen().map_or(ExitCode::Done, ExitCode::Signal))
 }
 
 // ---- send, get, list ----
 
-fn target(text: &OsStr) -> Result<Target, Refused> {
-    Target::parse(text).map_err(|error| Refused::Usage(error.to_string()))
+fn target(text: &OsStr, protocol: Protocol) -> Result<Target, Refused> {
+    Target::parse(text, protocol.port()).map_err(|error| Refused::Usage(error.to_string()))
 }
 
 fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
     let listed = transfer.files_from.as_deref().map(read_list).transpose()?;
     let filter = Filter::new(&transfer.exclude, &transfer.include, listed);
+    if transfer.protocol == Protocol::FastDp && transfer.compress != Compress::None {
+        return Err(Refused::Usage("fastdp does not compress yet".into()));
+    }
     Ok(ClientOptions {
+        protocol: transfer.protocol,
+        compress: transfer.compress.into(),
         streams: transfer.streams,
         checksum: transfer.checksum.into(),
         durability: transfer.durability.into(),
@@ -203,7 +216,7 @@ fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
 
 fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
     let target = match send.paths.pop() {
-        Some(text) => target(&text)?,
+        Some(text) => target(&text, send.transfer.protocol)?,
         None => return Err(Refused::Usage("what, and where to?".into())),
     };
     if send.paths.is_empty() && send.transfer.files_from.is_some() {
@@ -236,7 +249,7 @@ fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
 }
 
 fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
-    let target = target(&get.target)?;
+    let target = target(&get.target, get.transfer.protocol)?;
     let options = options(&get.transfer)?;
     let to_output = get.dest == Path::new("-");
     let destination = if to_output {
@@ -280,16 +293,18 @@ fn transfer(
 }
 
 fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
-    let target = target(&list.target)?;
+    let target = target(&list.target, list.protocol)?;
     let (stop, signals) = begin(common, "warn")?;
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
     let options = ClientOptions { retries: list.retries, ..ClientOptions::default() };
     let client = Client::new(target, options, Arc::new(Observer::default()), stop);
-    Ok(match client.list() {
-        Ok(listed) => {
-            output.list(&listed);
-            ExitCode::Done
-        }
+    let listed = match list.protocol {
+        Protocol::FastDp => client.list().map(|listed| output.list(&listed)),
+        Protocol::FastDownloader => client.names().map(|names| output.names(&names)),
+        other => return Err(Refused::Usage(format!("{other} has no list"))),
+    };
+    Ok(match listed {
+        Ok(()) => ExitCode::Done,
         Err(error) => {
             let code = ExitCode::of(&error, signals.seen());
             output.error(&error, code.number());

@@ -9,9 +9,17 @@
 pub mod checksum;
 /// A bounds-checked reader for untrusted bytes.
 pub mod cursor;
-/// FastDrop Protocol, version 2.
+/// FastDownloader.
+pub mod fastdownloader;
+/// FastDrop Protocol.
 pub mod fastdp;
 /// Strict JSON for headers and control frames.
 pub mod json;
+/// NextDP.
+pub mod nextdp;
+/// Which protocol a connection speaks.
+pub mod port;
+/// UltraDP.
+pub mod ultradp;
 /// Indexes, sizes and times that cannot be mixed up.
 pub mod units;

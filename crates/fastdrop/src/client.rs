@@ -1,7 +1,12 @@
 //! The client: puts, gets and lists, and tries again when the network fails.
 
+mod fastdownloader;
+mod fastdp1;
+mod nextdp;
+mod older;
 mod summary;
 mod target;
+mod ultradp;
 
 pub use summary::{Listed, ListedKind, Summary};
 pub use target::{Target, TargetError};
@@ -15,6 +20,7 @@ use crate::engine::send::{Opener, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::observe::{Limits, Observer, Phase};
+use crate::protocol::Protocol;
 use crate::root::{Root, split};
 use crate::stage::{Busy, is_named, random};
 use crate::stop::Stop;
@@ -24,7 +30,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder,
-    Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, parse_answer,
+    Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, Version, parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
@@ -47,6 +53,10 @@ const ENTRIES_MAX: u32 = 5_000_000;
 /// What holds for everything that a client does.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
+    /// The protocol. Default: fastdp.
+    pub protocol: Protocol,
+    /// How contents are compressed. Default: not at all.
+    pub compress: Compress,
     /// Data streams. Default: auto.
     pub streams: Streams,
     /// How chunks are checked. Default: XXH3.
@@ -76,6 +86,8 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
+            protocol: Protocol::FastDp,
+            compress: Compress::None,
             streams: Streams::Auto,
             checksum: Algorithm::Xxh3,
             durability: Durability::Commit,
@@ -90,6 +102,22 @@ impl Default for ClientOptions {
             retries: 5,
         }
     }
+}
+
+/// How contents are compressed on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compress {
+    /// Not at all.
+    None,
+    /// With Zstandard.
+    Zstd,
+    /// In a ZIP archive.
+    Zip,
+    /// In a gzipped tar archive.
+    TarGz,
+    /// As gzip members: NextDP only.
+    Gzip,
 }
 
 /// What to put.
@@ -169,7 +197,19 @@ impl Client {
     // ---- connecting ----
 
     /// Connects and upgrades.
-    fn connect(&self) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+    fn connect(&self, version: Version) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+        let (socket, rtt) = self.dial(self.target.port)?;
+        self.upgrade(socket, rtt, version).map_err(|error| match error {
+            Error::Network(why) => {
+                let host = crate::shown(self.target.host.as_bytes());
+                Error::Network(format!("{host} port {}: {why}", self.target.port))
+            }
+            other => other,
+        })
+    }
+
+    /// Connects to a port of the target, and says how long the path is.
+    fn dial(&self, port: u16) -> Result<(TcpStream, Duration), Error> {
         if self.stop.is_stopped() {
             return Err(Error::Interrupted);
         }
@@ -177,9 +217,9 @@ impl Client {
         let unreachable = |error: std::io::Error| {
             let why = error.to_string();
             let why = why.split(" (os error").next().unwrap_or_default();
-            Error::Network(format!("cannot reach {host} port {}: {why}", self.target.port))
+            Error::Network(format!("cannot reach {host} port {port}: {why}"))
         };
-        let addresses = (&self.target.host[..], self.target.port).to_socket_addrs();
+        let addresses = (&self.target.host[..], port).to_socket_addrs();
         let addresses = addresses.map_err(|error| {
             let why = error.to_string();
             let why = why.rsplit(": ").next().unwrap_or_default();
@@ -191,12 +231,7 @@ impl Client {
             match connect_to(&address) {
                 Ok(socket) => {
                     let rtt = round_trip(&socket, start.elapsed());
-                    return self.upgrade(socket, rtt).map_err(|error| match error {
-                        Error::Network(why) => {
-                            Error::Network(format!("{host} port {}: {why}", self.target.port))
-                        }
-                        other => other,
-                    });
+                    return Ok((socket, rtt));
                 }
                 Err(error) => last = error,
             }
@@ -208,9 +243,11 @@ impl Client {
         &self,
         socket: TcpStream,
         rtt: Duration,
+        version: Version,
     ) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
-        let request = UpgradeRequest::new(STANDARD_NO_PAD.encode(random::<16>()?));
+        let key = STANDARD_NO_PAD.encode(random::<16>()?);
+        let request = UpgradeRequest::new(key, version);
         socket.set_nodelay(true).map_err(lost)?;
         socket.set_write_timeout(Some(HANDSHAKE_PATIENCE)).map_err(lost)?;
         (&socket).write_all(&request.encode(&self.target.authority())).map_err(lost)?;
@@ -231,14 +268,14 @@ impl Client {
                             "the peer closed the connection during the handshake".into(),
                         ));
                     }
-                    parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), &request.key)?;
+                    parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), &request)?;
                     return Err(Error::Network("the peer closed the connection during the handshake".into()));
                 }
                 Ok(count) => bytes.extend_from_slice(&buffer[..count]),
                 Err(error) if is_wait(&error) => continue,
                 Err(error) => return Err(lost(error)),
             }
-            if let Some(answer) = parse_answer(&bytes, &request.key)? {
+            if let Some(answer) = parse_answer(&bytes, &request)? {
                 let early = bytes.split_off(answer.len);
                 let connection = Connection::new(socket, rtt).map_err(lost)?;
                 // A busy machine makes a round trip look longer, never shorter.
@@ -252,7 +289,7 @@ impl Client {
 
     /// Connects, and sends the header, the OPEN and, in a put, the manifest; reads the server's header.
     fn agree(&self, mut open: Open, header: &Header, manifest: Option<&Manifest>) -> Result<Agreed, Error> {
-        let (connection, early, rtt) = self.connect()?;
+        let (connection, early, rtt) = self.connect(Version::V2)?;
         self.stop.watch(&connection);
         open.rtt_micros = u64::try_from(rtt.as_micros()).unwrap_or(0);
         let client = header.encode();
@@ -370,6 +407,13 @@ impl Client {
                     contents |= tree.add_path(path, self.options.links == Links::Follow)?;
                 }
             }
+            Put::Stream(_) if self.options.protocol != Protocol::FastDp => {
+                let protocol = self.options.protocol;
+                return Err(Error::with_code(
+                    400,
+                    format!("{protocol} has to know a file's size before it is sent"),
+                ));
+            }
             Put::Stream(read) => {
                 let (_, name) = split(&self.target.path);
                 if name.is_empty() {
@@ -399,6 +443,10 @@ impl Client {
         }
         if options.dry_run {
             return Ok(tally.dry(&walked.manifest));
+        }
+        if self.options.protocol != Protocol::FastDp {
+            let done = self.put_older(&walked.manifest, &tree, &mut tally);
+            return tally.finish(done, &self.observer);
         }
         let tree = Arc::new(tree);
         // In a retry, what the first attempt made must not change where things go.
@@ -506,10 +554,24 @@ impl Client {
         Ok(())
     }
 
+    /// The names that a FastDownloader server offers.
+    pub fn names(&self) -> Result<Vec<Vec<u8>>, Error> {
+        fastdownloader::list(self)
+    }
+
     // ---- get ----
 
     /// Fetches. A failure of some files is not an error here but counted in the summary.
     pub fn get(&self, destination: Destination, options: GetOptions) -> Result<Summary, Error> {
+        match self.options.protocol {
+            Protocol::FastDp => {}
+            Protocol::FastDownloader => {
+                let mut tally = Tally::new(&self.options, &Walked::default(), Instant::now());
+                let done = fastdownloader::get(self, destination, options.dry_run, &mut tally);
+                return tally.finish(done, &self.observer);
+            }
+            other => return Err(Error::with_code(400, format!("nothing can be fetched with {other}"))),
+        }
         let start = Instant::now();
         let mut tally = Tally::new(&self.options, &Walked::default(), start);
         let place = match destination {

@@ -4,9 +4,9 @@ use crate::error::Error;
 use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
-use std::io::{IoSlice, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +61,15 @@ impl From<Ended> for Error {
             Ended::Stopped => Error::Interrupted,
         }
     }
+}
+
+/// Why a file could not be sent.
+#[derive(Debug)]
+pub(crate) enum SendFileError {
+    /// It cannot be read.
+    Source(rustix::io::Errno),
+    /// The connection has ended.
+    Ended(Ended),
 }
 
 /// One TCP connection. Any thread may send whole frames; one thread reads, through a [`FrameReader`].
@@ -118,6 +127,12 @@ impl Connection {
     pub(crate) fn close(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends it with a reset: the peer is not to take it for the end of what was sent.
+    pub(crate) fn reset(&self) {
+        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        self.stopped.store(true, Ordering::SeqCst);
     }
 
     /// Has reading end with [`Ended::Stopped`], while a last frame can still be sent.
@@ -188,6 +203,37 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends `len` bytes of `file` from `offset` on, which the kernel takes from its cache; `piece_max` and `pace` as in
+    /// [`Self::send`]. Fewer if the file ends earlier: how many have gone.
+    pub(crate) fn send_file(
+        &self,
+        file: BorrowedFd<'_>,
+        mut offset: u64,
+        len: u64,
+        piece_max: usize,
+        mut pace: impl FnMut(usize) -> Duration,
+    ) -> Result<u64, SendFileError> {
+        let _whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (start, end) = (offset, offset + len);
+        let mut moved_at = Instant::now();
+        while offset < end {
+            let count = usize::try_from(end - offset).unwrap_or(usize::MAX).min(piece_max);
+            self.pause(pace(count));
+            match rustix::fs::sendfile(&self.socket, file, Some(&mut offset), count) {
+                Ok(0) => break,
+                Ok(_) => {
+                    moved_at = Instant::now();
+                    pace(0);
+                }
+                Err(errno @ (rustix::io::Errno::IO | rustix::io::Errno::OVERFLOW)) => {
+                    return Err(SendFileError::Source(errno));
+                }
+                Err(errno) => self.waited(&errno.into(), moved_at).map_err(SendFileError::Ended)?,
+            }
+        }
+        Ok(offset - start)
+    }
+
     fn pause(&self, mut left: Duration) {
         while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
             let nap = left.min(TICK / 10);
@@ -207,6 +253,40 @@ impl Connection {
             WouldBlock | TimedOut if moved_at.elapsed() < SILENT_MAX => Ok(()),
             WouldBlock | TimedOut => Err(Ended::Silent),
             _ => Err(Ended::Broken(error.to_string())),
+        }
+    }
+}
+
+/// The next `left` bytes of a connection.
+#[derive(Debug)]
+pub(crate) struct Payload<'a> {
+    reader: &'a mut FrameReader,
+    left: u64,
+    /// How the connection ended, if it did so too early.
+    pub(crate) ended: Option<Ended>,
+}
+
+impl<'a> Payload<'a> {
+    pub(crate) fn new(reader: &'a mut FrameReader, left: u64) -> Self {
+        Self { reader, left, ended: None }
+    }
+}
+
+impl Read for Payload<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        match self.reader.read_some(&mut buffer[..most]) {
+            Ok(count) if count > 0 => {
+                self.left -= count as u64;
+                Ok(count)
+            }
+            ended => {
+                self.ended = Some(ended.err().unwrap_or_else(|| Ended::Broken("it ended too early".into())));
+                Err(std::io::ErrorKind::UnexpectedEof.into())
+            }
         }
     }
 }
@@ -251,6 +331,23 @@ impl FrameReader {
             }
         }
         Ok(())
+    }
+
+    /// Reads what there is, at least one byte; 0 only at the end.
+    pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, Ended> {
+        if self.early_at < self.early.len() {
+            let count = buffer.len().min(self.early.len() - self.early_at);
+            self.fill(&mut buffer[..count])?;
+            return Ok(count);
+        }
+        let moved_at = Instant::now();
+        loop {
+            match rustix::net::recv(&self.connection.socket, &mut *buffer, RecvFlags::empty()) {
+                Ok((0, _)) if self.connection.stopped.load(Ordering::SeqCst) => return Err(Ended::Stopped),
+                Ok((count, _)) => return Ok(count),
+                Err(errno) => self.connection.waited(&errno.into(), moved_at)?,
+            }
+        }
     }
 
     /// Whether bytes, or the end of them, come within `patience`.

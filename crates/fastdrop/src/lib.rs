@@ -4,10 +4,13 @@
 
 mod client;
 mod connection;
+mod decode;
+mod encode;
 mod engine;
 mod error;
 mod journal;
 mod observe;
+mod protocol;
 mod root;
 mod server;
 mod source;
@@ -17,13 +20,14 @@ mod throttle;
 mod walk;
 
 pub use client::{
-    Client, ClientOptions, Destination, GetOptions, Listed, ListedKind, Put, PutOptions, Summary, Target,
-    TargetError,
+    Client, ClientOptions, Compress, Destination, GetOptions, Listed, ListedKind, Put, PutOptions, Summary,
+    Target, TargetError,
 };
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
 pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
+pub use protocol::{Accept, Protocol, UnknownProtocol};
 pub use server::{Server, ServerError, ServerOptions};
 pub use stop::Stop;
 pub use walk::{Filter, FilterError};

@@ -11,11 +11,13 @@
     reason = "every test binary uses its own part of this, and a test fails by panicking"
 )]
 
+mod peer;
 mod process;
 mod proxy;
 mod tree;
 pub mod wire;
 
+pub use peer::Peer;
 pub use process::{Cmd, Output, Running, Server, client, fastdrop, plain};
 pub use proxy::Proxy;
 pub use tree::{

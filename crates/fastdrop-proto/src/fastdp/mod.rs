@@ -1,4 +1,5 @@
-//! FastDrop Protocol, version 2. The specification is `docs/protocol/fastdp.md`; section numbers refer to it.
+//! FastDrop Protocol: version 2, and in [`v1`] what is different in the older ones. The specification is `docs/protocol/fastdp.md`;
+//! section numbers refer to it.
 
 mod control;
 mod frame;
@@ -12,6 +13,8 @@ mod sender;
 mod table;
 mod tuner;
 mod upgrade;
+pub mod v1;
+mod version;
 
 pub use control::{Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
 pub use frame::{
@@ -27,11 +30,10 @@ pub use sender::{Action, Outcome, Sender, SenderConfig, StreamId, Streams};
 pub use table::{ChunkContent, Table, TableError};
 pub use tuner::Tuner;
 pub use upgrade::{
-    ENDPOINT, HEAD_BYTES_MAX, UpgradeAnswer, UpgradeError, UpgradeRequest, parse_answer, parse_request,
+    ENDPOINT, HEAD_BYTES_MAX, UpgradeAnswer, UpgradeError, UpgradeRequest, head_len, is_endpoint,
+    parse_answer, parse_request,
 };
-
-/// The version that this code speaks.
-pub const VERSION: &str = "2.0.0";
+pub use version::{VERSION, Version, Versions};
 
 /// Whose fault it is, and what to tell them: the one error of the state machines.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

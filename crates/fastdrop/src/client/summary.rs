@@ -4,6 +4,7 @@ use super::{ClientOptions, Error, Limits, Walked};
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
 use crate::observe::{Observer, Warning};
+use crate::protocol::Protocol;
 use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, Spent};
@@ -36,10 +37,12 @@ pub struct Summary {
     pub warnings: Vec<Warning>,
     /// From the call to its end.
     pub time: Duration,
-    /// How chunks were checked.
-    pub checksum: Algorithm,
-    /// What was promised, and kept.
-    pub durability: Durability,
+    /// The protocol that was spoken.
+    pub protocol: Protocol,
+    /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`.
+    pub checksum: &'static str,
+    /// What was promised, and kept; None where the protocol does not tell.
+    pub durability: Option<Durability>,
     /// Attempts after the first.
     pub retries: u32,
     /// Where the time went; None if nothing was moved.
@@ -135,8 +138,9 @@ impl Tally {
                 files_failed: 0,
                 warnings: walked.warnings.clone(),
                 time: Duration::ZERO,
-                checksum: options.checksum,
-                durability: options.durability,
+                protocol: options.protocol,
+                checksum: checksum(options),
+                durability: tells_durability(options.protocol).then_some(options.durability),
                 retries: 0,
                 limits: None,
                 streams: 0,
@@ -228,6 +232,20 @@ impl Tally {
         self.summary.bytes = self.summary.would_move.iter().map(|listed| listed.size).sum();
     }
 
+    /// Counts a file that has been sent by one of the older protocols.
+    pub(super) fn note_file(&mut self, bytes: u64) {
+        self.summary.files += 1;
+        self.summary.bytes += bytes;
+    }
+
+    /// Counts a file of unknown size that would be fetched.
+    pub(super) fn note_dry_file(&mut self, name: &[u8]) {
+        let (path, kind) = (name.to_vec(), ListedKind::File);
+        self.summary.would_move.push(Listed { path, kind, size: 0, mode: 0o644, mtime: (0, 0) });
+        self.summary.dry_run = true;
+        self.summary.files += 1;
+    }
+
     /// The summary of a put that only looked.
     pub(super) fn dry(mut self, manifest: &Manifest) -> Summary {
         self.note_dry(manifest, &Filter::default());
@@ -289,7 +307,9 @@ impl Tally {
                 write: clocks.write.micros(),
             },
         };
-        self.summary.limits = (self.summary.bytes_sent > 0).then_some(limits);
+        // The older protocols do not tell what the other end did.
+        let known = self.summary.bytes_sent > 0 && self.summary.protocol == Protocol::FastDp;
+        self.summary.limits = known.then_some(limits);
         // A stream's size is only known in the end.
         self.summary.bytes = self.summary.bytes.max(done.bytes);
         self.summary.files = self.summary.files.saturating_sub(self.failed.len() as u64 - self.never_offered);
@@ -301,6 +321,20 @@ impl Tally {
             }
             _ => Ok(self.close()),
         }
+    }
+}
+
+/// Whether the end that writes is this one, or says what it did.
+fn tells_durability(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::FastDp | Protocol::FastDownloader)
+}
+
+fn checksum(options: &ClientOptions) -> &'static str {
+    match (options.protocol, options.checksum) {
+        (Protocol::FastDp, Algorithm::Xxh3) => "xxh3",
+        (Protocol::FastDp, Algorithm::Blake3) => "blake3",
+        (Protocol::FastDp11, _) => "sha256",
+        _ => "none",
     }
 }
 

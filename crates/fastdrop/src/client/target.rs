@@ -3,15 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// The port of fastdp.
-const PORT: u16 = 8888;
-
 /// Which server, and what there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// Name or address, without brackets.
     pub host: String,
-    /// Default 8888.
+    /// By default that of the protocol.
     pub port: u16,
     /// Beneath the served folder; empty for itself. Bytes, because names are.
     pub path: Vec<u8>,
@@ -27,7 +24,7 @@ pub struct TargetError {
 
 impl Target {
     /// Parses what a user typed. An IPv6 address stands in brackets.
-    pub fn parse(text: &OsStr) -> Result<Self, TargetError> {
+    pub fn parse(text: &OsStr, default_port: u16) -> Result<Self, TargetError> {
         let error = |why| TargetError { text: text.to_string_lossy().into_owned(), why };
         let bytes = text.as_bytes();
         let slash = bytes.iter().position(|&byte| byte == b'/').unwrap_or(bytes.len());
@@ -51,7 +48,7 @@ impl Target {
             return Err(error("there is no host"));
         }
         let port = match port {
-            None => PORT,
+            None => default_port,
             Some(port) => port
                 .parse()
                 .ok()
@@ -76,7 +73,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Option<(String, u16, String)> {
-        let target = Target::parse(OsStr::new(text)).ok()?;
+        let target = Target::parse(OsStr::new(text), 8888).ok()?;
         Some((target.host, target.port, String::from_utf8(target.path).unwrap()))
     }
 

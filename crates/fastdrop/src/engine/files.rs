@@ -5,7 +5,7 @@ use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
 use crate::error::Error;
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::root::{Dirs, Root, rename, split};
-use crate::stage::{Leftovers, Stage, set_attributes, write_all_at};
+use crate::stage::{Leftovers, Stage, default_mode, set_attributes, write_all_at};
 use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason};
@@ -72,6 +72,29 @@ pub(crate) struct FileSink {
 }
 
 impl FileSink {
+    pub(super) fn new(
+        root: Arc<Root>,
+        placement: Placement,
+        stage: Stage,
+        options: ReceiveOptions,
+        exceptions: HashMap<EntryIndex, Verdict>,
+    ) -> Self {
+        Self {
+            root,
+            placement,
+            stage,
+            options,
+            exceptions,
+            open: Mutex::default(),
+            ready: Mutex::default(),
+            working: RwLock::default(),
+            stream: Mutex::default(),
+            named_in: Mutex::default(),
+            named_any: AtomicBool::new(false),
+            default_file_mode: default_mode(false),
+        }
+    }
+
     pub(super) fn system(&self, entry: &Entry<'_>, errno: Errno) -> Error {
         Error::system(format!("writing {}", crate::shown(&self.placement.of(entry.path))), errno)
     }

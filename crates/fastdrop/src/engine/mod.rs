@@ -1,6 +1,7 @@
 //! The engine: the protocol's sender and receiver, given sockets, files and threads. Client and server share it.
 
 pub(crate) mod files;
+pub(crate) mod incoming;
 pub(crate) mod output;
 pub(crate) mod place;
 pub(crate) mod receive;

@@ -11,7 +11,7 @@ use crate::error::{Error, code_of, reason};
 use crate::journal::FileKey;
 use crate::observe::{Observer, Phase};
 use crate::root::{Dirs, Root};
-use crate::stage::{Busy, Leftovers, Stage, default_mode, is_poison};
+use crate::stage::{Busy, Leftovers, Stage, is_poison};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the sender hears that this end is alive.
@@ -167,20 +167,7 @@ impl Reception {
         let one_chunk = machine.table().one_chunk();
         let stage =
             Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, placement.named())?;
-        let sink = FileSink {
-            root: Arc::clone(&root),
-            placement,
-            stage,
-            options,
-            exceptions,
-            open: Mutex::default(),
-            ready: Mutex::default(),
-            working: RwLock::default(),
-            stream: Mutex::default(),
-            named_in: Mutex::default(),
-            named_any: AtomicBool::new(false),
-            default_file_mode: default_mode(false),
-        };
+        let sink = FileSink::new(Arc::clone(&root), placement, stage, options, exceptions);
         let mut hashes = BTreeMap::new();
         match sink.take_over(leftovers, &mut machine, algorithm, &mut hashes) {
             Ok((held, bytes)) => {

@@ -1,10 +1,14 @@
-//! The asynchronous beginning of a connection: the upgrade, the header and the first frame, within a deadline.
+//! The asynchronous beginning of a connection: its first bytes, which say what it speaks, and for fastdp the upgrade, the
+//! header and the first frame, within a deadline.
 
-use super::{KeyGuard, Shared};
+use super::http::Upgraded;
+use super::{KeyGuard, Shared, fastdp1};
+use crate::protocol::Protocol;
 use fastdrop_proto::fastdp::{
-    Control, FrameHeader, FrameKind, HEAD_BYTES_MAX, Header, Open, Refuse, UpgradeError, UpgradeRequest,
-    Violation, parse_request,
+    Control, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest, Version, Versions,
+    Violation, head_len, is_endpoint, parse_request, v1,
 };
+use fastdrop_proto::port::{self, Begins};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,32 +34,127 @@ pub(super) struct Handshaken {
     pub(super) key: KeyGuard,
 }
 
-/// Takes a connection through its handshake; None if it was refused, which has been said and logged.
-pub(super) async fn handshake(
+/// What a connection turned out to speak.
+pub(super) enum Begun {
+    /// fastdp 2.
+    FastDp(Handshaken),
+    /// HTTP that does not begin with an upgrade: its first head has come.
+    Http { socket: TcpStream, peer: SocketAddr, early: Vec<u8> },
+    /// An older version of fastdp: its header has come.
+    FastDp1(fastdp1::Handshaken),
+    /// FastDownloader, on its own port: nothing has been said.
+    FastDownloader { socket: std::net::TcpStream, peer: SocketAddr },
+    /// UltraDP: its first line has come.
+    UltraDp { socket: std::net::TcpStream, peer: SocketAddr, early: Vec<u8> },
+}
+
+/// Finds out what a connection speaks; None if that was refused, which has been said and logged.
+pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr) -> Option<Begun> {
+    let _ = socket.set_nodelay(true);
+    let deadline = Instant::now() + HEAD_PATIENCE;
+    let mut early = Vec::with_capacity(1024);
+    let mut late = false;
+    let begins = loop {
+        match port::begins(&early) {
+            Begins::Undecided if !late => {}
+            found => break found,
+        }
+        match timeout_at(deadline, socket.read_buf(&mut early)).await {
+            Ok(Ok(0) | Err(_)) => {
+                tracing::debug!(%peer, "closed before its first line was complete");
+                return None;
+            }
+            Ok(Ok(_)) => {}
+            Err(_) => late = true,
+        }
+    };
+    let accept = &shared.options.accept;
+    let why = match begins {
+        Begins::Http => return handshake(shared, socket, peer, early, deadline).await,
+        Begins::UltraDp if accept.has(Protocol::UltraDp) => {
+            return Some(Begun::UltraDp { socket: socket.into_std().ok()?, peer, early });
+        }
+        Begins::UltraDp => "UltraDP is not accepted here",
+        Begins::UltraDpSecured => {
+            "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt"
+        }
+        Begins::Tls => "TLS is not spoken here",
+        Begins::Undecided => "its first line did not come in time",
+        Begins::Unknown { .. } => "nothing that is spoken here",
+    };
+    tracing::info!(%peer, why, "refused");
+    let like_http = early.first().is_some_and(u8::is_ascii_alphabetic);
+    let answer = match begins {
+        Begins::Undecided if like_http => Some(UpgradeError::new(408, "the request did not come in time")),
+        Begins::Unknown { like_http: true } if early.len() >= port::FIRST_BYTES_MAX => {
+            Some(UpgradeError::new(431, "a first line of more than 16 KiB"))
+        }
+        Begins::Unknown { like_http: true } => Some(UpgradeError::new(400, "this is not HTTP")),
+        _ => None,
+    };
+    if let Some(answer) = answer {
+        refuse(&mut socket, &answer.encode(shared.options.accept.versions())).await;
+    }
+    None
+}
+
+/// Takes a connection that speaks HTTP through its handshake; None if it was refused, which has been said and logged.
+async fn handshake(
     shared: &Arc<Shared>,
     mut socket: TcpStream,
     peer: SocketAddr,
-) -> Option<Handshaken> {
-    let _ = socket.set_nodelay(true);
-    let (request, key) = match upgrade(shared, &mut socket).await {
-        Ok(upgraded) => upgraded,
-        Err(Some(error)) => {
-            tracing::info!(%peer, status = error.status, why = %crate::shown(error.message.as_bytes()), "refused");
-            refuse(&mut socket, &error.encode()).await;
-            return None;
-        }
-        Err(None) => {
-            tracing::debug!(%peer, "closed before its request was complete");
-            return None;
-        }
+    early: Vec<u8>,
+    deadline: Instant,
+) -> Option<Begun> {
+    let versions = shared.options.accept.versions();
+    let head = match read_head(&mut socket, early, deadline).await {
+        Ok(head) => head,
+        Err(error) => return end(&mut socket, peer, error, versions).await,
     };
-    if socket.write_all(&request.accept()).await.is_err() {
-        return None;
+    if !is_endpoint(&head) {
+        return Some(Begun::Http { socket, peer, early: head });
     }
-    match timeout_at(Instant::now() + OPEN_PATIENCE, opening(&mut socket)).await {
+    let accepted = parse_request(&head, versions).and_then(|request| match request {
+        Some(_) if shared.stop.is_stopped() => Err(UpgradeError::new(503, "stopping")),
+        Some(request) => shared.key_for(&request).map(|key| (request, key)),
+        None => Err(UpgradeError::new(400, "a malformed head")),
+    });
+    let (request, key) = match accepted {
+        Ok(accepted) => accepted,
+        Err(error) => return end(&mut socket, peer, Some(error), versions).await,
+    };
+    socket.write_all(&request.accept()).await.ok()?;
+    upgraded(Upgraded { socket, request, key, early: Vec::new() }, peer).await
+}
+
+/// Ends a connection whose request is refused, or did not come.
+async fn end(
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    error: Option<UpgradeError>,
+    versions: Versions,
+) -> Option<Begun> {
+    match error {
+        Some(error) => {
+            tracing::info!(%peer, status = error.status, why = %crate::shown(error.message.as_bytes()), "refused");
+            refuse(socket, &error.encode(versions)).await;
+        }
+        None => tracing::debug!(%peer, "closed before its request was complete"),
+    }
+    None
+}
+
+/// What follows an upgrade that was accepted; None if it was refused, which has been said and logged.
+pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Begun> {
+    let Upgraded { mut socket, request, key, early } = upgraded;
+    let Some(key) = key else {
+        let shaken = older(&mut socket, peer, request, early).await?;
+        return shaken.finish(socket);
+    };
+    match timeout_at(Instant::now() + OPEN_PATIENCE, opening(&mut socket, early)).await {
         Ok(Ok(Some((header, header_json, open, open_json, early)))) => {
             let socket = socket.into_std().ok()?;
-            Some(Handshaken { socket, peer, header, header_json, open, open_json, early, key })
+            Some(Begun::FastDp(Handshaken { socket, peer, header, header_json, open, open_json, early, key }))
         }
         Ok(Ok(None)) => None,
         Ok(Err(violation)) => {
@@ -96,51 +195,86 @@ async fn refuse(socket: &mut TcpStream, bytes: &[u8]) {
     .await;
 }
 
-async fn upgrade(
-    shared: &Arc<Shared>,
+/// Reads the head of the first request; an error without a reason if the peer leaves first.
+async fn read_head(
     socket: &mut TcpStream,
-) -> Result<(UpgradeRequest, KeyGuard), Option<UpgradeError>> {
-    let deadline = Instant::now() + HEAD_PATIENCE;
-    let mut head = Vec::with_capacity(1024);
-    let request = loop {
-        let mut buffer = [0; 2048];
-        let count = match timeout_at(deadline, socket.read(&mut buffer)).await {
+    mut head: Vec<u8>,
+    deadline: Instant,
+) -> Result<Vec<u8>, Option<UpgradeError>> {
+    loop {
+        if head_len(&head).map_err(Some)?.is_some() {
+            return Ok(head);
+        }
+        match timeout_at(deadline, socket.read_buf(&mut head)).await {
             Ok(Ok(0) | Err(_)) => return Err(None),
-            Ok(Ok(count)) => count,
-            Err(_) if head.is_empty() => return Err(None),
+            Ok(Ok(_)) => {}
             Err(_) => return Err(Some(UpgradeError::new(408, "the request did not come in time"))),
-        };
-        head.extend_from_slice(&buffer[..count]);
-        // A method is letters; anything else is not HTTP, and would not understand an answer.
-        if !head.first().is_some_and(u8::is_ascii_alphabetic) {
-            return Err(Some(UpgradeError::new(400, "this is not HTTP")));
         }
-        if let Some(request) = parse_request(&head).map_err(Some)? {
-            break request;
+    }
+}
+
+/// The header of an older version, whose connection is not yet plain.
+struct Shaken1 {
+    peer: SocketAddr,
+    key: String,
+    header: v1::Header,
+    header_bytes: Vec<u8>,
+    early: Vec<u8>,
+}
+
+impl Shaken1 {
+    fn finish(self, socket: TcpStream) -> Option<Begun> {
+        let Self { peer, key, header, header_bytes, early } = self;
+        let socket = socket.into_std().ok()?;
+        Some(Begun::FastDp1(fastdp1::Handshaken { socket, peer, key, header, header_bytes, early }))
+    }
+}
+
+/// Reads the header of an older version; None if there is none, which has been said and logged.
+async fn older(
+    socket: &mut TcpStream,
+    peer: SocketAddr,
+    request: UpgradeRequest,
+    mut bytes: Vec<u8>,
+) -> Option<Shaken1> {
+    let version = request.version;
+    let deadline = Instant::now() + OPEN_PATIENCE;
+    let refused = loop {
+        match v1::Header::decode(&bytes, version) {
+            Ok(Some((header, used))) => {
+                let early = bytes.split_off(used);
+                return Some(Shaken1 { peer, key: request.key, header, header_bytes: bytes, early });
+            }
+            Ok(None) => {}
+            Err(violation) => break violation,
         }
-        if head.len() > HEAD_BYTES_MAX {
-            return Err(Some(UpgradeError::new(431, "a head of more than 16 KiB")));
+        match timeout_at(deadline, socket.read_buf(&mut bytes)).await {
+            Ok(Ok(0) | Err(_)) => {
+                tracing::debug!(%peer, "closed before its header was complete");
+                return None;
+            }
+            Ok(Ok(_)) => {}
+            Err(_) => break Violation::with_code(408, "the header did not come in time"),
         }
     };
-    if shared.stop.is_stopped() {
-        return Err(Some(UpgradeError::new(503, "stopping")));
-    }
-    let key = shared.take_key(&request.key);
-    let key = key.ok_or_else(|| Some(UpgradeError::new(409, "a connection with this key is under way")))?;
-    Ok((request, key))
+    tracing::info!(%peer, protocol = %version, why = %crate::shown(refused.message.as_bytes()), "refused");
+    // 1.0.0 has no words for it.
+    let said =
+        if version == Version::V1_1 { format!("{}{}", v1::FAILURE, refused.message) } else { String::new() };
+    refuse(socket, said.as_bytes()).await;
+    None
 }
 
 type Opening = (Header, Vec<u8>, Open, Vec<u8>, Vec<u8>);
 
 /// Reads the header and OPEN; None if the peer leaves first.
-async fn opening(socket: &mut TcpStream) -> Result<Option<Opening>, Violation> {
-    let mut bytes = Vec::with_capacity(1024);
+async fn opening(socket: &mut TcpStream, mut bytes: Vec<u8>) -> Result<Option<Opening>, Violation> {
+    let mut more = bytes.is_empty();
     loop {
-        let mut buffer = [0; 4096];
-        match socket.read(&mut buffer).await {
-            Ok(0) | Err(_) => return Ok(None),
-            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+        if more && matches!(socket.read_buf(&mut bytes).await, Ok(0) | Err(_)) {
+            return Ok(None);
         }
+        more = true;
         let Some((header, json, used)) = Header::decode(&bytes)? else { continue };
         let rest = &bytes[used..];
         let Some(prefix) = rest.first_chunk::<{ FrameHeader::LEN }>() else { continue };

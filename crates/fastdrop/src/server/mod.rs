@@ -1,7 +1,13 @@
-//! The server: one port, on which everything begins as an HTTP request.
+//! The server: one port for several protocols, told apart by the first bytes of a connection.
 
+mod fastdownloader;
+mod fastdp1;
 mod handshake;
+mod http;
+mod nextdp;
+mod older;
 mod session;
+mod ultradp;
 
 use crate::connection::prepare_socket;
 use crate::engine::lock;
@@ -11,11 +17,13 @@ use crate::engine::send::Transmission;
 use crate::engine::turns::Turns;
 use crate::error::{Error, ErrorKind, code_of, kind_of, reason};
 use crate::journal::FileKey;
+use crate::protocol::Accept;
 use crate::root::Root;
 use crate::stop::Stop;
-use fastdrop_proto::fastdp::{Existing, Manifest};
+use fastdrop_proto::fastdp::{Existing, Manifest, UpgradeError, UpgradeRequest, Version};
 use fastdrop_proto::units::TransferId;
-use handshake::Handshaken;
+use handshake::Begun;
+use older::Older;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -35,6 +43,12 @@ pub struct ServerOptions {
     pub folder: PathBuf,
     /// Where to listen; port 0 picks one.
     pub bind: Vec<SocketAddr>,
+    /// The protocols that are answered. Default: all.
+    pub accept: Accept,
+    /// Chunks of NextDP are gzip members. Default: no.
+    pub nextdp_gzip: bool,
+    /// The port of FastDownloader on every address, 0 to pick one. Default: none.
+    pub fastdownloader: Option<u16>,
     /// Nothing is taken.
     pub read_only: bool,
     /// Nothing is given, nor listed.
@@ -71,6 +85,9 @@ impl ServerOptions {
         Self {
             folder,
             bind: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
+            accept: Accept::all(),
+            nextdp_gzip: false,
+            fastdownloader: None,
             read_only: false,
             write_only: false,
             existing: Existing::Error,
@@ -118,8 +135,32 @@ impl ServerError {
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
-    listeners: Vec<std::net::TcpListener>,
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<(Serves, std::net::TcpListener)>,
+}
+
+/// What a listening socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    OnePort,
+    FastDownloader,
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, ServerError> {
+    let failed = |error: std::io::Error| {
+        let why = error.to_string();
+        ServerError::Bind(address, why.split(" (os error").next().unwrap_or_default().to_owned())
+    };
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
+    socket.set_reuse_address(true).map_err(failed)?;
+    prepare_socket(&socket, address.ip());
+    if address.is_ipv6() {
+        socket.set_only_v6(true).map_err(failed)?;
+    }
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(1024).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket.into())
 }
 
 /// A transfer under way.
@@ -193,6 +234,14 @@ struct Shared {
     stop: Stop,
     sessions: Mutex<BTreeMap<[u8; 16], Session>>,
     preparing: Mutex<Vec<Preparing>>,
+    /// The stages of files that come by the older protocols.
+    placed: Mutex<BTreeSet<String>>,
+    /// Transfers of fastdp 1.0.0 that wait for their next connection.
+    returns: Mutex<BTreeMap<fastdp1::Identity, std::sync::mpsc::Sender<fastdp1::Return>>>,
+    /// Transfers of NextDP.
+    nextdp: nextdp::Transfers,
+    /// Room for chunks of NextDP in memory.
+    chunks: tokio::sync::Semaphore,
     /// Keys of connections under way.
     keys: Mutex<BTreeSet<String>>,
     /// Handshakes under way, the oldest first.
@@ -219,25 +268,13 @@ impl Server {
             .map_err(|errno| ServerError::Folder(shown, reason(errno), kind_of(code_of(errno))))?;
         let root = Arc::new(root);
         let mut listeners = Vec::new();
-        let mut addresses = Vec::new();
         for &address in &options.bind {
-            let failed = |error: std::io::Error| {
-                let why = error.to_string();
-                ServerError::Bind(address, why.split(" (os error").next().unwrap_or_default().to_owned())
-            };
-            let domain = socket2::Domain::for_address(address);
-            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
-            socket.set_reuse_address(true).map_err(failed)?;
-            prepare_socket(&socket, address.ip());
-            if address.is_ipv6() {
-                socket.set_only_v6(true).map_err(failed)?;
+            listeners.push((Serves::OnePort, listen(address)?));
+        }
+        if let Some(port) = options.fastdownloader {
+            for address in &options.bind {
+                listeners.push((Serves::FastDownloader, listen(SocketAddr::new(address.ip(), port))?));
             }
-            socket.bind(&address.into()).map_err(failed)?;
-            socket.listen(1024).map_err(failed)?;
-            socket.set_nonblocking(true).map_err(failed)?;
-            let listener = std::net::TcpListener::from(socket);
-            addresses.push(listener.local_addr().map_err(failed)?);
-            listeners.push(listener);
         }
         let shared = Shared {
             options,
@@ -245,6 +282,10 @@ impl Server {
             stop,
             sessions: Mutex::default(),
             preparing: Mutex::default(),
+            placed: Mutex::default(),
+            returns: Mutex::default(),
+            nextdp: Mutex::default(),
+            chunks: tokio::sync::Semaphore::new(nextdp::CHUNKS_AT_ONCE),
             keys: Mutex::default(),
             handshaking: Mutex::default(),
             next_handshake: AtomicU64::new(0),
@@ -253,12 +294,22 @@ impl Server {
             turns: Turns::new(),
             finished: AtomicU64::new(0),
         };
-        Ok(Self { shared: Arc::new(shared), listeners, addresses })
+        Ok(Self { shared: Arc::new(shared), listeners })
     }
 
     /// Where it listens.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses_for(Serves::OnePort)
+    }
+
+    /// Where it listens for clients of FastDownloader.
+    pub fn fastdownloader_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses_for(Serves::FastDownloader)
+    }
+
+    fn addresses_for(&self, wanted: Serves) -> Vec<SocketAddr> {
+        let listeners = self.listeners.iter().filter(|(serves, _)| *serves == wanted);
+        listeners.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 
     /// Serves until the word to stop, or one transfer if that was asked for, and leaves in good order.
@@ -271,11 +322,12 @@ impl Server {
         runtime.block_on(async {
             let permits = Arc::new(tokio::sync::Semaphore::new(shared.options.connections_max));
             let mut tasks = tokio::task::JoinSet::new();
-            for listener in self.listeners {
+            for (serves, listener) in self.listeners {
                 let listener = tokio::net::TcpListener::from_std(listener).map_err(ServerError::Runtime)?;
-                tasks.spawn(accept(Arc::clone(&shared), listener, Arc::clone(&permits)));
+                tasks.spawn(accept(Arc::clone(&shared), listener, serves, Arc::clone(&permits)));
             }
             tasks.spawn(expire(Arc::clone(&shared)));
+            tasks.spawn(expire_nextdp(Arc::clone(&shared)));
             shared.stop.wait().await;
             tasks.shutdown().await;
             Ok(())
@@ -293,9 +345,18 @@ async fn expire(shared: Arc<Shared>) {
     }
 }
 
+async fn expire_nextdp(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(nextdp::EXPIRE_EVERY).await;
+        let shared = Arc::clone(&shared);
+        let _ = tokio::task::spawn_blocking(move || nextdp::expire(&shared)).await;
+    }
+}
+
 async fn accept(
     shared: Arc<Shared>,
     listener: tokio::net::TcpListener,
+    serves: Serves,
     permits: Arc<tokio::sync::Semaphore>,
 ) {
     let mut handshakes = tokio::task::JoinSet::new();
@@ -319,14 +380,28 @@ async fn accept(
             tracing::warn!(%peer, "too many connections");
             continue;
         };
+        if serves == Serves::FastDownloader {
+            // The server speaks first: there is nothing to be found out.
+            if let Ok(socket) = socket.into_std() {
+                shared.spawn(Begun::FastDownloader { socket, peer }, permit);
+            }
+            continue;
+        }
         let id = shared.next_handshake.fetch_add(1, Ordering::Relaxed);
         let task = handshakes.spawn({
             let shared = Arc::clone(&shared);
             async move {
-                let shaken = handshake::handshake(&shared, socket, peer).await;
+                let mut begun = handshake::begin(&shared, socket, peer).await;
                 lock(&shared.handshaking).remove(&id);
-                if let Some(shaken) = shaken {
-                    shared.spawn(shaken, permit);
+                if let Some(Begun::Http { socket, peer, early }) = begun {
+                    // Here it stays asynchronous, unless it upgrades.
+                    begun = match http::serve(&shared, socket, peer, early).await {
+                        Some(upgraded) => handshake::upgraded(upgraded, peer).await,
+                        None => None,
+                    };
+                }
+                if let Some(begun) = begun {
+                    shared.spawn(begun, permit);
                 }
             }
         });
@@ -383,14 +458,34 @@ impl Shared {
         fresh.then(|| KeyGuard { shared: Arc::clone(self), key: key.to_owned() })
     }
 
+    /// The key that an upgrade takes; the older versions take none.
+    fn key_for(self: &Arc<Self>, request: &UpgradeRequest) -> Result<Option<KeyGuard>, UpgradeError> {
+        if request.version != Version::V2 {
+            return Ok(None);
+        }
+        let key = self.take_key(&request.key);
+        key.map(Some).ok_or_else(|| UpgradeError::new(409, "a connection with this key is under way"))
+    }
+
     /// Hands a connection over to the blocking plane.
-    fn spawn(self: &Arc<Self>, shaken: Handshaken, permit: tokio::sync::OwnedSemaphorePermit) {
+    fn spawn(self: &Arc<Self>, begun: Begun, permit: tokio::sync::OwnedSemaphorePermit) {
         let shared = Arc::clone(self);
         self.threads.fetch_add(1, Ordering::SeqCst);
         let guard = ThreadGuard(Arc::clone(self));
         let spawned = std::thread::Builder::new().name("connection".into()).spawn(move || {
-            let guards: Box<dyn std::any::Any + Send> = Box::new((guard, permit));
-            session::serve(&shared, shaken, guards);
+            let held: Box<dyn std::any::Any + Send> = Box::new((guard, permit));
+            match begun {
+                Begun::FastDp(shaken) => session::serve(&shared, shaken, held),
+                Begun::FastDp1(shaken) => fastdp1::serve(&shared, shaken, held),
+                // It is served where it began.
+                Begun::Http { .. } => {}
+                Begun::FastDownloader { socket, peer } => {
+                    fastdownloader::serve(&shared, Older { socket, peer, early: Vec::new(), held });
+                }
+                Begun::UltraDp { socket, peer, early } => {
+                    ultradp::serve(&shared, Older { socket, peer, early, held });
+                }
+            }
         });
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for a connection");
@@ -471,6 +566,9 @@ impl Shared {
 
     /// Waits until every thread has left, within a bound.
     fn drain(&self) {
+        // Nobody brings the rest of these any more.
+        let unfinished = std::mem::take(&mut *lock(&self.nextdp));
+        drop(unfinished);
         let until = std::time::Instant::now() + DRAIN_PATIENCE;
         while self.threads.load(Ordering::SeqCst) > 0 && std::time::Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));

@@ -257,6 +257,9 @@ impl Serving<'_> {
 
     /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings too.
     fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> Result<Busy, Error> {
+        if lock(&self.shared.placed).contains(folder) {
+            return Ok(Busy::Known);
+        }
         let Some(older) = self.shared.by_folder(folder) else { return Ok(Busy::Unknown) };
         let wanted = manifest.iter().any(|(_, entry)| {
             entry.size() > 0

@@ -1,0 +1,204 @@
+//! The JSON header.
+
+use super::super::{HEADER_MAX, Version, Violation};
+use crate::json;
+use serde::{Deserialize, Serialize};
+
+/// The largest `OneChunk` that is taken.
+pub const ONE_CHUNK_MAX: u32 = 64 << 20;
+
+/// How a payload is made from its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// It is the file.
+    None,
+    /// One Zstandard frame.
+    Zstd,
+    /// A ZIP archive with one member.
+    Zip,
+    /// A gzip member with a tar archive of one file.
+    TarGz,
+}
+
+impl Compression {
+    /// Whether a payload of this kind can begin with `bytes`.
+    pub fn begins_with(self, bytes: &[u8]) -> bool {
+        match self {
+            Compression::None => true,
+            Compression::Zstd => bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]),
+            Compression::Zip => bytes.starts_with(b"PK\x03\x04"),
+            Compression::TarGz => bytes.starts_with(&[0x1f, 0x8b]),
+        }
+    }
+
+    /// As in `CompressType`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::None => "None",
+            Compression::Zstd => "Zstd",
+            Compression::Zip => "Zip",
+            Compression::TarGz => "TarGz",
+        }
+    }
+}
+
+/// What the sender says first, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// 1.0.0 or 1.1.0.
+    pub version: Version,
+    /// Bytes of a chunk, 1 to [`ONE_CHUNK_MAX`].
+    pub one_chunk: u32,
+    /// Bytes: of the file in 1.0.0, of the payload in 1.1.0.
+    pub full_size: u64,
+    /// What the payload is.
+    pub compression: Compression,
+    /// Unchecked; None only in 1.0.0.
+    pub file_name: Option<String>,
+    /// SHA-256 of the payload; in 1.1.0 only, and always there.
+    pub checksum: Option<[u8; 32]>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Json {
+    one_chunk: u64,
+    full_chunk: u64,
+    full_size: u64,
+    #[serde(rename = "DPVersion")]
+    dp_version: String,
+    compress_type: Compression,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
+}
+
+impl Header {
+    /// Bytes of the payload, if the header tells.
+    pub fn payload(&self) -> Option<u64> {
+        (self.version == Version::V1_1 || self.compression == Compression::None).then_some(self.full_size)
+    }
+
+    /// Bytes of the file, if the header tells.
+    pub fn file_size(&self) -> Option<u64> {
+        (self.version == Version::V1_0 || self.compression == Compression::None).then_some(self.full_size)
+    }
+
+    /// As on the wire: length and JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        let one_chunk = u64::from(self.one_chunk.max(1));
+        let text = json::write(&Json {
+            one_chunk,
+            full_chunk: match self.version {
+                Version::V1_1 => self.full_size.div_ceil(one_chunk),
+                _ => self.full_size / one_chunk + 1,
+            },
+            full_size: self.full_size,
+            dp_version: self.version.name().into(),
+            compress_type: self.compression,
+            file_name: self.file_name.clone(),
+            checksum: self.checksum.map(hex::encode),
+        });
+        [&(text.len() as u32).to_be_bytes()[..], &text].concat()
+    }
+
+    /// Takes a header of `version` from the beginning of `bytes`, and says how long it is; None if more bytes are needed.
+    pub fn decode(bytes: &[u8], version: Version) -> Result<Option<(Self, usize)>, Violation> {
+        let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_be_bytes(*prefix);
+        if len > HEADER_MAX {
+            return Err(Violation::with_code(413, "a header of more than 64 KiB"));
+        }
+        let Some(text) = rest.get(..len as usize) else { return Ok(None) };
+        let json: Json = json::parse(text)?;
+        if json.dp_version != version.name() {
+            return Err(Violation::protocol("a header of another version than the upgrade"));
+        }
+        let one_chunk = u32::try_from(json.one_chunk).ok().filter(|size| (1..=ONE_CHUNK_MAX).contains(size));
+        let one_chunk = one_chunk.ok_or_else(|| Violation::protocol("OneChunk is not 1 byte to 64 MiB"))?;
+        let (down, up) = (json.full_size / u64::from(one_chunk), json.full_size.div_ceil(one_chunk.into()));
+        if json.full_chunk != up && json.full_chunk != down + 1 {
+            return Err(Violation::protocol("FullChunk contradicts FullSize and OneChunk"));
+        }
+        let mut checksum = None;
+        if version == Version::V1_1 {
+            let mut digest = [0; 32];
+            let text = json.checksum.ok_or_else(|| Violation::protocol("a header without Checksum"))?;
+            hex::decode_to_slice(text, &mut digest)
+                .map_err(|_| Violation::protocol("Checksum is not a SHA-256 in hexadecimal"))?;
+            checksum = Some(digest);
+            if json.file_name.is_none() {
+                return Err(Violation::protocol("a header without FileName"));
+            }
+        }
+        let header = Self {
+            version,
+            one_chunk,
+            full_size: json.full_size,
+            compression: json.compress_type,
+            file_name: json.file_name,
+            checksum,
+        };
+        Ok(Some((header, 4 + len as usize)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(text: &str) -> Vec<u8> {
+        [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
+    }
+
+    const OLD: &str =
+        r#"{"OneChunk":1024,"FullChunk":3,"FullSize":2048,"DPVersion":"1.0.0","CompressType":"Zstd"}"#;
+
+    fn new() -> String {
+        let digest = "ab".repeat(32);
+        OLD.replace("1.0.0", "1.1.0")
+            .replace("\"FullChunk\":3", "\"FullChunk\":2")
+            .replace('}', &format!(",\"FileName\":\"x\",\"Checksum\":\"{digest}\"}}"))
+    }
+
+    #[test]
+    fn both_versions_are_read_and_written() {
+        let (old, used) = Header::decode(&framed(OLD), Version::V1_0).unwrap().unwrap();
+        assert_eq!((used, old.payload(), old.file_size()), (framed(OLD).len(), None, Some(2048)));
+        assert_eq!(old.encode(), framed(OLD));
+        let new = framed(&new());
+        let (header, _) = Header::decode(&new, Version::V1_1).unwrap().unwrap();
+        assert_eq!((header.payload(), header.file_size()), (Some(2048), None));
+        assert_eq!(header.encode(), new);
+        for cut in 0..new.len() {
+            assert_eq!(Header::decode(&new[..cut], Version::V1_1), Ok(None));
+        }
+    }
+
+    #[test]
+    fn cases_12_and_14_to_19_bad_headers_are_refused() {
+        let error = Header::decode(&u32::MAX.to_be_bytes(), Version::V1_0).unwrap_err();
+        assert_eq!(error.code, 413);
+        let new = new();
+        for (from, to) in [
+            ("1024", "0"),
+            ("1024", "67108865"),
+            ("\"FullSize\":2048", "\"FullSize\":-1"),
+            ("\"FullSize\":2048", "\"FullSize\":2048.0"),
+            ("\"FullSize\":2048", "\"FullSize\":1e400"),
+            ("\"FullSize\":2048", "\"FullSize\":9007199254740993"),
+            ("\"FullSize\":2048", "\"FullSize\":2048,\"FullSize\":2048"),
+            ("\"FullChunk\":2", "\"FullChunk\":4"),
+            ("Zstd", "Lz4"),
+            ("1.1.0", "1.0.0"),
+            ("\"FileName\":\"x\",", ""),
+            ("\"FileName\":\"x\"", "\"FileName\":\"\\ud800\""),
+            ("abab", "zzzz"),
+            ("abab", ""),
+        ] {
+            Header::decode(&framed(&new.replacen(from, to, 1)), Version::V1_1).expect_err(to);
+        }
+        Header::decode(&framed(OLD), Version::V1_1).unwrap_err();
+    }
+}

@@ -1,0 +1,95 @@
+//! Which protocol a connection speaks, by its first bytes. The specification is `docs/protocol/port.md`.
+
+/// The most bytes that are looked at.
+pub const FIRST_BYTES_MAX: usize = 16 << 10;
+
+/// What the first bytes of a connection begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// Not to be told yet: more bytes are needed.
+    Undecided,
+    /// An HTTP request.
+    Http,
+    /// An UltraDP announcement.
+    UltraDp,
+    /// An announcement of UltraDP's secured variant.
+    UltraDpSecured,
+    /// A TLS handshake.
+    Tls,
+    /// Nothing that is known; `like_http` if it begins with a letter, so that an HTTP answer may be understood.
+    Unknown {
+        /// Whether it begins as a method would, or with an empty line.
+        like_http: bool,
+    },
+}
+
+/// Looks at all bytes that have come so far.
+pub fn begins(bytes: &[u8]) -> Begins {
+    let Some(&first) = bytes.first() else { return Begins::Undecided };
+    if first == 0x16 {
+        return Begins::Tls;
+    }
+    // An empty line is HTTP without a method rather than anything else.
+    let like_http = first.is_ascii_alphabetic() || first == b'\r' || first == b'\n';
+    let unknown = Begins::Unknown { like_http };
+    if first < 0x20 {
+        return unknown;
+    }
+    let within = bytes.get(..FIRST_BYTES_MAX).unwrap_or(bytes);
+    let Some(end) = within.iter().position(|&byte| byte == b'\n') else {
+        return if bytes.len() >= FIRST_BYTES_MAX { unknown } else { Begins::Undecided };
+    };
+    let line = within.get(..end).unwrap_or(within);
+    let request = line.strip_suffix(b"\r").unwrap_or(line);
+    if request.ends_with(b" HTTP/1.1") || request.ends_with(b" HTTP/1.0") {
+        return Begins::Http;
+    }
+    let mut fields = line.rsplit(|&byte| byte == b':');
+    let is_flag = |field: Option<&[u8]>| matches!(field, Some(b"0" | b"1"));
+    let is_size = |field: Option<&[u8]>| {
+        field.is_some_and(|field| !field.is_empty() && field.iter().all(u8::is_ascii_digit))
+    };
+    let (last, second, third, fourth) = (fields.next(), fields.next(), fields.next(), fields.next());
+    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before it is the rarer thing.
+    if is_flag(last) && is_flag(second) && is_size(third) && fourth.is_some() {
+        Begins::UltraDpSecured
+    } else if is_flag(last) && is_size(second) && third.is_some() {
+        Begins::UltraDp
+    } else {
+        unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_first_line_decides() {
+        for (bytes, expected) in [
+            (&b""[..], Begins::Undecided),
+            (b"GET / HT", Begins::Undecided),
+            (b"GET / HTTP/1.1\r\n", Begins::Http),
+            (b"POST /upload?chunk_number=1 HTTP/1.0\nx", Begins::Http),
+            (b"GET x:12:0\n", Begins::UltraDp),
+            (b"GET /:5:1 HTTP/1.1\r\n", Begins::Http),
+            (b"a HTTP/1.1:12:1\nrest", Begins::UltraDp),
+            (b"a:b:12:1\n\0", Begins::UltraDp),
+            (b"\xffx:0:0\n", Begins::UltraDp),
+            (b"a:12:0:1\n", Begins::UltraDpSecured),
+            (b":12:0\n", Begins::UltraDp),
+            (b"12:0\n", Begins::Unknown { like_http: false }),
+            (b"a:12:2\n", Begins::Unknown { like_http: true }),
+            (b"a::0\n", Begins::Unknown { like_http: true }),
+            (b"a:12:0\r\n", Begins::Unknown { like_http: true }),
+            (b"\x16\x03", Begins::Tls),
+            (b"\x00\x00", Begins::Unknown { like_http: false }),
+            (b"\r\n", Begins::Unknown { like_http: true }),
+            (b"SSH-2.0-x\r\n", Begins::Unknown { like_http: true }),
+        ] {
+            assert_eq!(begins(bytes), expected, "{}", bytes.escape_ascii());
+        }
+        assert_eq!(begins(&[b'a'; FIRST_BYTES_MAX - 1]), Begins::Undecided);
+        assert_eq!(begins(&[b'a'; FIRST_BYTES_MAX]), Begins::Unknown { like_http: true });
+    }
+}

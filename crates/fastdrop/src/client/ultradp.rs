@@ -1,0 +1,67 @@
+//! UltraDP: sends one file, and waits until the receiver has closed.
+
+use super::older::{SourceFile, send_all, send_paced};
+use super::{Client, Compress, Error};
+use crate::connection::{Connection, FrameReader};
+use crate::encode::ZSTD_LEVEL;
+use crate::observe::Phase;
+use crate::throttle::Throttle;
+use fastdrop_proto::ultradp::{Announcement, CHUNK};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the receiver may take to sync and name what it has.
+const END_PATIENCE: Duration = Duration::from_secs(600);
+
+pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<(), Error> {
+    let compressed = match client.options.compress {
+        Compress::None => false,
+        Compress::Zstd => true,
+        _ => return Err(Error::with_code(400, "UltraDP compresses with Zstandard or not at all")),
+    };
+    let announcement = Announcement { name: file.name_text()?.into(), size: file.size, compressed };
+    let line = announcement.encode().ok_or_else(|| {
+        Error::with_code(400, format!("{}: UltraDP cannot carry this name", crate::shown(&file.name)))
+    })?;
+    let connection = client.bare(client.target.port)?;
+    client.observer.set_phase(Phase::Moving);
+    send_all(&connection, &line)?;
+    let mut offset = 0;
+    while offset < file.size {
+        let len = u64::from(CHUNK).min(file.size - offset);
+        if offset + len == file.size {
+            file.check()?;
+        }
+        if compressed {
+            let mut plain = vec![0; len as usize];
+            file.read_at(&mut plain, offset)?;
+            let frame = zstd::bulk::compress(&plain, ZSTD_LEVEL)
+                .map_err(|error| Error::with_code(500, format!("compressing: {error}")))?;
+            send_all(&connection, &(frame.len() as u64).to_be_bytes())?;
+            send_paced(&connection, &frame, throttle)?;
+            client.note_moved(len);
+        } else {
+            send_all(&connection, &len.to_be_bytes())?;
+            client.send_part(&connection, file, offset, len, throttle)?;
+        }
+        offset += len;
+    }
+    finish(client, connection)
+}
+
+/// Says that this is all, and waits until the receiver has closed too.
+fn finish(client: &Client, connection: Arc<Connection>) -> Result<(), Error> {
+    client.observer.set_phase(Phase::Finishing);
+    connection.finish_writing();
+    let reader = &mut FrameReader::new(connection, Vec::new());
+    let until = Instant::now() + END_PATIENCE;
+    while Instant::now() < until && !client.stop.is_stopped() {
+        if reader.comes_within(Duration::from_millis(900)) {
+            return match reader.read_some(&mut [0; 64])? {
+                0 => Ok(()),
+                _ => Err(Error::Foreign("the receiver answers, which UltraDP does not".into())),
+            };
+        }
+    }
+    Err(Error::Network("the receiver did not close the connection".into()))
+}

@@ -1,0 +1,226 @@
+//! One file that arrives by one of the older protocols: written under a temporary name, and named when it is complete.
+
+use super::files::{FileSink, ReceiveOptions};
+use super::place::{Placement, Verdict, judge};
+use crate::error::{Error, reason};
+use crate::root::{Dirs, Root, split};
+use crate::stage::{Stage, write_all_at};
+use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest, ManifestBuilder, Place, RelPath};
+use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+
+/// Bytes of a buffer: they stay in the processor's caches from being received to being written.
+pub(crate) const BUFFER: usize = 256 << 10;
+/// Buffers of one file.
+const BUFFERS: usize = 8;
+const ONLY: EntryIndex = EntryIndex(0);
+
+/// A file that is being received. What it has written goes with it, unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    sink: FileSink,
+    manifest: Manifest,
+    temp: u32,
+    fd: OwnedFd,
+    keep: bool,
+}
+
+impl Incoming {
+    /// Begins the file `path` beneath `root`; `size` is what it will have, as far as that is known, and is made sure of.
+    ///
+    /// An error if the name leads elsewhere, if something is there that has to stay, or if there is no room.
+    pub(crate) fn create(
+        root: &Arc<Root>,
+        path: &[u8],
+        size: u64,
+        options: ReceiveOptions,
+    ) -> Result<Self, Error> {
+        let path = RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?.as_bytes();
+        let (folder, name) = split(path);
+        let manifest = single(name)?;
+        let folder = if folder.is_empty() { Vec::new() } else { [folder, b"/"].concat() };
+        let placement = Placement::resolve(root, &folder, Place::Into, &manifest)?;
+        let entry = only(&manifest)?;
+        let mut dirs = Dirs::default();
+        let exceptions = match judge(root, &mut dirs, path, &entry, options.existing, false)? {
+            Verdict::Conflict(why) => {
+                return Err(Error::with_code(409, format!("{}: {why}", crate::shown(path))));
+            }
+            verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
+            Verdict::Identical | Verdict::Left => {
+                return Err(Error::with_code(409, format!("{}: it exists", crate::shown(path))));
+            }
+            Verdict::New => HashMap::new(),
+        };
+        let stage =
+            Stage::create(Arc::clone(root), Algorithm::None, ChunkSize::COMMON, options.durability, None)?;
+        let sink = FileSink::new(Arc::clone(root), placement, stage, options, exceptions);
+        let made = sink.check_space(size, size).and_then(|()| {
+            let made = sink.stage.new_temp(0o600);
+            made.map_err(|errno| Error::system(format!("writing {}", crate::shown(path)), errno))
+        });
+        match made {
+            Ok((temp, fd)) => Ok(Self { sink, manifest, temp, fd, keep: false }),
+            Err(error) => {
+                sink.stage.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// The folder of its stage.
+    pub(crate) fn folder(&self) -> &str {
+        self.sink.stage.name()
+    }
+
+    /// The temporary file.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// One more temporary file, for what waits for its turn. It goes when the stage does.
+    pub(crate) fn spool(&self) -> Result<OwnedFd, Error> {
+        let made = self.sink.stage.new_temp(0o600);
+        made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
+    }
+
+    /// Leaves what has come in the stage, where it expires.
+    pub(crate) fn keep_aside(mut self) {
+        self.keep = true;
+    }
+
+    fn failed(&self, errno: Errno) -> Error {
+        match self.manifest.get(ONLY) {
+            Some(entry) => self.sink.system(&entry, errno),
+            None => Error::system("writing", errno),
+        }
+    }
+
+    /// Syncs the file and gives it its name.
+    pub(crate) fn commit(self) -> Result<(), Error> {
+        let entry = only(&self.manifest)?;
+        self.sink.set_file_attributes(&self.fd, &entry, true).map_err(|errno| self.failed(errno))?;
+        self.sink.stage.sync_temps(&[self.temp])?;
+        self.sink.give_name(&mut Dirs::default(), ONLY, &entry, self.temp).map_err(|errno| {
+            let path = crate::shown(&self.sink.placement.of(entry.path));
+            match errno {
+                Errno::EXIST => Error::with_code(409, format!("{path}: another one was put there meanwhile")),
+                errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
+            }
+        })?;
+        self.sink.sync_names()
+    }
+
+    /// Has `receive` fill buffers, which another thread writes at the places that they are given.
+    pub(crate) fn write_behind<T>(
+        &self,
+        receive: impl FnOnce(&mut WriteBehind) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (full, to_write) = sync_channel::<Full>(BUFFERS);
+        let (written, empty) = channel();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                to_write.iter().try_for_each(|Full { buffer, len, at }| {
+                    write_all_at(self.file(), buffer.get(..len).unwrap_or_default(), at)?;
+                    self.sink.stage.begin_writeback(self.file(), at, len as u64);
+                    // Nobody may want it any more.
+                    let _ = written.send(buffer);
+                    Ok(())
+                })
+            });
+            let mut behind = WriteBehind { full, empty, spare: Vec::new(), made: 0 };
+            let received = receive(&mut behind);
+            drop(behind);
+            match writer.join() {
+                Ok(Ok(())) => received,
+                Ok(Err(errno)) => Err(self.failed(errno)),
+                Err(_) => Err(self.failed(Errno::IO)),
+            }
+        })
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.sink.stage.remove();
+        }
+    }
+}
+
+struct Full {
+    buffer: Vec<u8>,
+    len: usize,
+    at: u64,
+}
+
+/// The receiving end's side of [`Incoming::write_behind`].
+pub(crate) struct WriteBehind {
+    full: SyncSender<Full>,
+    empty: Receiver<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    made: usize,
+}
+
+impl WriteBehind {
+    /// A buffer of [`BUFFER`] bytes, as soon as there is one; an error if writing has failed, which is then the one that counts.
+    pub(crate) fn buffer(&mut self) -> Result<Vec<u8>, Error> {
+        if let Some(buffer) = self.spare.pop().or_else(|| self.empty.try_recv().ok()) {
+            return Ok(buffer);
+        }
+        if self.made < BUFFERS {
+            self.made += 1;
+            return Ok(vec![0; BUFFER]);
+        }
+        self.empty.recv().map_err(|_| gone())
+    }
+
+    /// Has the first `len` bytes of `buffer` written at `at`.
+    pub(crate) fn write(&mut self, buffer: Vec<u8>, len: usize, at: u64) -> Result<(), Error> {
+        self.full.send(Full { buffer, len, at }).map_err(|_| gone())
+    }
+
+    /// Waits until everything has been written, but for what is in the `out` buffers that the caller still has.
+    pub(crate) fn flush(&mut self, out: usize) -> Result<(), Error> {
+        while self.spare.len() + out < self.made {
+            self.spare.push(self.empty.recv().map_err(|_| gone())?);
+        }
+        Ok(())
+    }
+
+    /// Takes a buffer back that was not filled.
+    pub(crate) fn give_back(&mut self, buffer: Vec<u8>) {
+        self.spare.push(buffer);
+    }
+}
+
+fn gone() -> Error {
+    Error::with_code(500, "writing has ended")
+}
+
+/// Where a file called `name` goes when a user says `path`: into it if it is a folder, else as it.
+pub(crate) fn destination(root: &Root, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Error> {
+    let (_, name) = split(name);
+    let manifest = single(name)?;
+    let placement = Placement::resolve(root, path, Place::Auto, &manifest)?;
+    only(&manifest).map(|entry| placement.of(entry.path))
+}
+
+/// A manifest of one file, of which nothing but the name is known.
+fn single(name: &[u8]) -> Result<Manifest, Error> {
+    let path = RelPath::new(name).map_err(|error| Error::with_code(403, error.to_string()))?;
+    let mut builder = ManifestBuilder::new(1);
+    builder
+        .push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() })
+        .and_then(|()| builder.finish())
+        .map_err(|error| Error::with_code(400, error.to_string()))
+}
+
+fn only(manifest: &Manifest) -> Result<Entry<'_>, Error> {
+    manifest.get(ONLY).ok_or_else(|| Error::with_code(500, "an empty manifest"))
+}

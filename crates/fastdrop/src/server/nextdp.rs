@@ -1,0 +1,324 @@
+//! NextDP: puts files together from requests that carry a chunk each.
+
+use super::older::Placed;
+use super::{Shared, lock};
+use crate::error::Error;
+use crate::source::read_exact_at;
+use crate::stage::write_all_at;
+use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, RECEIVED, Refusal, Verdict};
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::{Body as _, Incoming as Body};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// How long a body may stand still.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
+/// A transfer to which nothing was added for so long is given up.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+/// Chunks that are in memory at once, of all transfers.
+pub(super) const CHUNKS_AT_ONCE: usize = 16;
+
+/// By what the chunks of one transfer are known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TransferKey {
+    address: IpAddr,
+    id: Option<String>,
+}
+
+/// The transfers under way.
+pub(super) type Transfers = Mutex<BTreeMap<TransferKey, Arc<Mutex<Transfer>>>>;
+
+/// A file that arrives in chunks.
+pub(super) struct Transfer {
+    assembly: Assembly,
+    placed: Option<Placed>,
+    name: String,
+    /// What came before chunk 0.
+    spool: Spool,
+    touched: Instant,
+    /// Chunks that are being written.
+    writing: u32,
+    /// Why it cannot be completed any more.
+    failed: Option<Refusal>,
+}
+
+#[derive(Default)]
+struct Spool {
+    file: Option<OwnedFd>,
+    end: u64,
+    /// Offset and size, by number.
+    chunks: BTreeMap<u32, (u64, usize)>,
+}
+
+/// Receives one chunk; what to answer.
+pub(super) async fn receive(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    request: Request<Body>,
+) -> Result<&'static str, Refusal> {
+    if shared.options.read_only {
+        return Err(Refusal::new(403, "this server only gives"));
+    }
+    let chunk = {
+        let headers = request.headers();
+        ChunkRequest::parse(request.uri().query(), |name| {
+            let mut values = headers.get_all(name).iter();
+            match (values.next(), values.next()) {
+                (None, _) => Ok(None),
+                (Some(value), None) => {
+                    let text = std::str::from_utf8(value.as_bytes());
+                    text.map(Some).map_err(|_| Refusal::new(400, format!("{name} is not UTF-8")))
+                }
+                _ => Err(Refusal::new(400, format!("{name} twice"))),
+            }
+        })?
+    };
+    let key = TransferKey { address: peer.ip(), id: chunk.transfer.clone() };
+    refuse_second(shared, &key, &chunk)?;
+    let permit = shared.chunks.acquire().await.map_err(|_| Refusal::new(503, "stopping"))?;
+    let body = read_body(request.into_body()).await?;
+    let shared = Arc::clone(shared);
+    let written = tokio::task::spawn_blocking(move || {
+        let bytes = if shared.options.nextdp_gzip { gunzip(&body)? } else { body };
+        take(&shared, key, &chunk, &bytes, peer)
+    });
+    let written = written.await.map_err(|_| Refusal::new(500, "writing failed"))?;
+    drop(permit);
+    written.map(|()| RECEIVED)
+}
+
+/// Another file of the same address is refused before its body is read.
+fn refuse_second(shared: &Shared, key: &TransferKey, chunk: &ChunkRequest) -> Result<(), Refusal> {
+    let Some((name, _)) = &chunk.first else { return Ok(()) };
+    let transfer = lock(&shared.nextdp).get(key).cloned();
+    let Some(transfer) = transfer else { return Ok(()) };
+    let transfer = lock(&transfer);
+    if transfer.placed.is_some() && transfer.name != *name && transfer.failed.is_none() {
+        return Err(Refusal::new(409, "another transfer from this address is under way"));
+    }
+    Ok(())
+}
+
+async fn read_body(mut body: Body) -> Result<Vec<u8>, Refusal> {
+    let too_large = || Refusal::new(413, "a chunk of more than 16 MiB");
+    let expected = body.size_hint().exact();
+    if expected.is_some_and(|bytes| bytes > CHUNK_MAX) {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(expected.unwrap_or(0) as usize);
+    loop {
+        let frame = timeout(BODY_PATIENCE, body.frame()).await;
+        let frame = frame.map_err(|_| Refusal::new(408, "the chunk did not come in time"))?;
+        let Some(frame) = frame else { return Ok(bytes) };
+        let frame = frame.map_err(|_| Refusal::new(400, "the chunk ended too early"))?;
+        if let Ok(data) = frame.into_data() {
+            if bytes.len() + data.len() > CHUNK_MAX as usize {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+}
+
+/// Decodes exactly one gzip member.
+fn gunzip(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let bad = |why: &str| Refusal::new(400, format!("a chunk that is no gzip member: {why}"));
+    let mut decoder = flate2::bufread::GzDecoder::new(bytes);
+    let mut plain = Vec::new();
+    (&mut decoder).take(CHUNK_MAX + 1).read_to_end(&mut plain).map_err(|error| bad(&error.to_string()))?;
+    if plain.len() as u64 > CHUNK_MAX {
+        return Err(Refusal::new(413, "a chunk that decodes to more than 16 MiB"));
+    }
+    if !decoder.into_inner().is_empty() {
+        return Err(bad("bytes behind it"));
+    }
+    Ok(plain)
+}
+
+/// Puts a chunk where it belongs; with the last one, the file gets its name.
+fn take(
+    shared: &Arc<Shared>,
+    key: TransferKey,
+    chunk: &ChunkRequest,
+    bytes: &[u8],
+    peer: SocketAddr,
+) -> Result<(), Refusal> {
+    let transfer = {
+        let mut transfers = lock(&shared.nextdp);
+        if !transfers.contains_key(&key) && transfers.len() >= shared.options.transfers_max {
+            return Err(Refusal::new(503, "too many transfers at once"));
+        }
+        let fresh = || Arc::new(Mutex::new(Transfer::new()));
+        Arc::clone(transfers.entry(key.clone()).or_insert_with(fresh))
+    };
+    let result = Transfer::take(&transfer, shared, chunk, bytes);
+    let result = result.and_then(|complete| {
+        if !complete {
+            return Ok(());
+        }
+        lock(&shared.nextdp).retain(|_, other| !Arc::ptr_eq(other, &transfer));
+        let mut transfer = lock(&transfer);
+        let (path, size) = (crate::shown(transfer.name.as_bytes()), transfer.assembly.size());
+        let placed = transfer.placed.take();
+        placed.map_or(Ok(()), Placed::commit).map_err(refusal)?;
+        tracing::info!(%peer, protocol = "nextdp", path, bytes = size, "received");
+        Ok(())
+    });
+    if result.is_err() {
+        // A file of which a chunk is wrong is not worth the others, unless the chunk was another file's.
+        let mut transfers = lock(&shared.nextdp);
+        if lock(&transfer).failed.is_some() {
+            transfers.retain(|_, other| !Arc::ptr_eq(other, &transfer));
+        }
+    }
+    result
+}
+
+impl Transfer {
+    fn new() -> Self {
+        Self {
+            assembly: Assembly::default(),
+            placed: None,
+            name: String::new(),
+            spool: Spool::default(),
+            touched: Instant::now(),
+            writing: 0,
+            failed: None,
+        }
+    }
+
+    /// True for the one call that completes the file.
+    fn take(
+        transfer: &Mutex<Self>,
+        shared: &Arc<Shared>,
+        chunk: &ChunkRequest,
+        bytes: &[u8],
+    ) -> Result<bool, Refusal> {
+        let mut this = lock(transfer);
+        this.touched = Instant::now();
+        if let Some(failed) = &this.failed {
+            return Err(failed.clone());
+        }
+        if let Some((name, chunks)) = &chunk.first {
+            match this.placed {
+                Some(_) if this.name != *name => {
+                    return Err(Refusal::new(409, "another transfer from this address is under way"));
+                }
+                Some(_) => {}
+                None => {
+                    let size = bytes.len() as u64 * u64::from(*chunks);
+                    let least = size.saturating_sub(bytes.len() as u64);
+                    let placed = Placed::create(shared, name.as_bytes(), least);
+                    this.placed = Some(placed.map_err(refusal).map_err(|refusal| this.fail(refusal))?);
+                    this.name = name.clone();
+                }
+            }
+        }
+        let chunks = chunk.first.as_ref().map(|(_, chunks)| *chunks);
+        let verdict = this.assembly.handle_chunk(chunk.number, chunks, bytes.len() as u64);
+        let verdict =
+            verdict.map_err(|refusal| if refusal.status == 409 { refusal } else { this.fail(refusal) })?;
+        match verdict {
+            Verdict::Known => return Ok(false),
+            Verdict::Wait => {
+                this.spool.write(chunk.number, bytes, shared).map_err(|refusal| this.fail(refusal))?;
+                return Ok(false);
+            }
+            Verdict::Take(at) => {
+                let file = this.file()?;
+                this.writing += 1;
+                drop(this);
+                // Outside of the lock: other chunks are written meanwhile.
+                let written = write_all_at(file.as_fd(), bytes, at);
+                this = lock(transfer);
+                this.writing -= 1;
+                written
+                    .map_err(|errno| refusal(Error::system("writing", errno)))
+                    .map_err(|refusal| this.fail(refusal))?;
+            }
+        }
+        while let Some((number, verdict)) =
+            this.assembly.poll_early().map_err(|refusal| this.fail(refusal))?
+        {
+            let early = this.spool.read(number).map_err(|refusal| this.fail(refusal))?;
+            if let Verdict::Take(at) = verdict {
+                let written = write_all_at(this.file()?.as_fd(), &early, at);
+                written
+                    .map_err(|errno| refusal(Error::system("writing", errno)))
+                    .map_err(|refusal| this.fail(refusal))?;
+            }
+        }
+        Ok(this.assembly.is_complete() && this.writing == 0 && this.placed.is_some())
+    }
+
+    fn file(&self) -> Result<OwnedFd, Refusal> {
+        let placed = self.placed.as_ref().ok_or_else(|| Refusal::new(500, "no file"))?;
+        let incoming = placed.incoming().map_err(refusal)?;
+        incoming.file().try_clone_to_owned().map_err(|_| Refusal::new(503, "no descriptor left"))
+    }
+
+    fn fail(&mut self, refusal: Refusal) -> Refusal {
+        self.placed = None;
+        self.failed = Some(refusal.clone());
+        refusal
+    }
+}
+
+impl Spool {
+    fn write(&mut self, number: u32, bytes: &[u8], shared: &Shared) -> Result<(), Refusal> {
+        let failed = |_| Refusal::new(507, "no room for chunks that come before chunk 0");
+        if self.file.is_none() {
+            // Without a name: nobody sees it, and it goes by itself.
+            self.file = Some(tempfile::tempfile_in(&shared.options.folder).map_err(failed)?.into());
+        }
+        let Some(file) = &self.file else { return Err(Refusal::new(500, "no spool file")) };
+        write_all_at(file.as_fd(), bytes, self.end)
+            .map_err(|errno| refusal(Error::system("spooling", errno)))?;
+        self.chunks.insert(number, (self.end, bytes.len()));
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn read(&mut self, number: u32) -> Result<Vec<u8>, Refusal> {
+        let lost = || Refusal::new(500, "a spooled chunk is gone");
+        let (offset, size) = self.chunks.remove(&number).ok_or_else(lost)?;
+        let mut bytes = vec![0; size];
+        read_exact_at(self.file.as_ref().ok_or_else(lost)?, &mut bytes, offset).map_err(|_| lost())?;
+        Ok(bytes)
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    let status = match error.code() {
+        code @ (400 | 403 | 404 | 409 | 413 | 503 | 507) => code,
+        _ => 500,
+    };
+    Refusal::new(status, error.to_string())
+}
+
+/// Gives up what nobody adds to any more.
+pub(super) fn expire(shared: &Shared) {
+    let mut gone = Vec::new();
+    lock(&shared.nextdp).retain(|key, transfer| {
+        let keep = {
+            let transfer = lock(transfer);
+            transfer.writing > 0 || transfer.touched.elapsed() < IDLE_MAX
+        };
+        if !keep {
+            gone.push((key.address, Arc::clone(transfer)));
+        }
+        keep
+    });
+    for (address, transfer) in gone {
+        let name = crate::shown(lock(&transfer).name.as_bytes());
+        tracing::warn!(%address, protocol = "nextdp", name, "given up: nothing came for a minute");
+    }
+}
