@@ -104,7 +104,10 @@ class FastDrop(Server):
     binary = None
 
     def configure(self):
-        return [self.binary, "serve", self.root, "--bind", self.addr, "--port", str(self.port), "--json"]
+        return [self.binary, "serve", self.root, "--bind", self.addr, "--port", str(self.port), "--json", *self.options()]
+
+    def options(self):
+        return []
 
     def send(self, source, folder, *options):
         return [self.binary, "send", *QUIET, *options, source, f"{self.addr}:{self.port}/{folder}"]
@@ -114,6 +117,18 @@ class FastDrop(Server):
 
 
 QUIET = ["--json", "--progress", "none"]
+
+
+class FastDropOlder(FastDrop):
+    """The same with FastDownloader on a port of its own."""
+
+    def options(self):
+        self.download_port = free_port(self.addr)
+        return [f"--fastdownloader={self.download_port}"]
+
+    def download(self, name, folder):
+        target = f"{self.addr}:{self.download_port}/{name}"
+        return [self.binary, "get", *QUIET, "--protocol", "fastdownloader", target, folder]
 
 
 class Nginx(Server):
