@@ -1,4 +1,4 @@
-//! FastDrop Protocol: version 2, and in [`v1`] what is different in the older ones. The specification is `docs/protocol/fastdp.md`;
+//! FastDrop Protocol: version 2, and in `v1` what is different in the older ones. The specification is `docs/protocol/fastdp.md`;
 //! section numbers refer to it.
 
 mod control;
