@@ -163,6 +163,44 @@ mod tests {
     }
 
     #[test]
+    fn the_vectors_of_the_specification_are_what_the_code_writes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/vectors/fastdp1.txt");
+        let text = std::fs::read_to_string(path).unwrap();
+        let mut count = 0;
+        for vector in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let fields: Vec<_> = vector.split_whitespace().collect();
+            let given = |text: &str| (text != "-").then(|| text.to_owned());
+            match fields[..] {
+                ["header", version, one_chunk, full_size, kind, name, checksum, expected] => {
+                    let header = Header {
+                        version: Version::parse(version).unwrap(),
+                        one_chunk: one_chunk.parse().unwrap(),
+                        full_size: full_size.parse().unwrap(),
+                        compression: serde_json::from_str(&format!("\"{kind}\"")).unwrap(),
+                        file_name: given(name),
+                        checksum: given(checksum).map(|hex| hex::decode(hex).unwrap().try_into().unwrap()),
+                    };
+                    assert_eq!(hex::encode(header.encode()), expected);
+                    let bytes = hex::decode(expected).unwrap();
+                    assert_eq!(Header::decode(&bytes, header.version), Ok(Some((header, bytes.len()))));
+                }
+                ["chunk", number, size, expected] => {
+                    let prefix = super::super::ChunkPrefix {
+                        number: number.parse().unwrap(),
+                        size: size.parse().unwrap(),
+                    };
+                    assert_eq!(hex::encode(prefix.encode()), expected);
+                    let bytes = hex::decode(expected).unwrap().try_into().unwrap();
+                    assert_eq!(super::super::ChunkPrefix::decode(bytes), prefix);
+                }
+                _ => panic!("{vector}"),
+            }
+            count += 1;
+        }
+        assert!(count >= 7);
+    }
+
+    #[test]
     fn both_versions_are_read_and_written() {
         let (old, used) = Header::decode(&framed(OLD), Version::V1_0).unwrap().unwrap();
         assert_eq!((used, old.payload(), old.file_size()), (framed(OLD).len(), None, Some(2048)));
