@@ -633,6 +633,31 @@ fn case_26_fastdownloader_a_stream_that_ends_too_early_leaves_nothing() {
 // ---- one port
 
 #[test]
+fn an_upgrade_to_version_2_comes_as_a_later_request() {
+    let dir = scratch();
+    let mut server = Server::start(dir.path(), &[]);
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (status, _) = wire::read_answer(&mut stream).unwrap();
+    assert_eq!(status, 404);
+    // Its body is one line.
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte).unwrap();
+    }
+    let lines = wire::request_lines(&wire::key());
+    stream.write_all(&wire::request(&lines)).unwrap();
+    let (status, head) = wire::read_answer(&mut stream).unwrap();
+    assert!(status == 101 && head.to_lowercase().contains("sec-fastdp-version: 2.0.0"), "{head}");
+    // And it speaks fastdp from here on: nonsense is refused with a header and a frame.
+    stream.write_all(&wire::header(b"{}")).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.windows(9).any(|window| window == b"DPVersion"), "{}", answer.escape_ascii());
+    server.assert_serves("an upgrade on a connection that was kept");
+}
+
+#[test]
 fn what_is_not_accepted_is_refused_in_its_own_words() {
     let dir = scratch();
     let mut server = Server::start(dir.path(), &["--accept", "fastdp"]);
