@@ -252,4 +252,122 @@ mod tests {
             let _ = decode(&bad);
         }
     }
+
+    /// What is in the one file of an archive.
+    fn content_of(result: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        result(&mut out).map(|()| out)
+    }
+
+    fn untar(archive: &[u8]) -> Result<Vec<u8>> {
+        content_of(|out| {
+            let rest = tar_gz::<_, Error>(archive, |reader| reader.read_to_end(out).map(|_| ()))?;
+            if rest.is_empty() { Ok(()) } else { Err(bad("bytes behind it")) }
+        })
+    }
+
+    /// A gzipped archive of entries of these kinds, each with `content` if it is a file.
+    fn tarred(kinds: &[tar::EntryType], content: &[u8]) -> Vec<u8> {
+        let mut tar =
+            tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (at, &kind) in kinds.iter().enumerate() {
+            let mut header = tar::Header::new_ustar();
+            let body = if kind.is_file() { content } else { &[] };
+            header.set_entry_type(kind);
+            header.set_size(body.len() as u64);
+            header.set_path(format!("entry-{at}")).unwrap();
+            if kind.is_symlink() || kind.is_hard_link() {
+                header.set_link_name("/etc/passwd").unwrap();
+            }
+            header.set_cksum();
+            tar.append(&header, body).unwrap();
+        }
+        tar.into_inner().unwrap().finish().unwrap()
+    }
+
+    #[test]
+    fn cases_45_48_49_50_and_52_a_tar_archive_holds_one_plain_file_or_is_refused() {
+        use tar::EntryType::{Char, Directory, Fifo, Link, Regular, Symlink, XHeader};
+        let good = tarred(&[Regular], b"content");
+        assert_eq!(untar(&good).unwrap(), b"content");
+        for kinds in [
+            &[][..],
+            &[Symlink],
+            &[Symlink, Regular],
+            &[Link],
+            &[Char],
+            &[Fifo],
+            &[Directory, Regular],
+            &[Regular, Regular],
+            &[Regular, Symlink],
+        ] {
+            untar(&tarred(kinds, b"content")).expect_err(&format!("{kinds:?}"));
+        }
+        for cut in 0..good.len() {
+            assert!(untar(&good[..cut]).is_err(), "{cut} of {} bytes", good.len());
+        }
+        untar(&[&good[..], b"more"].concat()).unwrap_err();
+        // A size that contradicts the header that follows it.
+        let mut tar =
+            tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        for (kind, body) in [(XHeader, &b"12 size=9999\n"[..]), (Regular, b"content")] {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(body.len() as u64);
+            header.set_path("x").unwrap();
+            header.set_cksum();
+            tar.append(&header, body).unwrap();
+        }
+        untar(&tar.into_inner().unwrap().finish().unwrap()).unwrap_err();
+    }
+
+    fn unzip(archive: &[u8]) -> Result<Vec<u8>> {
+        use std::io::Write;
+        let mut file = tempfile::tempfile()?;
+        file.write_all(archive)?;
+        content_of(|out| zip::<Error>(file, |reader| reader.read_to_end(out).map(|_| ())))
+    }
+
+    /// An archive of files with these names.
+    fn zipped(names: &[&str], content: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for name in names {
+            zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+            zip.write_all(content).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn cases_45_48_50_51_and_52_a_zip_archive_holds_one_plain_file_or_is_refused() {
+        let content = b"content ".repeat(50);
+        let good = zipped(&["../../x"], &content);
+        assert_eq!(unzip(&good).unwrap(), content);
+        unzip(&zipped(&[], &content)).unwrap_err();
+        unzip(&zipped(&["a", "b"], &content)).unwrap_err();
+        unzip(&zipped(&["folder/"], b"")).unwrap_err();
+        for cut in 0..good.len() {
+            assert!(unzip(&good[..cut]).is_err(), "{cut} of {} bytes", good.len());
+        }
+        unzip(&[b"before", &good[..]].concat()).unwrap_err();
+        unzip(&[&good[..], b"behind"].concat()).unwrap_err();
+        // The directory says another size than the entry has, and then ten thousand entries.
+        let directory = good.windows(4).rposition(|window| window == b"PK\x01\x02").unwrap();
+        let mut lying = good.clone();
+        lying[directory + 24] ^= 1;
+        unzip(&lying).unwrap_err();
+        let mut many = good.clone();
+        let end = good.len() - ZIP_END;
+        many[end + 8..end + 12].copy_from_slice(&[0x10, 0x27, 0x10, 0x27]);
+        unzip(&many).unwrap_err();
+        for at in 0..good.len() {
+            let mut flipped = good.clone();
+            flipped[at] ^= 0x41;
+            // Either it is noticed, or it was in a field that decides nothing; the bytes are never others.
+            if let Ok(found) = unzip(&flipped) {
+                assert_eq!(found, content, "byte {at}");
+            }
+        }
+    }
 }
