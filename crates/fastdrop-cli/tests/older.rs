@@ -123,6 +123,7 @@ fn case_26_ultradp_that_ends_too_early_is_kept_aside_and_never_named() {
     assert_eq!(names_in(dir.path()), Vec::<String>::new());
     assert!(server.path(".fastdrop").exists(), "what came is kept");
     server.assert_serves("an incomplete transfer");
+    assert!(server.path(".fastdrop").exists(), "what came is still kept after another transfer");
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use super::files::{FileSink, ReceiveOptions};
 use super::place::{Placement, Verdict, judge};
 use crate::error::{Error, reason};
+use crate::journal::{FileKey, Record};
 use crate::root::{Dirs, Root, split};
 use crate::stage::{Stage, write_all_at};
-use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
 use rustix::io::Errno;
@@ -89,9 +90,15 @@ impl Incoming {
         made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
     }
 
-    /// Leaves what has come in the stage, where it expires.
-    pub(crate) fn keep_aside(mut self) {
-        self.keep = true;
+    /// Leaves the `bytes` that have come in the stage, where they expire.
+    pub(crate) fn keep_aside(mut self, bytes: u64) {
+        let Ok(entry) = only(&self.manifest) else { return };
+        // Noted, so that nobody takes the stage for an empty one; with a time that no file has, so that nobody continues it.
+        let never = Mtime { seconds: i64::MIN, nanos: 0 };
+        let key = FileKey::new(self.sink.placement.of(entry.path), bytes, never);
+        let (temp, checksum) = (self.temp, Checksum::from_slice(&[]));
+        let records = [Record::File { temp, key }, Record::Piece { temp, piece: 0, checksum }];
+        self.keep = self.sink.stage.journal().append(&records).is_ok();
     }
 
     fn failed(&self, errno: Errno) -> Error {

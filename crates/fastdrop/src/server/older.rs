@@ -84,10 +84,10 @@ impl Placed {
         Ok(())
     }
 
-    /// Leaves what has come beneath `.fastdrop`, without a name.
-    pub(super) fn keep_aside(mut self) {
+    /// Leaves the `bytes` that have come beneath `.fastdrop`, without a name.
+    pub(super) fn keep_aside(mut self, bytes: u64) {
         if let Some(incoming) = self.incoming.take() {
-            incoming.keep_aside();
+            incoming.keep_aside(bytes);
         }
     }
 }

@@ -44,7 +44,7 @@ fn receive(shared: &Arc<Shared>, older: Older) -> Result<(String, u64), Error> {
         // What is only incomplete may be worth something to somebody; what is wrong is not.
         Err(Error::Network(why)) => {
             if receiver.came() > 0 {
-                placed.keep_aside();
+                placed.keep_aside(receiver.came());
             }
             receiver.handle_end().map_err(refused)?;
             return Err(Error::Network(why));
