@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, Error, Read, Result, Write};
-use std::time::Duration;
 
 /// Level of Zstandard: the fastest that still finds most.
 pub(crate) const ZSTD_LEVEL: i32 = 1;
@@ -12,9 +11,8 @@ const STEP: usize = 256 << 10;
 /// What the one member of an archive is called and when it was changed.
 #[derive(Debug, Clone)]
 pub(crate) struct Member<'a> {
-    /// Its last component alone is used.
     pub(crate) name: &'a str,
-    /// Seconds since 1970.
+    /// Seconds since 1970; a ZIP archive goes without.
     pub(crate) mtime: u64,
     pub(crate) mode: u32,
 }
@@ -46,8 +44,6 @@ pub(crate) fn tar_gz(source: &mut dyn Read, size: u64, member: &Member<'_>, out:
 /// A ZIP archive with one file.
 pub(crate) fn zip(source: &mut dyn Read, size: u64, member: &Member<'_>, out: File) -> Result<()> {
     let invalid = |error: zip::result::ZipError| Error::other(error.to_string());
-    let mtime = std::time::UNIX_EPOCH + Duration::from_secs(member.mtime);
-    let _ = mtime;
     let options = zip::write::SimpleFileOptions::default()
         .compression_method(zip::CompressionMethod::Deflated)
         .compression_level(Some(1))

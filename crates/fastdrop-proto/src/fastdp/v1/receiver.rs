@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 /// More chunks than this are not taken: what is held is remembered with a bit for each.
 pub const CHUNKS_MAX: u32 = 1 << 24;
 
+/// Bytes by which a compressed payload may be larger than its file, beside an eighth.
+const PACKING_MAX: u64 = 1 << 20;
+
 /// What stands before a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkPrefix {
@@ -62,6 +65,8 @@ pub struct Receiver {
     one_chunk: u32,
     /// Bytes of the payload, where they are known.
     payload: Option<u64>,
+    /// Chunks that a payload of unknown size may have: packing adds little to a file.
+    most: u32,
     /// Where numbers begin; None until that is known.
     first: Option<u32>,
     waiting: BTreeMap<u32, u32>,
@@ -84,7 +89,10 @@ impl Receiver {
         if chunks > CHUNKS_MAX.into() {
             return Err(Violation::with_code(413, "more chunks than are taken"));
         }
+        let packed = header.full_size + header.full_size / 8 + PACKING_MAX;
+        let most = packed.div_ceil(header.one_chunk.into()).min(CHUNKS_MAX.into()) as u32;
         Ok(Self {
+            most,
             version: header.version,
             compression: header.compression,
             one_chunk: header.one_chunk,
@@ -146,7 +154,7 @@ impl Receiver {
             )));
         }
         // Numbers that begin at 1 go one further; a sender that counts an empty chunk at the end goes two.
-        let limit = self.chunks().unwrap_or(CHUNKS_MAX).saturating_add(1);
+        let limit = self.chunks().unwrap_or(self.most).saturating_add(1);
         if prefix.number > limit {
             return Err(Violation::protocol(format!("chunk {} is beyond the last", prefix.number)));
         }
@@ -406,6 +414,9 @@ mod tests {
         {
             handle(bad).expect_err(&format!("{bad:?}"));
         }
+        let packed = Header { version: Version::V1_0, compression: Compression::Zip, ..header.clone() };
+        let endless = ChunkPrefix { number: 200_000, size: 10 };
+        Receiver::new(&packed).unwrap().expect(endless).unwrap_err();
         let many = Header { full_size: 10 * (u64::from(CHUNKS_MAX) + 1), ..header.clone() };
         assert_eq!(Receiver::new(&many).unwrap_err().code, 413);
     }
