@@ -1,8 +1,9 @@
-//! Frame headers, control frames, and the extents of sparse chunks.
+//! Frame headers, control frames, and the encodings of chunks.
 
 #![no_main]
 
-use fastdrop_proto::fastdp::{Control, Extents, FrameHeader, FrameKind, control_payload_max};
+use fastdrop_proto::fastdp::{ChunkContent, Control, Encoding, FrameHeader, FrameKind, control_payload_max};
+use fastdrop_proto::units::EntryIndex;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, u32, &[u8])| {
@@ -37,11 +38,19 @@ fuzz_target!(|input: (u8, u32, &[u8])| {
         }
     }
     let len = len % (16 << 20);
-    for payload in [payload.to_vec(), [&[1][..], payload].concat()] {
-        if let Ok((extents, data)) = Extents::decode(&payload, len) {
-            assert_eq!(data.len(), extents.data_len() as usize);
-            assert!(extents.data_len() <= len);
-            assert_eq!([&extents.encode()[..], data].concat(), payload);
+    let (entry, offset) = (EntryIndex(0), 0);
+    let (piece, stream) =
+        (ChunkContent::Piece { entry, offset, len, whole: true }, ChunkContent::Stream { entry, offset });
+    for kind in 0..5 {
+        let payload = [&[kind][..], payload].concat();
+        if let Ok((encoding, _)) = Encoding::decode(&payload, &stream, len) {
+            assert!(encoding.extents.is_none() && encoding.plain_len <= len);
+        }
+        if let Ok((encoding, data)) = Encoding::decode(&payload, &piece, len) {
+            assert!(encoding.zstd || data.len() == encoding.data_len() as usize);
+            assert!(encoding.data_len() <= len && encoding.plain_len == len);
+            assert_eq!([&encoding.encode()[..], data].concat(), payload);
+            let Some(extents) = encoding.extents else { continue };
             let mut end = 0;
             for (at, (offset, size)) in extents.iter().enumerate() {
                 assert!((at == 0 || offset > end) && size > 0 && offset + size <= len);

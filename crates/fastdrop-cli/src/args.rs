@@ -202,8 +202,8 @@ pub(crate) struct Transfer {
     /// How every chunk is checked
     #[arg(long, value_enum, default_value = "xxh3", value_name = "HOW")]
     pub(crate) checksum: Checksum,
-    /// Compression; with the older protocols only so far
-    #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
+    /// Compression on the way; zip and targz are archives
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
     pub(crate) compress: Compress,
     /// Whether done means synced
     #[arg(long, value_enum, default_value = "commit", value_name = "HOW")]
@@ -285,13 +285,15 @@ impl From<Checksum> for Algorithm {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compress {
+    /// Where it makes the transfer faster; not at all with the older protocols
+    Auto,
     /// Not at all
     None,
-    /// With Zstandard
+    /// With Zstandard, whatever becomes shorter
     Zstd,
-    /// In a ZIP archive
+    /// As a ZIP archive, unpacked where it arrives
     Zip,
-    /// In a gzipped tar archive
+    /// As a gzipped tar archive, unpacked where it arrives
     Targz,
     /// As gzip members, with nextdp only
     Gzip,
@@ -300,6 +302,7 @@ pub(crate) enum Compress {
 impl From<Compress> for fastdrop::Compress {
     fn from(compress: Compress) -> Self {
         match compress {
+            Compress::Auto => fastdrop::Compress::Auto,
             Compress::None => fastdrop::Compress::None,
             Compress::Zstd => fastdrop::Compress::Zstd,
             Compress::Zip => fastdrop::Compress::Zip,

@@ -170,6 +170,7 @@ fn fields(summary: &Summary) -> Value {
         "files": summary.files,
         "bytes": summary.bytes,
         "bytes_sent": summary.bytes_sent,
+        "bytes_wire": summary.bytes_wire,
         "files_skipped": summary.files_skipped,
         "bytes_skipped": summary.bytes_skipped,
         "bytes_resumed": summary.bytes_resumed,
@@ -216,6 +217,9 @@ fn line(verb: &str, summary: &Summary) -> String {
             bytes(summary.bytes),
             bytes(rate(summary))
         ));
+    }
+    if let Some(wire) = summary.bytes_wire.filter(|wire| wire + wire / 20 < summary.bytes_sent) {
+        parts.push(format!("{} on the wire", bytes(wire)));
     }
     if summary.bytes_resumed > 0 {
         parts.push(format!("{} were there from an interrupted transfer", bytes(summary.bytes_resumed)));

@@ -175,8 +175,8 @@ fn target(text: &OsStr, protocol: Protocol) -> Result<Target, Refused> {
 fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
     let listed = transfer.files_from.as_deref().map(read_list).transpose()?;
     let filter = Filter::new(&transfer.exclude, &transfer.include, listed);
-    if transfer.protocol == Protocol::FastDp && transfer.compress != Compress::None {
-        return Err(Refused::Usage("fastdp does not compress yet".into()));
+    if transfer.protocol == Protocol::FastDp && transfer.compress == Compress::Gzip {
+        return Err(Refused::Usage("fastdp does not compress with gzip alone; targz does".into()));
     }
     Ok(ClientOptions {
         protocol: transfer.protocol,

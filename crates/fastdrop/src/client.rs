@@ -29,8 +29,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder,
-    Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, Version, parse_answer,
+    self, Capability, Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest,
+    ManifestBuilder, Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, Version,
+    parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
@@ -55,7 +56,7 @@ const ENTRIES_MAX: u32 = 5_000_000;
 pub struct ClientOptions {
     /// The protocol. Default: fastdp.
     pub protocol: Protocol,
-    /// How contents are compressed. Default: not at all.
+    /// How contents are compressed. Default: where that makes the transfer faster.
     pub compress: Compress,
     /// Data streams. Default: auto.
     pub streams: Streams,
@@ -87,7 +88,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             protocol: Protocol::FastDp,
-            compress: Compress::None,
+            compress: Compress::Auto,
             streams: Streams::Auto,
             checksum: Algorithm::Xxh3,
             durability: Durability::Commit,
@@ -108,6 +109,8 @@ impl Default for ClientOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compress {
+    /// Chunk by chunk where that makes the transfer faster; not at all with the older protocols.
+    Auto,
     /// Not at all.
     None,
     /// With Zstandard.
@@ -324,9 +327,21 @@ impl Client {
         }
     }
 
-    fn open(&self, r#do: Do) -> Open {
+    /// How a sender that speaks fastdp compresses.
+    fn compress(&self) -> Result<fastdp::Compress, Error> {
+        Ok(match self.options.compress {
+            Compress::Auto => fastdp::Compress::Auto,
+            Compress::None => fastdp::Compress::None,
+            Compress::Zstd => fastdp::Compress::Zstd,
+            Compress::Zip => fastdp::Compress::Zip,
+            Compress::TarGz => fastdp::Compress::TarGz,
+            Compress::Gzip => return Err(Error::with_code(400, "fastdp does not compress with gzip alone")),
+        })
+    }
+
+    fn open(&self, r#do: Do) -> Result<Open, Error> {
         let options = &self.options;
-        Open {
+        Ok(Open {
             path: self.target.path.clone(),
             streams: match options.streams {
                 Streams::Auto => 16,
@@ -341,8 +356,9 @@ impl Client {
             links: options.links,
             resume: options.resume,
             checkpoint: options.checkpoint,
+            compress: self.compress()?,
             ..Open::new(r#do)
-        }
+        })
     }
 
     /// Calls `attempt` until it succeeds, fails for good, or has failed too often without getting any further.
@@ -487,7 +503,7 @@ impl Client {
         let name =
             manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
         let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
-        let open = Open { place: *place, ..self.open(Do::Put) };
+        let open = Open { place: *place, ..self.open(Do::Put)? };
         let mut agreed = self.agree(open, &header, Some(manifest))?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         let one_chunk = agreed.server.chunk_size()?;
@@ -522,11 +538,11 @@ impl Client {
             &agreed.server_json,
             &grant_json,
         ));
-        let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
         let transmission = Transmission::new(
             machine,
             Arc::clone(tree),
-            sparse,
+            &grant,
+            self.compress()?,
             self.options.bytes_per_second_max,
             Arc::clone(&self.observer),
             self.stop.clone(),
@@ -551,7 +567,16 @@ impl Client {
         if grant.checksum != self.options.checksum || grant.durability != self.options.durability {
             return Err(Error::with_code(400, "the server grants something else than was asked for"));
         }
-        Ok(())
+        let (capability, name) = match self.options.compress {
+            Compress::Zstd => (Capability::Zstd, "Zstandard"),
+            Compress::Zip | Compress::TarGz => (Capability::Archive, "archives"),
+            Compress::Auto | Compress::None | Compress::Gzip => return Ok(()),
+        };
+        if grant.has(capability) {
+            Ok(())
+        } else {
+            Err(Error::with_code(415, format!("the server does not know {name}")))
+        }
     }
 
     /// The names that a FastDownloader server offers.
@@ -596,7 +621,7 @@ impl Client {
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
-        let mut agreed = self.agree(self.open(Do::Get), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+        let mut agreed = self.agree(self.open(Do::Get)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
         let manifest = Arc::new(read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?);
@@ -728,7 +753,7 @@ impl Client {
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         self.persist(|_| {
             let mut agreed =
-                self.agree(self.open(Do::List), &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+                self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
             read_grant(&mut agreed.reader)?;
             let manifest = read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
             agreed.reader.connection().close();

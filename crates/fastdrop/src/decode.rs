@@ -13,6 +13,21 @@ pub(crate) fn zstd_frame<R: BufRead>(reader: R) -> Result<zstd::Decoder<'static,
     Ok(decoder)
 }
 
+/// Decodes a frame that is all of `frame`, and exactly as long as `out`.
+pub(crate) fn zstd_exact(
+    decoder: &mut zstd::bulk::Decompressor<'static>,
+    frame: &[u8],
+    out: &mut [u8],
+) -> Result<()> {
+    // The decoder would go on with the next frame.
+    let one = zstd::zstd_safe::find_frame_compressed_size(frame).is_ok_and(|len| len == frame.len());
+    match decoder.decompress_to_buffer(frame, out) {
+        Ok(len) if one && len == out.len() => Ok(()),
+        Ok(_) => Err(bad("a Zstandard frame of another length")),
+        Err(error) => Err(bad(&error.to_string())),
+    }
+}
+
 /// Fills `buffer` as far as `reader` goes; less only at its end.
 pub(crate) fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
     let mut filled = 0;

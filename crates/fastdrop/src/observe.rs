@@ -36,8 +36,10 @@ pub struct Observer {
     pub bytes_total: AtomicU64,
     /// Bytes moved and confirmed so far.
     pub bytes_done: AtomicU64,
-    /// Bytes put on the wire or taken from it, chunks sent again included.
+    /// Bytes of contents that were sent or taken, chunks sent again included.
     pub bytes_moved: AtomicU64,
+    /// What they came to on the connections: less, where holes were left out or chunks compressed.
+    pub bytes_wire: AtomicU64,
     /// Files of the transfer.
     pub files_total: AtomicU64,
     /// Files that are complete, or were there.
@@ -117,7 +119,7 @@ impl Clock {
 pub struct Shares {
     /// Reading the source.
     pub reading: f64,
-    /// Computing checksums.
+    /// Computing checksums and compressing.
     pub cpu: f64,
     /// The way between the two machines, or a limit that was set.
     pub network: f64,

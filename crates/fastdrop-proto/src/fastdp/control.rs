@@ -1,6 +1,6 @@
 //! The control frames that are JSON (sections 4, 7 and 11).
 
-use super::Violation;
+use super::{Compress, Violation};
 use crate::checksum::Algorithm;
 use crate::units::TransferId;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
@@ -109,9 +109,36 @@ pub struct Open {
     /// The round trip that the client measured, in microseconds.
     #[serde(default)]
     pub rtt_micros: u64,
+    /// How the sender compresses, whichever end that is.
+    #[serde(default)]
+    pub compress: Compress,
     /// What the client can do beyond the specification's base.
     #[serde(default)]
     pub capabilities: Vec<String>,
+}
+
+/// What an end may be able to do beyond the specification's base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// Chunks whose holes are left out.
+    Sparse,
+    /// Compressed chunks.
+    Zstd,
+    /// Archives that are unpacked where they arrive.
+    Archive,
+}
+
+impl Capability {
+    /// All that this implementation has.
+    const ALL: [Self; 3] = [Self::Sparse, Self::Zstd, Self::Archive];
+
+    fn name(self) -> &'static str {
+        match self {
+            Capability::Sparse => "sparse",
+            Capability::Zstd => "zstd",
+            Capability::Archive => "archive",
+        }
+    }
 }
 
 /// Whether "done" means synced.
@@ -144,8 +171,15 @@ impl Open {
             resume: true,
             checkpoint: None,
             rtt_micros: 0,
-            capabilities: vec!["sparse".into()],
+            compress: Compress::None,
+            capabilities: Capability::ALL.map(|capability| capability.name().to_owned()).to_vec(),
         }
+    }
+
+    /// Those of the client's capabilities that this end has too.
+    pub fn shared_capabilities(&self) -> Vec<String> {
+        let shared = |theirs: &&String| Capability::ALL.iter().any(|own| own.name() == **theirs);
+        self.capabilities.iter().filter(shared).cloned().collect()
     }
 
     /// Refuses values out of range.
@@ -188,6 +222,13 @@ pub struct Grant {
     /// What both can do.
     #[serde(default)]
     pub capabilities: Vec<String>,
+}
+
+impl Grant {
+    /// Whether both ends have `capability`.
+    pub fn has(&self, capability: Capability) -> bool {
+        self.capabilities.iter().any(|shared| shared == capability.name())
+    }
 }
 
 /// Last frame of a connection that ends badly.

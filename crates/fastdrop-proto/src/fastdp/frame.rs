@@ -12,10 +12,6 @@ const NUMBER_ENCODED: u32 = 0x4000_0000;
 const NUMBER_CONTROL: u32 = 0x8000_0000;
 /// Longest control frame in bytes.
 const CONTROL_MAX: u32 = 1 << 20;
-/// What an encoded chunk may have beyond its plain bytes and checksum.
-pub(super) const ENCODING_OVERHEAD_MAX: u32 = 16 << 10;
-/// The encoding of chunks with holes.
-pub const ENCODING_SPARSE: u8 = 0x01;
 
 const OPEN: u32 = 0x01;
 const GRANT: u32 = 0x02;
@@ -207,7 +203,7 @@ pub enum Control {
 pub struct Spent {
     /// Reading files.
     pub read: u64,
-    /// Computing checksums.
+    /// Computing checksums and compressing.
     pub cpu: u64,
     /// Waiting for connections to take bytes.
     pub send: u64,
@@ -313,69 +309,6 @@ fn encode_chunks(chunks: &[ChunkIndex]) -> Vec<u8> {
     chunks.iter().flat_map(|chunk| chunk.0.to_be_bytes()).collect()
 }
 
-/// Where a sparse chunk has data: offset and length within the chunk, ascending, not touching.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Extents(Vec<(u32, u32)>);
-
-impl Extents {
-    /// More extents than this do not fit into a frame; such a chunk is sent plain.
-    pub const MAX: usize = 1024;
-
-    /// Takes extents that ascend, do not touch and end within `len`; None if they break that.
-    pub fn new(extents: Vec<(u32, u32)>, len: u32) -> Option<Self> {
-        let mut end: Option<u32> = None;
-        for &(offset, size) in &extents {
-            if size == 0 || end.is_some_and(|end| offset <= end) {
-                return None;
-            }
-            end = Some(offset.checked_add(size).filter(|&end| end <= len)?);
-        }
-        (extents.len() <= Self::MAX).then_some(Self(extents))
-    }
-
-    /// Offset and length of each.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// Bytes of data in all of them.
-    pub fn data_len(&self) -> u32 {
-        self.0.iter().map(|&(_, len)| len).sum()
-    }
-
-    /// What stands before the data in an encoded chunk: the encoding's byte, the count, the extents.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![ENCODING_SPARSE];
-        out.extend_from_slice(&(self.0.len() as u32).to_be_bytes());
-        for (offset, len) in self.iter() {
-            out.extend_from_slice(&offset.to_be_bytes());
-            out.extend_from_slice(&len.to_be_bytes());
-        }
-        out
-    }
-
-    /// Splits the payload of an encoded chunk of `len` plain bytes, its checksum taken off, into extents and their data.
-    pub fn decode(payload: &[u8], len: u32) -> Result<(Self, &[u8]), Violation> {
-        let mut cursor = Cursor::new(payload);
-        if cursor.u8()? != ENCODING_SPARSE {
-            return Err(Violation::protocol("an encoding that was not negotiated"));
-        }
-        let count = cursor.u32()? as usize;
-        if count > Self::MAX {
-            return Err(Violation::protocol("too many extents in a chunk"));
-        }
-        let mut extents = Vec::with_capacity(count);
-        for _ in 0..count {
-            extents.push((cursor.u32()?, cursor.u32()?));
-        }
-        let extents =
-            Self::new(extents, len).ok_or_else(|| Violation::protocol("extents that overlap or overflow"))?;
-        let data = cursor.bytes(extents.data_len() as usize)?;
-        cursor.finish()?;
-        Ok((extents, data))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::control::tests::{done, grant, open, refuse};
@@ -462,34 +395,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn extents_that_overlap_touch_or_leave_the_chunk_are_refused() {
-        let encode = |extents: &[(u32, u32)], data: usize| {
-            [Extents(extents.to_vec()).encode(), vec![1; data]].concat()
-        };
-        assert!(Extents::decode(&encode(&[], 0), 100).is_ok());
-        assert!(Extents::decode(&encode(&[(0, 10), (90, 10)], 20), 100).is_ok());
-        for (extents, data) in [
-            (&[(0, 10), (5, 10)][..], 20),
-            (&[(0, 10), (10, 10)], 20),
-            (&[(50, 10), (0, 10)], 20),
-            (&[(95, 10)], 10),
-            (&[(u32::MAX, 2)], 2),
-            (&[(3, 0)], 0),
-            (&[(0, 10)], 9),
-            (&[(0, 10)], 11),
-        ] {
-            Extents::decode(&encode(extents, data), 100).unwrap_err();
-        }
-        Extents::decode(&[ENCODING_SPARSE, 0xff, 0xff, 0xff, 0xff], 100).unwrap_err();
-        Extents::decode(&[0x02, 0, 0, 0, 0], 100).unwrap_err();
-    }
-
     proptest! {
         #[test]
         fn any_payload_is_taken_or_refused(kind in 0u32..0x16, payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Control::decode(kind, &payload);
-            let _ = Extents::decode(&payload, 100);
         }
 
         #[test]

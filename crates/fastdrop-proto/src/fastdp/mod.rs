@@ -1,7 +1,9 @@
 //! FastDrop Protocol: version 2, and in `v1` what is different in the older ones. The specification is `docs/protocol/fastdp.md`;
 //! section numbers refer to it.
 
+mod compression;
 mod control;
+mod encoding;
 mod frame;
 mod header;
 mod manifest;
@@ -16,10 +18,10 @@ mod upgrade;
 pub mod v1;
 mod version;
 
-pub use control::{Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
-pub use frame::{
-    Control, ENCODING_SPARSE, Extents, FrameHeader, FrameKind, Spent, control_payload_max, type_name,
-};
+pub use compression::{Compress, Compressor, Plan};
+pub use control::{Capability, Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
+pub use encoding::{Encoding, Extents};
+pub use frame::{Control, FrameHeader, FrameKind, Spent, control_payload_max, type_name};
 pub use header::{HEADER_MAX, Header};
 pub use manifest::{Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestEnd, ManifestError};
 pub use need::{Held, NeedTotals, SkipReason, SkipRun};

@@ -1,6 +1,6 @@
 //! The receiving end of a transfer (sections 7 to 9).
 
-use super::frame::ENCODING_OVERHEAD_MAX;
+use super::encoding::ENCODING_OVERHEAD_MAX;
 use super::{
     ChunkContent, Control, EntryKind, FrameKind, Held, Manifest, NeedTotals, SkipReason, SkipRun, Table,
     Transcript, Violation, root_digest,
@@ -38,7 +38,7 @@ enum ChunkState {
 pub struct Expected {
     /// Which chunk.
     pub chunk: ChunkIndex,
-    /// Its plain bytes.
+    /// Its plain bytes; of an encoded chunk of a stream, the most that they may be.
     pub plain_len: u32,
     /// The frame's payload without the checksum at its end.
     pub data_len: u32,
@@ -294,29 +294,26 @@ impl Receiver {
         let plain_len = self.plain_len(chunk).unwrap_or(0);
         let wrong = || Violation::protocol(format!("chunk {} is not {size} bytes", chunk.0));
         let data_len = size.checked_sub(self.algorithm.len() as u32).ok_or_else(wrong)?;
-        let fits = match content {
-            _ if encoded => {
-                matches!(content, ChunkContent::Piece { .. })
-                    && data_len > 0
-                    && data_len <= plain_len + ENCODING_OVERHEAD_MAX
+        if let ChunkContent::Stream { .. } = content {
+            let (_, first) = self.table.stream().ok_or_else(wrong)?;
+            let arrived = (self.chunks.len() as u32).saturating_sub(self.table.count());
+            if self.stream_size.is_some() && self.chunks.get(chunk.at()).is_none() {
+                return Err(Violation::protocol("a chunk beyond the end of its stream"));
             }
-            ChunkContent::Stream { .. } => {
-                let (_, first) = self.table.stream().ok_or_else(wrong)?;
-                let arrived = (self.chunks.len() as u32).saturating_sub(self.table.count());
-                if self.stream_size.is_some() && self.chunks.get(chunk.at()).is_none() {
-                    return Err(Violation::protocol("a chunk beyond the end of its stream"));
-                }
-                if chunk.0 - first.0 >= arrived + STREAM_WINDOW {
-                    return Err(Violation::protocol("a chunk too far ahead of its stream"));
-                }
-                0 < data_len && data_len <= plain_len
+            if chunk.0 - first.0 >= arrived + STREAM_WINDOW {
+                return Err(Violation::protocol("a chunk too far ahead of its stream"));
             }
-            _ => data_len == plain_len && plain_len > 0,
+        }
+        let is_stream = matches!(content, ChunkContent::Stream { .. });
+        let fits = match encoded {
+            true => data_len > 0 && plain_len > 0 && data_len <= plain_len + ENCODING_OVERHEAD_MAX,
+            false if is_stream => 0 < data_len && data_len <= plain_len,
+            false => data_len == plain_len && plain_len > 0,
         };
         if !fits {
             return Err(wrong());
         }
-        let plain_len = if matches!(content, ChunkContent::Stream { .. }) { data_len } else { plain_len };
+        let plain_len = if is_stream && !encoded { data_len } else { plain_len };
         Ok(Expected { chunk, plain_len, data_len, encoded })
     }
 

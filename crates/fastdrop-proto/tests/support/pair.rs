@@ -3,7 +3,7 @@ use super::wire::{MICRO, MILLI, Pipe, SECOND, Time};
 use super::world::{ONE, Shape, Source, World};
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
-    Action, ChunkContent, ChunkVerdict, Completed, Control, Do, Done, Expected, Extents, FrameHeader,
+    Action, ChunkContent, ChunkVerdict, Completed, Control, Do, Done, Encoding, Expected, FrameHeader,
     FrameKind, Grant, Header, ManifestBuilder, Open, Outcome, Place, Receiver, Refuse, Sender, SenderConfig,
     SkipReason, StreamId, Streams, Transcript, Violation,
 };
@@ -1143,7 +1143,8 @@ impl Pair {
     ) -> Result<(), Failure> {
         let (data, sum) = payload.split_at(expected.data_len as usize);
         let bytes = if expected.encoded {
-            let (extents, mut data) = Extents::decode(data, expected.plain_len)?;
+            let (encoding, mut data) = Encoding::decode(data, &shape.content, expected.plain_len)?;
+            let extents = encoding.extents.ok_or("an encoding that is never sent here")?;
             let mut bytes = vec![0; expected.plain_len as usize];
             for (offset, len) in extents.iter() {
                 let (extent, after) = data.split_at(len as usize);

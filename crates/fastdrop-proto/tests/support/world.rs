@@ -1,8 +1,8 @@
 use super::rng::Rng;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
 use fastdrop_proto::fastdp::{
-    ChunkContent, Entry, EntryKind, Extents, FrameHeader, FrameKind, Manifest, ManifestBuilder, Receiver,
-    RelPath, Sender, SkipReason, Table,
+    ChunkContent, Encoding, Entry, EntryKind, Extents, FrameHeader, FrameKind, Manifest, ManifestBuilder,
+    Receiver, RelPath, Sender, SkipReason, Table,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex, Mtime};
 use std::sync::Arc;
@@ -237,7 +237,11 @@ impl World {
             .then(|| extents(bytes))
             .filter(|(extents, data)| 5 + extents.iter().count() * 8 + data.len() < bytes.len());
         let (kind, head, data) = match &encoded {
-            Some((extents, data)) => (FrameKind::EncodedChunk(chunk), extents.encode(), &data[..]),
+            Some((extents, data)) => {
+                let (plain_len, extents) = (bytes.len() as u32, Some(extents.clone()));
+                let encoding = Encoding { plain_len, extents, zstd: false };
+                (FrameKind::EncodedChunk(chunk), encoding.encode(), &data[..])
+            }
             None => (FrameKind::Chunk(chunk), Vec::new(), bytes),
         };
         let size = (head.len() + data.len() + sum.as_bytes().len()) as u32;

@@ -50,7 +50,7 @@ pub(super) fn send(
 
 fn make_payload(client: &Client, file: &SourceFile, version: Version) -> Result<Payload, Error> {
     let compression = match client.options.compress {
-        Compress::None => Compression::None,
+        Compress::Auto | Compress::None => Compression::None,
         Compress::Zstd => Compression::Zstd,
         Compress::Zip => Compression::Zip,
         Compress::TarGz => Compression::TarGz,

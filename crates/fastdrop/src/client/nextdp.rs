@@ -35,7 +35,7 @@ struct Sending<'a> {
 
 pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<(), Error> {
     let gzip = match client.options.compress {
-        Compress::None => false,
+        Compress::Auto | Compress::None => false,
         Compress::Gzip => true,
         _ => return Err(Error::with_code(400, "NextDP compresses with gzip or not at all")),
     };

@@ -23,6 +23,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Bytes of contents that this run had to move.
     pub bytes_sent: u64,
+    /// What that came to on the network, with compression and without holes; None where the protocol's own code does not count it.
+    pub bytes_wire: Option<u64>,
     /// Files that were there already, or were left as they were.
     pub files_skipped: u64,
     /// Their bytes.
@@ -131,6 +133,7 @@ impl Tally {
                 files: 0,
                 bytes: 0,
                 bytes_sent: 0,
+                bytes_wire: None,
                 files_skipped: 0,
                 bytes_skipped: 0,
                 bytes_resumed: 0,
@@ -286,6 +289,9 @@ impl Tally {
         }
         self.summary.files_failed = self.failed.len() as u64 + unnamed;
         self.summary.bytes_sent = observer.bytes_moved.load(Ordering::Relaxed);
+        if self.summary.protocol == Protocol::FastDp {
+            self.summary.bytes_wire = Some(observer.bytes_wire.load(Ordering::Relaxed));
+        }
         self.summary.streams = observer.streams_peak.load(Ordering::Relaxed);
         let clocks = &observer.clocks;
         let limits = match self.spent {

@@ -15,7 +15,7 @@ const END_PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<(), Error> {
     let compressed = match client.options.compress {
-        Compress::None => false,
+        Compress::Auto | Compress::None => false,
         Compress::Zstd => true,
         _ => return Err(Error::with_code(400, "UltraDP compresses with Zstandard or not at all")),
     };

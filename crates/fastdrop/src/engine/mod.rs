@@ -1,5 +1,6 @@
 //! The engine: the protocol's sender and receiver, given sockets, files and threads. Client and server share it.
 
+mod compress;
 pub(crate) mod files;
 pub(crate) mod incoming;
 pub(crate) mod output;

@@ -496,7 +496,7 @@ impl Reception {
             self.observer.set_streams(connections.len() as u64 - 1);
         }
         let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
-        let mut worker = ChunkWorker { reception: self, plain: Vec::new(), payload: Vec::new() };
+        let mut worker = ChunkWorker::new(self);
         let mut clock = Instant::now();
         loop {
             if lock(&self.error).is_some() {

@@ -1,5 +1,6 @@
 //! Sending: chunks out of files, onto as many connections as help.
 
+use super::compress::ChunkCompressor;
 use super::turns::{Turn, Turns};
 use super::{Joined, Joins, MANIFEST_PART, lock};
 use crate::connection::{Connection, Ended, FrameReader};
@@ -11,8 +12,8 @@ use crate::throttle::Throttle;
 use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
-    Action, Control, Done, EntryKind, Failed, FrameHeader, FrameKind, Manifest, Outcome, Sender, Spent,
-    StreamId,
+    Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
+    Manifest, Outcome, Sender, Spent, StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -32,7 +33,9 @@ pub(crate) struct Transmission {
     tree: Arc<SourceTree>,
     algorithm: Algorithm,
     sparse: bool,
+    compress: Compress,
     throttle: Option<Throttle>,
+    rate_max: Option<u64>,
     pieces: StreamPieces,
     observer: Arc<Observer>,
     stop: Stop,
@@ -44,6 +47,13 @@ pub(crate) struct Transmission {
     /// Turns that streams on the shortest paths take with those of other transfers.
     turns: OnceLock<Arc<Turns>>,
     pub(crate) joins: Joins,
+}
+
+/// What a thread has that sends the chunks of one stream.
+struct Pump<'a> {
+    chunks: ChunkReader<'a>,
+    chunk: ReadChunk,
+    compressor: Option<ChunkCompressor>,
 }
 
 /// How data streams come about: a client opens them, a server asks for them.
@@ -66,8 +76,9 @@ impl Transmission {
     pub(crate) fn new(
         machine: Sender,
         tree: Arc<SourceTree>,
-        sparse: bool,
-        throttle: Option<u64>,
+        grant: &Grant,
+        compress: Compress,
+        rate_max: Option<u64>,
         observer: Arc<Observer>,
         stop: Stop,
     ) -> Arc<Self> {
@@ -77,8 +88,10 @@ impl Transmission {
             machine: Mutex::new(machine),
             wake: Condvar::new(),
             tree,
-            sparse,
-            throttle: throttle.map(Throttle::new),
+            sparse: grant.has(Capability::Sparse),
+            compress: if grant.has(Capability::Zstd) { compress } else { Compress::None },
+            throttle: rate_max.map(Throttle::new),
+            rate_max,
             pieces: StreamPieces::default(),
             observer,
             stop,
@@ -272,16 +285,19 @@ impl Transmission {
 
     /// Sends what is to be sent on one stream.
     fn pump(&self, id: StreamId, connection: &Connection) {
-        let mut chunks = ChunkReader {
-            tree: &self.tree,
-            manifest: &self.manifest,
-            algorithm: self.algorithm,
-            clocks: &self.observer.clocks,
-            pieces: Some(&self.pieces),
-            sparse: self.sparse,
-            last: None,
+        let mut pump = Pump {
+            chunks: ChunkReader {
+                tree: &self.tree,
+                manifest: &self.manifest,
+                algorithm: self.algorithm,
+                clocks: &self.observer.clocks,
+                pieces: Some(&self.pieces),
+                sparse: self.sparse,
+                last: None,
+            },
+            chunk: ReadChunk::default(),
+            compressor: ChunkCompressor::new(self.compress, self.rate_max, connection.is_shortest()),
         };
-        let mut chunk = ReadChunk::default();
         let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
         loop {
             let mut machine = self.machine();
@@ -303,7 +319,7 @@ impl Transmission {
                     drop(machine);
                     let Some(plan) = plan else { return };
                     turn.wait();
-                    self.send_chunk(id, connection, index, &plan, &mut chunks, &mut chunk)
+                    self.send_chunk(id, connection, index, &plan, &mut pump)
                 }
                 Action::Control(frame) => {
                     drop(machine);
@@ -349,8 +365,7 @@ impl Transmission {
         connection: &Connection,
         index: ChunkIndex,
         plan: &ChunkPlan,
-        chunks: &mut ChunkReader<'_>,
-        chunk: &mut ReadChunk,
+        Pump { chunks, chunk, compressor }: &mut Pump<'_>,
     ) -> Result<(), Ended> {
         if let Err(unreadable) = chunks.read(plan, chunk) {
             let entry = unreadable.entry;
@@ -367,6 +382,9 @@ impl Transmission {
         if !chunk.hashes.is_empty() {
             lock(&self.hashes).extend(chunk.hashes.drain(..));
         }
+        let chunk = &*chunk;
+        let frame =
+            compressor.as_mut().and_then(|compressor| compressor.compress(chunk, &self.observer.clocks.cpu));
         let start = Instant::now();
         let checksum = chunk.checksum.as_bytes();
         let mut last_progress = start;
@@ -383,28 +401,33 @@ impl Transmission {
             }
             Duration::ZERO
         };
-        let size = |data: usize| (data + checksum.len()) as u32;
         let moved = chunk.bytes.len();
-        match &chunk.extents {
-            None => {
-                let header = FrameHeader { kind: FrameKind::Chunk(index), size: size(moved) }.encode();
-                let mut parts = [IoSlice::new(&header), IoSlice::new(&chunk.bytes), IoSlice::new(checksum)];
-                connection.send(&mut parts, piece_max, &mut progress)?;
-            }
-            Some(extents) => {
-                let encoding = extents.encode();
-                let size = size(encoding.len() + extents.data_len() as usize);
-                let header = FrameHeader { kind: FrameKind::EncodedChunk(index), size }.encode();
-                let mut parts = vec![IoSlice::new(&header), IoSlice::new(&encoding)];
-                for (at, len) in extents.iter() {
-                    parts.push(IoSlice::new(&chunk.bytes[at as usize..(at + len) as usize]));
-                }
-                parts.push(IoSlice::new(checksum));
-                connection.send(&mut parts, piece_max, &mut progress)?;
+        let encoding =
+            Encoding { plain_len: moved as u32, extents: chunk.extents.clone(), zstd: frame.is_some() };
+        let head = encoding.encode();
+        let kind = if head.is_empty() { FrameKind::Chunk(index) } else { FrameKind::EncodedChunk(index) };
+        let data = encoding.data_len() as usize;
+        let sent = frame.map_or(data, <[u8]>::len);
+        let size = (head.len() + sent + checksum.len()) as u32;
+        let header = FrameHeader { kind, size }.encode();
+        let mut parts = vec![IoSlice::new(&header), IoSlice::new(&head)];
+        match (frame, &chunk.extents) {
+            (Some(frame), _) => parts.push(IoSlice::new(frame)),
+            (None, None) => parts.push(IoSlice::new(&chunk.bytes)),
+            (None, Some(extents)) => {
+                let part =
+                    |(at, len): (u32, u32)| IoSlice::new(&chunk.bytes[at as usize..(at + len) as usize]);
+                parts.extend(extents.iter().map(part));
             }
         }
+        parts.push(IoSlice::new(checksum));
+        connection.send(&mut parts, piece_max, &mut progress)?;
         self.observer.bytes_moved.fetch_add(moved as u64, Ordering::Relaxed);
+        self.observer.bytes_wire.fetch_add(sent as u64, Ordering::Relaxed);
         let now = self.observer.clocks.send.since(start);
+        if let Some(compressor) = compressor {
+            compressor.handle_sent(data, sent, now - start);
+        }
         self.machine().handle_sent(id, moved as u64, now);
         Ok(())
     }

@@ -5,12 +5,14 @@ use super::lock;
 use super::output::output_error;
 use super::receive::{Reception, Sink};
 use crate::connection::{Ended, FrameReader};
+use crate::decode::zstd_exact;
 use crate::error::Error;
 use crate::journal::{FileKey, Record};
 use crate::stage::write_all_at;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Durability, EntryKind, Expected, Extents, FrameHeader,
+    ChunkContent, ChunkVerdict, Completed, Control, Durability, Encoding, EntryKind, Expected, Extents,
+    FrameHeader,
 };
 use fastdrop_proto::units::EntryIndex;
 use rustix::fs::FallocateFlags;
@@ -27,9 +29,15 @@ pub(super) struct ChunkWorker<'a> {
     pub(super) reception: &'a Reception,
     pub(super) plain: Vec<u8>,
     pub(super) payload: Vec<u8>,
+    /// For compressed chunks, once there has been one.
+    pub(super) decoder: Option<zstd::bulk::Decompressor<'static>>,
 }
 
-impl ChunkWorker<'_> {
+impl<'a> ChunkWorker<'a> {
+    pub(super) fn new(reception: &'a Reception) -> Self {
+        Self { reception, plain: Vec::new(), payload: Vec::new(), decoder: None }
+    }
+
     /// Receives, checks, writes, journals and confirms one chunk.
     pub(super) fn chunk(
         &mut self,
@@ -40,7 +48,7 @@ impl ChunkWorker<'_> {
         let reception = self.reception;
         let clocks = &reception.observer.clocks;
         let connection = Arc::clone(reader.connection());
-        let (expected, content, slices) = {
+        let (mut expected, content, slices) = {
             let mut machine = lock(&reception.machine);
             let expected = machine.expect(header.kind, header.size)?;
             let content = machine.table().content(expected.chunk);
@@ -56,15 +64,9 @@ impl ChunkWorker<'_> {
         *clock = clocks.wait.since(*clock);
         let mut extents = None;
         if expected.encoded {
-            let (decoded, mut data) = Extents::decode(&self.payload, expected.plain_len)?;
-            self.plain.clear();
-            self.plain.resize(expected.plain_len as usize, 0);
-            for (at, len) in decoded.iter() {
-                let (part, rest) = data.split_at(len as usize);
-                self.plain[at as usize..(at + len) as usize].copy_from_slice(part);
-                data = rest;
-            }
-            extents = Some(decoded);
+            let (plain_len, decoded) = self.decode(&content, expected.plain_len)?;
+            expected.plain_len = plain_len;
+            extents = decoded;
         }
         let (computed, slice_sums) =
             checksum(reception.algorithm, &self.plain, &content, &slices, &expected, || {
@@ -72,6 +74,7 @@ impl ChunkWorker<'_> {
             });
         *clock = clocks.cpu.since(*clock);
         reception.observer.bytes_moved.fetch_add(self.plain.len() as u64, Ordering::Relaxed);
+        reception.observer.bytes_wire.fetch_add(expected.data_len.into(), Ordering::Relaxed);
         let verdict = lock(&reception.machine).check(&expected, &sent, &computed);
         let answer = match verdict {
             Ok(ChunkVerdict::Write) => {
@@ -96,6 +99,37 @@ impl ChunkWorker<'_> {
             connection.send_control(&answer)?;
         }
         Ok(())
+    }
+
+    /// Decodes the payload into the plain bytes: how many they are, and where there is data among zeros.
+    fn decode(&mut self, content: &ChunkContent, len: u32) -> Result<(u32, Option<Extents>), Error> {
+        let (encoding, data) = Encoding::decode(&self.payload, content, len)?;
+        let plain = &mut self.plain;
+        let extents = encoding.extents.as_ref();
+        let mut unpacked = Vec::new();
+        let mut data = data;
+        if encoding.zstd {
+            if self.decoder.is_none() {
+                let decoder = zstd::bulk::Decompressor::new();
+                self.decoder = Some(decoder.map_err(|error| Error::with_code(500, error.to_string()))?);
+            }
+            let out = if extents.is_some() { &mut unpacked } else { &mut *plain };
+            out.resize(encoding.data_len() as usize, 0);
+            if let Some(decoder) = &mut self.decoder {
+                zstd_exact(decoder, data, out).map_err(|error| Error::with_code(400, error.to_string()))?;
+            }
+            data = &unpacked;
+        }
+        if let Some(extents) = extents {
+            plain.clear();
+            plain.resize(encoding.plain_len as usize, 0);
+            for (at, len) in extents.iter() {
+                let (part, rest) = data.split_at(len as usize);
+                plain[at as usize..(at + len) as usize].copy_from_slice(part);
+                data = rest;
+            }
+        }
+        Ok((encoding.plain_len, encoding.extents))
     }
 
     pub(super) fn write(

@@ -99,7 +99,6 @@ impl Serving<'_> {
     }
 
     fn grant(&self, transfer: TransferId, streams: u16, place: fastdrop_proto::fastdp::Place) -> Grant {
-        let shared = self.open.capabilities.iter().filter(|capability| *capability == "sparse").cloned();
         Grant {
             transfer: Some(transfer),
             streams,
@@ -110,7 +109,7 @@ impl Serving<'_> {
                 (Some(asked), Some(own)) => Some(asked.min(own)),
                 (asked, own) => asked.or(own),
             },
-            capabilities: shared.collect(),
+            capabilities: self.open.shared_capabilities(),
         }
     }
 
@@ -341,10 +340,10 @@ impl Serving<'_> {
         let mut machine =
             Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
         machine.set_transcript(self.transcript(&server_json, &grant_json));
-        let sparse = grant.capabilities.iter().any(|capability| capability == "sparse");
         let observer = Arc::new(Observer::default());
-        let transmission =
-            Transmission::new(machine, Arc::new(tree), sparse, None, observer, self.shared.stop.clone());
+        let stop = self.shared.stop.clone();
+        let compress = self.open.compress;
+        let transmission = Transmission::new(machine, Arc::new(tree), &grant, compress, None, observer, stop);
         transmission.set_turns(&self.shared.turns);
         let registered =
             self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
