@@ -16,7 +16,7 @@ use crate::engine::files::ReceiveOptions;
 use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
-use crate::engine::send::{Opener, Transmission, offer};
+use crate::engine::send::{Opener, SendOptions, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::observe::{Limits, Observer, Phase};
@@ -357,6 +357,7 @@ impl Client {
             resume: options.resume,
             checkpoint: options.checkpoint,
             compress: self.compress()?,
+            rate_max: options.bytes_per_second_max.filter(|_| r#do == Do::Get),
             ..Open::new(r#do)
         })
     }
@@ -542,8 +543,11 @@ impl Client {
             machine,
             Arc::clone(tree),
             &grant,
-            self.compress()?,
-            self.options.bytes_per_second_max,
+            SendOptions {
+                compress: self.compress()?,
+                rate_max: self.options.bytes_per_second_max,
+                keeps_rate: true,
+            },
             Arc::clone(&self.observer),
             self.stop.clone(),
         );

@@ -109,6 +109,9 @@ pub struct Open {
     /// The round trip that the client measured, in microseconds.
     #[serde(default)]
     pub rtt_micros: u64,
+    /// Bytes a second that the client takes at most, in a get.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_max: Option<u64>,
     /// How the sender compresses, whichever end that is.
     #[serde(default)]
     pub compress: Compress,
@@ -171,6 +174,7 @@ impl Open {
             resume: true,
             checkpoint: None,
             rtt_micros: 0,
+            rate_max: None,
             compress: Compress::None,
             capabilities: Capability::ALL.map(|capability| capability.name().to_owned()).to_vec(),
         }

@@ -49,6 +49,22 @@ pub(crate) struct Transmission {
     pub(crate) joins: Joins,
 }
 
+/// How a transfer is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SendOptions {
+    pub(crate) compress: Compress,
+    /// Bytes a second that are sent, or taken, at most.
+    pub(crate) rate_max: Option<u64>,
+    /// Whether it is this end that keeps to that.
+    pub(crate) keeps_rate: bool,
+}
+
+impl SendOptions {
+    fn throttle(&self) -> Option<u64> {
+        self.rate_max.filter(|_| self.keeps_rate)
+    }
+}
+
 /// What a thread has that sends the chunks of one stream.
 struct Pump<'a> {
     chunks: ChunkReader<'a>,
@@ -77,8 +93,7 @@ impl Transmission {
         machine: Sender,
         tree: Arc<SourceTree>,
         grant: &Grant,
-        compress: Compress,
-        rate_max: Option<u64>,
+        options: SendOptions,
         observer: Arc<Observer>,
         stop: Stop,
     ) -> Arc<Self> {
@@ -89,9 +104,9 @@ impl Transmission {
             wake: Condvar::new(),
             tree,
             sparse: grant.has(Capability::Sparse),
-            compress: if grant.has(Capability::Zstd) { compress } else { Compress::None },
-            throttle: rate_max.map(Throttle::new),
-            rate_max,
+            compress: if grant.has(Capability::Zstd) { options.compress } else { Compress::None },
+            throttle: options.throttle().map(Throttle::new),
+            rate_max: options.rate_max,
             pieces: StreamPieces::default(),
             observer,
             stop,

@@ -6,7 +6,7 @@ use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
-use crate::engine::send::{Opener, Transmission, offer};
+use crate::engine::send::{Opener, SendOptions, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::journal::FileKey;
@@ -342,8 +342,9 @@ impl Serving<'_> {
         machine.set_transcript(self.transcript(&server_json, &grant_json));
         let observer = Arc::new(Observer::default());
         let stop = self.shared.stop.clone();
-        let compress = self.open.compress;
-        let transmission = Transmission::new(machine, Arc::new(tree), &grant, compress, None, observer, stop);
+        let (compress, rate_max) = (self.open.compress, self.open.rate_max);
+        let options = SendOptions { compress, rate_max, keeps_rate: false };
+        let transmission = Transmission::new(machine, Arc::new(tree), &grant, options, observer, stop);
         transmission.set_turns(&self.shared.turns);
         let registered =
             self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
