@@ -61,7 +61,7 @@ pub struct Compressor {
     /// What remains of a byte.
     ratio: f64,
     compressing: bool,
-    /// Whether `link` has been measured.
+    /// Whether `link` has been measured, or is known.
     measured: bool,
     /// Chunks until the next sample.
     skip: u32,
@@ -90,7 +90,7 @@ impl Compressor {
             cost: 0.0,
             ratio: 1.0,
             compressing: false,
-            measured: false,
+            measured: bytes_per_second.is_some(),
             skip: 0,
             sampled: 0.0,
             compressed: 0.0,
@@ -252,7 +252,7 @@ mod tests {
         /// How long 1,000 chunks take with each policy: none, zstd, auto.
         fn policies(&self) -> [f64; 3] {
             // The engine knows which paths are no longer than the machine.
-            let known = (self.link < 1.0).then_some(2e9);
+            let known = (self.link < 1.0).then_some(1e10);
             let auto = self.send(&mut Compressor::new(Compress::Auto, known).unwrap(), 1000);
             let zstd = self.send(&mut Compressor::new(Compress::Zstd, known).unwrap(), 1000);
             [self.link, zstd, auto]

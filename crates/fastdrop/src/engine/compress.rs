@@ -7,7 +7,7 @@ use fastdrop_proto::fastdp::{Compress, Compressor, Plan};
 use std::time::{Duration, Instant};
 
 /// What a connection within one machine lets pass, in bytes a second: more than any compressor takes.
-const LOCAL_RATE: f64 = 2e9;
+const LOCAL_RATE: f64 = 1e10;
 
 /// Compresses the chunks of one stream, with buffers of its own.
 pub(super) struct ChunkCompressor {
