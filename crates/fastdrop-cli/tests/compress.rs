@@ -1,0 +1,201 @@
+//! Compression of native transfers: what arrives is the same, what goes over the network is less.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use support::wire::{self, Offer, Raw, control, frame};
+use support::*;
+
+/// Text that becomes a third with Zstandard.
+fn text(len: usize) -> Vec<u8> {
+    let mut rng = Rng::new(5);
+    let words: Vec<String> = (0..2000).map(|_| format!("{:x}", rng.number() % (1 << 28))).collect();
+    let mut text = Vec::with_capacity(len + 16);
+    while text.len() < len {
+        text.extend_from_slice(words[(rng.number() % 2000) as usize].as_bytes());
+        text.push(b' ');
+    }
+    text.truncate(len);
+    text
+}
+
+/// Big and small files that shrink or do not, one with holes, and a link.
+fn mixed_tree(root: &Path) {
+    fs::create_dir_all(root.join("folder/inner")).unwrap();
+    let text = text(11 * MIB as usize);
+    fs::write(root.join("text"), &text).unwrap();
+    write_file(&root.join("random"), 9 * MIB + 1, 1);
+    fs::write(root.join("empty"), b"").unwrap();
+    for (at, part) in text.chunks(50_001).take(60).enumerate() {
+        fs::write(root.join(format!("folder/{at}")), part).unwrap();
+        write_file(&root.join(format!("folder/inner/{at}")), 500 * at as u64, at as u64);
+    }
+    let mut holes = fs::File::create(root.join("holes")).unwrap();
+    holes.set_len(40 * MIB).unwrap();
+    for at in [0, 13, 29] {
+        holes.seek(SeekFrom::Start(at * MIB + 5000)).unwrap();
+        holes.write_all(&text[..(MIB / 2) as usize]).unwrap();
+    }
+    std::os::unix::fs::symlink("text", root.join("link")).unwrap();
+}
+
+#[test]
+fn zstd_brings_the_same_with_less_on_the_wire_both_ways() {
+    let (served, own) = (scratch(), scratch());
+    let tree = own.path().join("tree");
+    mixed_tree(&tree);
+    let server = Server::start(served.path(), &[]);
+    for (streams, checksum) in [("1", "xxh3"), ("4", "blake3")] {
+        let there = format!("put-{streams}");
+        let how = args!["--compress", "zstd", "--streams", streams, "--checksum", checksum];
+        let sent = client([args!["send", &tree, server.target(&there)], how.clone()].concat()).expect(0);
+        assert_same_tree(&tree, &server.path(&there));
+        // Random data and the text that is left of it, not the holes.
+        assert!(sent.number("bytes_wire") < 17 * MIB, "{}", sent.text());
+        assert!(sent.number("bytes_sent") > 60 * MIB);
+        let back = own.path().join(format!("back-{streams}"));
+        let got = client([args!["get", server.target(&there), &back], how].concat()).expect(0);
+        assert_same_tree(&tree, &back);
+        assert!(got.number("bytes_wire") < 17 * MIB, "{}", got.text());
+        for copy in [server.path(&there), back] {
+            assert!(fs::metadata(copy.join("holes")).unwrap().blocks() * 512 < 8 * MIB);
+        }
+    }
+}
+
+#[test]
+fn a_stream_of_unknown_size_is_compressed_too() {
+    let served = scratch();
+    let server = Server::start(served.path(), &[]);
+    for size in [0, 1, 4 * MIB as usize, 9 * MIB as usize + 7] {
+        let text = text(size);
+        let to = format!("{size}");
+        let sent = fastdrop(args!["send", "-", server.target(&to), "--compress", "zstd", "--streams", "2"])
+            .stdin(text.clone())
+            .json()
+            .run()
+            .expect(0);
+        assert!(fs::read(server.path(&to)).unwrap() == text);
+        assert!(size < 100 || sent.number("bytes_wire") < size as u64 / 2, "{}", sent.text());
+    }
+}
+
+/// The default looks at the data and at the connection.
+#[test]
+fn auto_compresses_text_on_a_slow_way_but_not_random_data() {
+    let (served, own) = (scratch(), scratch());
+    let server = Server::start(served.path(), &[]);
+    let (words, random) = (own.path().join("words"), own.path().join("random"));
+    fs::write(&words, text(12 * MIB as usize)).unwrap();
+    write_file(&random, 12 * MIB, 3);
+    for (at, (source, limit, compressed)) in
+        [(&words, "20M", true), (&random, "40M", false)].into_iter().enumerate()
+    {
+        let to = format!("{at}");
+        let sent = client(args!["send", source, server.target(&to), "--bwlimit", limit]).expect(0);
+        assert_same_contents(source, &server.path(&to));
+        let back = own.path().join(&to);
+        let got = client(args!["get", server.target(&to), &back, "--bwlimit", limit]).expect(0);
+        assert_same_contents(source, &back);
+        for run in [sent, got] {
+            let (wire, bytes) = (run.number("bytes_wire"), run.number("bytes_sent"));
+            assert_eq!(wire < bytes * 2 / 3, compressed, "{wire} of {bytes}");
+        }
+    }
+    // Told not to, it does not.
+    let sent = client(args!["send", &words, server.target("as-is"), "--compress", "none"]).expect(0);
+    assert_eq!(sent.number("bytes_wire"), 12 * MIB);
+}
+
+/// What broke off in the middle goes on, compressed or not.
+#[test]
+fn a_compressed_transfer_is_resumed_with_another_compression() {
+    let (served, own) = (scratch(), scratch());
+    let source = own.path().join("words");
+    fs::write(&source, text(40 * MIB as usize)).unwrap();
+    let server = Server::start(served.path(), &[]);
+    let proxy = Proxy::to(server.port);
+    proxy.cut_at(&[5 * MIB]);
+    let once = args!["send", &source, proxy.target(""), "--compress", "zstd", "--retries", "0"];
+    client(once).expect(5);
+    server.wait_idle();
+    let sent = client(args!["send", &source, server.target(""), "--compress", "none"]).expect(0);
+    assert_same_file(&source, &server.path("words"));
+    assert!(sent.number("bytes_resumed") >= 4 * MIB, "{}", sent.text());
+}
+
+/// One chunk of a file of two, compressed, with what it says of itself.
+fn compressed(number: u32, len: u32, data: &[u8], plain: &[u8]) -> Vec<u8> {
+    let payload = [&[2][..], &len.to_be_bytes(), data, &wire::checksum(plain)].concat();
+    frame(0x4000_0000 | number, &payload)
+}
+
+/// Cases 43 to 46: bombs, windows, what is cut, followed by more, or damaged.
+#[test]
+fn compressed_chunks_that_lie_are_refused() {
+    let served = scratch();
+    let mut server = Server::start(served.path(), &[]);
+    let offer = Offer::new().file("data", 2 * wire::CHUNK);
+    let chunk = wire::CHUNK as u32;
+    let plain = text(wire::CHUNK as usize);
+    let good = zstd::bulk::compress(&plain, 1).unwrap();
+    let bomb = zstd::bulk::compress(&vec![0; 256 << 20], 19).unwrap();
+    let short = zstd::bulk::compress(&plain[1..], 1).unwrap();
+    let long = zstd::bulk::compress(&[&plain[..], b"x"].concat(), 1).unwrap();
+    let halves = [&plain[..1000], &plain[1000..]].map(|half| zstd::bulk::compress(half, 1).unwrap());
+    let mut damaged = good.clone();
+    damaged[good.len() / 2] ^= 0x10;
+    // A frame of RFC 8878 with neither size nor checksum, whose window is 2 GiB, and an empty last block.
+    let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
+    // A skippable frame before the real one.
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &good].concat();
+    for (what, bytes) in [
+        ("a frame of 256 MiB", compressed(0, chunk, &bomb, &plain)),
+        ("a frame that is too short", compressed(0, chunk, &short, &plain)),
+        ("a frame that is too long", compressed(0, chunk, &long, &plain)),
+        ("two frames", compressed(0, chunk, &halves.concat(), &plain)),
+        ("a skippable frame", compressed(0, chunk, &skippable, &plain)),
+        ("a cut frame", compressed(0, chunk, &good[..good.len() - 1], &plain)),
+        ("bytes behind the frame", compressed(0, chunk, &[&good[..], b"x"].concat(), &plain)),
+        ("no frame", compressed(0, chunk, b"", &plain)),
+        ("a window of 2 GiB", compressed(0, chunk, &window, &plain)),
+        ("another length", compressed(0, chunk - 1, &good, &plain)),
+        ("a length of 2^32-1", compressed(0, u32::MAX, &good, &plain)),
+    ] {
+        let mut raw = Raw::connect(server.port);
+        raw.offer(&offer);
+        raw.send(bytes);
+        raw.expect_refusal(true, &[400, 413], what);
+        server.assert_serves(what);
+    }
+    // Damage that the decoder may not see: the checksum of the plain bytes does.
+    let mut raw = Raw::connect(server.port);
+    raw.offer(&offer);
+    raw.send(compressed(0, chunk, &damaged, &plain));
+    let answer = raw.next();
+    assert!(answer.is_some_and(|answer| {
+        answer.control().is_some_and(|kind| kind == wire::AGAIN || kind == wire::REFUSE)
+    }));
+    drop(raw);
+    server.assert_serves("damage");
+    assert_eq!(names_in(served.path()), [] as [&str; 0]);
+    // And two that do not lie: as they are, and with holes.
+    let mut raw = Raw::connect(server.port);
+    let granted = raw.offer(&offer);
+    raw.send(compressed(0, chunk, &good, &plain));
+    let mut second = vec![0; wire::CHUNK as usize];
+    second[1000..101_000].copy_from_slice(&plain[..100_000]);
+    let data = zstd::bulk::compress(&plain[..100_000], 1).unwrap();
+    let sum = wire::checksum(&second);
+    let extents = [1_u32, 1000, 100_000].map(u32::to_be_bytes).concat();
+    raw.send(frame(0x4000_0001, &[&[3][..], &extents, &data, &sum].concat()));
+    raw.wait_confirmed(&[0, 1]);
+    raw.send(control(wire::END, &granted.root_digest(&[(0, wire::checksum(&plain)), (1, sum)])));
+    raw.wait_for(wire::DONE);
+    assert!(fs::read(server.path("data")).unwrap() == [plain, second].concat());
+}
