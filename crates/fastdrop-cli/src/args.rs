@@ -107,6 +107,9 @@ pub(crate) struct Serve {
     /// Chunks of nextdp are gzip members
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) nextdp_gzip: bool,
+    /// Keep the archives that clients send with --compress zip or targz instead of unpacking them
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) keep_archive: bool,
     /// Only give
     #[arg(long, conflicts_with = "write_only", value_parser = FalseyValueParser::new())]
     pub(crate) read_only: bool,
@@ -172,6 +175,9 @@ pub(crate) struct Get {
     /// Into this folder, or as this name; `-` for standard output
     #[arg(default_value = ".")]
     pub(crate) dest: PathBuf,
+    /// With --compress zip or targz: keep the archive instead of unpacking it
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) keep_archive: bool,
     #[command(flatten)]
     pub(crate) transfer: Transfer,
 }

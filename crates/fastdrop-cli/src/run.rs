@@ -122,6 +122,7 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     options.accept = serve.accept;
     options.fastdownloader = serve.fastdownloader;
     options.nextdp_gzip = serve.nextdp_gzip;
+    options.keep_archive = serve.keep_archive;
     options.read_only = serve.read_only;
     options.write_only = serve.write_only;
     options.existing = serve.existing.into();
@@ -257,10 +258,8 @@ fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
     } else {
         Destination::Path(get.dest)
     };
-    let dry_run = get.transfer.dry_run;
-    transfer(common, target, options, to_output, "got", |client| {
-        client.get(destination, GetOptions { dry_run })
-    })
+    let how = GetOptions { dry_run: get.transfer.dry_run, keep_archive: get.keep_archive };
+    transfer(common, target, options, to_output, "got", |client| client.get(destination, how))
 }
 
 fn transfer(

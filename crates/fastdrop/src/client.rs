@@ -11,6 +11,7 @@ mod ultradp;
 pub use summary::{Listed, ListedKind, Summary};
 pub use target::{Target, TargetError};
 
+use crate::archive::{Packed, offered};
 use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::output::OutputSink;
@@ -29,9 +30,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    self, Capability, Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links, Manifest,
-    ManifestBuilder, Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest, Version,
-    parse_answer,
+    self, Archive, Capability, Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links,
+    Manifest, ManifestBuilder, Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest,
+    Version, parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
@@ -152,6 +153,8 @@ pub struct PutOptions {
 pub struct GetOptions {
     /// Only say what there is to fetch.
     pub dry_run: bool,
+    /// What comes as an archive stays one instead of being unpacked.
+    pub keep_archive: bool,
 }
 
 /// Where a get goes.
@@ -180,6 +183,35 @@ pub struct Client {
     stop: Stop,
     /// Whether any connection worked: only then is a loss worth another attempt.
     reached: Mutex<Option<Duration>>,
+}
+
+/// Where what is sent comes from, beside files.
+enum Input {
+    /// Nowhere.
+    Nothing,
+    /// From a stream, which can be read once.
+    Once(Mutex<Option<Box<dyn Read + Send>>>),
+    /// From an archive of these, made anew for each attempt.
+    Archive { tree: Arc<SourceTree>, contents: Arc<Manifest>, kind: Archive },
+}
+
+impl Input {
+    /// What to read; None if there are only files.
+    fn open(&self) -> Result<Option<Box<dyn Read + Send>>, Error> {
+        match self {
+            Input::Nothing => Ok(None),
+            Input::Once(read) => match read.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(read) => Ok(Some(read)),
+                None => Err(Error::with_code(400, "standard input has been read and cannot be sent again")),
+            },
+            Input::Archive { tree, contents, kind } => {
+                let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind);
+                let packed =
+                    packed.map_err(|error| Error::with_code(500, format!("making an archive: {error}")))?;
+                Ok(Some(Box::new(packed)))
+            }
+        }
+    }
 }
 
 /// A connection after the upgrade and the headers.
@@ -472,30 +504,48 @@ impl Client {
             (None, true) => Place::Into,
             (None, false) => Place::Auto,
         };
-        let input = Mutex::new(input);
+        let (manifest, input) = match (self.compress()?.archive(), input) {
+            (Some(_), Some(_)) => {
+                return Err(Error::with_code(400, "standard input cannot be put into an archive"));
+            }
+            (Some(kind), None) => {
+                let (contents, tree) = (Arc::clone(&walked.manifest), Arc::clone(&tree));
+                if place == Place::Auto && has_several_tops(&contents) {
+                    place = Place::Into;
+                }
+                let offered = offered(&contents, kind);
+                let offered = offered.map_err(|error| Error::with_code(400, error.to_string()))?;
+                (Arc::new(offered), Input::Archive { tree, contents, kind })
+            }
+            (None, Some(input)) => (Arc::clone(&walked.manifest), Input::Once(Mutex::new(Some(input)))),
+            (None, None) => (Arc::clone(&walked.manifest), Input::Nothing),
+        };
         let done = self.persist(|number| {
             tally.attempts = number;
-            self.put_once(&walked, &tree, &mut place, &input, &mut tally)
+            self.put_once(&manifest, &tree, &mut place, &input, &mut tally)
         });
+        if let (Ok(done), Input::Archive { contents, .. }) = (&done, &input) {
+            tally.note_packed(contents, done);
+        }
         tally.finish(done, &self.observer)
     }
 
     fn put_once(
         &self,
-        walked: &Walked,
+        manifest: &Arc<Manifest>,
         tree: &Arc<SourceTree>,
         place: &mut Place,
-        input: &Mutex<Option<Box<dyn Read + Send>>>,
+        input: &Input,
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
-        let manifest = &walked.manifest;
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        let is_stream = manifest.iter().any(|(_, entry)| entry.kind == EntryKind::Stream);
-        if is_stream && input.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return Err(Error::with_code(400, "standard input has been read and cannot be sent again"));
+        if let Input::Once(read) = input
+            && read.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        {
+            input.open()?;
         }
-        let wanted = if is_stream {
+        let wanted = if !matches!(input, Input::Nothing) {
             ChunkSize::for_file_size(1 << 30)
         } else {
             ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
@@ -551,7 +601,8 @@ impl Client {
             Arc::clone(&self.observer),
             self.stop.clone(),
         );
-        if let Some(read) = input.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        tally.kept = grant.keeps_archive;
+        if let Some(read) = input.open()? {
             // Nobody joins this thread: a read of standard input cannot be called back.
             let transmission = Arc::clone(&transmission);
             std::thread::spawn(move || transmission.feed(read));
@@ -603,7 +654,11 @@ impl Client {
         }
         let start = Instant::now();
         let mut tally = Tally::new(&self.options, &Walked::default(), start);
+        let archive = self.compress()?.archive();
         let place = match destination {
+            Destination::Output(_) if archive.is_some() => {
+                return Err(Error::with_code(400, "an archive cannot go to standard output"));
+            }
             Destination::Output(to) => GetPlace::Output(Arc::new(OutputSink::new(to))),
             Destination::Path(path) => GetPlace::files(&path)?,
         };
@@ -614,6 +669,9 @@ impl Client {
             tally.attempts = number;
             self.get_once(&place, &mut fixed, options, &mut tally)
         });
+        if let (Ok(done), Some(_), false) = (&done, archive, options.dry_run) {
+            tally.note_unpacked(done);
+        }
         tally.finish(done, &self.observer)
     }
 
@@ -659,9 +717,13 @@ impl Client {
                 self.stop.clone(),
             ),
             GetPlace::Files { root, path } => {
-                let placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
                 *fixed = placement.kind();
-                let options = ReceiveOptions {
+                let archive = self.compress()?.archive();
+                if let (Some(kind), true) = (archive, options.keep_archive) {
+                    placement = placement.ending_in(kind.extension());
+                }
+                let receive = ReceiveOptions {
                     existing: self.options.existing,
                     durability: self.options.durability,
                     times: self.options.times,
@@ -670,6 +732,7 @@ impl Client {
                     size_max: None,
                     free_min: 0,
                     filter: self.options.filter.clone(),
+                    unpack: archive.filter(|_| !options.keep_archive),
                 };
                 let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
                 let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
@@ -680,7 +743,7 @@ impl Client {
                     checksum,
                     root,
                     placement,
-                    options,
+                    receive,
                     observer,
                     stop,
                     &mut |_| Ok(Busy::Unknown),
@@ -811,6 +874,12 @@ impl GetPlace {
         }
         Ok(GetPlace::Files { root: open(parent)?, path: name })
     }
+}
+
+/// Whether a manifest has more than one topmost component.
+fn has_several_tops(manifest: &Manifest) -> bool {
+    let first = manifest.get(EntryIndex(0)).map(|entry| entry.path.top());
+    manifest.iter().any(|(_, entry)| Some(entry.path.top()) != first)
 }
 
 fn is_wait(error: &std::io::Error) -> bool {

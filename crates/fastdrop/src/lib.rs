@@ -2,6 +2,7 @@
 //!
 //! The protocol's decisions are made in `fastdrop-proto`; this crate gives them sockets, files, threads and time.
 
+mod archive;
 mod client;
 mod connection;
 mod decode;

@@ -202,7 +202,7 @@ impl ChunkReader<'_> {
 }
 
 /// Whether a file is still what the manifest says.
-fn unchanged(index: EntryIndex, entry: &Entry<'_>, stat: &Stat) -> Result<(), Unreadable> {
+pub(crate) fn unchanged(index: EntryIndex, entry: &Entry<'_>, stat: &Stat) -> Result<(), Unreadable> {
     let same = matches!(entry.kind, EntryKind::File { size } if size == stat.st_size as u64)
         && entry.mtime.seconds == stat.st_mtime
         && u64::from(entry.mtime.nanos) == stat.st_mtime_nsec

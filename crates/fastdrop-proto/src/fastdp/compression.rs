@@ -20,6 +20,36 @@ pub enum Compress {
     TarGz,
 }
 
+/// What an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    /// ZIP, deflated.
+    Zip,
+    /// tar, gzipped.
+    TarGz,
+}
+
+impl Archive {
+    /// What its name ends in.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Archive::Zip => ".zip",
+            Archive::TarGz => ".tar.gz",
+        }
+    }
+}
+
+impl Compress {
+    /// The archive as which everything is sent, if it is sent as one.
+    pub fn archive(self) -> Option<Archive> {
+        match self {
+            Compress::Zip => Some(Archive::Zip),
+            Compress::TarGz => Some(Archive::TarGz),
+            Compress::None | Compress::Auto | Compress::Zstd => None,
+        }
+    }
+}
+
 /// What to do with the next chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {

@@ -223,6 +223,9 @@ pub struct Grant {
     /// Bytes per data stream between checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
+    /// An archive that is put stays one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_archive: bool,
     /// What both can do.
     #[serde(default)]
     pub capabilities: Vec<String>,
@@ -364,6 +367,7 @@ pub(crate) mod tests {
             durability: Durability::None,
             place: Place::As,
             checkpoint: None,
+            keeps_archive: false,
             capabilities: vec!["sparse".into()],
         }
     }

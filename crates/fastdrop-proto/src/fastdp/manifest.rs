@@ -195,6 +195,20 @@ impl Manifest {
         decode(&mut Cursor::new(self.encoded.get(start..)?)).ok()
     }
 
+    /// The entry with this path.
+    pub fn find(&self, path: RelPath<'_>) -> Option<(EntryIndex, Entry<'_>)> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.get(EntryIndex(middle)) {
+                Some(entry) if entry.path < path => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        let index = EntryIndex(low);
+        self.get(index).filter(|entry| entry.path == path).map(|entry| (index, entry))
+    }
+
     /// All entries in order.
     pub fn iter(&self) -> impl Iterator<Item = (EntryIndex, Entry<'_>)> {
         let mut cursor = Cursor::new(&self.encoded);

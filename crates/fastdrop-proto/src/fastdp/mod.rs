@@ -18,7 +18,7 @@ mod upgrade;
 pub mod v1;
 mod version;
 
-pub use compression::{Compress, Compressor, Plan};
+pub use compression::{Archive, Compress, Compressor, Plan};
 pub use control::{Capability, Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
 pub use encoding::{Encoding, Extents};
 pub use frame::{Control, FrameHeader, FrameKind, Spent, control_payload_max, type_name};

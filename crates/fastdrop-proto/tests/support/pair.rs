@@ -1112,6 +1112,7 @@ impl Pair {
             durability: Open::new(Do::Put).durability,
             place: Place::Into,
             checkpoint: self.plan.config.checkpoint,
+            keeps_archive: false,
             capabilities: vec!["sparse".into()],
         })
         .encode();

@@ -115,6 +115,7 @@ pub(super) fn get(client: &Client, to: Destination, dry_run: bool, tally: &mut T
         size_max: None,
         free_min: 0,
         filter: Default::default(),
+        unpack: None,
     };
     let incoming = Incoming::create(&root, &path, least, options)?;
     client.observer.files_total.store(1, Ordering::Relaxed);

@@ -2,14 +2,16 @@
 
 use super::older::{SourceFile, changed, send_all};
 use super::{Client, Compress, Error};
+use crate::archive::{Member, MemberKind, TarGzWriter, write_one_zip};
 use crate::connection::{Connection, Ended, FrameReader};
-use crate::encode::{Member, tar_gz, zip, zstd};
+use crate::encode::zstd;
 use crate::observe::Phase;
 use crate::throttle::Throttle;
 use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{
     ChunkPrefix, Compression, FAILURE, Header, RECONNECT, RECONNECT_EVERY, SUCCESS, one_chunk_for,
 };
+use fastdrop_proto::units::Mtime;
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -82,13 +84,20 @@ fn pack(file: &SourceFile, compression: Compression) -> Result<File, Error> {
     };
     let name = file.name_text()?;
     let name = name.rsplit('/').next().unwrap_or(name);
-    let member = Member { name, mtime: file.mtime(), mode: 0o644 };
     let mut spool = tempfile::tempfile().map_err(failed)?;
     let mut source = file.reader()?;
     let buffered = |spool: &File| spool.try_clone().map(|spool| BufWriter::with_capacity(1 << 20, spool));
     match compression {
-        Compression::Zip => spool.try_clone().and_then(|out| zip(&mut source, file.size, &member, out)),
-        Compression::TarGz => buffered(&spool).and_then(|out| tar_gz(&mut source, file.size, &member, out)),
+        Compression::Zip => {
+            spool.try_clone().and_then(|out| write_one_zip(&mut source, file.size, name, 0o644, out))
+        }
+        Compression::TarGz => buffered(&spool).and_then(|out| {
+            let mtime = Mtime { seconds: i64::try_from(file.mtime()).unwrap_or(i64::MAX), nanos: 0 };
+            let (path, kind) = (name.as_bytes().to_vec(), MemberKind::File(file.size));
+            let mut archive = TarGzWriter::new(out);
+            archive.add(&Member { path, kind, mtime, mode: 0o644 }, &mut source)?;
+            archive.finish()
+        }),
         _ => buffered(&spool).and_then(|out| zstd(&mut source, file.size, out)),
     }
     .and_then(|()| spool.flush())

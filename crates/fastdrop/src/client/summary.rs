@@ -117,6 +117,10 @@ pub(super) struct Tally {
     pub(super) attempts: u32,
     pub(super) congestion: String,
     pub(super) one_chunk: u32,
+    /// The server keeps an archive as one.
+    pub(super) kept: bool,
+    /// Bytes of what was in an archive.
+    contents: Option<u64>,
 }
 
 impl Tally {
@@ -129,6 +133,8 @@ impl Tally {
             attempts: 0,
             congestion: String::new(),
             one_chunk: 0,
+            kept: false,
+            contents: None,
             summary: Summary {
                 files: 0,
                 bytes: 0,
@@ -218,6 +224,24 @@ impl Tally {
         self.summary.files = count_files(manifest);
     }
 
+    /// Counts what was sent in an archive; what the receiver did not take it had already.
+    pub(super) fn note_packed(&mut self, contents: &Manifest, done: &Done) {
+        self.contents = Some(contents.bytes());
+        self.summary.bytes = contents.bytes();
+        self.summary.files = count_files(contents);
+        if !self.kept {
+            let taken = done.files + done.failed_count;
+            self.summary.files_skipped = self.summary.files.saturating_sub(taken);
+        }
+    }
+
+    /// Counts what came in an archive.
+    pub(super) fn note_unpacked(&mut self, done: &Done) {
+        self.contents = Some(done.bytes);
+        self.summary.bytes = done.bytes;
+        self.summary.files = done.files + self.failed.len() as u64;
+    }
+
     fn note_hashes(&mut self, hashes: BTreeMap<EntryIndex, [u8; 32]>, manifest: &Manifest) {
         let named = |(index, hash)| Some((manifest.get(index)?.path.as_bytes().to_vec(), hash));
         self.summary.hashes = hashes.into_iter().filter_map(named).collect();
@@ -288,7 +312,8 @@ impl Tally {
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
         self.summary.files_failed = self.failed.len() as u64 + unnamed;
-        self.summary.bytes_sent = observer.bytes_moved.load(Ordering::Relaxed);
+        let moved = observer.bytes_moved.load(Ordering::Relaxed);
+        self.summary.bytes_sent = self.contents.unwrap_or(moved);
         if self.summary.protocol == Protocol::FastDp {
             self.summary.bytes_wire = Some(observer.bytes_wire.load(Ordering::Relaxed));
         }
@@ -317,7 +342,9 @@ impl Tally {
         let known = self.summary.bytes_sent > 0 && self.summary.protocol == Protocol::FastDp;
         self.summary.limits = known.then_some(limits);
         // A stream's size is only known in the end.
-        self.summary.bytes = self.summary.bytes.max(done.bytes);
+        if self.contents.is_none() {
+            self.summary.bytes = self.summary.bytes.max(done.bytes);
+        }
         self.summary.files = self.summary.files.saturating_sub(self.failed.len() as u64 - self.never_offered);
         match self.failed.values().next() {
             Some(failed) if self.summary.files == 0 => {

@@ -8,7 +8,9 @@ use crate::root::{Dirs, Root, rename, split};
 use crate::stage::{Leftovers, Stage, default_mode, set_attributes, write_all_at};
 use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::{Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason};
+use fastdrop_proto::fastdp::{
+    Archive, Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason,
+};
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
@@ -31,6 +33,8 @@ pub(crate) struct ReceiveOptions {
     pub(crate) free_min: u64,
     /// Entries that are not wanted.
     pub(crate) filter: Filter,
+    /// What arrives is such an archive, of which only the contents are to stay.
+    pub(crate) unpack: Option<Archive>,
 }
 
 /// A big file, or a stream, that is being written.

@@ -8,6 +8,7 @@ pub(crate) mod place;
 pub(crate) mod receive;
 pub(crate) mod send;
 pub(crate) mod turns;
+mod unpack;
 mod worker;
 
 use crate::connection::{Connection, FrameReader, SMALL_BUFFER_RTT};

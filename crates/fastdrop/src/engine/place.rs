@@ -62,6 +62,24 @@ impl Placement {
         })
     }
 
+    /// Where what is in an archive goes that was to go here.
+    pub(crate) fn of_contents(&self, contents: &Manifest) -> Result<Self, Error> {
+        let top = contents.get(EntryIndex(0)).map(|entry| entry.path.top());
+        let several = contents.iter().any(|(_, entry)| Some(entry.path.top()) != top);
+        if several && self.name.is_some() {
+            return Err(Error::with_code(400, "several sources cannot have one name"));
+        }
+        Ok(self.clone())
+    }
+
+    /// The same for an archive that is kept: a name that it was given ends as that of an archive.
+    pub(crate) fn ending_in(mut self, extension: &str) -> Self {
+        if let Some(name) = self.name.as_mut().filter(|name| !name.ends_with(extension.as_bytes())) {
+            name.extend_from_slice(extension.as_bytes());
+        }
+        self
+    }
+
     /// Whether the manifest goes into a folder or has been given a name.
     pub(crate) fn kind(&self) -> Place {
         if self.name.is_some() { Place::As } else { Place::Into }
@@ -84,16 +102,7 @@ impl Placement {
     pub(crate) fn entry_of(&self, key: &FileKey, manifest: &Manifest) -> Option<EntryIndex> {
         let path = self.back(&key.path, manifest)?;
         let path = RelPath::new(&path).ok()?;
-        let (mut low, mut high) = (0, manifest.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match manifest.get(EntryIndex(middle)) {
-                Some(entry) if entry.path < path => low = middle + 1,
-                _ => high = middle,
-            }
-        }
-        let index = EntryIndex(low);
-        let entry = manifest.get(index).filter(|entry| entry.path == path)?;
+        let (index, entry) = manifest.find(path)?;
         let same = matches!(entry.kind, EntryKind::File { size } if size == key.size)
             && (entry.mtime.seconds, entry.mtime.nanos) == key.mtime;
         same.then_some(index)

@@ -57,6 +57,8 @@ pub(crate) struct Reception {
     pub(super) hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
     /// How the sender spent its time.
     pub(super) spent: Mutex<Spent>,
+    /// What has become of the contents of an archive.
+    pub(super) unpacked: Mutex<Option<Done>>,
     /// Why it ended, if not well.
     pub(super) error: Mutex<Option<Error>>,
     /// Over, one way or the other: no stream is served any more.
@@ -106,14 +108,16 @@ impl Reception {
         // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
         let mut refused = None;
         let wanted = |key: &FileKey| placement.entry_of(key, &manifest).is_some();
-        let leftovers =
-            Leftovers::find(&root, placement.named().as_deref(), wanted, |name| match busy(name) {
-                Ok(busy) => busy,
-                Err(error) => {
-                    refused = Some(error);
-                    Busy::Known
-                }
-            });
+        // An archive is neither compared nor continued; its contents are, once they are known.
+        let unpack = options.unpack.is_some();
+        let named = placement.named().filter(|_| !unpack);
+        let leftovers = Leftovers::find(&root, named.as_deref(), wanted, |name| match busy(name) {
+            Ok(busy) => busy,
+            Err(error) => {
+                refused = Some(error);
+                Busy::Known
+            }
+        });
         if let Some(error) = refused {
             return Err(error);
         }
@@ -127,6 +131,9 @@ impl Reception {
         for (index, entry) in manifest.iter() {
             if stop.is_stopped() {
                 return Err(Error::Interrupted);
+            }
+            if unpack {
+                continue;
             }
             if options.filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory) {
                 machine.skip(index, SkipReason::Policy);
@@ -165,8 +172,7 @@ impl Reception {
             return Err(Error::Refused(fastdrop_proto::fastdp::Refuse { code: 409, message, paths }));
         }
         let one_chunk = machine.table().one_chunk();
-        let stage =
-            Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, placement.named())?;
+        let stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named)?;
         let sink = FileSink::new(Arc::clone(&root), placement, stage, options, exceptions);
         let mut hashes = BTreeMap::new();
         match sink.take_over(leftovers, &mut machine, algorithm, &mut hashes) {
@@ -250,6 +256,7 @@ impl Reception {
             failed: Mutex::default(),
             hashes: Mutex::new(hashes),
             spent: Mutex::default(),
+            unpacked: Mutex::default(),
             error: Mutex::default(),
             over: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -337,7 +344,8 @@ impl Reception {
 
     /// What did not arrive.
     pub(crate) fn failed(&self) -> Vec<Failed> {
-        lock(&self.failed).values().cloned().collect()
+        let unpacked = lock(&self.unpacked).iter().flat_map(|done| done.failed.clone()).collect::<Vec<_>>();
+        lock(&self.failed).values().cloned().chain(unpacked).collect()
     }
 
     /// Whether DONE has been said.
@@ -649,8 +657,13 @@ impl Reception {
         Ok(())
     }
 
-    fn finish_files(&self, sink: &FileSink) -> Result<(), Error> {
+    pub(super) fn finish_files(&self, sink: &FileSink) -> Result<(), Error> {
         let _nobody_working = sink.working.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = sink.options.unpack {
+            self.unpack(sink, kind)?;
+            self.done.store(true, Ordering::SeqCst);
+            return Ok(());
+        }
         let needed: Vec<_> = lock(&self.machine).needed_entries().collect();
         let mut ready = std::mem::take(&mut *lock(&sink.ready));
         for &index in &needed {
@@ -709,7 +722,8 @@ impl Reception {
     }
 
     /// The last word.
-    fn report(&self) -> Done {
+    pub(super) fn report(&self) -> Done {
+        let unpacked = lock(&self.unpacked).clone();
         let machine = lock(&self.machine);
         let failed = lock(&self.failed);
         let clocks = &self.observer.clocks;
@@ -725,6 +739,9 @@ impl Reception {
             write_micros: clocks.write.micros(),
             ..Done::default()
         };
+        if let Some(Done { files, bytes, failed, failed_count, .. }) = unpacked {
+            return Done { files, bytes, failed, failed_count, ..done };
+        }
         for index in machine.needed_entries() {
             let Some(entry) = self.manifest.get(index) else { continue };
             if entry.kind != EntryKind::Directory && !failed.contains_key(&index) {

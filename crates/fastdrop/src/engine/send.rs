@@ -484,9 +484,14 @@ impl Transmission {
             }
             Ok(None) => {}
             Err(error) => {
-                let errno =
-                    error.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
-                *lock(&self.input_error) = Some(Error::system("reading standard input", errno));
+                // Whoever makes an archive says in words what is wrong.
+                *lock(&self.input_error) = Some(match error.raw_os_error() {
+                    Some(errno) => {
+                        let errno = rustix::io::Errno::from_raw_os_error(errno);
+                        Error::system("reading standard input", errno)
+                    }
+                    None => Error::with_code(410, error.to_string()),
+                });
             }
         }
         self.wake.notify_all();

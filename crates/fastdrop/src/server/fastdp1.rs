@@ -2,8 +2,9 @@
 
 use super::older::{Older, Placed};
 use super::{Shared, lock};
+use crate::archive::{is_whole_zip, one_file, read_tar_gz, read_zip};
 use crate::connection::{Connection, Ended, FrameReader};
-use crate::decode::{DecodeError, expect_end, fill, is_whole_zip, tar_gz, zip, zstd_frame};
+use crate::decode::{DecodeError, expect_end, fill, zstd_frame};
 use crate::engine::incoming::{BUFFER, Incoming, WriteBehind};
 use crate::error::Error;
 use crate::source::read_exact_at;
@@ -138,7 +139,10 @@ fn receive(shared: &Arc<Shared>, chunks: &mut Chunks<'_>) -> Result<(), Error> {
             incoming.write_behind(|behind| {
                 let mut decoded =
                     Decoded::new(&header, chunks.payload_bytes(), behind, shared.options.size_max);
-                zip::<DecodeError>(archive.into(), |reader| decoded.take_all(reader))?;
+                one_file::<DecodeError>(
+                    |content| decoded.take_all(content),
+                    |each| read_zip(archive.into(), 1, each),
+                )?;
                 decoded.finish()
             })?;
         }
@@ -643,7 +647,9 @@ fn in_order(chunks: &mut Chunks<'_>, incoming: &Incoming, decoded: &mut Decoded<
     let mut payload = InOrder { chunks, spool, next: 0, consumed: 0, current: None, hash, error: None };
     let mut reader = BufReader::with_capacity(BUFFER, &mut payload);
     let result = match header.compression {
-        Compression::TarGz => tar_gz(&mut reader, |content| decoded.take_all(content)).map(|_| ()),
+        Compression::TarGz => {
+            one_file(|content| decoded.take_all(content), |each| read_tar_gz(&mut reader, each).map(|_| ()))
+        }
         _ => zstd_frame(&mut reader)
             .map_err(DecodeError::from)
             .and_then(|mut frame| decoded.take_all(&mut frame)),

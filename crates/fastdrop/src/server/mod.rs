@@ -49,6 +49,8 @@ pub struct ServerOptions {
     pub nextdp_gzip: bool,
     /// The port of FastDownloader on every address, 0 to pick one. Default: none.
     pub fastdownloader: Option<u16>,
+    /// Archives that clients send natively stay archives instead of being unpacked. Default: no.
+    pub keep_archive: bool,
     /// Nothing is taken.
     pub read_only: bool,
     /// Nothing is given, nor listed.
@@ -88,6 +90,7 @@ impl ServerOptions {
             accept: Accept::all(),
             nextdp_gzip: false,
             fastdownloader: None,
+            keep_archive: false,
             read_only: false,
             write_only: false,
             existing: Existing::Error,

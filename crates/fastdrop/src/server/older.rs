@@ -64,6 +64,7 @@ impl Placed {
             size_max: options.size_max,
             free_min: options.free_min,
             filter: Filter::default(),
+            unpack: None,
         };
         let incoming = Incoming::create(&shared.root, path, size, receive)?;
         let folder = incoming.folder().to_owned();

@@ -2,6 +2,7 @@
 
 use super::handshake::Handshaken;
 use super::{Shared, StreamGuard, Transfer, lock};
+use crate::archive::{Packed, offered};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::place::Placement;
@@ -18,7 +19,7 @@ use fastdrop_proto::fastdp::{
     Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
     Sender, SenderConfig, Streams, Table, Transcript,
 };
-use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
+use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
 use std::any::Any;
 use std::os::fd::AsFd;
@@ -109,6 +110,7 @@ impl Serving<'_> {
                 (Some(asked), Some(own)) => Some(asked.min(own)),
                 (asked, own) => asked.or(own),
             },
+            keeps_archive: self.open.compress.archive().is_some() && self.shared.options.keep_archive,
             capabilities: self.open.shared_capabilities(),
         }
     }
@@ -176,6 +178,7 @@ impl Serving<'_> {
             Ok(manifest) => Arc::new(manifest),
             Err(error) => return self.refuse(error),
         };
+        let archive = self.open.compress.archive();
         let prepared = Table::new(&manifest, one_chunk)
             .map_err(|error| Error::with_code(413, error.to_string()))
             .and_then(|table| {
@@ -184,9 +187,20 @@ impl Serving<'_> {
                 if self.client.one_chunk == u64::from(one_chunk.bytes()) && said != is {
                     return Err(Error::with_code(400, "the header contradicts the manifest"));
                 }
+                let is_stream =
+                    manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Stream);
+                if archive.is_some() && !is_stream {
+                    return Err(Error::with_code(400, "an archive is a stream, and nothing else"));
+                }
                 let placement =
                     Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
-                Ok((table, placement))
+                Ok((
+                    table,
+                    match archive {
+                        Some(kind) if options.keep_archive => placement.ending_in(kind.extension()),
+                        _ => placement,
+                    },
+                ))
             });
         let (table, placement) = match prepared {
             Ok(prepared) => prepared,
@@ -219,6 +233,7 @@ impl Serving<'_> {
                 size_max: options.size_max,
                 free_min: options.free_min,
                 filter: Filter::default(),
+                unpack: archive.filter(|_| !options.keep_archive),
             };
             Reception::prepare(
                 Arc::clone(&manifest),
@@ -309,7 +324,13 @@ impl Serving<'_> {
             Ok(offered) => offered,
             Err(error) => return self.refuse(error),
         };
+        let packed = match self.pack(&tree, &manifest) {
+            Ok(packed) => packed,
+            Err(error) => return self.refuse(error),
+        };
+        let (manifest, input) = packed.map_or((manifest, None), |(manifest, input)| (manifest, Some(input)));
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+        let largest = if input.is_some() { 1 << 30 } else { largest };
         let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
             .min(chunk_max)
             .min(ChunkSize::COMMON);
@@ -344,7 +365,7 @@ impl Serving<'_> {
         let stop = self.shared.stop.clone();
         let (compress, rate_max) = (self.open.compress, self.open.rate_max);
         let options = SendOptions { compress, rate_max, keeps_rate: false };
-        let transmission = Transmission::new(machine, Arc::new(tree), &grant, options, observer, stop);
+        let transmission = Transmission::new(machine, tree, &grant, options, observer, stop);
         transmission.set_turns(&self.shared.turns);
         let registered =
             self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
@@ -356,14 +377,32 @@ impl Serving<'_> {
                 return Err(error);
             }
         };
-        let done = transmission.run(reader, &Opener::Ask)?;
+        let done = std::thread::scope(|scope| {
+            if let Some(input) = input {
+                scope.spawn(|| transmission.feed(input));
+            }
+            transmission.run(reader, &Opener::Ask)
+        })?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, "sent");
         self.shared.finish_one();
         Ok(())
     }
 
+    /// Begins with an archive of what a get asks for, if it asks for one.
+    fn pack(
+        &self,
+        tree: &Arc<SourceTree>,
+        manifest: &Arc<Manifest>,
+    ) -> Result<Option<(Arc<Manifest>, Packed)>, Error> {
+        let Some(kind) = self.open.compress.archive() else { return Ok(None) };
+        let failed = |why: String| Error::with_code(500, format!("making an archive: {why}"));
+        let offered = offered(manifest, kind).map_err(|error| failed(error.to_string()))?;
+        let packed = Packed::new(Arc::clone(tree), Arc::clone(manifest), kind);
+        Ok(Some((Arc::new(offered), packed.map_err(|error| failed(error.to_string()))?)))
+    }
+
     /// Walks what a get asks for.
-    fn find(&self) -> Result<(SourceTree, Arc<Manifest>), Error> {
+    fn find(&self) -> Result<(Arc<SourceTree>, Arc<Manifest>), Error> {
         let root = match self.open.links {
             Links::Follow => {
                 let following = self.shared.root.following_beneath();
@@ -393,7 +432,7 @@ impl Serving<'_> {
         {
             return Err(Error::with_code(403, format!("{}: {}", crate::shown(&failed.path), failed.message)));
         }
-        Ok((tree, walked.manifest))
+        Ok((Arc::new(tree), walked.manifest))
     }
 
     // ---- list ----

@@ -1,0 +1,182 @@
+//! Unpacking an archive that has arrived: its members become files as if each had been sent by itself.
+
+use super::files::{FileSink, Ready};
+use super::lock;
+use super::receive::{Prepared, Reception, Sink};
+use crate::archive::{Content, MEMBERS_MAX, Member, MemberKind, read_tar_gz, read_zip};
+use crate::decode::{DecodeError, expect_end, fill};
+use crate::error::Error;
+use crate::stage::{Busy, write_all_at};
+use fastdrop_proto::fastdp::{
+    Archive, Entry, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use std::fs::File;
+use std::io::{BufReader, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// Up to here a file is written in one go.
+const SMALL_MAX: u64 = 1 << 20;
+/// Bytes of all paths and targets in an archive.
+const NAMES_MAX: usize = 256 << 20;
+
+impl Reception {
+    /// Unpacks what has arrived as an archive, names what was in it, and takes the archive away.
+    pub(super) fn unpack(&self, sink: &FileSink, kind: Archive) -> Result<(), Error> {
+        let index = EntryIndex(0);
+        let Some(entry) = self.manifest.get(index) else { return Ok(()) };
+        let staged = sink.staged(index, &entry).map_err(|errno| sink.system(&entry, errno))?;
+        let failed = |error: std::io::Error| Error::with_code(500, format!("the archive: {error}"));
+        let archive = || -> Result<File, Error> {
+            let mut file = File::from(staged.fd.try_clone().map_err(failed)?);
+            file.seek(SeekFrom::Start(0)).map_err(failed)?;
+            Ok(file)
+        };
+        let manifest = Arc::new(self.contents(sink, kind, archive()?)?);
+        let table = Table::new(&manifest, ChunkSize::COMMON)
+            .map_err(|error| Error::with_code(413, error.to_string()))?;
+        let placement = sink.placement.of_contents(&manifest)?;
+        let mut options = sink.options.clone();
+        options.unpack = None;
+        let mut busy =
+            |folder: &str| Ok(if folder == sink.stage.name() { Busy::Known } else { Busy::Unknown });
+        let Prepared { reception, .. } = Reception::prepare(
+            manifest,
+            table,
+            self.algorithm,
+            Arc::clone(&sink.root),
+            placement,
+            options,
+            Arc::clone(&self.observer),
+            self.stop.clone(),
+            &mut busy,
+        )?;
+        let Sink::Files(inner) = &reception.sink else { return Ok(()) };
+        let unpacked = self.extract(&reception, inner, kind, archive()?);
+        if let Err(error) = unpacked.and_then(|()| reception.finish_files(inner)) {
+            inner.stage.remove();
+            return Err(error);
+        }
+        *lock(&self.unpacked) = Some(reception.report());
+        sink.stage.remove();
+        Ok(())
+    }
+
+    /// What is in the archive, once all of it has been looked at: names that lead nowhere else, sizes that there is room for.
+    fn contents(&self, sink: &FileSink, kind: Archive, file: File) -> Result<Manifest, Error> {
+        let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
+        let mut members = Vec::new();
+        let (mut bytes, mut names) = (0_u64, 0);
+        each(kind, file, &mut |member, _| {
+            self.may_go_on()?;
+            names += member.path.len();
+            if let MemberKind::Link(target) = &member.kind {
+                names += target.len();
+            }
+            if members.len() >= MEMBERS_MAX as usize || names > NAMES_MAX {
+                return Err(DecodeError::Failed(Error::with_code(413, "too many files in the archive")));
+            }
+            let bad = |why| refuse(format!("{} in the archive: {why}", crate::shown(&member.path)));
+            RelPath::new(&member.path).map_err(|error| bad(error.to_string()))?;
+            if matches!(member.path[..], [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic()) {
+                return Err(bad("it begins with the letter of a drive".into()));
+            }
+            bytes = bytes.saturating_add(member.size());
+            sink.check_space(bytes, bytes).map_err(DecodeError::Failed)?;
+            members.push(member.clone());
+            Ok(())
+        })?;
+        let path = |member: &Member| RelPath::new(&member.path).map(|path| path.as_bytes().to_vec());
+        members.sort_by(|a, b| {
+            let (a, b) = (a.path.split(|&byte| byte == b'/'), b.path.split(|&byte| byte == b'/'));
+            a.cmp(b)
+        });
+        let mut builder = ManifestBuilder::new(MEMBERS_MAX);
+        let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
+        for member in &members {
+            let path = path(member).map_err(|error| Error::with_code(400, error.to_string()))?;
+            let kind = match &member.kind {
+                MemberKind::File(size) => EntryKind::File { size: *size },
+                MemberKind::Directory => EntryKind::Directory,
+                MemberKind::Link(target) => EntryKind::Link { target },
+            };
+            let path = RelPath::new(&path).map_err(|error| Error::with_code(400, error.to_string()))?;
+            builder.push(&Entry { path, kind, mode: member.mode, mtime: member.mtime }).map_err(broken)?;
+        }
+        if members.is_empty() {
+            return Err(Error::with_code(400, "an empty archive"));
+        }
+        builder.finish().map_err(broken)
+    }
+
+    /// Writes the files of the archive that are needed, each under a temporary name.
+    fn extract(&self, inner: &Reception, sink: &FileSink, kind: Archive, file: File) -> Result<(), Error> {
+        let mut buffer = vec![0; SMALL_MAX as usize];
+        each(kind, file, &mut |member, content| {
+            self.may_go_on()?;
+            let found = RelPath::new(&member.path).ok().and_then(|path| inner.manifest.find(path));
+            let Some((index, entry)) = found else {
+                return Err(DecodeError::Failed(Error::with_code(500, "the archive changed")));
+            };
+            let needed = lock(&inner.machine).is_needed(index);
+            if needed && matches!(entry.kind, EntryKind::File { size } if size > 0) {
+                inner.extract_file(sink, index, &entry, content, &mut buffer)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn extract_file(
+        &self,
+        sink: &FileSink,
+        index: EntryIndex,
+        entry: &Entry<'_>,
+        content: &mut Content<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let system = |errno| DecodeError::Failed(sink.system(entry, errno));
+        let count = fill(content, buffer)?;
+        if (count as u64) < SMALL_MAX {
+            let temp = sink.make_small(entry, &buffer[..count]).map_err(system)?;
+            lock(&sink.ready).push(Ready { entry: index, temp });
+            return Ok(());
+        }
+        let staged = sink.staged(index, entry).map_err(system)?;
+        let (mut at, mut count) = (0, count);
+        while count > 0 {
+            self.may_go_on()?;
+            write_all_at(staged.fd.as_fd(), &buffer[..count], at).map_err(system)?;
+            sink.stage.begin_writeback(staged.fd.as_fd(), at, count as u64);
+            at += count as u64;
+            count = fill(content, buffer)?;
+        }
+        lock(&sink.open).remove(&index);
+        sink.set_file_attributes(&staged.fd, entry, true).map_err(system)?;
+        lock(&sink.ready).push(Ready { entry: index, temp: staged.temp });
+        Ok(())
+    }
+
+    fn may_go_on(&self) -> Result<(), DecodeError> {
+        if self.stop.is_stopped() || lock(&self.error).is_some() {
+            return Err(DecodeError::Failed(Error::Interrupted));
+        }
+        Ok(())
+    }
+}
+
+/// Gives `each` the members of an archive.
+fn each(
+    kind: Archive,
+    file: File,
+    each: &mut dyn FnMut(&Member, &mut Content<'_>) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    match kind {
+        Archive::Zip => read_zip(file, MEMBERS_MAX, each),
+        Archive::TarGz => {
+            let mut rest = read_tar_gz(BufReader::with_capacity(SMALL_MAX as usize, file), each)?;
+            Ok(expect_end(&mut rest)?)
+        }
+    }
+}
