@@ -199,3 +199,174 @@ fn compressed_chunks_that_lie_are_refused() {
     raw.wait_for(wire::DONE);
     assert!(fs::read(server.path("data")).unwrap() == [plain, second].concat());
 }
+
+// ---- archives
+
+/// Names, contents and links, but no times.
+fn assert_same_bytes(sent: &Path, arrived: &Path) {
+    tool("diff", args!["-r", "--no-dereference", sent, arrived]);
+}
+
+/// Opens an archive with the tool for it.
+fn open_with_tool(archive: &Path, kind: &str, to: &Path) {
+    fs::create_dir(to).unwrap();
+    match kind {
+        // The one that a system has: unzip is not on every machine, Python is.
+        "zip" => tool("python3", args!["-m", "zipfile", "-e", archive, to]),
+        _ => tool("tar", args!["-xzf", archive, "-C", to]),
+    }
+}
+
+#[test]
+fn archives_are_unpacked_where_they_arrive_both_ways() {
+    for kind in ["zip", "targz"] {
+        let (served, own) = (scratch(), scratch());
+        let tree = own.path().join("tree");
+        mixed_tree(&tree);
+        fs::create_dir(tree.join("empty folder")).unwrap();
+        fs::write(tree.join("n".repeat(200)), b"long name").unwrap();
+        // As precise as the formats are: ZIP knows whole seconds from 1970 on.
+        set_mtime(&tree.join("text"), -2, 750_000_000);
+        set_mtime(&tree.join("random"), 1_234_567_891, 123_456_789);
+        let server = Server::start(served.path(), &[]);
+        let sent = client(args!["send", &tree, server.target("new"), "--compress", kind]).expect(0);
+        assert!(sent.number("bytes_wire") < sent.number("bytes_sent") / 2, "{}", sent.text());
+        assert_eq!(sent.number("bytes"), sent.number("bytes_sent"));
+        let back = own.path().join("back");
+        client(args!["get", server.target("new"), &back, "--compress", kind, "-j", "3"]).expect(0);
+        for copy in [&server.path("new"), &back] {
+            if kind == "zip" {
+                assert_same_bytes(&tree, copy);
+            } else {
+                assert_same_tree(&tree, copy);
+            }
+        }
+        assert_eq!(leftovers(served.path()), [] as [&Path; 0]);
+        // Again: everything is there.
+        let again = client(args!["send", &tree, server.target("new/"), "--compress", kind]).expect(0);
+        assert_same_bytes(&tree, &server.path("new/tree"));
+        assert_eq!(again.number("files_skipped"), 0);
+        if kind == "targz" {
+            let again = client(args!["send", &tree, server.target("new/"), "--compress", kind]).expect(0);
+            assert_eq!(again.number("files_skipped"), again.number("files"));
+        }
+        // The contents of a folder, and several things at once.
+        client(args!["send", tree.join(""), server.target("c/"), "--compress", kind]).expect(0);
+        assert_same_bytes(&tree, &server.path("c"));
+        let two =
+            args!["send", tree.join("text"), tree.join("folder"), server.target("two"), "--compress", kind];
+        client(two).expect(0);
+        assert_same_bytes(&tree.join("folder"), &server.path("two/folder"));
+    }
+}
+
+#[test]
+fn archives_that_are_kept_open_with_the_usual_tools() {
+    for (kind, extension) in [("zip", "zip"), ("targz", "tar.gz")] {
+        let (served, own) = (scratch(), scratch());
+        let tree = own.path().join("tree");
+        small_tree(&tree, 3, 20, 7);
+        write_file(&tree.join("big"), 5 * MIB, 2);
+        let server = Server::start(served.path(), &["--keep-archive"]);
+        client(args!["send", &tree, server.target(""), "--compress", kind]).expect(0);
+        client(args!["send", &tree, server.target("backup"), "--compress", kind]).expect(0);
+        let name = format!("tree.{extension}");
+        assert_eq!(names_in(served.path()), [format!("backup.{extension}"), name.clone()]);
+        let opened = own.path().join("opened");
+        open_with_tool(&server.path(&name), kind, &opened);
+        assert_same_bytes(&tree, &opened.join("tree"));
+        // Not a second time over it.
+        client(args!["send", &tree, server.target(""), "--compress", kind]).expect(9);
+        // And the other way.
+        drop(server);
+        let server = Server::start(own.path(), &["--read-only"]);
+        let kept = scratch();
+        let to = kept.path().join("kept");
+        client(args!["get", server.target("tree"), &to, "--compress", kind, "--keep-archive"]).expect(0);
+        let opened = kept.path().join("opened");
+        open_with_tool(&kept.path().join(format!("kept.{extension}")), kind, &opened);
+        assert_same_bytes(&tree, &opened.join("tree"));
+    }
+}
+
+#[test]
+fn what_exists_is_respected_by_archives_too() {
+    let (served, own) = (scratch(), scratch());
+    let tree = own.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("a"), b"new").unwrap();
+    fs::write(tree.join("b"), b"new").unwrap();
+    fs::create_dir(served.path().join("tree")).unwrap();
+    fs::write(served.path().join("tree/a"), b"old one").unwrap();
+    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let send = |policy: &str| {
+        client(args!["send", &tree, server.target(""), "--compress", "targz", "--existing", policy])
+    };
+    send("error").expect(9);
+    assert_eq!(names_in(&server.path("tree")), ["a"]);
+    send("skip").expect(0);
+    assert_eq!(fs::read(server.path("tree/a")).unwrap(), b"old one");
+    assert_eq!(fs::read(server.path("tree/b")).unwrap(), b"new");
+    send("overwrite").expect(0);
+    assert_eq!(fs::read(server.path("tree/a")).unwrap(), b"new");
+    assert_eq!(leftovers(served.path()), [] as [&Path; 0]);
+}
+
+#[test]
+fn an_archive_whose_connection_broke_is_made_anew() {
+    let (served, own) = (scratch(), scratch());
+    let tree = own.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    write_file(&tree.join("random"), 20 * MIB, 4);
+    let server = Server::start(served.path(), &[]);
+    let proxy = Proxy::to(server.port);
+    proxy.cut_at(&[7 * MIB]);
+    let sent = client(args!["send", &tree, proxy.target("put"), "--compress", "targz"]).expect(0);
+    assert_eq!(sent.number("retries"), 1);
+    assert_same_tree(&tree, &server.path("put"));
+    proxy.cut_at(&[proxy.total() + 7 * MIB]);
+    let back = own.path().join("back");
+    client(args!["get", proxy.target("put"), &back, "--compress", "zip"]).expect(0);
+    assert_same_bytes(&tree, &back);
+}
+
+/// Cases 43 and 45 to 52.
+#[test]
+fn archives_that_lie_leave_nothing_behind() {
+    let (served, made) = (scratch(), scratch());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/archives.py");
+    tool("python3", args![script, made.path()]);
+    let mut server = Server::start(served.path(), &["--max-size", "100M", "--existing", "overwrite"]);
+    let (mut good, mut bad) = (0, 0);
+    for name in names_in(made.path()) {
+        let archive = fs::read(made.path().join(&name)).unwrap();
+        let kind = if name.ends_with(".zip") { "zip" } else { "targz" };
+        let offer = Offer::new().stream(&name).open("Compress", kind).open("Existing", "overwrite");
+        let mut raw = Raw::connect(server.port);
+        let granted = raw.offer(&offer);
+        raw.send_stream(&granted, &archive);
+        if name.starts_with("good") {
+            good += 1;
+            raw.wait_for(wire::DONE);
+            let content = fs::read(server.path("top/a")).unwrap();
+            assert!(content.starts_with(b"content"), "{name}");
+            if let Ok(suid) = fs::metadata(server.path("top/suid")) {
+                assert_eq!(suid.mode() & 0o7777, 0o755, "{name}");
+            }
+            if name.contains("pax") {
+                let metadata = fs::metadata(server.path("top/a")).unwrap();
+                assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (-2, 750_000_000));
+            }
+            fs::remove_dir_all(server.path("top")).unwrap();
+        } else {
+            bad += 1;
+            raw.expect_refusal(true, &[400, 413, 422], &name);
+            server.assert_serves(&name);
+        }
+        server.wait_idle();
+        assert_eq!(leftovers(served.path()), [] as [&Path; 0], "{name}");
+        assert_eq!(names_in(served.path()), [] as [&str; 0], "{name}");
+    }
+    assert_eq!((good, bad), (4, 47));
+    assert!(!Path::new("/tmp/fastdrop-was-here").exists());
+}

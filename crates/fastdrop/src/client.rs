@@ -605,7 +605,11 @@ impl Client {
         if let Some(read) = input.open()? {
             // Nobody joins this thread: a read of standard input cannot be called back.
             let transmission = Arc::clone(&transmission);
-            std::thread::spawn(move || transmission.feed(read));
+            // An archive takes its time in compressing.
+            let packed = matches!(input, Input::Archive { .. });
+            let feed =
+                move || transmission.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
+            std::thread::spawn(feed);
         }
         let join = || self.join(&grant);
         let result = transmission.run(agreed.reader, &Opener::Connect(&join));

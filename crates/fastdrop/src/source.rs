@@ -1,7 +1,7 @@
 //! Reading chunks from the files of a transfer.
 
 use crate::error::{code_of, reason};
-use crate::observe::Clocks;
+use crate::observe::{Clock, Clocks};
 use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, PieceChecksum};
 use fastdrop_proto::fastdp::{ChunkContent, Entry, EntryKind, Extents, Manifest, Sender};
@@ -297,7 +297,7 @@ impl StreamPieces {
         input: &mut dyn Read,
         chunk_size: usize,
         algorithm: Algorithm,
-        clocks: &Clocks,
+        clock: &Clock,
         mut filled: impl FnMut(&mut dyn FnMut(ChunkIndex)) -> bool,
     ) -> std::io::Result<Option<StreamEnd>> {
         let mut hasher = (algorithm == Algorithm::Blake3).then(blake3::Hasher::new);
@@ -306,7 +306,7 @@ impl StreamPieces {
             let mut piece = Vec::with_capacity(chunk_size);
             let start = Instant::now();
             input.take(chunk_size as u64).read_to_end(&mut piece)?;
-            clocks.read.since(start);
+            clock.since(start);
             if let Some(hasher) = &mut hasher {
                 hasher.update(&piece);
             }

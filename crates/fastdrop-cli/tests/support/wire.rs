@@ -19,6 +19,7 @@ pub const HELD: u8 = 0x07;
 pub const NEED: u8 = 0x08;
 pub const CONFIRM: u8 = 0x09;
 pub const AGAIN: u8 = 0x0a;
+pub const SIZE: u8 = 0x0d;
 pub const END: u8 = 0x10;
 pub const DONE: u8 = 0x11;
 pub const ALIVE: u8 = 0x13;
@@ -204,6 +205,13 @@ impl Offer {
         self.entries.extend(entry(3, path.as_ref(), 0o777));
         self.entries.extend((target.as_ref().len() as u16).to_be_bytes());
         self.entries.extend(target.as_ref());
+        self.count += 1;
+        self
+    }
+
+    /// Adds a stream, which must be the last.
+    pub fn stream(mut self, path: impl AsRef<[u8]>) -> Self {
+        self.entries.extend(entry(4, path.as_ref(), 0o644));
         self.count += 1;
         self
     }
@@ -395,6 +403,18 @@ impl Raw {
             chunks: u32::from_be_bytes(need.payload[..4].try_into().unwrap()),
             bytes: u64::from_be_bytes(need.payload[4..12].try_into().unwrap()),
         }
+    }
+
+    /// Sends a stream that is the only entry, and says that it has ended.
+    pub fn send_stream(&mut self, granted: &Granted, bytes: &[u8]) {
+        let mut sums = Vec::new();
+        for (number, part) in bytes.chunks(CHUNK as usize).enumerate() {
+            self.send(chunk(number as u32, part));
+            self.wait_confirmed(&[number as u32]);
+            sums.push((number as u32, checksum(part)));
+        }
+        self.send(control(SIZE, &[&[0; 4][..], &(bytes.len() as u64).to_be_bytes()].concat()));
+        self.send(control(END, &granted.root_digest(&sums)));
     }
 
     /// Joins a transfer, whether the server likes it or not.

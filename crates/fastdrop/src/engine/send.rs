@@ -5,7 +5,7 @@ use super::turns::{Turn, Turns};
 use super::{Joined, Joins, MANIFEST_PART, lock};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::Error;
-use crate::observe::{Observer, Phase};
+use crate::observe::{Clock, Clocks, Observer, Phase};
 use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
@@ -447,8 +447,8 @@ impl Transmission {
         Ok(())
     }
 
-    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer runs.
-    pub(crate) fn feed(&self, mut input: impl Read) {
+    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer runs; what that takes counts to `clock`.
+    pub(crate) fn feed(&self, mut input: impl Read, clock: impl Fn(&Clocks) -> &Clock) {
         let one = {
             let mut machine = self.machine();
             loop {
@@ -473,7 +473,7 @@ impl Transmission {
             self.wake.notify_all();
             true
         };
-        match self.pieces.feed(&mut input, one, self.algorithm, &self.observer.clocks, filled) {
+        match self.pieces.feed(&mut input, one, self.algorithm, clock(&self.observer.clocks), filled) {
             Ok(Some(end)) => {
                 let mut machine = self.machine();
                 if let (Some((entry, _)), Some(hash)) = (machine.table().stream(), end.hash) {

@@ -379,7 +379,8 @@ impl Serving<'_> {
         };
         let done = std::thread::scope(|scope| {
             if let Some(input) = input {
-                scope.spawn(|| transmission.feed(input));
+                // Compressing is what takes the time.
+                scope.spawn(|| transmission.feed(input, |clocks| &clocks.cpu));
             }
             transmission.run(reader, &Opener::Ask)
         })?;
