@@ -188,9 +188,11 @@ pub(crate) fn read_tar_gz<R: BufRead, E: From<Error>>(
             }
             _ => return Err(bad("something else than a file, folder or link in a tar archive").into()),
         };
-        let seconds = i64::try_from(header.mtime()?).unwrap_or(i64::MAX);
+        // Some writers leave these out.
+        let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(i64::MAX);
         let mtime = mtime.unwrap_or(Mtime { seconds, nanos: 0 });
-        let member = Member { path, kind, mtime, mode: header.mode()? & 0o777 };
+        let default = if kind == MemberKind::Directory { 0o755 } else { 0o644 };
+        let member = Member { path, kind, mtime, mode: header.mode().unwrap_or(default) & 0o777 };
         let mut content = Content::new(&mut entry, member.size());
         each(&member, &mut content)?;
         content.check()?;
