@@ -128,13 +128,35 @@ impl Incoming {
         &self,
         receive: impl FnOnce(&mut WriteBehind) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let (full, to_write) = sync_channel::<Full>(BUFFERS);
+        self.write_behind_to(self.file(), None, receive)
+    }
+
+    /// The same into another file of this stage. `look`, on a thread between both, sees each buffer with its place.
+    pub(crate) fn write_behind_to<T>(
+        &self,
+        file: BorrowedFd<'_>,
+        look: Option<&Look<'_>>,
+        receive: impl FnOnce(&mut WriteBehind) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (mut full, to_write) = sync_channel::<Full>(BUFFERS);
         let (written, empty) = channel();
         std::thread::scope(|scope| {
+            if let Some(look) = look {
+                let (before, to_look) = sync_channel::<Full>(BUFFERS);
+                let after = std::mem::replace(&mut full, before);
+                scope.spawn(move || {
+                    for full in to_look {
+                        look(full.buffer.get(..full.len).unwrap_or_default(), full.at);
+                        if after.send(full).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
             let writer = scope.spawn(move || {
                 to_write.iter().try_for_each(|Full { buffer, len, at }| {
-                    write_all_at(self.file(), buffer.get(..len).unwrap_or_default(), at)?;
-                    self.sink.stage.begin_writeback(self.file(), at, len as u64);
+                    write_all_at(file, buffer.get(..len).unwrap_or_default(), at)?;
+                    self.sink.stage.begin_writeback(file, at, len as u64);
                     // Nobody may want it any more.
                     let _ = written.send(buffer);
                     Ok(())
@@ -159,6 +181,9 @@ impl Drop for Incoming {
         }
     }
 }
+
+/// Sees what is about to be written, and where.
+pub(crate) type Look<'a> = dyn Fn(&[u8], u64) + Sync + 'a;
 
 struct Full {
     buffer: Vec<u8>,

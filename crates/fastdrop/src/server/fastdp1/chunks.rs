@@ -1,0 +1,152 @@
+//! Chunks off the connections of one transfer, one after the other.
+
+use super::payload::{Hash, io_error};
+use super::{IN_VAIN_MAX, Identity, RETURN_PATIENCE, Return};
+use crate::connection::{Ended, FrameReader};
+use crate::engine::incoming::BUFFER;
+use crate::error::Error;
+use crate::server::{Shared, lock};
+use crate::source::read_exact_at;
+use fastdrop_proto::fastdp::Version;
+use fastdrop_proto::fastdp::v1::{ChunkPrefix, Header, Receiver};
+use std::any::Any;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The chunks of a transfer, from whichever connection brings them.
+pub(super) struct Chunks<'a> {
+    shared: &'a Arc<Shared>,
+    pub(super) reader: FrameReader,
+    held: Box<dyn Any + Send>,
+    pub(super) header: Header,
+    header_bytes: Vec<u8>,
+    /// A second header may still come.
+    fresh: bool,
+    identity: Identity,
+    pub(super) machine: Receiver,
+    in_vain: u32,
+    bytes_before: u64,
+}
+
+impl<'a> Chunks<'a> {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        arrived: Return,
+        header: Header,
+        header_bytes: Vec<u8>,
+        identity: Identity,
+    ) -> Result<Self, Error> {
+        let Return { reader, held } = arrived;
+        let machine = Receiver::new(&header)?;
+        Ok(Self {
+            shared,
+            reader,
+            held,
+            header,
+            header_bytes,
+            fresh: true,
+            identity,
+            machine,
+            in_vain: 0,
+            bytes_before: 0,
+        })
+    }
+
+    pub(super) fn payload_bytes(&self) -> u64 {
+        self.machine.bytes()
+    }
+
+    /// What stands before the next chunk.
+    pub(super) fn prefix(&mut self) -> Result<ChunkPrefix, Error> {
+        loop {
+            let mut bytes = [0; ChunkPrefix::LEN];
+            match self.reader.fill(&mut bytes) {
+                Ok(()) if self.fresh && self.header_bytes.starts_with(&bytes) => self.second_header(bytes)?,
+                Ok(()) => {
+                    self.fresh = false;
+                    let prefix = ChunkPrefix::decode(bytes);
+                    self.machine.expect(prefix)?;
+                    return Ok(prefix);
+                }
+                Err(ended) => self.reconnect(ended)?,
+            }
+        }
+    }
+
+    /// The sender says its header twice: a chunk of that number would be far too large.
+    fn second_header(&mut self, first: [u8; ChunkPrefix::LEN]) -> Result<(), Error> {
+        let mut rest = vec![0; self.header_bytes.len() - first.len()];
+        self.reader.fill(&mut rest)?;
+        self.fresh = false;
+        if self.header_bytes.ends_with(&rest) {
+            Ok(())
+        } else {
+            Err(Error::with_code(400, "a second header that differs from the first"))
+        }
+    }
+
+    /// Fills `buffer` from the chunk; false if the connection was lost and another has taken its place.
+    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        match self.reader.fill(buffer) {
+            Ok(()) => Ok(true),
+            Err(ended) => self.reconnect(ended).map(|()| false),
+        }
+    }
+
+    /// Waits for the connection that continues the transfer.
+    pub(super) fn reconnect(&mut self, ended: Ended) -> Result<(), Error> {
+        if self.header.version != Version::V1_0 || self.shared.stop.is_stopped() {
+            return Err(match ended {
+                Ended::Closed => Error::with_code(400, "the sender ended before everything had come"),
+                ended => ended.into(),
+            });
+        }
+        let bytes = self.payload_bytes();
+        self.in_vain = if bytes > self.bytes_before { 0 } else { self.in_vain + 1 };
+        self.bytes_before = bytes;
+        if self.in_vain > IN_VAIN_MAX {
+            return Err(Error::with_code(400, "the sender comes again and again, and brings nothing new"));
+        }
+        self.reader.connection().linger();
+        self.held = Box::new(());
+        let (sender, returns) = channel();
+        let until = Instant::now() + RETURN_PATIENCE;
+        lock(&self.shared.returns).insert(self.identity.clone(), sender);
+        let arrived = loop {
+            match returns.recv_timeout(Duration::from_millis(200)) {
+                Err(RecvTimeoutError::Timeout)
+                    if Instant::now() < until && !self.shared.stop.is_stopped() => {}
+                arrived => break arrived,
+            }
+        };
+        let Ok(Return { reader, held }) = arrived else {
+            lock(&self.shared.returns).remove(&self.identity);
+            // One that came in this very moment is not lost either.
+            let Ok(Return { reader, held }) = returns.try_recv() else {
+                return Err(Error::Network("the sender did not come back".into()));
+            };
+            (self.reader, self.held, self.fresh) = (reader, held, true);
+            return Ok(());
+        };
+        (self.reader, self.held, self.fresh) = (reader, held, true);
+        Ok(())
+    }
+
+    /// Compares the payload's SHA-256 with what was announced; `hash` covers its beginning, and `file` has all of it.
+    pub(super) fn verify(&self, hash: Hash, file: impl AsFd) -> Result<(), Error> {
+        let Some(expected) = self.header.checksum else { return Ok(()) };
+        let mut hash = hash;
+        let file = file.as_fd().try_clone_to_owned().map_err(io_error)?;
+        let mut buffer = vec![0; BUFFER];
+        let size = self.payload_bytes();
+        while hash.bytes() < size {
+            let count = (size - hash.bytes()).min(BUFFER as u64) as usize;
+            read_exact_at(&file, &mut buffer[..count], hash.bytes())
+                .map_err(|errno| Error::system("reading back", errno))?;
+            hash.update(&buffer[..count]);
+        }
+        hash.compare(expected)
+    }
+}
