@@ -52,6 +52,19 @@ def write_random(path, size):
             size -= file.write(os.urandom(min(size, BLOCK)))
 
 
+def write_text(path, size):
+    """Words as unevenly spread as those of a language: Zstandard leaves about a third of it."""
+    rng = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(5000)]
+    block = " ".join(rng.choices(words, [1 / rank for rank in range(1, 5001)], k=BLOCK)).encode()
+    with open(path, "wb", buffering=0) as file:
+        while size > 0:
+            # Another beginning each time, so that blocks do not repeat within reach of a compressor.
+            start = rng.randrange(len(block) // 2)
+            size -= file.write(block[start : start + min(size, len(block) // 2)])
+
+
 def make_sparse(path, size):
     with open(path, "wb") as file:
         file.truncate(size)

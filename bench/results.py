@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import programs
 from processes import BenchError
 from sections import Section
-from workloads import copies, crowd, growth, limits, older, paths, resume, tiny
+from workloads import compression, copies, crowd, growth, limits, older, paths, resume, tiny
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ WORKLOADS = {
     "shipped": Workload("the same with the kernel's default congestion control", copies.shipped, copies.section),
     "disk": Workload("the same on disk, synced", copies.disk, copies.section),
     "older": Workload("the same in memory by the older protocols", older.run, older.section),
+    "compression": Workload("what --compress does, to data of both kinds on ways of both kinds", compression.run, compression.section),
     "tree": Workload("10,000 files of 4 to 64 KiB", copies.tree, copies.section, quick=True),
     "many": Workload("100,000 files of 1 KiB", copies.many, copies.section),
     "tiny": Workload("a file of 10 bytes", tiny.run, tiny.section, quick=True),

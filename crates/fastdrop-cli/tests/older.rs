@@ -416,6 +416,50 @@ fn case_31_two_fastdp1_uploads_to_one_name_leave_one_and_tell_the_other() {
     assert_same_bytes(&file, &server.path("source.bin"));
 }
 
+/// Case 3: keys of 1.x are constants, and no conflict.
+#[test]
+fn case_3_fastdp1_connections_may_have_the_same_key() {
+    let dir = scratch();
+    let server = Server::start(dir.path(), &[]);
+    let version = |line: String| line.replace("2.0.0", "1.1.0");
+    let lines: Vec<_> = wire::request_lines("fastdp-key").into_iter().map(version).collect();
+    let mut waiting = wire::Raw::bare(server.port);
+    waiting.write_all(&wire::request(&lines)).unwrap();
+    assert_eq!(wire::read_answer(&mut waiting).unwrap().0, 101);
+    let (_own, file) = source(1000);
+    assert_eq!(send_fastdp1(&server, &file, &["--key", "fastdp-key"]), SUCCESS);
+    drop(waiting);
+}
+
+/// Case 29, where we send.
+#[test]
+fn case_29_a_source_that_changes_meanwhile_gets_no_name() {
+    let dir = scratch();
+    let server = Server::start(dir.path(), &[]);
+    let own = scratch();
+    for protocol in ["ultradp", "fastdp1.0", "fastdp1.1", "nextdp"] {
+        for change in ["shrinks", "changes"] {
+            let file = own.path().join(format!("{protocol}-{change}"));
+            write_file(&file, 32 * MIB, 1);
+            set_mtime(&file, 1_500_000_000, 0);
+            let proxy = Proxy::to(server.port);
+            proxy.hold_at(4 * MIB);
+            let sending = fastdrop(args!["send", "--protocol", protocol, &file, proxy.target("")]).json().start();
+            proxy.wait_held();
+            match change {
+                "shrinks" => fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(10 * MIB).unwrap(),
+                _ => write_file(&file, 32 * MIB, 2),
+            }
+            proxy.resume();
+            let out = sending.wait().expect_failure();
+            assert!(out.stderr.contains("changed"), "{protocol}, {change}: {out}");
+            drop(proxy);
+            server.wait_idle();
+            assert!(!server.path(file.file_name().unwrap()).exists(), "{protocol}, {change}");
+        }
+    }
+}
+
 // ---- NextDP
 
 fn send_nextdp(server: &Server, file: &Path, extra: &[&str]) -> String {
@@ -535,6 +579,36 @@ fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
     assert_clean(&server);
     assert_eq!(names_in(dir.path()), Vec::<String>::new());
     server.assert_serves("lies in NextDP");
+}
+
+/// Who holds a place in memory without filling it gives it up when others wait.
+#[test]
+fn nextdp_senders_that_stall_do_not_keep_others_out() {
+    let dir = scratch();
+    let server = Server::start(dir.path(), &[]);
+    let mut slow: Vec<_> = (0..16)
+        .map(|at| {
+            let mut stream = wire::Raw::bare(server.port);
+            let head = format!(
+                "POST /upload?chunk_number=1 HTTP/1.1\r\nHost: x\r\nX-Transfer-Id: {at}\r\nContent-Length: 1000\r\n\r\nx"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let file = dir.path().join("source");
+    write_file(&file, 3 * MIB, 5);
+    send("nextdp", &file, server.port, &["--existing", "rename"]).expect(0);
+    // One had to go, with the reason.
+    let refused = eventually("a refusal", || {
+        slow.iter_mut().find_map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let answered = stream.peek(&mut [0]).is_ok();
+            stream.set_nonblocking(false).unwrap();
+            if answered { wire::read_answer(stream) } else { None }
+        })
+    });
+    assert_eq!(refused.0, 503);
 }
 
 // ---- FastDownloader
@@ -712,4 +786,23 @@ fn case_7_nonsense_is_ended_with_a_line_in_the_log() {
         (log.contains("TLS is not spoken here") && others == 4).then_some(())
     });
     server.assert_serves("nonsense");
+}
+
+/// One address does not take all threads.
+#[test]
+fn fastdownloader_serves_so_many_clients_of_one_address_and_no_more() {
+    let dir = scratch();
+    fs::write(dir.path().join("file"), b"content").unwrap();
+    let (_server, port) = serve_downloads(dir.path());
+    let mut first = [0];
+    let waiting: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stream = wire::Raw::bare(port);
+            stream.read_exact(&mut first).unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(wire::Raw::bare(port).read(&mut first).unwrap_or(0), 0);
+    drop(waiting);
+    eventually("a place", || wire::Raw::bare(port).read_exact(&mut first).is_ok().then_some(()));
 }

@@ -11,7 +11,7 @@ mod ultradp;
 pub use summary::{Listed, ListedKind, Summary};
 pub use target::{Target, TargetError};
 
-use crate::archive::{Packed, offered};
+use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::output::OutputSink;
@@ -724,6 +724,9 @@ impl Client {
                 let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
                 *fixed = placement.kind();
                 let archive = self.compress()?.archive();
+                if archive.is_some() {
+                    expect_archive(&manifest)?;
+                }
                 if let (Some(kind), true) = (archive, options.keep_archive) {
                     placement = placement.ending_in(kind.extension());
                 }

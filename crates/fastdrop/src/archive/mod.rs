@@ -4,7 +4,7 @@ mod pack;
 mod tar_gz;
 mod zip;
 
-pub(crate) use pack::{Packed, offered};
+pub(crate) use pack::{Packed, expect_archive, offered};
 pub(crate) use tar_gz::{TarGzWriter, read_tar_gz};
 pub(crate) use zip::{ZipWriter, is_whole_zip, read_zip, write_one_zip};
 

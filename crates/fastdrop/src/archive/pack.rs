@@ -28,6 +28,14 @@ pub(crate) fn offered(contents: &Manifest, kind: Archive) -> std::result::Result
     builder.finish()
 }
 
+/// An error unless `manifest` is that of one archive.
+pub(crate) fn expect_archive(manifest: &Manifest) -> std::result::Result<(), crate::error::Error> {
+    // A stream comes last: where it is the first, it is the only one.
+    let is_stream = manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Stream);
+    let wrong = || crate::error::Error::with_code(400, "an archive is one stream, and nothing else");
+    if is_stream { Ok(()) } else { Err(wrong()) }
+}
+
 /// An archive that is read from the thread that makes it.
 pub(crate) struct Packed {
     archive: PipeReader,

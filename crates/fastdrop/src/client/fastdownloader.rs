@@ -98,9 +98,10 @@ pub(super) fn get(client: &Client, to: Destination, dry_run: bool, tally: &mut T
         return Err(Error::with_code(500, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;
-    if client.options.existing == Existing::Skip && root.stat(&path).is_ok() {
-        tally.note_file(0);
-        tally.note_skipped(1, 0, 0);
+    if let (Existing::Skip, Ok(there)) = (client.options.existing, root.stat(&path)) {
+        let size = u64::try_from(there.st_size).unwrap_or(0);
+        tally.note_file(size);
+        tally.note_skipped(1, size, 0);
         return Ok(Done::default());
     }
     send_all(reader.connection(), &name)?;

@@ -87,7 +87,6 @@ impl Reception {
             members.push(member.clone());
             Ok(())
         })?;
-        let path = |member: &Member| RelPath::new(&member.path).map(|path| path.as_bytes().to_vec());
         members.sort_by(|a, b| {
             let (a, b) = (a.path.split(|&byte| byte == b'/'), b.path.split(|&byte| byte == b'/'));
             a.cmp(b)
@@ -95,13 +94,13 @@ impl Reception {
         let mut builder = ManifestBuilder::new(MEMBERS_MAX);
         let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
         for member in &members {
-            let path = path(member).map_err(|error| Error::with_code(400, error.to_string()))?;
+            let path = RelPath::new(&member.path);
+            let path = path.map_err(|error| Error::with_code(400, error.to_string()))?;
             let kind = match &member.kind {
                 MemberKind::File(size) => EntryKind::File { size: *size },
                 MemberKind::Directory => EntryKind::Directory,
                 MemberKind::Link(target) => EntryKind::Link { target },
             };
-            let path = RelPath::new(&path).map_err(|error| Error::with_code(400, error.to_string()))?;
             builder.push(&Entry { path, kind, mode: member.mode, mtime: member.mtime }).map_err(broken)?;
         }
         if members.is_empty() {

@@ -1,6 +1,6 @@
 //! FastDownloader: gives files over ports that are made for each of them. The server speaks first, on a port of its own.
 
-use super::Shared;
+use super::{Shared, lock};
 use super::older::Older;
 use crate::connection::{Connection, FrameReader};
 use crate::error::Error;
@@ -25,6 +25,8 @@ const CHOICE_PATIENCE: Duration = Duration::from_secs(300);
 const NAME_QUIET: Duration = Duration::from_millis(200);
 /// How long a port waits for its client.
 const PORT_PATIENCE: Duration = Duration::from_secs(10);
+/// Clients of one address at the same time: each has a thread, and as long as its user likes.
+const CLIENTS_PER_ADDRESS_MAX: usize = 64;
 /// Chunks that are read, and sent, at once.
 const BATCH: u64 = 1024;
 
@@ -43,11 +45,42 @@ pub(super) fn serve(shared: &Arc<Shared>, older: Older) {
     }
 }
 
+/// A client of this address, as long as this is there.
+struct Downloader<'a> {
+    shared: &'a Shared,
+    address: IpAddr,
+}
+
+impl<'a> Downloader<'a> {
+    fn new(shared: &'a Shared, address: IpAddr) -> Result<Self, Error> {
+        let mut counts = lock(&shared.downloaders);
+        let count = counts.entry(address).or_default();
+        if *count >= CLIENTS_PER_ADDRESS_MAX {
+            return Err(Error::with_code(503, "too many clients of this address"));
+        }
+        *count += 1;
+        Ok(Self { shared, address })
+    }
+}
+
+impl Drop for Downloader<'_> {
+    fn drop(&mut self) {
+        let mut counts = lock(&self.shared.downloaders);
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
 /// Gives one file: what, and how many bytes; None if the client did not want one.
 fn give(shared: &Arc<Shared>, older: Older) -> Result<Option<(Vec<u8>, u64)>, Error> {
     let local = older.socket.local_addr().map_err(|error| Error::Network(error.to_string()))?.ip();
     let (mut reader, peer, _held) = older.connect(shared)?;
     let connection = Arc::clone(reader.connection());
+    let _downloader = Downloader::new(shared, peer.ip())?;
     if shared.options.write_only {
         return Err(Error::with_code(403, "this server only takes"));
     }

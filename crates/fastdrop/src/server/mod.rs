@@ -243,8 +243,10 @@ struct Shared {
     returns: Mutex<BTreeMap<fastdp1::Identity, std::sync::mpsc::Sender<fastdp1::Return>>>,
     /// Transfers of NextDP.
     nextdp: nextdp::Transfers,
+    /// Clients of FastDownloader, by address.
+    downloaders: Mutex<BTreeMap<IpAddr, usize>>,
     /// Room for chunks of NextDP in memory.
-    chunks: tokio::sync::Semaphore,
+    room: nextdp::Room,
     /// Keys of connections under way.
     keys: Mutex<BTreeSet<String>>,
     /// Handshakes under way, the oldest first.
@@ -288,7 +290,8 @@ impl Server {
             placed: Mutex::default(),
             returns: Mutex::default(),
             nextdp: Mutex::default(),
-            chunks: tokio::sync::Semaphore::new(nextdp::CHUNKS_AT_ONCE),
+            downloaders: Mutex::default(),
+            room: nextdp::Room::default(),
             keys: Mutex::default(),
             handshaking: Mutex::default(),
             next_handshake: AtomicU64::new(0),

@@ -13,8 +13,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 /// How long a body may stand still.
@@ -24,7 +26,50 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Chunks that are in memory at once, of all transfers.
-pub(super) const CHUNKS_AT_ONCE: usize = 16;
+const CHUNKS_AT_ONCE: usize = 16;
+/// While others wait for its place in memory, a body has to bring so many bytes a second, after this time.
+const CROWDED_RATE: f64 = 64.0 * 1024.0;
+const CROWDED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Room for chunks in memory, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Room {
+    places: Semaphore,
+    waiting: AtomicUsize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { places: Semaphore::new(CHUNKS_AT_ONCE), waiting: AtomicUsize::new(0) }
+    }
+}
+
+impl Room {
+    async fn place(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        let _waiting = Waiting::new(&self.waiting);
+        self.places.acquire().await.map_err(|_| Refusal::new(503, "stopping"))
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// One who waits, until this is dropped: a request that is given up waits no longer.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// By what the chunks of one transfer are known.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,15 +128,16 @@ pub(super) async fn receive(
     };
     let key = TransferKey { address: peer.ip(), id: chunk.transfer.clone() };
     refuse_second(shared, &key, &chunk)?;
-    let permit = shared.chunks.acquire().await.map_err(|_| Refusal::new(503, "stopping"))?;
-    let body = read_body(request.into_body()).await?;
-    let shared = Arc::clone(shared);
+    let place = shared.room.place().await?;
+    let body = read_body(request.into_body(), &shared.room).await?;
+    let writing = Arc::clone(shared);
     let written = tokio::task::spawn_blocking(move || {
+        let shared = writing;
         let bytes = if shared.options.nextdp_gzip { gunzip(&body)? } else { body };
         take(&shared, key, &chunk, &bytes, peer)
     });
     let written = written.await.map_err(|_| Refusal::new(500, "writing failed"))?;
-    drop(permit);
+    drop(place);
     written.map(|()| RECEIVED)
 }
 
@@ -107,16 +153,31 @@ fn refuse_second(shared: &Shared, key: &TransferKey, chunk: &ChunkRequest) -> Re
     Ok(())
 }
 
-async fn read_body(mut body: Body) -> Result<Vec<u8>, Refusal> {
+async fn read_body(mut body: Body, room: &Room) -> Result<Vec<u8>, Refusal> {
     let too_large = || Refusal::new(413, "a chunk of more than 16 MiB");
     let expected = body.size_hint().exact();
     if expected.is_some_and(|bytes| bytes > CHUNK_MAX) {
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(expected.unwrap_or(0) as usize);
+    let began = Instant::now();
+    let mut moved = began;
     loop {
-        let frame = timeout(BODY_PATIENCE, body.frame()).await;
-        let frame = frame.map_err(|_| Refusal::new(408, "the chunk did not come in time"))?;
+        let frame = timeout(CROWDED_PATIENCE / 4, body.frame()).await;
+        let took = began.elapsed();
+        if took > CROWDED_PATIENCE
+            && room.is_crowded()
+            && (bytes.len() as f64) < CROWDED_RATE * took.as_secs_f64()
+        {
+            return Err(Refusal::new(503, "the chunk comes too slowly while others wait"));
+        }
+        let Ok(frame) = frame else {
+            if moved.elapsed() > BODY_PATIENCE {
+                return Err(Refusal::new(408, "the chunk did not come in time"));
+            }
+            continue;
+        };
+        moved = Instant::now();
         let Some(frame) = frame else { return Ok(bytes) };
         let frame = frame.map_err(|_| Refusal::new(400, "the chunk ended too early"))?;
         if let Ok(data) = frame.into_data() {

@@ -2,7 +2,7 @@
 
 use super::handshake::Handshaken;
 use super::{Shared, StreamGuard, Transfer, lock};
-use crate::archive::{Packed, offered};
+use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::place::Placement;
@@ -19,7 +19,7 @@ use fastdrop_proto::fastdp::{
     Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
     Sender, SenderConfig, Streams, Table, Transcript,
 };
-use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime, TransferId};
+use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
 use std::any::Any;
 use std::os::fd::AsFd;
@@ -110,7 +110,9 @@ impl Serving<'_> {
                 (Some(asked), Some(own)) => Some(asked.min(own)),
                 (asked, own) => asked.or(own),
             },
-            keeps_archive: self.open.compress.archive().is_some() && self.shared.options.keep_archive,
+            keeps_archive: self.open.r#do == Do::Put
+                && self.open.compress.archive().is_some()
+                && self.shared.options.keep_archive,
             capabilities: self.open.shared_capabilities(),
         }
     }
@@ -187,10 +189,8 @@ impl Serving<'_> {
                 if self.client.one_chunk == u64::from(one_chunk.bytes()) && said != is {
                     return Err(Error::with_code(400, "the header contradicts the manifest"));
                 }
-                let is_stream =
-                    manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Stream);
-                if archive.is_some() && !is_stream {
-                    return Err(Error::with_code(400, "an archive is a stream, and nothing else"));
+                if archive.is_some() {
+                    expect_archive(&manifest)?;
                 }
                 let placement =
                     Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
