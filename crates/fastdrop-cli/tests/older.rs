@@ -444,10 +444,13 @@ fn case_29_a_source_that_changes_meanwhile_gets_no_name() {
             set_mtime(&file, 1_500_000_000, 0);
             let proxy = Proxy::to(server.port);
             proxy.hold_at(4 * MIB);
-            let sending = fastdrop(args!["send", "--protocol", protocol, &file, proxy.target("")]).json().start();
+            let sending =
+                fastdrop(args!["send", "--protocol", protocol, &file, proxy.target("")]).json().start();
             proxy.wait_held();
             match change {
-                "shrinks" => fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(10 * MIB).unwrap(),
+                "shrinks" => {
+                    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(10 * MIB).unwrap()
+                }
                 _ => write_file(&file, 32 * MIB, 2),
             }
             proxy.resume();
@@ -596,9 +599,8 @@ fn nextdp_senders_that_stall_do_not_keep_others_out() {
             stream
         })
         .collect();
-    let file = dir.path().join("source");
-    write_file(&file, 3 * MIB, 5);
-    send("nextdp", &file, server.port, &["--existing", "rename"]).expect(0);
+    let (_own, file) = source(3_000_000);
+    send("nextdp", &file, server.port, &[]).expect(0);
     // One had to go, with the reason.
     let refused = eventually("a refusal", || {
         slow.iter_mut().find_map(|stream| {

@@ -86,6 +86,8 @@ pub struct Compressor {
     always: bool,
     /// Nanoseconds that the connection takes for a byte, when it has more to do than it can.
     link: f64,
+    /// What it took for the last two chunks that were sent as they are.
+    last: [f64; 2],
     /// Nanoseconds to compress a byte.
     cost: f64,
     /// What remains of a byte.
@@ -114,9 +116,11 @@ impl Compressor {
             Compress::Auto => false,
             Compress::None | Compress::Zip | Compress::TarGz => return None,
         };
+        let link = bytes_per_second.map_or(LINK_UNKNOWN, |rate| 1e9 / rate);
         Some(Self {
             always,
-            link: bytes_per_second.map_or(LINK_UNKNOWN, |rate| 1e9 / rate),
+            link,
+            last: [link; 2],
             cost: 0.0,
             ratio: 1.0,
             compressing: false,
@@ -131,10 +135,14 @@ impl Compressor {
     }
 
     fn pays(&self) -> bool {
-        let margin = if self.compressing { 1.0 } else { MARGIN };
-        let send = self.ratio * self.link;
+        // One chunk that was held up is not a slow connection yet.
+        let (margin, link) = match self.compressing {
+            true => (1.0, self.link),
+            false => (MARGIN, self.last.iter().fold(self.link, |least, &link| least.min(link))),
+        };
+        let send = self.ratio * link;
         let both = self.cost.max(send) + NOT_OVERLAPPED * self.cost.min(send);
-        both * margin < self.link
+        both * margin < link
     }
 
     /// Whether to look what the connection could do: it has waited for the compressor for a while, and a chunk as it is costs little
@@ -189,6 +197,7 @@ impl Compressor {
         let measured = if self.measured && !self.exploring { mix(self.link, link) } else { link };
         if sent >= plain {
             self.link = measured;
+            self.last = [self.last[1], link];
             self.measured = true;
             self.since_plain = 0.0;
             if self.exploring {
@@ -318,6 +327,20 @@ mod tests {
         // The connection became faster than the compressor.
         assert!(fast.send(&mut compressor, 300) < 0.8);
         assert!(text.send(&mut compressor, 300) < 30.0);
+    }
+
+    #[test]
+    fn one_chunk_that_was_held_up_is_not_a_slow_connection() {
+        let mut compressor = Compressor::new(Compress::Auto, Some(1e10)).unwrap();
+        let fast = World { cost: 2.0, link: 0.5, ratio: 0.3 };
+        fast.send(&mut compressor, 100);
+        compressor.handle_sent(CHUNK, CHUNK, Duration::from_secs(1));
+        while compressor.poll_chunk(CHUNK) == Plan::Plain {}
+        assert!(!compressor.handle_sample(SAMPLE, SAMPLE / 3, Duration::from_micros(60)));
+        // Two are.
+        compressor.handle_sent(CHUNK, CHUNK, Duration::from_secs(1));
+        compressor.handle_sent(CHUNK, CHUNK, Duration::from_secs(1));
+        assert!(compressor.handle_sample(SAMPLE, SAMPLE / 3, Duration::from_micros(60)));
     }
 
     #[test]

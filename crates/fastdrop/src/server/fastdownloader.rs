@@ -1,7 +1,7 @@
 //! FastDownloader: gives files over ports that are made for each of them. The server speaks first, on a port of its own.
 
-use super::{Shared, lock};
 use super::older::Older;
+use super::{Shared, lock};
 use crate::connection::{Connection, FrameReader};
 use crate::error::Error;
 use crate::source::read_exact_at;
