@@ -62,11 +62,11 @@ pub enum Plan {
 }
 
 /// Bytes that tell enough of a chunk.
-const SAMPLE: usize = 32 << 10;
+const SAMPLE: usize = 16 << 10;
 /// Weight of the newest measurement.
 const NEWEST: f64 = 0.3;
 /// Samples may cost so much of the time that the chunks between them take.
-const SAMPLES_SHARE: f64 = 0.005;
+const SAMPLES_SHARE: f64 = 0.002;
 /// To begin with, compressing must promise to be so much faster.
 const MARGIN: f64 = 1.05;
 /// While a chunk is compressed, what went before it is still on its way, in a buffer or on other streams: of the shorter
