@@ -72,6 +72,8 @@ pub(crate) struct Plan {
     /// What is on its way on a stream that is cut may be unreadable when it is to be sent again.
     pub(crate) lose_what_flies: bool,
     pub(crate) sparse: bool,
+    /// Every second chunk says that it is compressed; what stands for a compressor leaves it as it is.
+    pub(crate) zstd: bool,
     /// Confirmations go on the control stream.
     pub(crate) confirm_on_control: bool,
     /// Bounds of buffer bytes, and of nanoseconds: latency, per byte, join, read and write.
@@ -108,6 +110,7 @@ impl Plan {
             lose_done: false,
             lose_what_flies: false,
             sparse: false,
+            zstd: false,
             confirm_on_control: false,
             capacity: (4096, 4097),
             latency: (MILLI, MILLI + 1),
@@ -143,6 +146,7 @@ impl Plan {
         }
         plan.join_fails = rng.pick(&[0, 0, 10]);
         plan.sparse = rng.percent(50);
+        plan.zstd = seed.is_multiple_of(3);
         plan.confirm_on_control = rng.percent(25);
         plan.config.rtt = Duration::from_nanos(latency * 2);
         plan.config.cores = rng.range(1, 5) as u16;
@@ -749,7 +753,8 @@ impl Pair {
                 let sum = shape.checksum(self.plan.algorithm, &bytes);
                 self.attempt.sender.handle_read(chunk, &sum);
                 let sparse = self.plan.sparse && matches!(shape.content, ChunkContent::Piece { .. });
-                let (mut frame, flippable) = self.world.encode(chunk, &bytes, &sum, sparse);
+                let zstd = self.plan.zstd && chunk.0.is_multiple_of(2);
+                let (mut frame, flippable) = self.world.encode(chunk, &bytes, &sum, sparse, zstd);
                 self.stats.encoded += u32::from(frame[0] & 0x40 != 0);
                 let copy = frame.clone();
                 if self.flip_next > 0 && flippable < frame.len() {
@@ -1143,14 +1148,24 @@ impl Pair {
         payload: &[u8],
     ) -> Result<(), Failure> {
         let (data, sum) = payload.split_at(expected.data_len as usize);
+        let mut expected = *expected;
+        let expected = &mut expected;
         let bytes = if expected.encoded {
             let (encoding, mut data) = Encoding::decode(data, &shape.content, expected.plain_len)?;
-            let extents = encoding.extents.ok_or("an encoding that is never sent here")?;
+            if data.len() != encoding.data_len() as usize {
+                return Err(Failure::Check("data of another length than was said".into()));
+            }
+            expected.plain_len = encoding.plain_len;
             let mut bytes = vec![0; expected.plain_len as usize];
-            for (offset, len) in extents.iter() {
-                let (extent, after) = data.split_at(len as usize);
-                bytes[offset as usize..(offset + len) as usize].copy_from_slice(extent);
-                data = after;
+            match encoding.extents {
+                None => bytes.copy_from_slice(data),
+                Some(extents) => {
+                    for (offset, len) in extents.iter() {
+                        let (extent, after) = data.split_at(len as usize);
+                        bytes[offset as usize..(offset + len) as usize].copy_from_slice(extent);
+                        data = after;
+                    }
+                }
             }
             bytes
         } else {

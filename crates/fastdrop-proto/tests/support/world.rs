@@ -232,6 +232,7 @@ impl World {
         bytes: &[u8],
         sum: &Checksum,
         sparse: bool,
+        zstd: bool,
     ) -> (Vec<u8>, usize) {
         let encoded = sparse
             .then(|| extents(bytes))
@@ -239,8 +240,12 @@ impl World {
         let (kind, head, data) = match &encoded {
             Some((extents, data)) => {
                 let (plain_len, extents) = (bytes.len() as u32, Some(extents.clone()));
-                let encoding = Encoding { plain_len, extents, zstd: false };
+                let encoding = Encoding { plain_len, extents, zstd };
                 (FrameKind::EncodedChunk(chunk), encoding.encode(), &data[..])
+            }
+            None if zstd && !bytes.is_empty() => {
+                let encoding = Encoding { plain_len: bytes.len() as u32, extents: None, zstd };
+                (FrameKind::EncodedChunk(chunk), encoding.encode(), bytes)
             }
             None => (FrameKind::Chunk(chunk), Vec::new(), bytes),
         };

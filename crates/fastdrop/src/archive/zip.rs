@@ -11,6 +11,9 @@ use zip::write::{ExtendedFileOptions, FileOptions, StreamWriter};
 
 /// Bytes that are read and written at once.
 const STEP: usize = 256 << 10;
+/// Bytes of a directory: some for one long name, and so many for each of many.
+const DIRECTORY_MAX: u64 = 256 << 10;
+const DIRECTORY_PER_MEMBER: u64 = 256;
 /// Which extra field holds times, and that of the last modification in it.
 const TIMESTAMP: u16 = 0x5455;
 const TIMESTAMP_MODIFIED: u8 = 1;
@@ -103,7 +106,9 @@ pub(crate) fn read_zip<E: From<Error>>(
 ) -> std::result::Result<(), E> {
     // Before anybody allocates what it announces.
     let end = zip_end(&mut file)?.ok_or_else(|| bad("a ZIP archive without an end"))?;
-    if end.members > u64::from(members_max) || end.directory > u64::from(members_max) * 512 {
+    if end.members > u64::from(members_max)
+        || end.directory > DIRECTORY_MAX + u64::from(members_max) * DIRECTORY_PER_MEMBER
+    {
         return Err(bad("too many files in a ZIP archive").into());
     }
     let len = file.metadata()?.len();
