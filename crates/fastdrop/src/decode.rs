@@ -49,7 +49,8 @@ pub(crate) fn expect_end(reader: &mut impl Read) -> Result<()> {
     }
 }
 
-fn bad(why: &str) -> Error {
+/// What was to be decoded is not what it should be.
+pub(crate) fn bad(why: &str) -> Error {
     Error::new(ErrorKind::InvalidData, why)
 }
 

@@ -8,6 +8,7 @@ pub(crate) use pack::{Packed, expect_archive, offered};
 pub(crate) use tar_gz::{TarGzWriter, read_tar_gz};
 pub(crate) use zip::{ZipWriter, is_whole_zip, read_zip, write_one_zip};
 
+use crate::decode::bad;
 use fastdrop_proto::units::Mtime;
 use std::io::{Error, ErrorKind, Read, Result};
 
@@ -45,10 +46,6 @@ impl Member {
             MemberKind::Directory | MemberKind::Link(_) => 0,
         }
     }
-}
-
-fn bad(why: &str) -> Error {
-    Error::new(ErrorKind::InvalidData, why)
 }
 
 /// The content of a member: whoever begins to read it has to find what was announced.
