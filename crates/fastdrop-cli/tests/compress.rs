@@ -234,6 +234,10 @@ fn archives_are_unpacked_where_they_arrive_both_ways() {
         assert_eq!(sent.number("bytes"), sent.number("bytes_sent"));
         let back = own.path().join("back");
         client(args!["get", server.target("new"), &back, "--compress", kind, "-j", "3"]).expect(0);
+        let less = own.path().join("less");
+        client(args!["get", server.target("new"), &less, "--compress", kind, "--exclude", "folder/"])
+            .expect(0);
+        assert!(less.join("text").exists() && !less.join("folder").exists());
         for copy in [&server.path("new"), &back] {
             if kind == "zip" {
                 assert_same_bytes(&tree, copy);
@@ -283,6 +287,8 @@ fn archives_that_are_kept_open_with_the_usual_tools() {
         let kept = scratch();
         let to = kept.path().join("kept");
         client(args!["get", server.target("tree"), &to, "--compress", kind, "--keep-archive"]).expect(0);
+        let less = args!["get", server.target("tree"), kept.path().join("less"), "--exclude", "*0"];
+        client([less, args!["--compress", kind, "--keep-archive"]].concat()).expect(1);
         let opened = kept.path().join("opened");
         open_with_tool(&kept.path().join(format!("kept.{extension}")), kind, &opened);
         assert_same_bytes(&tree, &opened.join("tree"));

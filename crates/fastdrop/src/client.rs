@@ -659,6 +659,12 @@ impl Client {
         let start = Instant::now();
         let mut tally = Tally::new(&self.options, &Walked::default(), start);
         let archive = self.compress()?.archive();
+        if archive.is_some() && options.keep_archive && !self.options.filter.is_empty() {
+            return Err(Error::with_code(
+                400,
+                "an archive that is kept comes whole: nothing can be left out of it",
+            ));
+        }
         let place = match destination {
             Destination::Output(_) if archive.is_some() => {
                 return Err(Error::with_code(400, "an archive cannot go to standard output"));

@@ -53,6 +53,11 @@ impl Filter {
         Ok(Self { rules, only_included: exclude.is_empty() && !include.is_empty(), listed })
     }
 
+    /// Whether nothing is left out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rules.is_none() && self.listed.is_none()
+    }
+
     /// The listed paths.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &[u8]> {
         self.listed.iter().flatten().map(|path| &path[..])
@@ -80,7 +85,7 @@ impl Filter {
 impl Filter {
     /// Whether `path` is left out, by itself or because a folder above it is.
     pub(crate) fn leaves_out_of_tree(&self, path: RelPath<'_>, is_dir: bool) -> bool {
-        if self.rules.is_none() && self.listed.is_none() {
+        if self.is_empty() {
             return false;
         }
         let bytes = path.as_bytes();
