@@ -13,7 +13,7 @@ pub use target::{Target, TargetError};
 
 use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
-use crate::engine::files::ReceiveOptions;
+use crate::engine::files::{ReceiveOptions, Unpack};
 use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
@@ -196,13 +196,25 @@ enum Input {
 }
 
 impl Input {
+    /// Whether it has been read, and cannot be again.
+    fn is_spent(&self) -> bool {
+        match self {
+            Input::Once(read) => read.lock().unwrap_or_else(PoisonError::into_inner).is_none(),
+            Input::Nothing | Input::Archive { .. } => false,
+        }
+    }
+
+    fn spent() -> Error {
+        Error::with_code(400, "standard input has been read and cannot be sent again")
+    }
+
     /// What to read; None if there are only files.
     fn open(&self) -> Result<Option<Box<dyn Read + Send>>, Error> {
         match self {
             Input::Nothing => Ok(None),
             Input::Once(read) => match read.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 Some(read) => Ok(Some(read)),
-                None => Err(Error::with_code(400, "standard input has been read and cannot be sent again")),
+                None => Err(Self::spent()),
             },
             Input::Archive { tree, contents, kind } => {
                 let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind);
@@ -540,10 +552,8 @@ impl Client {
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        if let Input::Once(read) = input
-            && read.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-        {
-            input.open()?;
+        if input.is_spent() {
+            return Err(Input::spent());
         }
         let wanted = if !matches!(input, Input::Nothing) {
             ChunkSize::for_file_size(1 << 30)
@@ -745,7 +755,9 @@ impl Client {
                     size_max: None,
                     free_min: 0,
                     filter: self.options.filter.clone(),
-                    unpack: archive.filter(|_| !options.keep_archive),
+                    unpack: archive
+                        .filter(|_| !options.keep_archive)
+                        .map(|kind| Unpack::new(kind, ENTRIES_MAX)),
                 };
                 let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
                 let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));

@@ -14,6 +14,8 @@ use tar::EntryType;
 const EXTRAS_MAX: usize = 16;
 /// Bytes of each of them.
 const EXTRA_MAX: u64 = 1 << 20;
+/// Bytes of all of them in one archive.
+const EXTRAS_BYTES_MAX: u64 = 256 << 20;
 /// Zeros that may follow the end: writers fill up to a block of 10 KiB, or of as much as a tape likes.
 const PADDING_MAX: u64 = 1 << 20;
 /// Bytes that are read at once from a file.
@@ -155,6 +157,7 @@ pub(crate) fn read_tar_gz<R: BufRead, E: From<Error>>(
 ) -> std::result::Result<R, E> {
     let mut archive = tar::Archive::new(GzDecoder::new(reader));
     let mut extras = Extras::default();
+    let mut extra_bytes = 0;
     // Raw: what describes the entry is read here, where its size is bounded.
     for entry in archive.entries()?.raw(true) {
         let mut entry = entry?;
@@ -165,6 +168,10 @@ pub(crate) fn read_tar_gz<R: BufRead, E: From<Error>>(
             || kind.is_gnu_longname()
             || kind.is_gnu_longlink();
         if describes {
+            extra_bytes += size.min(EXTRA_MAX);
+            if extra_bytes > EXTRAS_BYTES_MAX {
+                return Err(bad("too many headers in a tar archive").into());
+            }
             extras.take(kind, &mut entry, size)?;
             continue;
         }

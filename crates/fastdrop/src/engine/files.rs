@@ -2,6 +2,7 @@
 
 use super::lock;
 use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
+use crate::archive::MEMBERS_MAX;
 use crate::error::Error;
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::root::{Dirs, Root, rename, split};
@@ -33,8 +34,23 @@ pub(crate) struct ReceiveOptions {
     pub(crate) free_min: u64,
     /// Entries that are not wanted.
     pub(crate) filter: Filter,
-    /// What arrives is such an archive, of which only the contents are to stay.
-    pub(crate) unpack: Option<Archive>,
+    /// What arrives is an archive of which only the contents are to stay.
+    pub(crate) unpack: Option<Unpack>,
+}
+
+/// How an archive is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unpack {
+    pub(crate) kind: Archive,
+    /// Files, folders and links that it may have.
+    pub(crate) members_max: u32,
+}
+
+impl Unpack {
+    /// Of so many entries as a manifest may have, but not more than [`MEMBERS_MAX`].
+    pub(crate) fn new(kind: Archive, entries_max: u32) -> Self {
+        Self { kind, members_max: entries_max.min(MEMBERS_MAX) }
+    }
 }
 
 /// A big file, or a stream, that is being written.

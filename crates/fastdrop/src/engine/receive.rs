@@ -659,8 +659,8 @@ impl Reception {
 
     pub(super) fn finish_files(&self, sink: &FileSink) -> Result<(), Error> {
         let _nobody_working = sink.working.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kind) = sink.options.unpack {
-            self.unpack(sink, kind)?;
+        if let Some(unpack) = sink.options.unpack {
+            self.unpack(sink, unpack)?;
             self.done.store(true, Ordering::SeqCst);
             return Ok(());
         }

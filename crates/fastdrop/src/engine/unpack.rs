@@ -1,9 +1,9 @@
 //! Unpacking an archive that has arrived: its members become files as if each had been sent by itself.
 
-use super::files::{FileSink, Ready};
+use super::files::{FileSink, Ready, Unpack};
 use super::lock;
 use super::receive::{Prepared, Reception, Sink};
-use crate::archive::{Content, MEMBERS_MAX, Member, MemberKind, read_tar_gz, read_zip};
+use crate::archive::{Content, Member, MemberKind, read_tar_gz, read_zip};
 use crate::decode::{DecodeError, expect_end, fill};
 use crate::error::Error;
 use crate::stage::{Busy, write_all_at};
@@ -23,7 +23,7 @@ const NAMES_MAX: usize = 256 << 20;
 
 impl Reception {
     /// Unpacks what has arrived as an archive, names what was in it, and takes the archive away.
-    pub(super) fn unpack(&self, sink: &FileSink, kind: Archive) -> Result<(), Error> {
+    pub(super) fn unpack(&self, sink: &FileSink, unpack: Unpack) -> Result<(), Error> {
         let index = EntryIndex(0);
         let Some(entry) = self.manifest.get(index) else { return Ok(()) };
         let staged = sink.staged(index, &entry).map_err(|errno| sink.system(&entry, errno))?;
@@ -33,14 +33,12 @@ impl Reception {
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
             Ok(file)
         };
-        let manifest = Arc::new(self.contents(sink, kind, archive()?)?);
+        let manifest = Arc::new(self.contents(sink, unpack, archive()?)?);
         let table = Table::new(&manifest, ChunkSize::COMMON)
             .map_err(|error| Error::with_code(413, error.to_string()))?;
         let placement = sink.placement.of_contents(&manifest)?;
         let mut options = sink.options.clone();
         options.unpack = None;
-        let mut busy =
-            |folder: &str| Ok(if folder == sink.stage.name() { Busy::Known } else { Busy::Unknown });
         let Prepared { reception, .. } = Reception::prepare(
             manifest,
             table,
@@ -50,10 +48,11 @@ impl Reception {
             options,
             Arc::clone(&self.observer),
             self.stop.clone(),
-            &mut busy,
+            // What is locked is somebody else's, or this archive.
+            &mut |_| Ok(Busy::Known),
         )?;
         let Sink::Files(inner) = &reception.sink else { return Ok(()) };
-        let unpacked = self.extract(&reception, inner, kind, archive()?);
+        let unpacked = self.extract(&reception, inner, unpack, archive()?);
         if let Err(error) = unpacked.and_then(|()| reception.finish_files(inner)) {
             inner.stage.remove();
             return Err(error);
@@ -64,17 +63,18 @@ impl Reception {
     }
 
     /// What is in the archive, once all of it has been looked at: names that lead nowhere else, sizes that there is room for.
-    fn contents(&self, sink: &FileSink, kind: Archive, file: File) -> Result<Manifest, Error> {
+    fn contents(&self, sink: &FileSink, unpack: Unpack, file: File) -> Result<Manifest, Error> {
         let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
         let mut members = Vec::new();
         let (mut bytes, mut names) = (0_u64, 0);
-        each(kind, file, &mut |member, _| {
+        let members_max = unpack.members_max;
+        each(unpack, file, &mut |member, _| {
             self.may_go_on()?;
             names += member.path.len();
             if let MemberKind::Link(target) = &member.kind {
                 names += target.len();
             }
-            if members.len() >= MEMBERS_MAX as usize || names > NAMES_MAX {
+            if members.len() >= members_max as usize || names > NAMES_MAX {
                 return Err(DecodeError::Failed(Error::with_code(413, "too many files in the archive")));
             }
             let bad = |why| refuse(format!("{} in the archive: {why}", crate::shown(&member.path)));
@@ -91,7 +91,7 @@ impl Reception {
             let (a, b) = (a.path.split(|&byte| byte == b'/'), b.path.split(|&byte| byte == b'/'));
             a.cmp(b)
         });
-        let mut builder = ManifestBuilder::new(MEMBERS_MAX);
+        let mut builder = ManifestBuilder::new(members_max);
         let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
         for member in &members {
             let path = RelPath::new(&member.path);
@@ -110,9 +110,9 @@ impl Reception {
     }
 
     /// Writes the files of the archive that are needed, each under a temporary name.
-    fn extract(&self, inner: &Reception, sink: &FileSink, kind: Archive, file: File) -> Result<(), Error> {
+    fn extract(&self, inner: &Reception, sink: &FileSink, unpack: Unpack, file: File) -> Result<(), Error> {
         let mut buffer = vec![0; SMALL_MAX as usize];
-        each(kind, file, &mut |member, content| {
+        each(unpack, file, &mut |member, content| {
             self.may_go_on()?;
             let found = RelPath::new(&member.path).ok().and_then(|path| inner.manifest.find(path));
             let Some((index, entry)) = found else {
@@ -167,12 +167,12 @@ impl Reception {
 
 /// Gives `each` the members of an archive.
 fn each(
-    kind: Archive,
+    unpack: Unpack,
     file: File,
     each: &mut dyn FnMut(&Member, &mut Content<'_>) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
-    match kind {
-        Archive::Zip => read_zip(file, MEMBERS_MAX, each),
+    match unpack.kind {
+        Archive::Zip => read_zip(file, unpack.members_max, each),
         Archive::TarGz => {
             let mut rest = read_tar_gz(BufReader::with_capacity(SMALL_MAX as usize, file), each)?;
             Ok(expect_end(&mut rest)?)

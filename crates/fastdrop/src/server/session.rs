@@ -4,7 +4,7 @@ use super::handshake::Handshaken;
 use super::{Shared, StreamGuard, Transfer, lock};
 use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, FrameReader};
-use crate::engine::files::ReceiveOptions;
+use crate::engine::files::{ReceiveOptions, Unpack};
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, SendOptions, Transmission, offer};
@@ -233,7 +233,9 @@ impl Serving<'_> {
                 size_max: options.size_max,
                 free_min: options.free_min,
                 filter: Filter::default(),
-                unpack: archive.filter(|_| !options.keep_archive),
+                unpack: archive
+                    .filter(|_| !options.keep_archive)
+                    .map(|kind| Unpack::new(kind, options.entries_max)),
             };
             Reception::prepare(
                 Arc::clone(&manifest),
