@@ -7,6 +7,8 @@
 
 /// Checksums of chunks, and how those of pieces and slices are joined.
 pub mod checksum;
+/// How much may be on its way through a network.
+pub mod congestion;
 /// A bounds-checked reader for untrusted bytes.
 pub mod cursor;
 /// FastDownloader.
@@ -19,7 +21,11 @@ pub mod json;
 pub mod nextdp;
 /// Which protocol a connection speaks.
 pub mod port;
+/// Round-trip times and timeouts.
+pub mod rtt;
 /// UltraDP.
 pub mod ultradp;
 /// Indexes, sizes and times that cannot be mixed up.
 pub mod units;
+/// VSTP.
+pub mod vstp;

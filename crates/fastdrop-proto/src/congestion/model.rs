@@ -1,0 +1,206 @@
+//! A controller that measures the path instead of waiting for it to drop: the model of BBR
+//! (draft-cardwell-iccrg-bbr-congestion-control-00), with a gentler look at the smallest round trip.
+
+use super::{Controller, Sample};
+use std::time::{Duration, Instant};
+
+/// Sends at the rate at which bytes arrive, probing now and then for more, with about two round trips on their way.
+#[derive(Debug)]
+pub struct Model {
+    datagram: u64,
+    phase: Phase,
+    /// The largest rate of each of the last rounds, newest last.
+    rates: [f64; Model::ROUNDS],
+    round: usize,
+    rtt_min: Option<(Duration, Instant)>,
+    /// The best rate when it last grew by a quarter, and rounds since.
+    full: (f64, u32),
+    in_flight: u64,
+    lost: u64,
+    delivered: u64,
+    /// What persistent heavy loss leaves of the rate.
+    restraint: f64,
+    timed_out: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    Startup,
+    Drain,
+    /// Which part of the cycle of gains, and since when.
+    Cruise(usize, Instant),
+    /// Until when, and whether the pipe had been found full before.
+    ProbeRtt(Instant, bool),
+}
+
+impl Model {
+    /// Rounds for which a rate is remembered.
+    const ROUNDS: usize = 10;
+    /// Doubles what is sent each round: 2 / ln 2.
+    const GAIN_STARTUP: f64 = 2.885;
+    const GAINS: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+    /// The smallest round trip is believed for so long.
+    const RTT_MIN_AGE: Duration = Duration::from_secs(10);
+    const PROBE_RTT: Duration = Duration::from_millis(200);
+    /// Datagrams before anything is known (RFC 6928).
+    const WINDOW_FIRST: u64 = 10;
+    const WINDOW_MIN: u64 = 4;
+    /// What drivers and timers need on top of the path's own product, in bytes a second times their delay.
+    const SLACK: Duration = Duration::from_micros(500);
+    const SLACK_MAX: f64 = 262_144.0;
+    /// Loss beyond this share of a round is taken for congestion.
+    const LOSS_MAX: f64 = 1.0 / 3.0;
+
+    /// Nothing is known of the path. Datagrams have about so many bytes.
+    pub fn new(datagram: u64) -> Self {
+        Self {
+            datagram,
+            phase: Phase::Startup,
+            rates: [0.0; Self::ROUNDS],
+            round: 0,
+            rtt_min: None,
+            full: (0.0, 0),
+            in_flight: 0,
+            lost: 0,
+            delivered: 0,
+            restraint: 1.0,
+            timed_out: false,
+        }
+    }
+
+    fn best_rate(&self) -> f64 {
+        self.rates.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// Bytes that fill the path without a queue.
+    fn product(&self) -> f64 {
+        self.rtt_min.map_or(0.0, |(rtt, _)| self.best_rate() * rtt.as_secs_f64())
+    }
+
+    fn gain(&self) -> f64 {
+        match self.phase {
+            Phase::Startup => Self::GAIN_STARTUP,
+            Phase::Drain => 1.0 / Self::GAIN_STARTUP,
+            Phase::Cruise(step, _) => Self::GAINS.get(step).copied().unwrap_or(1.0),
+            Phase::ProbeRtt(..) => 1.0,
+        }
+    }
+
+    fn on_round(&mut self) {
+        self.round = (self.round + 1) % Self::ROUNDS;
+        if let Some(slot) = self.rates.get_mut(self.round) {
+            *slot = 0.0;
+        }
+        let total = self.lost + self.delivered;
+        if total > 20 * self.datagram {
+            let heavy = self.lost as f64 > Self::LOSS_MAX * total as f64;
+            self.restraint =
+                if heavy { (self.restraint * 0.85).max(0.2) } else { (self.restraint * 1.1).min(1.0) };
+            (self.lost, self.delivered) = (0, 0);
+        }
+    }
+
+    fn on_phase(&mut self, now: Instant, sample: &Sample) {
+        match self.phase {
+            Phase::Startup => {
+                if sample.round_began && !sample.app_limited {
+                    let best = self.best_rate();
+                    if best >= self.full.0 * 1.25 {
+                        self.full = (best, 0);
+                    } else {
+                        self.full.1 += 1;
+                    }
+                }
+                if self.full.1 >= 3 {
+                    self.phase = Phase::Drain;
+                }
+            }
+            Phase::Drain => {
+                if sample.in_flight as f64 <= self.product() {
+                    // Flows that begin together should not probe together.
+                    let step = 2 + (self.delivered / self.datagram) as usize % 6;
+                    self.phase = Phase::Cruise(step, now);
+                }
+            }
+            Phase::Cruise(step, since) => {
+                let rtt = self.rtt_min.map_or(Duration::ZERO, |(rtt, _)| rtt);
+                let long = now.saturating_duration_since(since) > rtt;
+                let emptied = step == 1 && sample.in_flight as f64 <= self.product();
+                if long || emptied {
+                    self.phase = Phase::Cruise((step + 1) % Self::GAINS.len(), now);
+                }
+            }
+            Phase::ProbeRtt(until, _) if now >= until => {
+                if let Some((_, at)) = &mut self.rtt_min {
+                    *at = now;
+                }
+                self.phase = if self.full.1 >= 3 { Phase::Cruise(2, now) } else { Phase::Startup };
+            }
+            Phase::ProbeRtt(..) => {}
+        }
+    }
+}
+
+impl Controller for Model {
+    fn on_delivered(&mut self, now: Instant, sample: &Sample) {
+        self.timed_out = false;
+        self.in_flight = sample.in_flight;
+        self.delivered += sample.bytes;
+        if sample.round_began {
+            self.on_round();
+        }
+        if let Some(rate) = sample.rate {
+            if !sample.app_limited || rate > self.best_rate() {
+                if let Some(slot) = self.rates.get_mut(self.round) {
+                    *slot = slot.max(rate);
+                }
+            }
+        }
+        if let Some(rtt) = sample.rtt {
+            let expired =
+                self.rtt_min.is_none_or(|(_, at)| now.saturating_duration_since(at) > Self::RTT_MIN_AGE);
+            if expired && self.rtt_min.is_some() && !matches!(self.phase, Phase::ProbeRtt(..)) {
+                self.phase = Phase::ProbeRtt(now + Self::PROBE_RTT.max(rtt), self.full.1 >= 3);
+                self.rtt_min = Some((rtt, now));
+            }
+            if self.rtt_min.is_none_or(|(min, _)| rtt <= min) {
+                self.rtt_min = Some((rtt, now));
+            }
+        }
+        self.on_phase(now, sample);
+    }
+
+    fn on_lost(&mut self, _now: Instant, bytes: u64) {
+        self.lost += bytes;
+    }
+
+    fn on_timeout(&mut self, _now: Instant) {
+        self.timed_out = true;
+    }
+
+    fn window(&self) -> u64 {
+        if self.timed_out {
+            return self.datagram;
+        }
+        let product = self.product();
+        let floor = (Self::WINDOW_MIN * self.datagram) as f64;
+        if product == 0.0 {
+            return Self::WINDOW_FIRST * self.datagram;
+        }
+        let slack = (self.best_rate() * Self::SLACK.as_secs_f64()).min(Self::SLACK_MAX);
+        let window = match self.phase {
+            Phase::Startup | Phase::Drain => {
+                Self::GAIN_STARTUP.mul_add(product, slack).max((Self::WINDOW_FIRST * self.datagram) as f64)
+            }
+            Phase::Cruise(..) => 2.0_f64.mul_add(product, slack),
+            Phase::ProbeRtt(..) => 0.5 * product,
+        };
+        window.max(floor) as u64
+    }
+
+    fn rate(&self) -> Option<f64> {
+        let best = self.best_rate();
+        (best > 0.0 && self.rtt_min.is_some())
+            .then(|| (best * self.gain() * self.restraint).max(self.datagram as f64))
+    }
+}

@@ -1,0 +1,577 @@
+//! VSTP over UDP: one socket, any number of addresses.
+
+use super::fragment::{Fragment, Report, parse_refusal};
+use super::frame::{FrameBytes, FrameRef, FrameType, HeadersBuf};
+use super::outgoing::MSG_ID;
+use super::random::Random;
+use super::receiving::{Got, ReassemblyLimits, Receiving};
+use super::sending::{Failure, Patience, SendId, Sending};
+use super::{Flags, frame};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// The header of a PING that asks an address to prove itself.
+const CHALLENGE: &str = "challenge";
+
+/// What an endpoint does and bears.
+#[derive(Debug, Clone, Default)]
+pub struct EndpointConfig {
+    /// How long unfinished messages are kept, and how many.
+    pub limits: ReassemblyLimits,
+    /// How long answers are waited for.
+    pub patience: Patience,
+}
+
+/// Something for the application.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the application has it.
+    Received {
+        /// Who sent it.
+        from: SocketAddr,
+        /// The frame, without the headers of its fragments.
+        frame: FrameBytes,
+    },
+    /// What became of a message.
+    Outcome {
+        /// Which one.
+        send: SendId,
+        /// Whether it was sent, or acknowledged if that was wanted.
+        result: Result<(), Failure>,
+    },
+}
+
+/// Datagrams to send, in the buffer given to [`Endpoint::poll_transmit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The bytes of each; the last one may have fewer.
+    pub datagram: usize,
+}
+
+/// What was counted since the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams that came.
+    pub datagrams: u64,
+    /// Of them, those that were no frame, of another version or type, or changed on the way (case 71).
+    pub malformed: u64,
+    /// Acknowledgements and reports about nothing that was sent (case 74).
+    pub unexpected: u64,
+    /// Messages that were there already.
+    pub duplicates: u64,
+    /// Frames and fragments for which there was no room, or that contradicted others.
+    pub refused: u64,
+    /// Unfinished messages that got nothing more in time.
+    pub expired: u64,
+    /// Datagrams that an address that has not proved itself did not get.
+    pub withheld: u64,
+}
+
+/// Whether an address can be sent more than it asked for (section 7).
+#[derive(Debug)]
+enum Proof {
+    /// It is ours to speak first, or it has returned something that could not be guessed.
+    Proved,
+    /// It spoke first. Bytes that came from it and went to it, and the challenge that is under way.
+    Unproved { came: u64, went: u64, challenge: Option<(u64, Instant)> },
+}
+
+/// An address.
+#[derive(Debug)]
+struct Peer {
+    proof: Proof,
+    sending: Sending,
+    receiving: Receiving,
+    /// Frames that leave as they are, and until when they may wait for a proof.
+    small: VecDeque<(Instant, Vec<u8>)>,
+    heard_at: Instant,
+    timer: Option<Instant>,
+    /// Whether it is in the queue of those that may have something to send.
+    ready: bool,
+}
+
+/// All of VSTP over UDP but the socket and the clock.
+///
+/// The driver waits for a datagram, for [`Self::poll_timeout`], or for its application; tells one of `handle_datagram`, `handle_timeout`, `send`, `handle_taken`; then
+/// sends what [`Self::poll_transmit`] gives until it gives None, and hands out what [`Self::poll_event`] gives until that gives None. Several datagrams that were received together are told
+/// together: reports are then made of all of them. Time never runs backwards.
+#[derive(Debug)]
+pub struct Endpoint {
+    config: EndpointConfig,
+    random: Random,
+    peers: HashMap<SocketAddr, Peer>,
+    ready: VecDeque<SocketAddr>,
+    timers: BTreeSet<(Instant, SocketAddr)>,
+    events: VecDeque<Event>,
+    next_send: u64,
+    unfinished: usize,
+    reassembling: usize,
+    /// Bytes that the application has not taken.
+    waiting: usize,
+    waiting_count: usize,
+    counters: Counters,
+}
+
+impl Endpoint {
+    /// Addresses that are remembered; beyond, the idle are forgotten, and strangers are not heard.
+    pub const PEERS_MAX: usize = 10_000;
+    /// What is remembered of an address that says nothing.
+    const IDLE_MAX: Duration = Duration::from_secs(300);
+    /// What comes from an unproved address may be answered with so many times its bytes (case 70).
+    const AMPLIFICATION_MAX: u64 = 3;
+    /// What waits for a proof is dropped after this.
+    const PROOF_WAIT: Duration = Duration::from_secs(1);
+    const SMALL_MAX: usize = 1024;
+    /// Frames that the application has not taken; beyond, more are dropped.
+    const WAITING_MAX: usize = 65_536;
+
+    /// No address is known. The seed must be unguessable.
+    pub fn new(config: EndpointConfig, seed: [u8; 16]) -> Self {
+        Self {
+            config,
+            random: Random::new(seed),
+            peers: HashMap::new(),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            events: VecDeque::new(),
+            next_send: 0,
+            unfinished: 0,
+            reassembling: 0,
+            waiting: 0,
+            waiting_count: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Messages of which fragments are missing.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
+    }
+
+    /// Bytes of memory that unfinished messages keep, and those that the application has not taken.
+    pub fn memory(&self) -> usize {
+        self.reassembling + self.waiting
+    }
+
+    /// The smoothed round-trip time to an address; None if nothing was measured.
+    pub fn rtt(&self, address: SocketAddr) -> Option<Duration> {
+        self.peers.get(&address)?.sending.rtt()
+    }
+
+    /// Whether everything that was to be sent has had its outcome.
+    pub fn is_idle(&self) -> bool {
+        self.peers.values().all(|peer| peer.sending.is_idle() && peer.small.is_empty())
+    }
+
+    // ---- sending ----
+
+    /// Sends a frame, in fragments if it must, and if `acknowledged` until it has been acknowledged. [`Event::Outcome`] says what became of it.
+    pub fn send(&mut self, now: Instant, to: SocketAddr, frame: FrameBytes, acknowledged: bool) -> SendId {
+        self.next_send += 1;
+        let send = SendId(self.next_send);
+        let sent = match self.peer(now, to, Proof::Proved) {
+            None => Err(Failure::Busy),
+            Some(peer) => match peer.sending.send(now, send, frame, acknowledged) {
+                Ok(None) => Ok(()),
+                Ok(Some(small)) => Self::push_small(now, peer, small).map(|()| {
+                    self.events.push_back(Event::Outcome { send, result: Ok(()) });
+                }),
+                Err(failure) => Err(failure),
+            },
+        };
+        if let Err(failure) = sent {
+            self.events.push_back(Event::Outcome { send, result: Err(failure) });
+        }
+        self.wake(to);
+        send
+    }
+
+    fn push_small(now: Instant, peer: &mut Peer, bytes: Vec<u8>) -> Result<(), Failure> {
+        if peer.small.len() >= Self::SMALL_MAX {
+            return Err(Failure::Busy);
+        }
+        peer.small.push_back((now + Self::PROOF_WAIT, bytes));
+        Ok(())
+    }
+
+    // ---- receiving ----
+
+    /// A datagram came.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        self.counters.datagrams += 1;
+        let whole = match FrameRef::decode(bytes, usize::from(u16::MAX)) {
+            Ok(Some((frame, len))) if len == bytes.len() => Some(frame),
+            _ => None,
+        };
+        let Some(frame) = whole else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let stranger = Proof::Unproved { came: 0, went: 0, challenge: None };
+        let Some(peer) = self.peer(now, from, stranger) else {
+            self.counters.refused += 1;
+            return;
+        };
+        peer.heard_at = now;
+        if let Proof::Unproved { came, .. } = &mut peer.proof {
+            *came = came.saturating_add(bytes.len() as u64);
+        }
+        match frame.typ {
+            FrameType::Ack if Report::is_in(&frame) => self.handle_report(now, from, &frame),
+            FrameType::Ack if frame.headers.find(MSG_ID).is_some() => self.handle_ack(now, from, &frame),
+            FrameType::Err if parse_refusal(&frame).is_some() => self.handle_refusal(from, &frame),
+            FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
+                self.handle_challenge(now, from, &frame)
+            }
+            FrameType::Pong if frame.headers.find(CHALLENGE).is_some() => self.handle_proof(from, &frame),
+            _ if frame.flags.contains(Flags::FRAG) => self.handle_fragment(now, from, &frame),
+            _ => {
+                let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
+                self.receive(now, from, FrameBytes::from(frame), crc);
+            }
+        }
+        self.wake(from);
+    }
+
+    fn handle_report(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        let Some(report) = Report::parse(frame) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        match peer.sending.handle_report(now, &report) {
+            Some(true) => peer.proof = Proof::Proved,
+            Some(false) => {}
+            None => self.counters.unexpected += 1,
+        }
+    }
+
+    fn handle_ack(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if frame.headers.number(MSG_ID).is_some_and(|msg_id| peer.sending.handle_ack(now, msg_id)) {
+            peer.proof = Proof::Proved;
+        } else {
+            self.counters.unexpected += 1;
+        }
+    }
+
+    fn handle_refusal(&mut self, from: SocketAddr, frame: &FrameRef<'_>) {
+        // An error is never answered (case 75).
+        if let (Some((id, code)), Some(peer)) = (parse_refusal(frame), self.peers.get_mut(&from)) {
+            peer.sending.handle_refusal(id, &code);
+        }
+    }
+
+    fn handle_challenge(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        let headers = HeadersBuf::default().with(CHALLENGE, 1);
+        let mut pong = Vec::new();
+        let answer = FrameRef { typ: FrameType::Pong, headers: headers.as_headers(), ..*frame };
+        if answer.encode(&mut pong).is_ok() {
+            if let Some(peer) = self.peers.get_mut(&from) {
+                let _ = Self::push_small(now, peer, pong);
+            }
+        }
+    }
+
+    fn handle_proof(&mut self, from: SocketAddr, frame: &FrameRef<'_>) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        match peer.proof {
+            Proof::Unproved { challenge: Some((token, _)), .. } if frame.payload == token.to_be_bytes() => {
+                peer.proof = Proof::Proved;
+            }
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    fn handle_fragment(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        let Some(fragment) = Fragment::parse(frame.headers) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let (unfinished, memory) = (self.unfinished, self.memory());
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let before = (peer.receiving.unfinished(), peer.receiving.memory());
+        let others = (unfinished - before.0, memory - before.1);
+        let got = peer.receiving.handle_fragment(now, frame, fragment, others, &self.config.limits);
+        self.unfinished = others.0 + peer.receiving.unfinished();
+        self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
+        match got {
+            Got::Kept => {}
+            Got::Refused => self.counters.refused += 1,
+            Got::Message(message) => {
+                let crc = if message.flags.contains(Flags::REQ_ACK) {
+                    crc32fast::hash(&message.payload)
+                } else {
+                    0
+                };
+                self.receive(now, from, message, crc);
+            }
+        }
+    }
+
+    /// Hands a whole frame on, once, and acknowledges it if that is wanted.
+    fn receive(&mut self, now: Instant, from: SocketAddr, frame: FrameBytes, crc: u32) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let msg_id = frame.headers().number(MSG_ID).filter(|_| frame.flags.contains(Flags::REQ_ACK));
+        let memory = frame.memory();
+        // What cannot be kept is not acknowledged either, and comes again.
+        let full = self.waiting_count >= Self::WAITING_MAX
+            || self.waiting + self.reassembling + memory > self.config.limits.bytes_max.max(memory);
+        let acknowledges = msg_id.filter(|_| !matches!(frame.typ, FrameType::Ack | FrameType::Err));
+        if full {
+            self.counters.refused += 1;
+            return;
+        }
+        if let Some(msg_id) = acknowledges {
+            let mut ack = Vec::new();
+            let headers = HeadersBuf::default().with(MSG_ID, msg_id);
+            let flags = Flags::empty();
+            let frame = FrameRef { typ: FrameType::Ack, flags, headers: headers.as_headers(), payload: b"" };
+            if frame.encode(&mut ack).is_ok() {
+                let _ = Self::push_small(now, peer, ack);
+            }
+            if !peer.receiving.seen.first_time(now, msg_id, crc) {
+                self.counters.duplicates += 1;
+                return;
+            }
+        }
+        self.waiting += memory;
+        self.waiting_count += 1;
+        self.events.push_back(Event::Received { from, frame });
+    }
+
+    /// The application has taken a frame that was received: there is room for more.
+    pub fn handle_taken(&mut self, frame: &FrameBytes) {
+        let was_full = self.memory() * 2 > self.config.limits.bytes_max;
+        self.waiting = self.waiting.saturating_sub(frame.memory());
+        self.waiting_count = self.waiting_count.saturating_sub(1);
+        if was_full {
+            let held: Vec<_> = self
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.receiving.unfinished() > 0)
+                .map(|(at, _)| *at)
+                .collect();
+            for address in held {
+                if let Some(peer) = self.peers.get_mut(&address) {
+                    peer.receiving.on_room();
+                }
+                self.wake(address);
+            }
+        }
+    }
+
+    // ---- time ----
+
+    /// The time of [`Self::poll_timeout`] has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, address)) = self.timers.first().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            peer.timer = None;
+            peer.sending.handle_timeout(now);
+            let before = (peer.receiving.unfinished(), peer.receiving.memory());
+            let expired = peer.receiving.handle_timeout(now, &self.config.limits);
+            self.unfinished = self.unfinished + peer.receiving.unfinished() - before.0;
+            self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
+            self.counters.expired += expired as u64;
+            while peer.small.front().is_some_and(|(until, _)| *until <= now) {
+                peer.small.pop_front();
+                self.counters.withheld += 1;
+            }
+            let idle = peer.sending.is_idle() && peer.receiving.is_idle() && peer.small.is_empty();
+            if idle && now.saturating_duration_since(peer.heard_at) >= Self::IDLE_MAX {
+                self.peers.remove(&address);
+                continue;
+            }
+            self.wake(address);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has to be called; None if there is nothing to wait for.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    // ---- what comes out ----
+
+    /// Datagrams to send, written to `out`, which is emptied first; as many of one size as follow each other, at most `segments`.
+    pub fn poll_transmit(&mut self, now: Instant, segments: usize, out: &mut Vec<u8>) -> Option<Transmit> {
+        out.clear();
+        while let Some(to) = self.ready.front().copied() {
+            let memory = self.memory();
+            let Some(peer) = self.peers.get_mut(&to) else {
+                self.ready.pop_front();
+                continue;
+            };
+            let others = memory - peer.receiving.memory();
+            let limits = &self.config.limits;
+            if let Some(datagram) = peer.poll_transmit(now, segments, others, limits, &mut self.random, out) {
+                if let Proof::Unproved { went, .. } = &mut peer.proof {
+                    *went += out.len() as u64;
+                }
+                // The others have their turn before this one comes again.
+                self.ready.rotate_left(1);
+                return Some(Transmit { to, datagram });
+            }
+            peer.ready = false;
+            while let Some((send, result)) = peer.sending.poll_outcome() {
+                self.events.push_back(Event::Outcome { send, result });
+            }
+            self.ready.pop_front();
+            self.reschedule(now, to);
+        }
+        None
+    }
+
+    /// What the application has to be told.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn peer(&mut self, now: Instant, address: SocketAddr, proof: Proof) -> Option<&mut Peer> {
+        if !self.peers.contains_key(&address) {
+            if self.peers.len() >= Self::PEERS_MAX && !self.forget_idle() {
+                return None;
+            }
+            let sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
+            let peer = Peer {
+                proof,
+                sending,
+                receiving: Receiving::default(),
+                small: VecDeque::new(),
+                heard_at: now,
+                timer: None,
+                ready: false,
+            };
+            self.peers.insert(address, peer);
+        }
+        self.peers.get_mut(&address)
+    }
+
+    /// Makes room for a stranger: forgets the address that has been silent for longest, if one is idle.
+    fn forget_idle(&mut self) -> bool {
+        let idle = |peer: &&Peer| peer.sending.is_idle() && peer.receiving.is_idle() && peer.small.is_empty();
+        // Looking at all of them for each stranger would be a gift to whoever makes up addresses; a few will do.
+        let some = self.peers.iter().take(64).filter(|(_, peer)| idle(peer));
+        let Some(address) = some.min_by_key(|(_, peer)| peer.heard_at).map(|(address, _)| *address) else {
+            return false;
+        };
+        if let Some(timer) = self.peers.remove(&address).and_then(|peer| peer.timer) {
+            self.timers.remove(&(timer, address));
+        }
+        true
+    }
+
+    fn wake(&mut self, address: SocketAddr) {
+        if let Some(peer) = self.peers.get_mut(&address).filter(|peer| !peer.ready) {
+            peer.ready = true;
+            self.ready.push_back(address);
+        }
+    }
+
+    fn reschedule(&mut self, now: Instant, address: SocketAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let idle = Some(peer.heard_at.max(now) + Self::IDLE_MAX);
+        let small = peer.small.front().map(|(until, _)| *until);
+        let challenge = match peer.proof {
+            Proof::Unproved { challenge: Some((_, again_at)), .. } if small.is_some() => Some(again_at),
+            _ => None,
+        };
+        let parts = [
+            peer.sending.poll_timeout(now),
+            peer.receiving.poll_timeout(&self.config.limits),
+            small,
+            challenge,
+        ];
+        let timer = parts.into_iter().flatten().min().or(idle);
+        if timer != peer.timer {
+            if let Some(old) = peer.timer {
+                self.timers.remove(&(old, address));
+            }
+            if let Some(new) = timer {
+                self.timers.insert((new, address));
+            }
+            peer.timer = timer;
+        }
+    }
+}
+
+impl Peer {
+    /// Bytes that may go to the address now.
+    fn budget(&self) -> u64 {
+        match self.proof {
+            Proof::Proved => u64::MAX,
+            Proof::Unproved { came, went, .. } => {
+                came.saturating_mul(Endpoint::AMPLIFICATION_MAX).saturating_sub(went)
+            }
+        }
+    }
+
+    fn poll_transmit(
+        &mut self,
+        now: Instant,
+        segments: usize,
+        others: usize,
+        limits: &ReassemblyLimits,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let budget = self.budget();
+        if let Some(answer) = self.receiving.poll_answer(now, others, limits) {
+            if answer.len() as u64 <= budget {
+                *out = answer;
+                return Some(out.len());
+            }
+        }
+        if let Some((_, bytes)) = self.small.front() {
+            if bytes.len() as u64 > budget {
+                return self.poll_challenge(now, budget, random, out);
+            }
+            *out = self.small.pop_front()?.1;
+            return Some(out.len());
+        }
+        if let Some(datagram) = self.sending.poll_transmit(now, budget, segments, random, out) {
+            return Some(datagram);
+        }
+        let waits = budget < frame::FRAME_MAX as u64 && !self.sending.is_idle();
+        if waits { self.poll_challenge(now, budget, random, out) } else { None }
+    }
+
+    /// Asks the address to prove itself, now and then.
+    fn poll_challenge(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let Proof::Unproved { challenge, .. } = &mut self.proof else { return None };
+        if challenge.is_some_and(|(_, again_at)| again_at > now) {
+            return None;
+        }
+        let token = challenge.map_or_else(|| random.next_u64(), |(token, _)| token);
+        let headers = HeadersBuf::default().with(CHALLENGE, 1);
+        let payload = token.to_be_bytes();
+        let flags = Flags::empty();
+        let ping = FrameRef { typ: FrameType::Ping, flags, headers: headers.as_headers(), payload: &payload };
+        ping.encode(out).ok()?;
+        if out.len() as u64 > budget {
+            out.clear();
+            return None;
+        }
+        *challenge = Some((token, now + Duration::from_millis(250)));
+        Some(out.len())
+    }
+}

@@ -1,0 +1,26 @@
+//! VSTP: frames over TCP and UDP. The specification is `docs/protocol/vstp.md`.
+//!
+//! [`frame`] is what stands on the wire. [`Session`] is one TCP connection, [`Endpoint`] one UDP socket with all its
+//! peers; both take bytes and the time, and give answers, events and deadlines.
+
+mod endpoint;
+mod fragment;
+/// Frames on the wire.
+pub mod frame;
+mod outgoing;
+mod random;
+mod reassembly;
+mod receiving;
+mod seen;
+mod sending;
+mod session;
+/// TCP or UDP, message by message.
+pub mod transport;
+
+pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
+pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
+pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};
+pub use outgoing::MSG_ID;
+pub use receiving::ReassemblyLimits;
+pub use sending::{Failure, Patience, SendId};
+pub use session::{ErrorCode, Gone, Session, SessionConfig, Verdict};

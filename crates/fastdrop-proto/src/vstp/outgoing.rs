@@ -1,0 +1,279 @@
+//! One message that is sent in fragments.
+
+use super::fragment::{Report, WINDOW_MAX, Writer};
+use super::frame::{FrameBytes, FrameError};
+use super::sending::SendId;
+use crate::congestion::{Flow, Stamp};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// The header by which a frame is acknowledged.
+pub const MSG_ID: &str = "msg-id";
+
+/// What is known of a fragment that has been sent.
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    /// `again`: more than once.
+    OnWay {
+        stamp: Stamp,
+        again: bool,
+    },
+    There,
+    Lost,
+}
+
+/// The fragments from the first that the receiver lacks to the last that has been sent.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    send: SendId,
+    frame: FrameBytes,
+    msg_id: Option<u64>,
+    id: u64,
+    writer: Option<Writer>,
+    base: u32,
+    slots: VecDeque<Slot>,
+    lost: BTreeSet<u32>,
+    /// Fragments from here on are not taken now.
+    limit: u32,
+    /// When the fragment left that was the last to leave of those that are there.
+    newest: Option<Instant>,
+    loss_at: Option<Instant>,
+    in_flight: u64,
+    /// When the last fragment left for the first time.
+    sent_at: Option<Instant>,
+    progress_at: Instant,
+    give_up: Duration,
+    /// Timeouts since something got through.
+    timeouts: u32,
+    /// Whether its application has been told what became of it.
+    pub(super) told: bool,
+}
+
+impl Outgoing {
+    /// Nothing has been sent of it.
+    pub(super) fn new(
+        now: Instant,
+        send: SendId,
+        frame: FrameBytes,
+        msg_id: Option<u64>,
+        give_up: Duration,
+    ) -> Self {
+        Self {
+            send,
+            frame,
+            msg_id,
+            id: 0,
+            writer: None,
+            base: 0,
+            slots: VecDeque::new(),
+            lost: BTreeSet::new(),
+            limit: WINDOW_MAX,
+            newest: None,
+            loss_at: None,
+            in_flight: 0,
+            sent_at: None,
+            progress_at: now,
+            give_up,
+            timeouts: 0,
+            told: false,
+        }
+    }
+
+    /// Which one it is to its application.
+    pub(super) fn send(&self) -> SendId {
+        self.send
+    }
+
+    /// The number with which it is acknowledged, if that is wanted.
+    pub(super) fn msg_id(&self) -> Option<u64> {
+        self.msg_id
+    }
+
+    /// Whether its fragments have this number now.
+    pub(super) fn has_id(&self, id: u64) -> bool {
+        self.id == id && self.writer.is_some()
+    }
+
+    /// How many fragments it has; None before it has been cut.
+    pub(super) fn total(&self) -> Option<u32> {
+        self.writer.as_ref().map(Writer::total)
+    }
+
+    /// Bytes that are on their way.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// When it is given up, if nothing new gets through.
+    pub(super) fn give_up_at(&self) -> Instant {
+        self.progress_at + self.give_up
+    }
+
+    /// When the last fragment left for the first time, if it has.
+    pub(super) fn sent_at(&self) -> Option<Instant> {
+        self.sent_at
+    }
+
+    /// Whether something may be lost without anybody saying so.
+    pub(super) fn waits_for_report(&self) -> bool {
+        !self.slots.is_empty() || (self.writer.is_some() && self.base >= self.limit)
+    }
+
+    /// When something on its way has to be taken for lost.
+    pub(super) fn loss_at(&self) -> Option<Instant> {
+        self.loss_at
+    }
+
+    /// Whether several timeouts in a row brought nothing.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.timeouts >= 3
+    }
+
+    /// Cuts it into fragments with this number and of this size; says how many.
+    pub(super) fn cut(&mut self, id: u64, datagram: usize) -> Result<u32, FrameError> {
+        let writer = Writer::new(&self.frame.as_ref(), &self.frame.payload, id, datagram)?;
+        let total = writer.total();
+        self.id = id;
+        self.writer = Some(writer);
+        Ok(total)
+    }
+
+    /// It has to be cut anew, with another number: nothing is sent.
+    pub(super) fn uncut(&mut self, flow: &mut Flow) {
+        flow.on_forgotten(self.in_flight);
+        self.writer = None;
+        (self.base, self.limit, self.in_flight) = (0, WINDOW_MAX, 0);
+        self.slots.clear();
+        self.lost.clear();
+        (self.newest, self.loss_at, self.sent_at) = (None, None, None);
+    }
+
+    /// The fragment that has to leave next, and its size; None if none has to, or may.
+    pub(super) fn peek(&self) -> Option<(u32, usize)> {
+        let writer = self.writer.as_ref()?;
+        let next = self.base + self.slots.len() as u32;
+        // Towards a closed window, one fragment at a time asks whether it has opened.
+        let asks = self.slots.is_empty() && self.timeouts > 0;
+        let new = (next < writer.total() && (next < self.limit || asks)).then_some(next);
+        let index = self.lost.first().copied().or(new)?;
+        Some((index, writer.datagram_len(index)))
+    }
+
+    /// The fragment of [`Self::peek`] leaves: appends it to `out`.
+    pub(super) fn on_sent(&mut self, now: Instant, index: u32, stamp: Stamp, out: &mut Vec<u8>) {
+        let Some(writer) = &self.writer else { return };
+        writer.write(index, out);
+        self.in_flight += writer.datagram_len(index) as u64;
+        let again = self.lost.remove(&index);
+        let slot = Slot::OnWay { stamp, again };
+        match self.slots.get_mut((index - self.base) as usize) {
+            Some(at) => *at = slot,
+            None => self.slots.push_back(slot),
+        }
+        if index + 1 == writer.total() && self.sent_at.is_none() {
+            self.sent_at = Some(now);
+        }
+    }
+
+    /// A report about it came. Whether all of it is there.
+    pub(super) fn handle_report(&mut self, now: Instant, report: &Report, flow: &mut Flow) -> bool {
+        let Some(writer) = &self.writer else { return false };
+        let total = writer.total();
+        let sent = self.base + self.slots.len() as u32;
+        // What was never sent cannot be there (case 74).
+        if report.base > sent || report.above().last().is_some_and(|index| index >= sent) {
+            return false;
+        }
+        if report.base >= self.base {
+            self.limit = report.limit;
+        }
+        let mut news = News::default();
+        for index in (self.base..report.base).chain(report.above()) {
+            let Some(at) = index.checked_sub(self.base) else { continue };
+            let Some(slot) = self.slots.get_mut(at as usize) else { continue };
+            match std::mem::replace(slot, Slot::There) {
+                Slot::OnWay { stamp, again } => news.add(writer.datagram_len(index), stamp, again),
+                Slot::Lost => drop(self.lost.remove(&index)),
+                Slot::There => {}
+            }
+        }
+        while let Some(Slot::There) = self.slots.front() {
+            self.slots.pop_front();
+            self.base += 1;
+        }
+        self.timeouts = 0;
+        if let Some(newest) = news.newest {
+            self.progress_at = now;
+            self.in_flight -= news.bytes.min(self.in_flight);
+            let delay = Duration::from_micros(report.delay_us.into());
+            let rtt = news.once.map(|sent_at| now.saturating_duration_since(sent_at).saturating_sub(delay));
+            flow.on_delivered(now, news.bytes, &newest, rtt.filter(|rtt| !rtt.is_zero()));
+            self.newest = self.newest.max(Some(newest.sent_at));
+        }
+        self.detect_lost(now, flow);
+        self.base == total
+    }
+
+    /// Takes for lost what left more than a round trip and a quarter ago, and before something that is there (RFC 8985, 6.2).
+    pub(super) fn detect_lost(&mut self, now: Instant, flow: &mut Flow) {
+        self.loss_at = None;
+        let (Some(newest), Some(writer)) = (self.newest, &self.writer) else { return };
+        let rtt = flow.rtt.smoothed().unwrap_or_default().max(flow.rtt.latest());
+        let patience = rtt * 5 / 4 + Duration::from_micros(500);
+        for (index, slot) in (self.base..).zip(&mut self.slots) {
+            let Slot::OnWay { stamp, again } = slot else { continue };
+            if stamp.sent_at >= newest {
+                if *again {
+                    continue;
+                }
+                // What follows left later still, but for what was sent again.
+                break;
+            }
+            let lost_at = stamp.sent_at + patience;
+            if now < lost_at {
+                self.loss_at = Some(self.loss_at.map_or(lost_at, |at| at.min(lost_at)));
+                continue;
+            }
+            let len = writer.datagram_len(index) as u64;
+            *slot = Slot::Lost;
+            self.lost.insert(index);
+            self.in_flight -= len.min(self.in_flight);
+            flow.on_lost(now, len);
+        }
+    }
+
+    /// Nothing has been reported for a timeout: everything on its way is taken for lost.
+    pub(super) fn on_timeout(&mut self, flow: &mut Flow) {
+        self.timeouts += 1;
+        flow.on_forgotten(self.in_flight);
+        self.in_flight = 0;
+        self.loss_at = None;
+        for (index, slot) in (self.base..).zip(&mut self.slots) {
+            if matches!(slot, Slot::OnWay { .. }) {
+                *slot = Slot::Lost;
+                self.lost.insert(index);
+            }
+        }
+    }
+}
+
+/// What one report says that was not known.
+#[derive(Default)]
+struct News {
+    bytes: u64,
+    newest: Option<Stamp>,
+    /// When the newest left of those that left only once.
+    once: Option<Instant>,
+}
+
+impl News {
+    fn add(&mut self, len: usize, stamp: Stamp, again: bool) {
+        self.bytes += len as u64;
+        if self.newest.is_none_or(|newest| stamp.sent_at >= newest.sent_at) {
+            self.newest = Some(stamp);
+        }
+        if !again {
+            self.once = self.once.max(Some(stamp.sent_at));
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! One message that arrives in fragments.
+
+use super::fragment::{Fragment, Report, WINDOW_MAX};
+use super::frame::{FrameBytes, FrameRef, HeadersBuf};
+use super::{Flags, FrameType};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What a fragment was worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is new.
+    New,
+    /// It was there already.
+    Again,
+    /// There is no room for it now.
+    Beyond,
+    /// It contradicts what is there: the message must be dropped (case 72).
+    Contradiction,
+}
+
+/// The fragments of one message, in a buffer as far as they follow each other, and beside it those that came early.
+#[derive(Debug)]
+pub(super) struct Reassembly {
+    typ: FrameType,
+    flags: Flags,
+    headers: HeadersBuf,
+    fragment: Fragment,
+    /// The payload of every fragment but the last.
+    slice: Option<usize>,
+    /// The payload of the last one, once it is there.
+    last: Option<usize>,
+    data: Vec<u8>,
+    base: u32,
+    early: BTreeMap<u32, Vec<u8>>,
+    early_bytes: usize,
+    /// When something new came.
+    progress_at: Instant,
+    newest_at: Instant,
+    /// Fragments since the last report.
+    unreported: u32,
+    urgent: bool,
+    /// Fragments from here on were not taken when the last report was made.
+    reported_limit: Option<u32>,
+}
+
+impl Reassembly {
+    /// The most that a report may be late.
+    const REPORT_DELAY: Duration = Duration::from_millis(10);
+    /// As many new fragments are worth a report.
+    const REPORT_EVERY: u32 = 2;
+    /// What a message keeps beside its bytes, about.
+    const MEMORY: usize = 512;
+    const EARLY_MEMORY: usize = 64;
+    const CAPACITY_FIRST: usize = 64 << 10;
+
+    /// Nothing is there yet of the message of which this is a fragment.
+    pub(super) fn new(now: Instant, frame: &FrameRef<'_>, fragment: Fragment) -> Self {
+        let mut headers = HeadersBuf::default();
+        for (key, value) in frame.headers.iter().filter(|(key, _)| !Fragment::is_own(key)) {
+            // They fitted with others beside them.
+            let _ = headers.push(key, value);
+        }
+        Self {
+            typ: frame.typ,
+            flags: frame.flags - Flags::FRAG,
+            headers,
+            fragment,
+            slice: None,
+            last: None,
+            data: Vec::new(),
+            base: 0,
+            early: BTreeMap::new(),
+            early_bytes: 0,
+            progress_at: now,
+            newest_at: now,
+            unreported: 0,
+            urgent: false,
+            reported_limit: None,
+        }
+    }
+
+    /// Bytes of memory that it keeps.
+    pub(super) fn memory(&self) -> usize {
+        self.data.capacity() + self.early_bytes + self.early.len() * Self::EARLY_MEMORY + Self::MEMORY
+    }
+
+    /// When something new came last.
+    pub(super) fn progress_at(&self) -> Instant {
+        self.progress_at
+    }
+
+    /// Whether all fragments are there.
+    pub(super) fn is_complete(&self) -> bool {
+        self.base == self.fragment.total
+    }
+
+    /// Takes a fragment of this message, if it fits into `room` more bytes of memory.
+    pub(super) fn handle_fragment(
+        &mut self,
+        now: Instant,
+        fragment: Fragment,
+        payload: &[u8],
+        room: usize,
+    ) -> Taken {
+        if fragment.total != self.fragment.total || fragment.nested != self.fragment.nested {
+            return Taken::Contradiction;
+        }
+        let is_last = fragment.index + 1 == fragment.total;
+        if !self.agrees(is_last, payload.len()) {
+            return Taken::Contradiction;
+        }
+        self.newest_at = now;
+        self.unreported += 1;
+        if let Some(same) = self.held(fragment.index).map(|there| there == payload) {
+            self.urgent = true;
+            return if same { Taken::Again } else { Taken::Contradiction };
+        }
+        if payload.len() > room || fragment.index - self.base > self.window(room) {
+            self.urgent = true;
+            return Taken::Beyond;
+        }
+        if is_last {
+            self.last = Some(payload.len());
+        } else {
+            self.slice = Some(payload.len());
+        }
+        self.progress_at = now;
+        if fragment.index == self.base {
+            self.append(payload);
+            while let Some(next) = self.early.remove(&self.base) {
+                self.early_bytes -= next.len();
+                self.append(&next);
+            }
+        } else {
+            // One gap is news; what fills up behind it is not.
+            self.urgent |= self.early.is_empty();
+            self.early_bytes += payload.len();
+            self.early.insert(fragment.index, payload.to_vec());
+        }
+        self.urgent |= is_last || self.is_complete();
+        Taken::New
+    }
+
+    /// Whether a payload of this length can be one of the others' message.
+    fn agrees(&self, is_last: bool, len: usize) -> bool {
+        match (is_last, self.slice, self.last) {
+            (true, Some(slice), _) => len <= slice,
+            (true, None, last) => last.is_none_or(|last| last == len),
+            (false, Some(slice), _) => len == slice,
+            (false, None, last) => len > 0 && last.is_none_or(|last| last <= len),
+        }
+    }
+
+    fn held(&self, index: u32) -> Option<&[u8]> {
+        if index >= self.base {
+            return self.early.get(&index).map(Vec::as_slice);
+        }
+        // All but the last have the same length, so that their places are known.
+        let slice = self.slice.unwrap_or(self.data.len());
+        let start = (index as usize).saturating_mul(slice);
+        let end = start.saturating_add(slice).min(self.data.len());
+        Some(self.data.get(start..end).unwrap_or_default())
+    }
+
+    fn append(&mut self, payload: &[u8]) {
+        if self.data.capacity() - self.data.len() < payload.len() {
+            let whole = (self.fragment.total - self.base) as usize;
+            let whole = whole.saturating_mul(self.slice.unwrap_or(payload.len()));
+            let more = self.data.len().max(Self::CAPACITY_FIRST).min(whole).max(payload.len());
+            self.data.reserve_exact(more);
+        }
+        self.data.extend_from_slice(payload);
+        self.base += 1;
+    }
+
+    /// Fragments behind the base that may come, with `room` for more bytes.
+    fn window(&self, room: usize) -> u32 {
+        let slice = self.slice.or(self.last).unwrap_or(1).max(1);
+        u32::try_from(room / (slice + Self::EARLY_MEMORY)).map_or(WINDOW_MAX, |window| window.min(WINDOW_MAX))
+    }
+
+    /// When a report is due; None if there is nothing to say.
+    pub(super) fn report_at(&self) -> Option<Instant> {
+        if !self.fragment.wants_reports || (self.unreported == 0 && !self.urgent) {
+            return None;
+        }
+        // Where many came early, a report is long, and what one of them changes is little.
+        let every = Self::REPORT_EVERY.max(u32::try_from(self.early.len() / 32).unwrap_or(u32::MAX));
+        let now = self.urgent || self.unreported >= every;
+        Some(if now { self.newest_at } else { self.newest_at + Self::REPORT_DELAY })
+    }
+
+    /// There is room again: worth a report if there was none when the last was made.
+    pub(super) fn on_room(&mut self) {
+        if self.reported_limit.is_some_and(|limit| limit <= self.base + 1) && !self.is_complete() {
+            self.urgent = true;
+        }
+    }
+
+    /// A report of what is there; `room` more bytes can be taken.
+    pub(super) fn report(&mut self, now: Instant, room: usize) -> Report {
+        self.unreported = 0;
+        self.urgent = false;
+        let limit = self.base.saturating_add(self.window(room));
+        self.reported_limit = Some(limit);
+        let mut bitmap = Vec::new();
+        for index in self.early.keys() {
+            let bit = (index - self.base - 1) as usize;
+            bitmap.resize(bit / 8 + 1, 0_u8);
+            if let Some(byte) = bitmap.last_mut() {
+                *byte |= 0x80 >> (bit % 8);
+            }
+        }
+        let delay = now.saturating_duration_since(self.newest_at).as_micros();
+        let delay_us = u32::try_from(delay).unwrap_or(u32::MAX);
+        Report { id: self.fragment.id, base: self.base, limit, delay_us, bitmap }
+    }
+
+    /// The message, when all of it is there; None if it is a frame in fragments and that frame is bad.
+    pub(super) fn finish(self) -> Option<FrameBytes> {
+        debug_assert!(self.is_complete());
+        if self.fragment.nested {
+            let (frame, used) = FrameRef::decode(&self.data, usize::MAX).ok()??;
+            let payload_at = used - super::frame::CRC_BYTES - frame.payload.len();
+            let headers = bytes::Bytes::copy_from_slice(frame.headers.as_bytes());
+            let (typ, flags, len, whole) =
+                (frame.typ, frame.flags, frame.payload.len(), used == self.data.len());
+            let payload = bytes::Bytes::from(self.data).slice(payload_at..payload_at + len);
+            return whole.then(|| FrameBytes::from_wire(typ, flags, headers, payload).ok()).flatten();
+        }
+        Some(FrameBytes::new(self.typ, self.headers, self.data.into()).with_flag(self.flags))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vstp::Headers;
+    use crate::vstp::fragment::Writer;
+    use bytes::Bytes;
+
+    const ROOM: usize = 1 << 20;
+
+    fn fragments(len: usize) -> (FrameBytes, Vec<Vec<u8>>) {
+        let payload: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
+        let headers = HeadersBuf::default().with("a", "b");
+        let message = FrameBytes::new(FrameType::Data, headers, Bytes::from(payload));
+        let writer = Writer::new(&message.as_ref(), &message.payload, 9, 200).unwrap();
+        let fragments = (0..writer.total()).map(|index| {
+            let mut bytes = Vec::new();
+            writer.write(index, &mut bytes);
+            bytes
+        });
+        (message, fragments.collect())
+    }
+
+    fn take(at: &mut Option<Reassembly>, now: Instant, bytes: &[u8]) -> Taken {
+        let (frame, _) = FrameRef::decode(bytes, 2000).unwrap().unwrap();
+        let fragment = Fragment::parse(frame.headers).unwrap();
+        let reassembly = at.get_or_insert_with(|| Reassembly::new(now, &frame, fragment));
+        reassembly.handle_fragment(now, fragment, frame.payload, ROOM)
+    }
+
+    #[test]
+    fn any_order_makes_the_message() {
+        let now = Instant::now();
+        let (message, fragments) = fragments(3000);
+        for step in [1, 3, 5, 7, fragments.len() - 1] {
+            let mut at = None;
+            let mut order: Vec<_> = (0..fragments.len()).map(|i| i * step % fragments.len()).collect();
+            order.extend(0..fragments.len());
+            for index in order {
+                if at.as_ref().is_some_and(Reassembly::is_complete) {
+                    break;
+                }
+                assert!(matches!(take(&mut at, now, &fragments[index]), Taken::New | Taken::Again));
+            }
+            assert_eq!(at.unwrap().finish(), Some(message.clone()));
+        }
+    }
+
+    #[test]
+    fn case_72_what_contradicts_is_found() {
+        let now = Instant::now();
+        let (_, mine) = fragments(3000);
+        let (_, other) = fragments(3500);
+        let mut at = None;
+        take(&mut at, now, &mine[0]);
+        assert_eq!(take(&mut at, now, &other[1]), Taken::Contradiction, "another total");
+        let fragment =
+            Fragment { id: 9, index: 1, total: mine.len() as u32, wants_reports: true, nested: false };
+        let mut reassembly = at.unwrap();
+        assert_eq!(reassembly.handle_fragment(now, fragment, b"short", ROOM), Taken::Contradiction);
+        let again = Fragment { index: 0, ..fragment };
+        let slice = reassembly.slice.unwrap();
+        assert_eq!(reassembly.handle_fragment(now, again, &vec![0xee; slice], ROOM), Taken::Contradiction);
+        let last = Fragment { index: fragment.total - 1, ..fragment };
+        assert_eq!(reassembly.handle_fragment(now, last, &vec![0; slice + 1], ROOM), Taken::Contradiction);
+    }
+
+    #[test]
+    fn memory_follows_what_came_and_not_what_was_announced() {
+        let now = Instant::now();
+        let fragment = Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false };
+        let frame = FrameRef {
+            typ: FrameType::Data,
+            flags: Flags::FRAG,
+            headers: Headers::default(),
+            payload: &[0; 1000],
+        };
+        let mut reassembly = Reassembly::new(now, &frame, fragment);
+        assert_eq!(reassembly.handle_fragment(now, fragment, frame.payload, ROOM), Taken::New);
+        assert!(reassembly.memory() < 100_000);
+        let far = Fragment { index: 500_000_000, ..fragment };
+        assert_eq!(reassembly.handle_fragment(now, far, frame.payload, ROOM), Taken::Beyond);
+        let none = Fragment { index: 1, ..fragment };
+        assert_eq!(reassembly.handle_fragment(now, none, frame.payload, 999), Taken::Beyond);
+    }
+
+    #[test]
+    fn reports_are_due_at_once_for_news_and_later_for_the_rest() {
+        let now = Instant::now();
+        let (_, fragments) = fragments(3000);
+        let mut at = None;
+        take(&mut at, now, &fragments[0]);
+        assert_eq!(at.as_ref().unwrap().report_at(), Some(now + Reassembly::REPORT_DELAY));
+        take(&mut at, now, &fragments[1]);
+        let reassembly = at.as_mut().unwrap();
+        assert_eq!(reassembly.report_at(), Some(now));
+        assert_eq!(reassembly.report(now, ROOM).base, 2);
+        assert_eq!(reassembly.report_at(), None);
+        take(&mut at, now, &fragments[4]);
+        let reassembly = at.as_mut().unwrap();
+        assert_eq!(reassembly.report_at(), Some(now), "a gap");
+        assert_eq!(reassembly.report(now, ROOM).above().collect::<Vec<_>>(), [4]);
+    }
+}

@@ -1,0 +1,262 @@
+//! Everything that comes from one address: unfinished messages, and what has been seen already.
+
+use super::fragment::{Fragment, Report, write_refusal};
+use super::frame::{FrameBytes, FrameRef};
+use super::reassembly::{Reassembly, Taken};
+use super::seen::Seen;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// What unfinished messages may take.
+#[derive(Debug, Clone)]
+pub struct ReassemblyLimits {
+    /// Bytes of one message. Default 256 MiB.
+    pub message_bytes_max: usize,
+    /// Unfinished messages of one address. Default 256.
+    pub peer_messages_max: usize,
+    /// Bytes of all of one address. Default 256 MiB.
+    pub peer_bytes_max: usize,
+    /// Unfinished messages of all addresses. Default 1,000.
+    pub messages_max: usize,
+    /// Bytes of all addresses, with what the application has not taken yet. Default 512 MiB.
+    pub bytes_max: usize,
+    /// A message that gets nothing new for so long is dropped. Default 30 seconds.
+    pub age_max: Duration,
+}
+
+impl Default for ReassemblyLimits {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 256 << 20,
+            peer_messages_max: 256,
+            peer_bytes_max: 256 << 20,
+            messages_max: 1000,
+            bytes_max: 512 << 20,
+            age_max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What became of a fragment.
+#[derive(Debug, PartialEq)]
+pub(super) enum Got {
+    /// It is kept, or was there already.
+    Kept,
+    /// It completed this message.
+    Message(FrameBytes),
+    /// There was no room for it, or it was refused.
+    Refused,
+}
+
+/// How a message ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// All of so many fragments came.
+    Complete(u32),
+    Dropped,
+}
+
+/// The receiving half of one address.
+#[derive(Debug, Default)]
+pub(super) struct Receiving {
+    incoming: BTreeMap<u64, Reassembly>,
+    memory: usize,
+    /// Messages that ended, for those who send a fragment of them again.
+    ended: HashMap<u64, (Instant, Ended)>,
+    ended_order: VecDeque<(Instant, u64)>,
+    /// Frames with REQ_ACK that were handed on.
+    pub(super) seen: Seen,
+    /// Answers about messages that are not under way.
+    answers: VecDeque<Vec<u8>>,
+}
+
+impl Receiving {
+    /// What has ended or was seen is remembered for so long, as nobody sends it again later.
+    const MEMORY: Duration = Duration::from_secs(60);
+    /// The same for numbers below 256, which come back.
+    const MEMORY_CLASSIC: Duration = Duration::from_secs(5);
+    const REMEMBERED_MAX: usize = 4096;
+    const ANSWERS_MAX: usize = 64;
+
+    /// How many messages are unfinished.
+    pub(super) fn unfinished(&self) -> usize {
+        self.incoming.len()
+    }
+
+    /// Bytes that unfinished messages keep.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Whether nothing is under way or to be said.
+    pub(super) fn is_idle(&self) -> bool {
+        self.incoming.is_empty() && self.answers.is_empty()
+    }
+
+    /// Takes a fragment. `others` is what unfinished messages of other addresses are and keep.
+    pub(super) fn handle_fragment(
+        &mut self,
+        now: Instant,
+        frame: &FrameRef<'_>,
+        fragment: Fragment,
+        others: (usize, usize),
+        limits: &ReassemblyLimits,
+    ) -> Got {
+        let id = fragment.id;
+        if fragment.wants_reports {
+            match self.ended(now, id) {
+                Some(Ended::Complete(total)) if total == fragment.total => {
+                    let report = Report { id, base: total, limit: total, delay_us: 0, bitmap: Vec::new() };
+                    self.answer(|out| report.write(out));
+                    return Got::Kept;
+                }
+                Some(Ended::Dropped) => {
+                    self.answer(|out| write_refusal(id, "malformed", out));
+                    return Got::Refused;
+                }
+                _ => {}
+            }
+        }
+        if let Some(code) = self.refuses(&fragment, frame.payload.len(), others, limits) {
+            if fragment.wants_reports {
+                self.answer(|out| write_refusal(id, code, out));
+            }
+            return Got::Refused;
+        }
+        let room = self.room(others.1, limits);
+        let before = self.incoming.get(&id).map_or(0, Reassembly::memory);
+        let reassembly = self.incoming.entry(id).or_insert_with(|| Reassembly::new(now, frame, fragment));
+        let taken = reassembly.handle_fragment(now, fragment, frame.payload, room);
+        self.memory = self.memory + reassembly.memory() - before;
+        let complete = reassembly.is_complete();
+        match taken {
+            Taken::New if complete => self.complete(now, id, fragment),
+            Taken::New | Taken::Again => Got::Kept,
+            Taken::Beyond => Got::Refused,
+            Taken::Contradiction => {
+                self.remove(id);
+                self.end(now, id, Ended::Dropped);
+                if fragment.wants_reports {
+                    self.answer(|out| write_refusal(id, "malformed", out));
+                }
+                Got::Refused
+            }
+        }
+    }
+
+    /// Why a message may not begin; None if it has begun or may.
+    fn refuses(
+        &self,
+        fragment: &Fragment,
+        len: usize,
+        (messages, _): (usize, usize),
+        limits: &ReassemblyLimits,
+    ) -> Option<&'static str> {
+        let size_min = u64::from(fragment.total - 1).saturating_mul(len as u64);
+        // The last fragment's length says nothing about the others'.
+        let known = fragment.index + 1 < fragment.total || fragment.total == 1;
+        if known && size_min > limits.message_bytes_max as u64 {
+            return Some("too-large");
+        }
+        if self.incoming.contains_key(&fragment.id) {
+            return None;
+        }
+        let full = self.incoming.len() >= limits.peer_messages_max
+            || self.incoming.len() + messages >= limits.messages_max;
+        full.then_some("busy")
+    }
+
+    fn room(&self, others: usize, limits: &ReassemblyLimits) -> usize {
+        let of_all = limits.bytes_max.saturating_sub(others).saturating_sub(self.memory);
+        of_all.min(limits.peer_bytes_max.saturating_sub(self.memory))
+    }
+
+    fn complete(&mut self, now: Instant, id: u64, fragment: Fragment) -> Got {
+        let Some(mut reassembly) = self.remove(id) else { return Got::Refused };
+        if fragment.wants_reports {
+            let report = reassembly.report(now, 0);
+            self.answer(|out| report.write(out));
+        }
+        match reassembly.finish() {
+            Some(message) => {
+                self.end(now, id, Ended::Complete(fragment.total));
+                Got::Message(message)
+            }
+            None => {
+                self.end(now, id, Ended::Dropped);
+                Got::Refused
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Reassembly> {
+        let removed = self.incoming.remove(&id)?;
+        self.memory -= removed.memory();
+        Some(removed)
+    }
+
+    fn answer(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.answers.len() < Self::ANSWERS_MAX {
+            let mut out = Vec::new();
+            write(&mut out);
+            self.answers.push_back(out);
+        }
+    }
+
+    fn ended(&self, now: Instant, id: u64) -> Option<Ended> {
+        let age_max = if id < 256 { Self::MEMORY_CLASSIC } else { Self::MEMORY };
+        let (at, ended) = self.ended.get(&id)?;
+        (now.saturating_duration_since(*at) < age_max).then_some(*ended)
+    }
+
+    fn end(&mut self, now: Instant, id: u64, ended: Ended) {
+        while let Some(&(at, id)) = self.ended_order.front() {
+            if now.saturating_duration_since(at) < Self::MEMORY
+                && self.ended_order.len() < Self::REMEMBERED_MAX
+            {
+                break;
+            }
+            self.ended_order.pop_front();
+            if self.ended.get(&id).is_some_and(|(since, _)| *since <= at) {
+                self.ended.remove(&id);
+            }
+        }
+        self.ended.insert(id, (now, ended));
+        self.ended_order.push_back((now, id));
+    }
+
+    /// Drops what has had nothing new for too long; says how many.
+    pub(super) fn handle_timeout(&mut self, now: Instant, limits: &ReassemblyLimits) -> usize {
+        let old =
+            |message: &Reassembly| now.saturating_duration_since(message.progress_at()) >= limits.age_max;
+        let expired: Vec<u64> =
+            self.incoming.iter().filter(|(_, message)| old(message)).map(|(id, _)| *id).collect();
+        expired.iter().for_each(|id| drop(self.remove(*id)));
+        expired.len()
+    }
+
+    /// There is room for more than there was.
+    pub(super) fn on_room(&mut self) {
+        self.incoming.values_mut().for_each(Reassembly::on_room);
+    }
+
+    /// The next report or refusal to send, if one is due.
+    pub(super) fn poll_answer(&mut self, now: Instant, others: usize, limits: &ReassemblyLimits) -> Option<Vec<u8>> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Some(answer);
+        }
+        let room = self.room(others, limits);
+        let due = |reassembly: &&mut Reassembly| reassembly.report_at().is_some_and(|at| at <= now);
+        let report = self.incoming.values_mut().find(due)?.report(now, room);
+        let mut out = Vec::new();
+        report.write(&mut out);
+        Some(out)
+    }
+
+    /// When something has to be done next.
+    pub(super) fn poll_timeout(&self, limits: &ReassemblyLimits) -> Option<Instant> {
+        let expiry = self.incoming.values().map(|message| message.progress_at() + limits.age_max).min();
+        let report = self.incoming.values().filter_map(Reassembly::report_at).min();
+        [expiry, report].into_iter().flatten().min()
+    }
+}

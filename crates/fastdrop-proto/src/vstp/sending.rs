@@ -1,0 +1,569 @@
+//! Everything that goes to one address and wants an answer: messages in fragments, and frames with REQ_ACK.
+
+use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
+use super::frame::FrameBytes;
+use super::outgoing::{MSG_ID, Outgoing};
+use super::random::Random;
+use crate::congestion::{Flow, Leave, Model};
+use crate::rtt::Rtt;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Which message of its application's; given back with its outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SendId(pub u64);
+
+/// Why a message did not arrive, as far as its sender knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// Nobody answered in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The peer does not report, and so takes no message of more than 255 fragments.
+    #[error("the peer takes no message of this size over UDP")]
+    TooLarge,
+    /// The peer said so.
+    #[error("the peer refused it: {0}")]
+    Refused(String),
+    /// Too much is waiting to be sent there already.
+    #[error("too many messages are waiting for this address")]
+    Busy,
+    /// The address did not prove that it exists.
+    #[error("the address has not proved itself")]
+    Unproved,
+    /// It cannot be written as a frame.
+    #[error(transparent)]
+    Frame(#[from] super::FrameError),
+}
+
+/// How patient a sender is.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    /// A message that wants an acknowledgement fails after this long without one. Default 8.7 seconds, what a sender of version 0.2 takes.
+    pub give_up: Duration,
+    /// The shortest retransmission timeout. Default 100 ms.
+    pub timeout_min: Duration,
+    /// The longest. Default 5 seconds.
+    pub timeout_max: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            give_up: Duration::from_millis(8700),
+            timeout_min: Duration::from_millis(100),
+            timeout_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Whether the other end sends reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reports {
+    Unknown,
+    /// When the last one came.
+    Yes(Instant),
+    /// It did not report what was sent until then.
+    No(Instant),
+}
+
+/// Finding out whether there are reports, and how large a datagram may be.
+#[derive(Debug, Default)]
+struct Probing {
+    /// The number of each probe of the last attempt, and its size.
+    probes: Vec<(u64, usize)>,
+    /// Those of them that have not left.
+    unsent: Vec<(u64, usize)>,
+    attempts: u32,
+    sent_at: Option<Instant>,
+}
+
+/// A small frame that waits for its ACK.
+#[derive(Debug)]
+struct Waiting {
+    send: SendId,
+    bytes: Bytes,
+    attempts: u32,
+    sent_at: Instant,
+    again_at: Instant,
+    give_up_at: Instant,
+}
+
+/// The sending half of one address.
+#[derive(Debug)]
+pub(super) struct Sending {
+    flow: Flow,
+    patience: Patience,
+    reports: Reports,
+    probing: Probing,
+    datagram: usize,
+    next_msg_id: u64,
+    next_id: u64,
+    outgoing: VecDeque<Outgoing>,
+    waiting: BTreeMap<u64, Waiting>,
+    resend: VecDeque<u64>,
+    outcomes: VecDeque<(SendId, Result<(), Failure>)>,
+    /// When something was last sent or reported while fragments were on their way.
+    active_at: Instant,
+    pace_at: Option<Instant>,
+    blind_at: Instant,
+    blind_left: u32,
+}
+
+impl Sending {
+    /// The size of a datagram that every path carries, and larger ones that are tried.
+    pub(super) const DATAGRAMS: [usize; 4] = [1200, 1452, 8952, 32_000];
+    const DATAGRAM: usize = 1200;
+    /// Messages that may be under way or wait for one address.
+    const OUTGOING_MAX: usize = 256;
+    const WAITING_MAX: usize = 4096;
+    const PROBES_MAX: u32 = 8;
+    /// A probe is repeated after this long, then after twice as long, up to the second.
+    const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+    const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(1);
+    /// Reports are expected of those who reported in this time.
+    const REPORTS_BELIEVED: Duration = Duration::from_secs(300);
+    /// Who did not report is not expected to for so long.
+    const SILENCE_BELIEVED: Duration = Duration::from_secs(60);
+    /// A first report has so long to come before a message that wants no acknowledgement counts as sent.
+    const GRACE: Duration = Duration::from_millis(100);
+    /// Where nothing is reported, so many datagrams leave in each interval.
+    const BLIND: u32 = 10;
+    const BLIND_INTERVAL: Duration = Duration::from_millis(5);
+    /// A message in fragments is given up when nothing of it gets through for so long.
+    const STALLED_MAX: Duration = Duration::from_secs(30);
+    /// What leaves in one call: segmentation offload takes no more.
+    const BATCH_BYTES: usize = 65_000;
+
+    /// Nothing has been sent.
+    pub(super) fn new(now: Instant, patience: Patience, random: &mut Random) -> Self {
+        let rtt = Rtt::new(patience.timeout_min, patience.timeout_max);
+        Self {
+            flow: Flow::new(now, Box::new(Model::new(Self::DATAGRAM as u64)), rtt),
+            patience,
+            reports: Reports::Unknown,
+            probing: Probing::default(),
+            datagram: Self::DATAGRAM,
+            next_msg_id: random.next_u64() >> 1,
+            // Beyond 32 bits, so that nobody guesses it.
+            next_id: random.next_u64() >> 1 | 1 << 40,
+            outgoing: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            resend: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            active_at: now,
+            pace_at: None,
+            blind_at: now,
+            blind_left: Self::BLIND,
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outgoing.is_empty() && self.waiting.is_empty() && self.outcomes.is_empty()
+    }
+
+    /// The smoothed round-trip time; None before the first measurement.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.flow.rtt.smoothed()
+    }
+
+    /// Bytes a second that are sent at most; None while nothing is known.
+    pub(super) fn rate(&self) -> Option<f64> {
+        self.flow.rate()
+    }
+
+    fn reporting(&self, now: Instant) -> Reports {
+        match self.reports {
+            Reports::Yes(at) if now.saturating_duration_since(at) > Self::REPORTS_BELIEVED => {
+                Reports::Unknown
+            }
+            Reports::No(at) if now.saturating_duration_since(at) > Self::SILENCE_BELIEVED => Reports::Unknown,
+            known => known,
+        }
+    }
+
+    /// Takes a message. A frame that fits into a datagram and wants no acknowledgement is given back encoded, to be sent as it is.
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        send: SendId,
+        frame: FrameBytes,
+        acknowledged: bool,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let (frame, msg_id) = if acknowledged {
+            self.next_msg_id += 1;
+            let digits = self.next_msg_id.to_string();
+            let frame = frame.with_header(MSG_ID.as_bytes(), digits.as_bytes())?;
+            (frame.with_flag(super::Flags::REQ_ACK), Some(self.next_msg_id))
+        } else {
+            (frame, None)
+        };
+        if frame.as_ref().encoded_len() > Self::DATAGRAM {
+            if self.outgoing.len() >= Self::OUTGOING_MAX {
+                return Err(Failure::Busy);
+            }
+            let give_up = if acknowledged { self.patience.give_up } else { Self::STALLED_MAX };
+            self.outgoing.push_back(Outgoing::new(now, send, frame, msg_id, give_up));
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        frame.as_ref().encode(&mut bytes)?;
+        let Some(msg_id) = msg_id else { return Ok(Some(bytes)) };
+        if self.waiting.len() >= Self::WAITING_MAX {
+            return Err(Failure::Busy);
+        }
+        let give_up_at = now + self.patience.give_up;
+        let bytes = bytes.into();
+        self.waiting
+            .insert(msg_id, Waiting { send, bytes, attempts: 0, sent_at: now, again_at: now, give_up_at });
+        self.resend.push_back(msg_id);
+        Ok(None)
+    }
+
+    /// An ACK came. Whether it was for something that is waiting for one (case 74).
+    pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64) -> bool {
+        if let Some(waiting) = self.waiting.remove(&msg_id) {
+            if waiting.attempts == 1 {
+                self.flow.rtt.on_measured(now.saturating_duration_since(waiting.sent_at));
+            }
+            self.outcomes.push_back((waiting.send, Ok(())));
+            return true;
+        }
+        let Some(at) = self.outgoing.iter().position(|message| message.msg_id() == Some(msg_id)) else {
+            return false;
+        };
+        self.end(at, Ok(()));
+        true
+    }
+
+    fn end(&mut self, at: usize, outcome: Result<(), Failure>) {
+        if let Some(message) = self.outgoing.remove(at) {
+            self.flow.on_forgotten(message.in_flight());
+            if !message.told {
+                self.outcomes.push_back((message.send(), outcome));
+            }
+        }
+    }
+
+    /// A report came. None if it is about nothing that was sent (case 74); else whether its number could not be guessed.
+    pub(super) fn handle_report(&mut self, now: Instant, report: &Report) -> Option<bool> {
+        if let Some(&(_, size)) = self.probing.probes.iter().find(|(id, _)| *id == report.id) {
+            self.on_probe_reported(now, report, size);
+            return Some(true);
+        }
+        let at = self.outgoing.iter().position(|message| message.has_id(report.id))?;
+        self.reports = Reports::Yes(now);
+        self.active_at = now;
+        let message = self.outgoing.get_mut(at)?;
+        if message.handle_report(now, report, &mut self.flow) {
+            self.end(at, Ok(()));
+        }
+        Some(report.id > u64::from(u32::MAX))
+    }
+
+    fn on_probe_reported(&mut self, now: Instant, report: &Report, size: usize) {
+        if let Some(sent_at) = self.probing.sent_at {
+            let delay = Duration::from_micros(report.delay_us.into());
+            self.flow.rtt.on_measured(now.saturating_duration_since(sent_at).saturating_sub(delay));
+        }
+        self.datagram = self.datagram.max(size);
+        self.reports = Reports::Yes(now);
+        self.active_at = now;
+    }
+
+    /// The peer refuses a message.
+    pub(super) fn handle_refusal(&mut self, id: u64, code: &str) {
+        if let Some(at) = self.outgoing.iter().position(|message| message.has_id(id)) {
+            self.end(at, Err(Failure::Refused(code.to_owned())));
+        }
+    }
+
+    /// Gives up on everything whose time is over, and takes for lost what nobody reported.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let old = self.waiting.iter().filter(|(_, waiting)| waiting.give_up_at <= now);
+        for id in old.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(waiting) = self.waiting.remove(&id) {
+                self.outcomes.push_back((waiting.send, Err(Failure::TimedOut)));
+            }
+        }
+        for (id, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| waiting.again_at <= now) {
+            // Until it has left again.
+            waiting.again_at = waiting.give_up_at;
+            self.resend.push_back(*id);
+        }
+        for message in &mut self.outgoing {
+            message.detect_lost(now, &mut self.flow);
+        }
+        self.handle_silence(now);
+        self.settle(now);
+    }
+
+    /// The retransmission timeout of what is on its way.
+    fn handle_silence(&mut self, now: Instant) {
+        if !self.on_way() || now < self.active_at + self.flow.rtt.timeout() {
+            return;
+        }
+        self.active_at = now;
+        self.flow.on_timeout(now);
+        if self.is_reporting(now) {
+            self.outgoing.iter_mut().for_each(|message| message.on_timeout(&mut self.flow));
+        } else if self.outgoing.iter().any(|message| message.sent_at().is_some()) {
+            // Nobody reports. What wants an acknowledgement goes out once more, as a whole.
+            self.reports = Reports::No(now);
+            for message in self.outgoing.iter_mut().filter(|message| message.sent_at().is_some()) {
+                message.uncut(&mut self.flow);
+            }
+        }
+        // What was large may be what does not get through.
+        if self.datagram > Self::DATAGRAM && self.outgoing.iter().any(Outgoing::is_stuck) {
+            self.datagram = Self::DATAGRAM;
+            self.outgoing.iter_mut().for_each(|message| message.uncut(&mut self.flow));
+        }
+    }
+
+    fn is_reporting(&self, now: Instant) -> bool {
+        matches!(self.reporting(now), Reports::Yes(_))
+    }
+
+    fn on_way(&self) -> bool {
+        self.outgoing.iter().any(Outgoing::waits_for_report)
+    }
+
+    /// Ends what is over, and tells of what counts as sent.
+    fn settle(&mut self, now: Instant) {
+        let reporting = self.is_reporting(now);
+        for at in (0..self.outgoing.len()).rev() {
+            let Some(message) = self.outgoing.get_mut(at) else { continue };
+            if message.give_up_at() <= now {
+                self.end(at, Err(Failure::TimedOut));
+                continue;
+            }
+            if reporting {
+                continue;
+            }
+            if self.probing.attempts >= Self::PROBES_MAX
+                && message.total().is_none()
+                && self.probe_at() <= Some(now)
+            {
+                self.end(at, Err(Failure::TooLarge));
+                continue;
+            }
+            let Some(message) = self.outgoing.get_mut(at) else { continue };
+            let sent = message.msg_id().is_none().then(|| message.sent_at()).flatten();
+            let known = matches!(self.reports, Reports::No(_));
+            if sent.is_some() && known {
+                self.end(at, Ok(()));
+            } else if sent.is_some_and(|sent_at| now >= sent_at + Self::GRACE) && !message.told {
+                // It stays for a while, in case that a report comes after all.
+                message.told = true;
+                self.outcomes.push_back((message.send(), Ok(())));
+            }
+        }
+    }
+
+    fn probe_at(&self) -> Option<Instant> {
+        let sent_at = self.probing.sent_at?;
+        let doublings = self.probing.attempts.saturating_sub(1).min(8);
+        Some(sent_at + (Self::PROBE_INTERVAL * (1 << doublings)).min(Self::PROBE_INTERVAL_MAX))
+    }
+
+    /// What leaves next, appended to `out`, at most `budget` bytes: the size of its datagrams, of which only the last may be smaller. None if nothing leaves now.
+    pub(super) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        if let Some(len) = self.poll_waiting(now, budget, random, out) {
+            return Some(len);
+        }
+        self.pace_at = None;
+        for _ in 0..self.outgoing.len() {
+            if let Some(len) = self.poll_outgoing(now, budget, segments, random, out) {
+                return Some(len);
+            }
+            self.outgoing.rotate_left(1);
+        }
+        None
+    }
+
+    fn poll_waiting(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        loop {
+            let id = *self.resend.front()?;
+            let Some(waiting) = self.waiting.get_mut(&id) else {
+                self.resend.pop_front();
+                continue;
+            };
+            if waiting.bytes.len() as u64 > budget {
+                return None;
+            }
+            self.resend.pop_front();
+            let timeout = self.flow.rtt.timeout_after(waiting.attempts);
+            waiting.attempts += 1;
+            waiting.sent_at = now;
+            waiting.again_at = now + timeout + random.below(timeout / 10);
+            out.extend_from_slice(&waiting.bytes);
+            return Some(waiting.bytes.len());
+        }
+    }
+
+    fn poll_outgoing(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let reporting = self.is_reporting(now);
+        let size = if reporting { self.datagram } else { Self::DATAGRAM };
+        let message = self.outgoing.front_mut()?;
+        if message.total().is_none() {
+            self.next_id += 1;
+            let id = if reporting { self.next_id } else { self.next_id & 0xff };
+            match message.cut(id, size) {
+                Err(error) => {
+                    self.end(0, Err(error.into()));
+                    return None;
+                }
+                // Numbers beyond 255 are only for those who report.
+                Ok(total) if total > CLASSIC_TOTAL_MAX && !reporting => message.uncut(&mut self.flow),
+                Ok(_) => {}
+            }
+        }
+        if message.total().is_none() || (reporting && self.probing.attempts == 0) {
+            if let Some(len) = self.poll_probe(now, reporting, budget, random, out) {
+                return Some(len);
+            }
+        }
+        self.outgoing.front()?.total()?;
+        let mut allowed = if reporting { self.allowed(now)? } else { self.allowed_blind(now)? };
+        allowed = allowed.min(budget);
+        let message = self.outgoing.front_mut()?;
+        let mut size = 0;
+        let mut count = 0;
+        while count < segments.max(1) {
+            let Some((index, len)) = message.peek() else { break };
+            let first = count == 0;
+            let fits = first || (len <= size && out.len() + len <= Self::BATCH_BYTES);
+            if !fits || (len as u64 > allowed && (!first || len as u64 > budget)) {
+                break;
+            }
+            if first {
+                size = len;
+            }
+            let idle = self.flow.in_flight() == 0;
+            let stamp = self.flow.on_sent(now, len as u64);
+            if idle {
+                self.active_at = now;
+            }
+            message.on_sent(now, index, stamp, out);
+            allowed = allowed.saturating_sub(len as u64);
+            count += 1;
+            self.blind_left = self.blind_left.saturating_sub(1);
+            if len < size {
+                break;
+            }
+        }
+        if count == 0 {
+            if reporting && message.peek().is_none() {
+                self.flow.on_idle();
+            }
+            return None;
+        }
+        Some(size)
+    }
+
+    fn allowed(&mut self, now: Instant) -> Option<u64> {
+        match self.flow.poll_leave(now) {
+            Leave::Now(bytes) => Some(bytes),
+            Leave::At(at) => {
+                self.pace_at = Some(at);
+                None
+            }
+            Leave::Full => None,
+        }
+    }
+
+    /// Where nobody reports, a few datagrams leave now and a few later.
+    fn allowed_blind(&mut self, now: Instant) -> Option<u64> {
+        if now >= self.blind_at {
+            self.blind_at = now + Self::BLIND_INTERVAL;
+            self.blind_left = Self::BLIND;
+        }
+        if self.blind_left == 0 {
+            self.pace_at = Some(self.blind_at);
+            return None;
+        }
+        let [datagram, ..] = Self::DATAGRAMS;
+        Some(u64::from(self.blind_left) * datagram as u64)
+    }
+
+    /// Probes: the largest first, so that the reports say what fits before the smallest says that there are reports.
+    fn poll_probe(
+        &mut self,
+        now: Instant,
+        reporting: bool,
+        budget: u64,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let probing = &mut self.probing;
+        if probing.unsent.is_empty() {
+            let due = self.probe_at().is_none_or(|at| at <= now) && self.probing.attempts < Self::PROBES_MAX;
+            if !due {
+                return None;
+            }
+            let mut id = || (random.next_u64() >> 1) | 1 << 40;
+            let probing = &mut self.probing;
+            probing.probes = Self::DATAGRAMS.iter().map(|size| (id(), *size)).collect();
+            probing.unsent = probing.probes.clone();
+            probing.attempts += 1;
+            probing.sent_at = Some(now);
+        }
+        while let Some((id, size)) = self.probing.unsent.pop() {
+            let smallest = size == Self::DATAGRAM;
+            if smallest && reporting {
+                continue;
+            }
+            // The smallest only asks whether there is anybody.
+            write_probe(id, if smallest { 0 } else { size }, out);
+            if out.len() as u64 <= budget {
+                return Some(out.len());
+            }
+            out.clear();
+        }
+        None
+    }
+
+    /// What became of a message.
+    pub(super) fn poll_outcome(&mut self) -> Option<(SendId, Result<(), Failure>)> {
+        self.outcomes.pop_front()
+    }
+
+    /// When something has to be done next.
+    pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.waiting.values().map(|waiting| waiting.again_at.min(waiting.give_up_at)).min();
+        let silence = self.on_way().then(|| self.active_at + self.flow.rtt.timeout());
+        let reporting = self.is_reporting(now);
+        let messages = self.outgoing.iter().flat_map(|message| {
+            let untold = !reporting && !message.told && message.msg_id().is_none();
+            let grace = message.sent_at().filter(|_| untold).map(|at| at + Self::GRACE);
+            [Some(message.give_up_at()), message.loss_at(), grace]
+        });
+        let probed = !reporting && self.outgoing.iter().any(|message| message.total().is_none());
+        let probe = self.probe_at().filter(|_| probed);
+        messages.chain([waiting, silence, self.pace_at, probe]).flatten().min()
+    }
+}

@@ -1,0 +1,345 @@
+//! One TCP connection: what is answered, what is handed on, and when the peer is taken for gone (docs/protocol/vstp.md, section 2).
+
+use super::frame::{FrameRef, FrameType, Headers, HeadersBuf};
+use super::outgoing::MSG_ID;
+use super::seen::Seen;
+use super::{Flags, FrameError};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+const KEEP_ALIVE: &str = "keep-alive";
+const SESSION: &str = "session";
+
+/// What a session is to do.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Which session it is, for the peer.
+    pub id: u128,
+    /// How often something is to be heard. None (the default of programs of version 0.2): never PING. From 100 ms to an hour.
+    pub keep_alive: Option<Duration>,
+    /// Whether HELLO and PING are answered at once; else only if the application has not done so by the time it reads on.
+    pub answers: bool,
+    /// The first number for frames that want an acknowledgement; should be random.
+    pub first_msg_id: u64,
+}
+
+/// What becomes of a frame that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is for the application.
+    Deliver,
+    /// It was for the session.
+    Consumed,
+    /// It acknowledges the frame with this number.
+    Acknowledged(u64),
+}
+
+/// The peer has not been heard for three intervals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer has not been heard for too long")]
+pub struct Gone;
+
+/// What an ERR frame says in its header `code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Bytes that are no frame.
+    Malformed,
+    /// A frame that is larger than the receiver takes.
+    TooLarge,
+    /// A CRC that does not agree.
+    Crc,
+    /// A frame that was begun and not ended in time.
+    Timeout,
+    /// A limit of the receiver.
+    Busy,
+}
+
+impl ErrorCode {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too-large",
+            Self::Crc => "crc",
+            Self::Timeout => "timeout",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+impl From<&FrameError> for ErrorCode {
+    fn from(error: &FrameError) -> Self {
+        match error {
+            FrameError::TooLarge { .. } => Self::TooLarge,
+            FrameError::Crc { .. } => Self::Crc,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// The state of one connection.
+///
+/// The driver tells `handle_frame` of every frame, `on_sent` of every one that its application sends, `on_heard` of all bytes; writes what
+/// `poll_answer` gives; and calls `handle_timeout` when the time of `poll_timeout` has come while it waits for the peer.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    /// Agreed with the peer.
+    keep_alive: Option<Duration>,
+    answers: VecDeque<Vec<u8>>,
+    /// What is answered when the application reads on without having answered.
+    due: VecDeque<(FrameType, Vec<u8>)>,
+    seen: Seen,
+    next_msg_id: u64,
+    unacknowledged: BTreeSet<u64>,
+    heard_at: Instant,
+    sent_at: Instant,
+    bye: bool,
+}
+
+impl Session {
+    /// Intervals in which the peer must be heard.
+    const GONE_AFTER: u32 = 3;
+    const KEEP_ALIVE_MS: std::ops::RangeInclusive<u64> = 100..=3_600_000;
+    const DUE_MAX: usize = 16;
+
+    /// A connection was made.
+    pub fn new(now: Instant, config: SessionConfig) -> Self {
+        Self {
+            next_msg_id: config.first_msg_id,
+            config,
+            keep_alive: None,
+            answers: VecDeque::new(),
+            due: VecDeque::new(),
+            seen: Seen::default(),
+            unacknowledged: BTreeSet::new(),
+            heard_at: now,
+            sent_at: now,
+            bye: false,
+        }
+    }
+
+    /// Which session it is.
+    pub fn id(&self) -> u128 {
+        self.config.id
+    }
+
+    /// Whether the peer has said BYE: nothing more comes.
+    pub fn is_over(&self) -> bool {
+        self.bye
+    }
+
+    /// The headers of a HELLO that offers what this session does.
+    pub fn hello(&self) -> HeadersBuf {
+        let headers = HeadersBuf::default();
+        match self.config.keep_alive {
+            Some(interval) => headers.with(KEEP_ALIVE, interval.as_millis()),
+            None => headers,
+        }
+    }
+
+    /// A number for a frame that is to be acknowledged, and waits for that.
+    pub fn next_msg_id(&mut self) -> u64 {
+        self.next_msg_id = self.next_msg_id.wrapping_add(1);
+        self.unacknowledged.insert(self.next_msg_id);
+        self.next_msg_id
+    }
+
+    /// Nobody waits for this acknowledgement any more.
+    pub fn forget(&mut self, msg_id: u64) {
+        self.unacknowledged.remove(&msg_id);
+    }
+
+    /// Bytes came.
+    pub fn on_heard(&mut self, now: Instant) {
+        self.heard_at = now;
+    }
+
+    /// The application sends a frame.
+    pub fn on_sent(&mut self, now: Instant, typ: FrameType) {
+        self.sent_at = now;
+        self.due.retain(|(answer, _)| *answer != typ);
+    }
+
+    /// A frame came, with this CRC.
+    pub fn handle_frame(&mut self, now: Instant, frame: &FrameRef<'_>, crc: u32) -> Verdict {
+        if self.bye {
+            return Verdict::Consumed;
+        }
+        let msg_id = frame.headers.number(MSG_ID);
+        match frame.typ {
+            FrameType::Ack => {
+                let waited = msg_id.filter(|msg_id| self.unacknowledged.remove(msg_id));
+                return waited.map_or(Verdict::Deliver, Verdict::Acknowledged);
+            }
+            // An error is never answered (case 75).
+            FrameType::Err => return Verdict::Deliver,
+            FrameType::Hello => self.handle_hello(frame.headers),
+            FrameType::Welcome => self.agree(frame.headers),
+            FrameType::Ping => {
+                let pong = FrameRef { typ: FrameType::Pong, flags: Flags::empty(), ..*frame };
+                self.answer(&pong, self.config.answers || self.keep_alive.is_some());
+            }
+            FrameType::Bye => self.bye = true,
+            FrameType::Data | FrameType::Pong => {}
+        }
+        if frame.flags.contains(Flags::REQ_ACK) {
+            let headers =
+                msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
+            let (typ, flags, headers) = (FrameType::Ack, Flags::empty(), headers.as_headers());
+            self.answer(&FrameRef { typ, flags, headers, payload: b"" }, true);
+            if msg_id.is_some_and(|msg_id| !self.seen.first_time(now, msg_id, crc)) {
+                return Verdict::Consumed;
+            }
+        }
+        let inner = self.keep_alive.is_some() && matches!(frame.typ, FrameType::Ping | FrameType::Pong);
+        if inner { Verdict::Consumed } else { Verdict::Deliver }
+    }
+
+    fn handle_hello(&mut self, headers: Headers<'_>) {
+        self.agree(headers);
+        let mut welcome = HeadersBuf::default().with(SESSION, self.config.id);
+        if let (Some(_), Some(interval)) = (self.keep_alive, self.config.keep_alive) {
+            welcome = welcome.with(KEEP_ALIVE, interval.as_millis());
+        }
+        let (typ, flags, headers) = (FrameType::Welcome, Flags::empty(), welcome.as_headers());
+        self.answer(
+            &FrameRef { typ, flags, headers, payload: b"" },
+            self.config.answers || self.keep_alive.is_some(),
+        );
+    }
+
+    fn agree(&mut self, headers: Headers<'_>) {
+        let theirs = headers.number(KEEP_ALIVE).filter(|ms| Self::KEEP_ALIVE_MS.contains(ms));
+        if let (Some(theirs), Some(ours)) = (theirs, self.config.keep_alive) {
+            self.keep_alive = Some(ours.min(Duration::from_millis(theirs)));
+        }
+    }
+
+    fn answer(&mut self, frame: &FrameRef<'_>, at_once: bool) {
+        let mut bytes = Vec::new();
+        if frame.encode(&mut bytes).is_err() {
+            return;
+        }
+        if at_once {
+            self.answers.push_back(bytes);
+        } else if self.due.len() < Self::DUE_MAX {
+            self.due.push_back((frame.typ, bytes));
+        }
+    }
+
+    /// The application reads on: what it has not answered is answered now.
+    pub fn on_read(&mut self) {
+        self.answers.extend(self.due.drain(..).map(|(_, bytes)| bytes));
+    }
+
+    /// A frame to write. The driver writes it before it reads on, so that there are never many.
+    pub fn poll_answer(&mut self) -> Option<Vec<u8>> {
+        self.answers.pop_front()
+    }
+
+    /// Whether there is something to write.
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// The time of [`Self::poll_timeout`] has come. `waiting_since`: since when the driver has waited for the peer, as time in which nobody listened does not count.
+    pub fn handle_timeout(&mut self, now: Instant, waiting_since: Instant) -> Result<(), Gone> {
+        let Some(interval) = self.keep_alive else { return Ok(()) };
+        if now >= self.heard_at.max(waiting_since) + interval * Self::GONE_AFTER {
+            return Err(Gone);
+        }
+        if now >= self.sent_at + interval / 2 {
+            self.sent_at = now;
+            let (typ, flags, headers) = (FrameType::Ping, Flags::empty(), Headers::default());
+            self.answer(&FrameRef { typ, flags, headers, payload: b"" }, true);
+        }
+        Ok(())
+    }
+
+    /// When something has to be done if nothing comes.
+    pub fn poll_timeout(&self, waiting_since: Instant) -> Option<Instant> {
+        let interval = self.keep_alive?;
+        let gone = self.heard_at.max(waiting_since) + interval * Self::GONE_AFTER;
+        Some(gone.min(self.sent_at + interval / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vstp::FrameBytes;
+
+    fn session(keep_alive: Option<Duration>, answers: bool) -> (Instant, Session) {
+        let now = Instant::now();
+        (now, Session::new(now, SessionConfig { id: 7, keep_alive, answers, first_msg_id: 100 }))
+    }
+
+    fn frame(typ: FrameType, headers: &[(&str, u64)]) -> FrameBytes {
+        let headers = headers.iter().fold(HeadersBuf::default(), |buf, (key, value)| buf.with(key, value));
+        FrameBytes::new(typ, headers, bytes::Bytes::new())
+    }
+
+    fn answers(session: &mut Session) -> Vec<FrameBytes> {
+        std::iter::from_fn(|| session.poll_answer())
+            .map(|bytes| FrameRef::decode(&bytes, 9999).unwrap().unwrap().0.into())
+            .collect()
+    }
+
+    #[test]
+    fn what_the_application_answers_is_not_answered_again() {
+        let (now, mut session) = session(None, false);
+        assert_eq!(session.handle_frame(now, &frame(FrameType::Hello, &[]).as_ref(), 0), Verdict::Deliver);
+        session.on_sent(now, FrameType::Welcome);
+        session.on_read();
+        assert_eq!(answers(&mut session), []);
+        session.handle_frame(now, &frame(FrameType::Ping, &[("a", 1)]).as_ref(), 0);
+        assert_eq!(answers(&mut session), []);
+        session.on_read();
+        assert_eq!(answers(&mut session), [frame(FrameType::Pong, &[("a", 1)])]);
+    }
+
+    #[test]
+    fn an_acknowledged_frame_is_delivered_once_and_acknowledged_each_time() {
+        let (now, mut session) = session(None, true);
+        let data = frame(FrameType::Data, &[(MSG_ID, 5)]).with_flag(Flags::REQ_ACK);
+        assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Deliver);
+        assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Consumed);
+        let ack = frame(FrameType::Ack, &[(MSG_ID, 5)]);
+        assert_eq!(answers(&mut session), [ack.clone(), ack]);
+    }
+
+    #[test]
+    fn cases_74_and_75_errors_and_unexpected_acknowledgements_are_not_answered() {
+        let (now, mut session) = session(None, true);
+        for typ in [FrameType::Err, FrameType::Ack] {
+            let frame = frame(typ, &[(MSG_ID, 5)]).with_flag(Flags::REQ_ACK);
+            assert_eq!(session.handle_frame(now, &frame.as_ref(), 1), Verdict::Deliver);
+        }
+        assert_eq!(answers(&mut session), []);
+        let msg_id = session.next_msg_id();
+        let ack = frame(FrameType::Ack, &[(MSG_ID, msg_id)]);
+        assert_eq!(session.handle_frame(now, &ack.as_ref(), 1), Verdict::Acknowledged(msg_id));
+        assert_eq!(session.handle_frame(now, &ack.as_ref(), 1), Verdict::Deliver);
+    }
+
+    #[test]
+    fn case_96_who_agreed_to_keep_alive_and_is_silent_is_gone() {
+        let second = Duration::from_secs(1);
+        let (now, mut session) = session(Some(second), true);
+        assert_eq!(session.poll_timeout(now), None, "nothing is agreed");
+        session.handle_frame(now, &frame(FrameType::Hello, &[(KEEP_ALIVE, 2000)]).as_ref(), 0);
+        assert_eq!(answers(&mut session), [frame(FrameType::Welcome, &[(SESSION, 7), (KEEP_ALIVE, 1000)])]);
+        let mut at = now;
+        for _ in 0..5 {
+            at = session.poll_timeout(now).unwrap();
+            session.handle_timeout(at, now).unwrap();
+            assert_eq!(answers(&mut session), [frame(FrameType::Ping, &[])]);
+        }
+        assert_eq!(at, now + second * 5 / 2);
+        at = session.poll_timeout(now).unwrap();
+        assert_eq!(session.handle_timeout(at, now), Err(Gone));
+        // Nobody listened until now, so nothing could be heard.
+        assert_eq!(session.handle_timeout(at, at), Ok(()));
+    }
+}

@@ -1,0 +1,284 @@
+//! Two endpoints of VSTP over a simulated network with virtual time and seeded faults.
+//!
+//! `VSTP_SEEDS=10000 cargo test --release -p fastdrop-proto --test vstp` runs as many seeds; without it, a few hundred.
+
+use bytes::Bytes;
+use fastdrop_proto::vstp::{
+    Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameType, HeadersBuf, SendId,
+};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// What a link does to datagrams.
+#[derive(Debug, Clone)]
+struct Link {
+    bytes_per_second: f64,
+    delay: Duration,
+    queue_bytes: f64,
+    loss: f64,
+    duplicate: f64,
+    reorder: f64,
+    corrupt: f64,
+}
+
+impl Link {
+    fn clean(bits_per_second: f64, rtt: Duration) -> Self {
+        let bytes_per_second = bits_per_second / 8.0;
+        // A queue of one product of rate and round trip, as routers are said to have.
+        let queue_bytes = (bytes_per_second * rtt.as_secs_f64()).max(30_000.0);
+        let (loss, duplicate, reorder, corrupt) = (0.0, 0.0, 0.0, 0.0);
+        Self { bytes_per_second, delay: rtt / 2, queue_bytes, loss, duplicate, reorder, corrupt }
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn chance(&mut self, probability: f64) -> bool {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64 % 1.0 < probability
+    }
+
+    fn below(&mut self, max: u64) -> u64 {
+        self.next() % max.max(1)
+    }
+}
+
+type Arrival = Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>;
+
+/// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node 0.
+struct Net {
+    now: Instant,
+    start: Instant,
+    random: Random,
+    link: Link,
+    /// When the bottleneck has sent what is in its queue, by direction.
+    busy_until: [Instant; 2],
+    nodes: Vec<(SocketAddr, Endpoint)>,
+    arrivals: BinaryHeap<Arrival>,
+    count: u64,
+    received: Vec<Vec<(SocketAddr, FrameBytes)>>,
+    outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
+    sent_bytes: Vec<u64>,
+    dropped: u64,
+    memory_max: usize,
+    /// Whether the applications take what comes.
+    takes: bool,
+}
+
+fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8 + 1], 6969))
+}
+
+impl Net {
+    fn new(seed: u64, link: Link, nodes: usize) -> Self {
+        Self::with_config(seed, link, nodes, EndpointConfig::default())
+    }
+
+    fn with_config(seed: u64, link: Link, nodes: usize, config: EndpointConfig) -> Self {
+        let now = Instant::now();
+        let endpoint = |node: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&(seed * 100 + node as u64 + 1).to_le_bytes());
+            bytes[8..].copy_from_slice(&(seed * 77 + node as u64 + 3).to_le_bytes());
+            (address(node), Endpoint::new(config.clone(), bytes))
+        };
+        Self {
+            now,
+            start: now,
+            random: Random(seed),
+            link,
+            busy_until: [now; 2],
+            nodes: (0..nodes).map(endpoint).collect(),
+            arrivals: BinaryHeap::new(),
+            count: 0,
+            received: vec![Vec::new(); nodes],
+            outcomes: vec![BTreeMap::new(); nodes],
+            sent_bytes: vec![0; nodes],
+            dropped: 0,
+            memory_max: 0,
+            takes: true,
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, frame: FrameBytes, acknowledged: bool) -> SendId {
+        let now = self.now;
+        let send = self.nodes[from].1.send(now, address(to), frame, acknowledged);
+        self.drain(from);
+        send
+    }
+
+    fn drain(&mut self, node: usize) {
+        let mut out = Vec::new();
+        let now = self.now;
+        while let Some(transmit) = self.nodes[node].1.poll_transmit(now, 16, &mut out) {
+            assert!(transmit.datagram > 0 && !out.is_empty());
+            for datagram in out.chunks(transmit.datagram) {
+                self.transmit(node, transmit.to, datagram);
+            }
+        }
+        while let Some(event) = self.nodes[node].1.poll_event() {
+            match event {
+                Event::Received { from, frame } => {
+                    if self.takes {
+                        self.nodes[node].1.handle_taken(&frame);
+                    }
+                    self.received[node].push((from, frame));
+                }
+                Event::Outcome { send, result } => {
+                    assert!(self.outcomes[node].insert(send, result).is_none(), "one outcome each");
+                }
+            }
+        }
+        self.memory_max = self.memory_max.max(self.nodes[node].1.memory());
+    }
+
+    fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
+        self.sent_bytes[from] += datagram.len() as u64;
+        let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
+        if datagram.len() > 1500 {
+            self.dropped += 1;
+            return;
+        }
+        let direction = usize::from(from != 0);
+        let busy = self.busy_until[direction].max(self.now);
+        let queued = busy.duration_since(self.now).as_secs_f64() * self.link.bytes_per_second;
+        if queued > self.link.queue_bytes || self.random.chance(self.link.loss) {
+            self.dropped += 1;
+            return;
+        }
+        let sent = busy + Duration::from_secs_f64((datagram.len() + 28) as f64 / self.link.bytes_per_second);
+        self.busy_until[direction] = sent;
+        let copies = 1 + usize::from(self.random.chance(self.link.duplicate));
+        for _ in 0..copies {
+            let mut at = sent + self.link.delay;
+            if self.random.chance(self.link.reorder) {
+                at += self.link.delay.mul_f64(self.random.below(1000) as f64 / 500.0) + Duration::from_micros(50);
+            }
+            let mut bytes = datagram.to_vec();
+            if self.random.chance(self.link.corrupt) {
+                let bit = self.random.below(bytes.len() as u64 * 8) as usize;
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            self.count += 1;
+            let from = self.nodes[from].0;
+            self.arrivals.push(Reverse((at, self.count, to, from, bytes)));
+        }
+    }
+
+    /// One step of virtual time; false when nothing will happen any more.
+    fn step(&mut self) -> bool {
+        let arrival = self.arrivals.peek().map(|Reverse((at, ..))| *at);
+        let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
+        let Some(next) = [arrival, timer].into_iter().flatten().min() else { return false };
+        self.now = self.now.max(next);
+        if arrival == Some(next) {
+            let Some(Reverse((_, _, to, from, bytes))) = self.arrivals.pop() else { return false };
+            self.nodes[to].1.handle_datagram(self.now, from, &bytes);
+            self.drain(to);
+            return true;
+        }
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].1.poll_timeout().is_some_and(|at| at <= self.now) {
+                self.nodes[node].1.handle_timeout(self.now);
+                self.drain(node);
+            }
+        }
+        true
+    }
+
+    /// Until every message has its outcome, or `limit` has passed.
+    fn run(&mut self, limit: Duration) {
+        let end = self.start + limit;
+        while self.now < end && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.arrivals.is_empty()) {
+            if !self.step() {
+                break;
+            }
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+}
+
+fn payload(len: usize, seed: u64) -> Bytes {
+    let mut random = Random(seed);
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&random.next().to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes.into()
+}
+
+fn message(len: usize, seed: u64) -> FrameBytes {
+    let mut headers = HeadersBuf::default();
+    headers.push(b"n", seed.to_string().as_bytes()).unwrap();
+    FrameBytes::new(FrameType::Data, headers, payload(len, seed))
+}
+
+/// The frame without what an acknowledgement needs.
+fn content(frame: &FrameBytes) -> (FrameType, Vec<u8>, Bytes) {
+    let n = frame.headers().find("n").unwrap_or_default().to_vec();
+    (frame.typ, n, frame.payload.clone())
+}
+
+fn seeds(default: u64) -> u64 {
+    std::env::var("VSTP_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+const MIB: usize = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_large_message_arrives_over_a_clean_link() {
+    let link = Link::clean(1e9, Duration::from_millis(2));
+    let mut net = Net::new(1, link, 2);
+    let sent = message(10 * MIB, 1);
+    let send = net.send(0, 1, sent.clone(), false);
+    net.run(60 * SECOND);
+    assert_eq!(net.outcomes[0].get(&send), Some(&Ok(())));
+    assert_eq!(net.received[1], [(address(0), sent)]);
+    eprintln!("{:?} for 10 MiB, {} sent, {} dropped", net.elapsed(), net.sent_bytes[0], net.dropped);
+    assert!(net.elapsed() < Duration::from_millis(250), "{:?}", net.elapsed());
+}
+
+fn rate(seed: u64, len: usize, link: &Link) -> f64 {
+    let mut net = Net::new(seed, link.clone(), 2);
+    let send = net.send(0, 1, message(len, seed), false);
+    net.run(300 * SECOND);
+    assert_eq!(net.outcomes[0].get(&send), Some(&Ok(())));
+    assert_eq!(net.received[1].len(), 1);
+    let share = len as f64 / net.elapsed().as_secs_f64() / link.bytes_per_second;
+    eprintln!("seed {seed}: {share:.3} of the line, {:.3} sent for each byte", net.sent_bytes[0] as f64 / len as f64);
+    share
+}
+
+#[test]
+fn a_line_of_100_mbit_with_a_long_way_and_some_loss_is_filled() {
+    for loss in [0.0, 0.001, 0.01] {
+        let link = Link { loss, ..Link::clean(100e6, Duration::from_millis(50)) };
+        for seed in 1..4 {
+            assert!(rate(seed, 64 * MIB, &link) >= 0.8, "loss {loss}");
+        }
+    }
+}
+
+#[test]
+fn case_95_a_large_message_arrives_over_a_line_that_loses_a_fifth() {
+    let bad = Link { loss: 0.2, duplicate: 0.2, reorder: 0.2, ..Link::clean(100e6, Duration::from_millis(20)) };
+    for seed in 1..4 {
+        assert!(rate(seed, 16 * MIB, &bad) >= 0.2);
+    }
+}
