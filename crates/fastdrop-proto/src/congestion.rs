@@ -79,6 +79,8 @@ pub struct Flow {
     round_end: u64,
     credit: f64,
     credited_at: Instant,
+    /// How far datagrams have been seen to overtake each other, in quarters of a round trip.
+    reordering: u32,
 }
 
 impl Flow {
@@ -89,6 +91,7 @@ impl Flow {
     /// What waits for the rate waits until this much may leave, or one datagram if that is more.
     const QUANTUM: Duration = Duration::from_micros(1000);
     const QUANTUM_MAX: f64 = 65_536.0;
+    const REORDERING_MAX: u32 = 12;
 
     /// Nothing is on its way.
     pub fn new(now: Instant, controller: Box<dyn Controller>, rtt: Rtt) -> Self {
@@ -103,6 +106,7 @@ impl Flow {
             round_end: 0,
             credit: Self::BURST_MIN,
             credited_at: now,
+            reordering: 1,
         }
     }
 
@@ -185,6 +189,17 @@ impl Flow {
         let app_limited = newest.app_limited;
         let in_flight = self.in_flight;
         self.controller.on_delivered(now, &Sample { bytes, in_flight, rtt, rate, app_limited, round_began });
+    }
+
+    /// How long something that left before what has arrived may still come (RFC 8985, 6.2).
+    pub fn loss_patience(&self) -> Duration {
+        let rtt = self.rtt.smoothed().unwrap_or_default().max(self.rtt.latest());
+        rtt + rtt * self.reordering / 4 + Duration::from_micros(500)
+    }
+
+    /// Something that had been taken for lost came after all.
+    pub fn on_spurious_loss(&mut self) {
+        self.reordering = (self.reordering + 1).min(Self::REORDERING_MAX);
     }
 
     /// A datagram is taken for lost.

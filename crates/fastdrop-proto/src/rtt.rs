@@ -8,6 +8,7 @@ pub struct Rtt {
     smoothed: Option<Duration>,
     variation: Duration,
     latest: Duration,
+    smallest: Duration,
     backoff: u32,
     timeout_min: Duration,
     timeout_max: Duration,
@@ -23,20 +24,15 @@ impl Rtt {
 
     /// Nothing measured yet; timeouts stay between the two bounds.
     pub fn new(timeout_min: Duration, timeout_max: Duration) -> Self {
-        let (smoothed, variation, latest) = (None, Duration::ZERO, Duration::ZERO);
-        Self {
-            smoothed,
-            variation,
-            latest,
-            backoff: 0,
-            timeout_min,
-            timeout_max: timeout_max.max(timeout_min),
-        }
+        let timeout_max = timeout_max.max(timeout_min);
+        let (variation, latest, smallest) = (Duration::ZERO, Duration::ZERO, Duration::MAX);
+        Self { smoothed: None, variation, latest, smallest, backoff: 0, timeout_min, timeout_max }
     }
 
     /// Takes one measurement. By Karn's rule it must come from something that was sent once.
     pub fn on_measured(&mut self, rtt: Duration) {
         self.latest = rtt;
+        self.smallest = self.smallest.min(rtt);
         self.backoff = 0;
         let Some(smoothed) = self.smoothed else {
             self.smoothed = Some(rtt);
@@ -65,6 +61,11 @@ impl Rtt {
     /// The newest measurement; zero before the first.
     pub fn latest(&self) -> Duration {
         self.latest
+    }
+
+    /// The smallest measurement; the largest time there is before the first.
+    pub fn smallest(&self) -> Duration {
+        self.smallest
     }
 
     /// How long to wait for an answer now.

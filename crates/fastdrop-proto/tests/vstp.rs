@@ -199,7 +199,7 @@ impl Net {
 
     /// Until every message has its outcome, or `limit` has passed.
     fn run(&mut self, limit: Duration) {
-        let end = self.start + limit;
+        let end = self.now + limit;
         while self.now < end && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.arrivals.is_empty()) {
             if !self.step() {
                 break;
@@ -280,5 +280,85 @@ fn case_95_a_large_message_arrives_over_a_line_that_loses_a_fifth() {
     let bad = Link { loss: 0.2, duplicate: 0.2, reorder: 0.2, ..Link::clean(100e6, Duration::from_millis(20)) };
     for seed in 1..4 {
         assert!(rate(seed, 16 * MIB, &bad) >= 0.2);
+    }
+}
+
+#[test]
+fn two_flows_share_a_line() {
+    let link = Link::clean(100e6, Duration::from_millis(50));
+    for seed in 1..6 {
+        let mut net = Net::new(seed, link.clone(), 3);
+        net.send(0, 1, message(200 * MIB, 1), false);
+        // The second begins when the first has had the line for itself.
+        while net.elapsed() < 2 * SECOND && net.step() {}
+        net.send(0, 2, message(200 * MIB, 2), false);
+        let came = |net: &Net| [1, 2].map(|node: usize| net.nodes[node].1.counters().datagrams);
+        while net.elapsed() < 5 * SECOND && net.step() {}
+        let from = came(&net);
+        while net.elapsed() < 15 * SECOND && net.step() {}
+        let to = came(&net);
+        let [one, two] = [0, 1].map(|i| (to[i] - from[i]) as f64);
+        let share = one / (one + two);
+        eprintln!("seed {seed}: the first has {share:.3}");
+        assert!((0.4..=0.6).contains(&share), "{share}");
+    }
+}
+
+/// Everything at once, over a link that does everything wrong.
+fn mixture(seed: u64) {
+    let mut random = Random(seed ^ 0x5eed);
+    let level = |random: &mut Random, max: u64| random.below(max) as f64 / 1000.0;
+    let link = Link {
+        loss: level(&mut random, 300),
+        duplicate: level(&mut random, 300),
+        reorder: level(&mut random, 300),
+        corrupt: level(&mut random, 20),
+        ..Link::clean(10e6 + random.below(1_000) as f64 * 1e6, Duration::from_micros(200 + random.below(80_000)))
+    };
+    let mut net = Net::new(seed, link, 2);
+    let mut sent = [Vec::new(), Vec::new()];
+    for n in 0..2 + random.below(12) {
+        let from = random.below(2) as usize;
+        let len = match random.below(4) {
+            0 => random.below(1000),
+            1 => random.below(20_000),
+            2 => random.below(400_000),
+            _ => 1_100 + random.below(200),
+        };
+        let acknowledged = random.chance(0.6);
+        let frame = message(len as usize, n);
+        let send = net.send(from, 1 - from, frame.clone(), acknowledged);
+        sent[from].push((send, frame, acknowledged, len));
+        for _ in 0..random.below(50) {
+            if !net.arrivals.is_empty() {
+                net.step();
+            }
+        }
+    }
+    net.run(600 * SECOND);
+    for from in 0..2 {
+        let mut received: Vec<_> = net.received[1 - from].iter().map(|(_, frame)| content(frame)).collect();
+        for (send, frame, acknowledged, len) in &sent[from] {
+            let outcome = net.outcomes[from].get(send).unwrap_or_else(|| panic!("seed {seed}: no outcome for {len} bytes"));
+            let wanted = content(frame);
+            let count = received.iter().filter(|got| **got == wanted).count();
+            received.retain(|got| *got != wanted);
+            let allowed = if *acknowledged || *len > 1200 { 0..=1 } else { 0..=3 };
+            assert!(allowed.contains(&count), "seed {seed}: {len} bytes came {count} times, {acknowledged}, {outcome:?} {:?}", net.received[1-from].iter().filter(|(_, f)| content(f) == wanted).collect::<Vec<_>>());
+            if outcome.is_ok() && *acknowledged {
+                assert_eq!(count, 1, "seed {seed}: acknowledged, and not there");
+            }
+        }
+        assert!(received.is_empty(), "seed {seed}: something came that was never sent: {received:?}");
+    }
+    for (_, endpoint) in &net.nodes {
+        assert!(endpoint.memory() < 2 * MIB, "seed {seed}");
+    }
+}
+
+#[test]
+fn case_95_every_message_comes_once_or_fails_in_words() {
+    for seed in 0..seeds(300) {
+        mixture(seed);
     }
 }

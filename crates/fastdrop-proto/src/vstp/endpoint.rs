@@ -166,6 +166,11 @@ impl Endpoint {
         self.peers.get(&address)?.sending.rtt()
     }
 
+    /// Bytes a second at which an address is sent to; None if nothing is known.
+    pub fn rate(&self, address: SocketAddr) -> Option<f64> {
+        self.peers.get(&address)?.sending.rate()
+    }
+
     /// Whether everything that was to be sent has had its outcome.
     pub fn is_idle(&self) -> bool {
         self.peers.values().all(|peer| peer.sending.is_idle() && peer.small.is_empty())

@@ -11,6 +11,7 @@ const ID: &str = "frag-id";
 const INDEX: &str = "frag-index";
 const TOTAL: &str = "frag-total";
 const NESTED: &str = "nested";
+const REPLACES: &str = "frag-replaces";
 
 /// The most fragments of a message that peers of version 0.2 reassemble.
 pub const CLASSIC_TOTAL_MAX: u32 = 255;
@@ -32,6 +33,8 @@ pub struct Fragment {
     pub wants_reports: bool,
     /// Whether the message is a frame of its own in the payloads.
     pub nested: bool,
+    /// The number that the same message had before it was cut anew.
+    pub replaces: Option<u64>,
 }
 
 impl Fragment {
@@ -42,12 +45,13 @@ impl Fragment {
         let (id, index, total) = (decimal(text)?, number(INDEX)?, number(TOTAL)?);
         let wants_reports = text.len() > 1 && text.first() == Some(&b'0');
         let nested = headers.find(NESTED).is_some();
-        (index < total).then_some(Self { id, index, total, wants_reports, nested })
+        let replaces = headers.number(REPLACES);
+        (index < total).then_some(Self { id, index, total, wants_reports, nested, replaces })
     }
 
     /// Whether a header belongs to the fragment and not to its message.
     pub fn is_own(key: &[u8]) -> bool {
-        [ID, INDEX, TOTAL, NESTED].iter().any(|own| own.as_bytes() == key)
+        [ID, INDEX, TOTAL, NESTED, REPLACES].iter().any(|own| own.as_bytes() == key)
     }
 }
 
@@ -69,11 +73,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Cuts a frame's payload, or the frame itself where its headers are long, so that a fragment has at most `datagram` bytes.
+    /// Cuts a frame's payload, or the frame itself where its headers are long, so that a fragment has at most `datagram` bytes. `replaces` is the number
+    /// that the same message had before.
     pub fn new(
         message: &FrameRef<'_>,
         payload: &Bytes,
         id: u64,
+        replaces: Option<u64>,
         datagram: usize,
     ) -> Result<Self, FrameError> {
         let nested = message.headers.as_bytes().len() > REPEATED_HEADERS_MAX;
@@ -86,6 +92,9 @@ impl Writer {
         } else {
             payload.clone()
         };
+        if let Some(replaced) = replaces {
+            own = own.with(REPLACES, replaced);
+        }
         let headers = if nested { Headers::default() } else { message.headers };
         // The number of fragments depends on the room that its own digits leave.
         let mut total_digits = 1;
@@ -105,7 +114,7 @@ impl Writer {
                 continue;
             }
             let digits = total_digits;
-            let own = own.with(ID, id_digits(id)).with(TOTAL, format_args!("{total:0digits$}"));
+            let own = own.clone().with(ID, id_digits(id)).with(TOTAL, format_args!("{total:0digits$}"));
             let own = own.with(INDEX, format_args!("{:0digits$}", 0));
             let mut front = vec![0; frame::HEAD_BYTES];
             front.extend_from_slice(headers.as_bytes());
@@ -263,7 +272,7 @@ mod tests {
         for headers in [&[("a", "b")][..], &[("x", long.as_str()), ("y", &long), ("z", &long)]] {
             for len in [0, 1, 1080, 1200, 10_000, 12_345, 300_000, 1_300_000] {
                 let message = message(headers, len);
-                let writer = Writer::new(&message.as_ref(), &message.payload, 77, 1200).unwrap();
+                let writer = Writer::new(&message.as_ref(), &message.payload, 77, None, 1200).unwrap();
                 let mut body = Vec::new();
                 for index in 0..writer.total() {
                     let mut bytes = Vec::new();
@@ -306,7 +315,7 @@ mod tests {
             assert_eq!(Fragment::parse(headers.as_headers()), None, "{id} {index} {total}");
         }
         let headers = HeadersBuf::default().with(ID, "7").with(INDEX, "001").with(TOTAL, "2");
-        let expected = Fragment { id: 7, index: 1, total: 2, wants_reports: false, nested: false };
+        let expected = Fragment { id: 7, index: 1, total: 2, wants_reports: false, nested: false, replaces: None };
         assert_eq!(Fragment::parse(headers.as_headers()), Some(expected));
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Outgoing {
     frame: FrameBytes,
     msg_id: Option<u64>,
     id: u64,
+    /// The number that it had before, if somebody may have seen that.
+    replaces: Option<u64>,
     writer: Option<Writer>,
     base: u32,
     slots: VecDeque<Slot>,
@@ -63,6 +65,7 @@ impl Outgoing {
             frame,
             msg_id,
             id: 0,
+            replaces: None,
             writer: None,
             base: 0,
             slots: VecDeque::new(),
@@ -99,6 +102,11 @@ impl Outgoing {
         self.writer.as_ref().map(Writer::total)
     }
 
+    /// Bytes of its largest datagram; zero before it has been cut.
+    pub(super) fn datagram(&self) -> usize {
+        self.writer.as_ref().map_or(0, |writer| writer.datagram_len(0))
+    }
+
     /// Bytes that are on their way.
     pub(super) fn in_flight(&self) -> u64 {
         self.in_flight
@@ -126,16 +134,22 @@ impl Outgoing {
 
     /// Whether several timeouts in a row brought nothing.
     pub(super) fn is_stuck(&self) -> bool {
-        self.timeouts >= 3
+        self.timeouts >= 5
     }
 
     /// Cuts it into fragments with this number and of this size; says how many.
     pub(super) fn cut(&mut self, id: u64, datagram: usize) -> Result<u32, FrameError> {
-        let writer = Writer::new(&self.frame.as_ref(), &self.frame.payload, id, datagram)?;
+        let writer = Writer::new(&self.frame.as_ref(), &self.frame.payload, id, self.replaces, datagram)?;
         let total = writer.total();
         self.id = id;
         self.writer = Some(writer);
         Ok(total)
+    }
+
+    /// It has to be cut anew, although the peer reports fragments of it.
+    pub(super) fn recut(&mut self, flow: &mut Flow) {
+        self.replaces = self.writer.as_ref().map(|_| self.id).or(self.replaces);
+        self.uncut(flow);
     }
 
     /// It has to be cut anew, with another number: nothing is sent.
@@ -146,6 +160,7 @@ impl Outgoing {
         self.slots.clear();
         self.lost.clear();
         (self.newest, self.loss_at, self.sent_at) = (None, None, None);
+        self.timeouts = 0;
     }
 
     /// The fragment that has to leave next, and its size; None if none has to, or may.
@@ -192,8 +207,18 @@ impl Outgoing {
             let Some(at) = index.checked_sub(self.base) else { continue };
             let Some(slot) = self.slots.get_mut(at as usize) else { continue };
             match std::mem::replace(slot, Slot::There) {
-                Slot::OnWay { stamp, again } => news.add(writer.datagram_len(index), stamp, again),
-                Slot::Lost => drop(self.lost.remove(&index)),
+                Slot::OnWay { stamp, again } => {
+                    // Sooner than anything has come back so far: that was the answer to the first one.
+                    let since = now.saturating_duration_since(stamp.sent_at);
+                    if again && since < flow.rtt.smallest() {
+                        flow.on_spurious_loss();
+                    }
+                    news.add(writer.datagram_len(index), stamp, again);
+                }
+                Slot::Lost => {
+                    self.lost.remove(&index);
+                    flow.on_spurious_loss();
+                }
                 Slot::There => {}
             }
         }
@@ -218,8 +243,7 @@ impl Outgoing {
     pub(super) fn detect_lost(&mut self, now: Instant, flow: &mut Flow) {
         self.loss_at = None;
         let (Some(newest), Some(writer)) = (self.newest, &self.writer) else { return };
-        let rtt = flow.rtt.smoothed().unwrap_or_default().max(flow.rtt.latest());
-        let patience = rtt * 5 / 4 + Duration::from_micros(500);
+        let patience = flow.loss_patience();
         for (index, slot) in (self.base..).zip(&mut self.slots) {
             let Slot::OnWay { stamp, again } = slot else { continue };
             if stamp.sent_at >= newest {

@@ -246,7 +246,7 @@ mod tests {
         let payload: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
         let headers = HeadersBuf::default().with("a", "b");
         let message = FrameBytes::new(FrameType::Data, headers, Bytes::from(payload));
-        let writer = Writer::new(&message.as_ref(), &message.payload, 9, 200).unwrap();
+        let writer = Writer::new(&message.as_ref(), &message.payload, 9, None, 200).unwrap();
         let fragments = (0..writer.total()).map(|index| {
             let mut bytes = Vec::new();
             writer.write(index, &mut bytes);
@@ -289,7 +289,7 @@ mod tests {
         take(&mut at, now, &mine[0]);
         assert_eq!(take(&mut at, now, &other[1]), Taken::Contradiction, "another total");
         let fragment =
-            Fragment { id: 9, index: 1, total: mine.len() as u32, wants_reports: true, nested: false };
+            Fragment { id: 9, index: 1, total: mine.len() as u32, wants_reports: true, nested: false, replaces: None };
         let mut reassembly = at.unwrap();
         assert_eq!(reassembly.handle_fragment(now, fragment, b"short", ROOM), Taken::Contradiction);
         let again = Fragment { index: 0, ..fragment };
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn memory_follows_what_came_and_not_what_was_announced() {
         let now = Instant::now();
-        let fragment = Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false };
+        let fragment = Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false, replaces: None };
         let frame = FrameRef {
             typ: FrameType::Data,
             flags: Flags::FRAG,

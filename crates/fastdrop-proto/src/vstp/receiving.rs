@@ -73,8 +73,8 @@ pub(super) struct Receiving {
 impl Receiving {
     /// What has ended or was seen is remembered for so long, as nobody sends it again later.
     const MEMORY: Duration = Duration::from_secs(60);
-    /// The same for numbers below 256, which come back.
-    const MEMORY_CLASSIC: Duration = Duration::from_secs(5);
+    /// The same for numbers below 256, which come back: as long as a sender tries.
+    const MEMORY_CLASSIC: Duration = Duration::from_secs(35);
     const REMEMBERED_MAX: usize = 4096;
     const ANSWERS_MAX: usize = 64;
 
@@ -103,6 +103,9 @@ impl Receiving {
         limits: &ReassemblyLimits,
     ) -> Got {
         let id = fragment.id;
+        if let Some(replaced) = fragment.replaces.filter(|_| fragment.wants_reports) {
+            self.replace(now, replaced, fragment);
+        }
         if fragment.wants_reports {
             match self.ended(now, id) {
                 Some(Ended::Complete(total)) if total == fragment.total => {
@@ -164,6 +167,20 @@ impl Receiving {
         let full = self.incoming.len() >= limits.peer_messages_max
             || self.incoming.len() + messages >= limits.messages_max;
         full.then_some("busy")
+    }
+
+    /// The message has been cut anew: what is there of it is of no use, unless it is all.
+    fn replace(&mut self, now: Instant, replaced: u64, fragment: Fragment) {
+        match self.ended(now, replaced) {
+            Some(Ended::Complete(_)) if self.ended(now, fragment.id).is_none() => {
+                self.end(now, fragment.id, Ended::Complete(fragment.total));
+            }
+            Some(_) => {}
+            None => {
+                self.remove(replaced);
+                self.end(now, replaced, Ended::Dropped);
+            }
+        }
     }
 
     fn room(&self, others: usize, limits: &ReassemblyLimits) -> usize {

@@ -313,14 +313,14 @@ impl Sending {
         } else if self.outgoing.iter().any(|message| message.sent_at().is_some()) {
             // Nobody reports. What wants an acknowledgement goes out once more, as a whole.
             self.reports = Reports::No(now);
-            for message in self.outgoing.iter_mut().filter(|message| message.sent_at().is_some()) {
-                message.uncut(&mut self.flow);
-            }
+            let wanted = |message: &&mut Outgoing| message.sent_at().is_some() && message.msg_id().is_some();
+            self.outgoing.iter_mut().filter(wanted).for_each(|message| message.uncut(&mut self.flow));
         }
         // What was large may be what does not get through.
         if self.datagram > Self::DATAGRAM && self.outgoing.iter().any(Outgoing::is_stuck) {
             self.datagram = Self::DATAGRAM;
-            self.outgoing.iter_mut().for_each(|message| message.uncut(&mut self.flow));
+            let large = self.outgoing.iter_mut().filter(|message| message.datagram() > Self::DATAGRAM);
+            large.for_each(|message| message.recut(&mut self.flow));
         }
     }
 
