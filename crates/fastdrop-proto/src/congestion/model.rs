@@ -35,10 +35,10 @@ enum Phase {
 
 impl Model {
     /// Rounds for which a rate is remembered.
-    const ROUNDS: usize = 10;
+    const ROUNDS: usize = 6;
     /// Doubles what is sent each round: 2 / ln 2.
     const GAIN_STARTUP: f64 = 2.885;
-    const GAINS: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+    const GAINS: [f64; 4] = [1.25, 0.75, 1.0, 1.0];
     /// The smallest round trip is believed for so long.
     const RTT_MIN_AGE: Duration = Duration::from_secs(10);
     const PROBE_RTT: Duration = Duration::from_millis(200);
@@ -118,7 +118,7 @@ impl Model {
             Phase::Drain => {
                 if sample.in_flight as f64 <= self.product() {
                     // Flows that begin together should not probe together.
-                    let step = 2 + (self.delivered / self.datagram) as usize % 6;
+                    let step = (2 + (self.delivered / self.datagram) as usize) % Self::GAINS.len();
                     self.phase = Phase::Cruise(step, now);
                 }
             }

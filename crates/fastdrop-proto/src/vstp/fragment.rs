@@ -315,7 +315,8 @@ mod tests {
             assert_eq!(Fragment::parse(headers.as_headers()), None, "{id} {index} {total}");
         }
         let headers = HeadersBuf::default().with(ID, "7").with(INDEX, "001").with(TOTAL, "2");
-        let expected = Fragment { id: 7, index: 1, total: 2, wants_reports: false, nested: false, replaces: None };
+        let expected =
+            Fragment { id: 7, index: 1, total: 2, wants_reports: false, nested: false, replaces: None };
         assert_eq!(Fragment::parse(headers.as_headers()), Some(expected));
     }
 

@@ -288,8 +288,14 @@ mod tests {
         let mut at = None;
         take(&mut at, now, &mine[0]);
         assert_eq!(take(&mut at, now, &other[1]), Taken::Contradiction, "another total");
-        let fragment =
-            Fragment { id: 9, index: 1, total: mine.len() as u32, wants_reports: true, nested: false, replaces: None };
+        let fragment = Fragment {
+            id: 9,
+            index: 1,
+            total: mine.len() as u32,
+            wants_reports: true,
+            nested: false,
+            replaces: None,
+        };
         let mut reassembly = at.unwrap();
         assert_eq!(reassembly.handle_fragment(now, fragment, b"short", ROOM), Taken::Contradiction);
         let again = Fragment { index: 0, ..fragment };
@@ -302,7 +308,8 @@ mod tests {
     #[test]
     fn memory_follows_what_came_and_not_what_was_announced() {
         let now = Instant::now();
-        let fragment = Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false, replaces: None };
+        let fragment =
+            Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false, replaces: None };
         let frame = FrameRef {
             typ: FrameType::Data,
             flags: Flags::FRAG,

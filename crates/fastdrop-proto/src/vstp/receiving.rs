@@ -258,7 +258,12 @@ impl Receiving {
     }
 
     /// The next report or refusal to send, if one is due.
-    pub(super) fn poll_answer(&mut self, now: Instant, others: usize, limits: &ReassemblyLimits) -> Option<Vec<u8>> {
+    pub(super) fn poll_answer(
+        &mut self,
+        now: Instant,
+        others: usize,
+        limits: &ReassemblyLimits,
+    ) -> Option<Vec<u8>> {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
