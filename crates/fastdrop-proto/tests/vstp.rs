@@ -300,11 +300,11 @@ fn two_flows_share_a_line() {
             let until = net.elapsed() + time;
             while net.elapsed() < until && net.step() {}
         };
-        net.send(0, 1, message(200 * MIB, 1), false);
+        net.send(0, 1, message(255 * MIB, 1), false);
         pass(&mut net, Duration::from_millis(head_start_ms));
-        net.send(0, 2, message(200 * MIB, 2), false);
-        // Two hundred round trips to find their shares.
-        pass(&mut net, Duration::from_millis(rtt_ms * 200));
+        net.send(0, 2, message(255 * MIB, 2), false);
+        // A hundred and twenty round trips to find their shares.
+        pass(&mut net, Duration::from_millis(rtt_ms * 120));
         let from = came(&net);
         pass(&mut net, 12 * SECOND);
         let to = came(&net);
