@@ -3,9 +3,11 @@
 use super::fragment::{Fragment, Report, parse_refusal};
 use super::frame::{FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::outgoing::MSG_ID;
+use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{Got, ReassemblyLimits, Receiving};
 use super::sending::{Failure, Patience, SendId, Sending};
+use super::transport::UdpPath;
 use super::{Flags, frame};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -15,13 +17,24 @@ use std::time::{Duration, Instant};
 const CHALLENGE: &str = "challenge";
 
 /// What an endpoint does and bears.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct EndpointConfig {
     /// How long unfinished messages are kept, and how many.
     pub limits: ReassemblyLimits,
     /// How long answers are waited for.
     pub patience: Patience,
+    /// Whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they can. Default true.
+    pub fragments: bool,
 }
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self { limits: ReassemblyLimits::default(), patience: Patience::default(), fragments: true }
+    }
+}
+
+/// The most bytes that UDP over IPv4 carries.
+const DATAGRAM_LIMIT: usize = 65_507;
 
 /// Something for the application.
 #[derive(Debug, PartialEq)]
@@ -85,6 +98,7 @@ struct Peer {
     proof: Proof,
     sending: Sending,
     receiving: Receiving,
+    pings: Pings,
     /// Frames that leave as they are, and until when they may wait for a proof.
     small: VecDeque<(Instant, Vec<u8>)>,
     heard_at: Instant,
@@ -171,6 +185,22 @@ impl Endpoint {
         self.peers.get(&address)?.sending.rate()
     }
 
+    /// Sends a PING, to find out whether datagrams come through; [`Self::path`] says what was found.
+    pub fn ping(&mut self, now: Instant, to: SocketAddr) {
+        let token = self.random.next_u64();
+        let Some(peer) = self.peer(now, to, Proof::Proved) else { return };
+        let mut ping = Vec::new();
+        if write_challenge(token, &mut ping).is_ok() && Self::push_small(now, peer, ping).is_ok() {
+            peer.pings.on_sent(now, token);
+        }
+        self.wake(to);
+    }
+
+    /// What the last PINGs to an address have shown.
+    pub fn path(&self, now: Instant, to: SocketAddr) -> UdpPath {
+        self.peers.get(&to).map_or_else(UdpPath::default, |peer| peer.pings.path(now))
+    }
+
     /// Whether everything that was to be sent has had its outcome.
     pub fn is_idle(&self) -> bool {
         self.peers.values().all(|peer| peer.sending.is_idle() && peer.small.is_empty())
@@ -182,9 +212,10 @@ impl Endpoint {
     pub fn send(&mut self, now: Instant, to: SocketAddr, frame: FrameBytes, acknowledged: bool) -> SendId {
         self.next_send += 1;
         let send = SendId(self.next_send);
+        let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
         let sent = match self.peer(now, to, Proof::Proved) {
             None => Err(Failure::Busy),
-            Some(peer) => match peer.sending.send(now, send, frame, acknowledged) {
+            Some(peer) => match peer.sending.send(now, send, frame, acknowledged, datagram) {
                 Ok(None) => Ok(()),
                 Ok(Some(small)) => Self::push_small(now, peer, small).map(|()| {
                     self.events.push_back(Event::Outcome { send, result: Ok(()) });
@@ -236,7 +267,9 @@ impl Endpoint {
             FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
                 self.handle_challenge(now, from, &frame)
             }
-            FrameType::Pong if frame.headers.find(CHALLENGE).is_some() => self.handle_proof(from, &frame),
+            FrameType::Pong if frame.headers.find(CHALLENGE).is_some() => {
+                self.handle_proof(now, from, &frame)
+            }
             _ if frame.flags.contains(Flags::FRAG) => self.handle_fragment(now, from, &frame),
             _ => {
                 let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
@@ -286,8 +319,12 @@ impl Endpoint {
         }
     }
 
-    fn handle_proof(&mut self, from: SocketAddr, frame: &FrameRef<'_>) {
+    fn handle_proof(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
+        if peer.pings.handle_pong(now, frame.payload) {
+            peer.proof = Proof::Proved;
+            return;
+        }
         match peer.proof {
             Proof::Unproved { challenge: Some((token, _)), .. } if frame.payload == token.to_be_bytes() => {
                 peer.proof = Proof::Proved;
@@ -455,6 +492,7 @@ impl Endpoint {
                 proof,
                 sending,
                 receiving: Receiving::default(),
+                pings: Pings::default(),
                 small: VecDeque::new(),
                 heard_at: now,
                 timer: None,
@@ -567,11 +605,7 @@ impl Peer {
             return None;
         }
         let token = challenge.map_or_else(|| random.next_u64(), |(token, _)| token);
-        let headers = HeadersBuf::default().with(CHALLENGE, 1);
-        let payload = token.to_be_bytes();
-        let flags = Flags::empty();
-        let ping = FrameRef { typ: FrameType::Ping, flags, headers: headers.as_headers(), payload: &payload };
-        ping.encode(out).ok()?;
+        write_challenge(token, out).ok()?;
         if out.len() as u64 > budget {
             out.clear();
             return None;
@@ -579,4 +613,12 @@ impl Peer {
         *challenge = Some((token, now + Duration::from_millis(250)));
         Some(out.len())
     }
+}
+
+/// A PING that only whoever receives it can answer.
+fn write_challenge(token: u64, out: &mut Vec<u8>) -> Result<(), super::FrameError> {
+    let headers = HeadersBuf::default().with(CHALLENGE, 1);
+    let payload = token.to_be_bytes();
+    let flags = Flags::empty();
+    FrameRef { typ: FrameType::Ping, flags, headers: headers.as_headers(), payload: &payload }.encode(out)
 }

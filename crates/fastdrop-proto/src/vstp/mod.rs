@@ -8,6 +8,7 @@ mod fragment;
 /// Frames on the wire.
 pub mod frame;
 mod outgoing;
+mod pings;
 mod random;
 mod reassembly;
 mod receiving;

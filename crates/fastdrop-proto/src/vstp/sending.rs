@@ -115,7 +115,7 @@ pub(super) struct Sending {
 impl Sending {
     /// The size of a datagram that every path carries, and larger ones that are tried.
     pub(super) const DATAGRAMS: [usize; 4] = [1200, 1452, 8952, 32_000];
-    const DATAGRAM: usize = 1200;
+    pub(super) const DATAGRAM: usize = 1200;
     /// Messages that may be under way or wait for one address.
     const OUTGOING_MAX: usize = 256;
     const WAITING_MAX: usize = 4096;
@@ -185,13 +185,14 @@ impl Sending {
         }
     }
 
-    /// Takes a message. A frame that fits into a datagram and wants no acknowledgement is given back encoded, to be sent as it is.
+    /// Takes a message. A frame that fits into a datagram of this size and wants no acknowledgement is given back encoded, to be sent as it is.
     pub(super) fn send(
         &mut self,
         now: Instant,
         send: SendId,
         frame: FrameBytes,
         acknowledged: bool,
+        datagram: usize,
     ) -> Result<Option<Vec<u8>>, Failure> {
         let (frame, msg_id) = if acknowledged {
             self.next_msg_id += 1;
@@ -201,7 +202,10 @@ impl Sending {
         } else {
             (frame, None)
         };
-        if frame.as_ref().encoded_len() > Self::DATAGRAM {
+        if frame.as_ref().encoded_len() > datagram {
+            if datagram > Self::DATAGRAM {
+                return Err(Failure::TooLarge);
+            }
             if self.outgoing.len() >= Self::OUTGOING_MAX {
                 return Err(Failure::Busy);
             }

@@ -1,0 +1,6 @@
+//! Messages between machines: framed by [`vstp`] over TCP, TLS 1.3 and UDP.
+//!
+//! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet tokio.
+
+/// VSTP, with the names of the crate `vstp` 0.2.
+pub mod vstp;

@@ -1,0 +1,177 @@
+//! The client for both transports.
+
+use super::connected::Connected;
+use super::{TIMEOUT, from_payload, resolve, to_frame, within};
+use crate::vstp::tcp::{Connection, Stream, TcpConfig, dial, tls};
+use crate::vstp::types::{Frame, FrameType, VstpError};
+use crate::vstp::udp::{Handle, UdpConfig};
+use fastdrop_proto::vstp::transport::{Transport, choose};
+use fastdrop_proto::vstp::{Flags, FrameBytes};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Sends and receives values as JSON, whatever carries them. Clones share one connection, and may send and receive at the same time.
+#[derive(Clone, Debug)]
+pub struct VstpClient {
+    ways: Arc<Ways>,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Ways {
+    Tcp(Connected),
+    Udp { handle: Arc<Handle>, server: SocketAddr },
+    Auto { tcp: Connected, udp: Arc<Handle>, server: SocketAddr, pings: JoinHandle<()> },
+}
+
+impl Drop for Ways {
+    fn drop(&mut self) {
+        if let Self::Auto { pings, .. } = self {
+            pings.abort();
+        }
+    }
+}
+
+impl VstpClient {
+    /// Between the PINGs that show whether datagrams come through.
+    const PING_INTERVAL: Duration = Duration::from_secs(1);
+    /// Between the first ones, so that it is soon known.
+    const PING_INTERVAL_FIRST: Duration = Duration::from_millis(20);
+
+    fn new(ways: Ways) -> Self {
+        Self { ways: Arc::new(ways), timeout: TIMEOUT }
+    }
+
+    /// Connects to `host:port` by TCP.
+    pub async fn connect_tcp(addr: impl Into<String>) -> Result<Self, VstpError> {
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), None).await?)))
+    }
+
+    /// Connects to `host:port` by TCP with TLS 1.3.
+    pub async fn connect_tls(addr: impl Into<String>, trust: &tls::Trust) -> Result<Self, VstpError> {
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(trust)).await?)))
+    }
+
+    /// Speaks to `host:port` by UDP.
+    pub async fn connect_udp(server_addr: impl Into<String>) -> Result<Self, VstpError> {
+        let server = resolve(&server_addr.into()).await?;
+        Ok(Self::new(Ways::Udp { handle: open(server).await?, server }))
+    }
+
+    /// Connects to `host:port` by TCP, and by UDP as well: each message takes the way that suits it, as
+    /// [`choose`](fastdrop_proto::vstp::transport::choose) says; messages on different ways may overtake each other. Where datagrams do not come through, all go by TCP.
+    pub async fn connect_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
+        let addr = addr.into();
+        let tcp = connect(&addr, None).await?;
+        let server = resolve(&addr).await?;
+        let udp = open(server).await?;
+        let pings = tokio::spawn(ping(Arc::clone(&udp), server));
+        Ok(Self::new(Ways::Auto { tcp, udp, server, pings }))
+    }
+
+    /// How long each operation may take. Default 30 seconds.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Sends a value.
+    pub async fn send<T: Serialize>(&self, data: T) -> Result<(), VstpError> {
+        self.send_raw(to_frame(&data)?).await
+    }
+
+    /// Sends a frame as it is.
+    pub async fn send_raw(&self, frame: Frame) -> Result<(), VstpError> {
+        let sent = within(self.timeout, self.dispatch(frame, false)).await;
+        sent.map_err(|error| match error {
+            VstpError::Io(error) => VstpError::Protocol(format!("Send error: {error}")),
+            other => other,
+        })
+    }
+
+    /// Sends a value, and waits until the server has acknowledged it.
+    pub async fn send_with_ack<T: Serialize>(&self, data: T) -> Result<(), VstpError> {
+        within(self.timeout, self.dispatch(to_frame(&data)?, true)).await
+    }
+
+    /// Which way a frame would take now.
+    pub fn transport_for(&self, frame: &Frame) -> Transport {
+        match &*self.ways {
+            Ways::Tcp(_) => Transport::Tcp,
+            Ways::Udp { .. } => Transport::Udp,
+            Ways::Auto { udp, server, .. } => {
+                let headers = frame.headers.iter().map(|header| 2 + header.key.len() + header.value.len());
+                let len = fastdrop_proto::vstp::frame::OVERHEAD_BYTES
+                    + headers.sum::<usize>()
+                    + frame.payload.len();
+                choose(len, frame.flags.contains(Flags::REQ_ACK), udp.path(*server))
+            }
+        }
+    }
+
+    async fn dispatch(&self, mut frame: Frame, acknowledged: bool) -> Result<(), VstpError> {
+        if acknowledged {
+            frame.flags |= Flags::REQ_ACK;
+        }
+        let transport = self.transport_for(&frame);
+        match (&*self.ways, transport) {
+            (Ways::Tcp(tcp) | Ways::Auto { tcp, .. }, Transport::Tcp) => tcp.send(frame, acknowledged).await,
+            (Ways::Udp { handle, server } | Ways::Auto { udp: handle, server, .. }, _) => {
+                Ok(handle.send(frame.try_into()?, *server, acknowledged).await?)
+            }
+            (Ways::Tcp(tcp), Transport::Udp) => tcp.send(frame, acknowledged).await,
+        }
+    }
+
+    /// The next value. What the server says is wrong there is [`VstpError::ServerError`].
+    pub async fn receive<T: DeserializeOwned>(&self) -> Result<T, VstpError> {
+        let frame = self.receive_raw().await?;
+        if frame.typ == FrameType::Err {
+            let reason = frame.get_header("reason").unwrap_or("no reason given");
+            return Err(VstpError::ServerError(reason.to_owned()));
+        }
+        from_payload(&frame.payload)
+    }
+
+    /// The next frame as it is.
+    pub async fn receive_raw(&self) -> Result<Frame, VstpError> {
+        within(self.timeout, self.next()).await.map(Frame::from)
+    }
+
+    async fn next(&self) -> Result<FrameBytes, VstpError> {
+        match &*self.ways {
+            Ways::Tcp(tcp) => tcp.recv().await,
+            Ways::Udp { handle, .. } => handle.recv().await.map(|(frame, _)| frame),
+            Ways::Auto { tcp, udp, .. } => tokio::select! {
+                frame = tcp.recv() => frame,
+                received = udp.recv() => received.map(|(frame, _)| frame),
+            },
+        }
+    }
+}
+
+async fn connect(addr: &str, trust: Option<&tls::Trust>) -> Result<Connected, VstpError> {
+    let (stream, _) = dial(addr).await?;
+    let stream = match trust {
+        None => Stream::Plain(stream),
+        Some(trust) => Stream::Tls(Box::new(tls::connect(stream, addr, trust).await?)),
+    };
+    Ok(Connected::new(Connection::new(stream, TcpConfig::default(), 0, false)))
+}
+
+async fn open(server: SocketAddr) -> Result<Arc<Handle>, VstpError> {
+    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    Ok(Arc::new(Handle::bind(any, UdpConfig::default().endpoint()).await?))
+}
+
+async fn ping(udp: Arc<Handle>, server: SocketAddr) {
+    for interval in std::iter::repeat_n(VstpClient::PING_INTERVAL_FIRST, 5)
+        .chain(std::iter::repeat(VstpClient::PING_INTERVAL))
+    {
+        udp.ping(server);
+        tokio::time::sleep(interval).await;
+    }
+}

@@ -1,0 +1,179 @@
+//! The server for both transports.
+
+use super::{TIMEOUT, within};
+use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer, ended, tls};
+use crate::vstp::types::{Frame, FrameType, VstpError};
+use crate::vstp::udp::VstpUdpServer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+/// Answers values with values.
+pub struct VstpServer {
+    tcp: Option<VstpTcpServer>,
+    udp: Option<VstpUdpServer>,
+    timeout: Duration,
+}
+
+impl VstpServer {
+    /// Handlers at once for datagrams.
+    const HANDLERS_MAX: usize = 1024;
+
+    /// Listens by TCP.
+    pub async fn bind_tcp(addr: impl Into<String>) -> Result<Self, VstpError> {
+        let tcp = VstpTcpServer::bind(addr.into()).await?;
+        Ok(Self { tcp: Some(tcp), udp: None, timeout: TIMEOUT })
+    }
+
+    /// Listens by TCP with TLS 1.3.
+    pub async fn bind_tls(addr: impl Into<String>, identity: &tls::Identity) -> Result<Self, VstpError> {
+        let tcp = VstpTcpServer::bind_tls(addr.into(), identity, TcpConfig::default()).await?;
+        Ok(Self { tcp: Some(tcp), udp: None, timeout: TIMEOUT })
+    }
+
+    /// Listens by UDP.
+    pub async fn bind_udp(addr: impl Into<String>) -> Result<Self, VstpError> {
+        let udp = VstpUdpServer::bind(&addr.into()).await?;
+        Ok(Self { tcp: None, udp: Some(udp), timeout: TIMEOUT })
+    }
+
+    /// Listens by TCP and by UDP, on the same port.
+    pub async fn bind_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
+        let tcp = VstpTcpServer::bind(addr.into()).await?;
+        let udp = VstpUdpServer::bind(&tcp.local_addr()?.to_string()).await?;
+        Ok(Self { tcp: Some(tcp), udp: Some(udp), timeout: TIMEOUT })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
+        match (&self.tcp, &self.udp) {
+            (Some(tcp), _) => tcp.local_addr(),
+            (None, Some(udp)) => udp.local_addr(),
+            (None, None) => Err(VstpError::InvalidAddress),
+        }
+    }
+
+    /// How long a handler may take for an answer. Default 30 seconds.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// Gives each value that comes to `handler`, and its answer back to the sender. An error of the handler becomes an ERR frame. What is no such value is told so in a DATA frame, as by version 0.2.
+    pub async fn serve<F, Fut, T, R>(self, handler: F) -> Result<(), VstpError>
+    where
+        F: Fn(T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, VstpError>> + Send,
+        T: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+    {
+        let timeout = self.timeout;
+        let handler = Arc::new(handler);
+        let answer = {
+            let handler = Arc::clone(&handler);
+            move |frame: Frame| {
+                let handler = Arc::clone(&handler);
+                async move { answer(&*handler, &frame, timeout).await }
+            }
+        };
+        let tcp = async {
+            match self.tcp {
+                None => std::future::pending().await,
+                Some(tcp) => {
+                    let answer = answer.clone();
+                    let session = move |connection, ending| serve_tcp(connection, ending, answer.clone());
+                    tcp.serve(std::future::pending(), session).await
+                }
+            }
+        };
+        let udp = async {
+            match self.udp {
+                None => std::future::pending().await,
+                Some(udp) => serve_udp(udp, answer.clone()).await,
+            }
+        };
+        tokio::select! { ended = tcp => ended, ended = udp => ended }
+    }
+}
+
+/// The frame that answers; None for what is no message.
+async fn answer<F, Fut, T, R>(handler: &F, frame: &Frame, timeout: Duration) -> Option<Frame>
+where
+    F: Fn(T) -> Fut,
+    Fut: Future<Output = Result<R, VstpError>> + Send,
+    T: DeserializeOwned,
+    R: Serialize,
+{
+    if frame.typ != FrameType::Data {
+        return None;
+    }
+    let value = match serde_json::from_slice(&frame.payload) {
+        Ok(value) => value,
+        Err(error) => {
+            let said = format!("Invalid data: {error}").into_bytes();
+            return Some(Frame::new(FrameType::Data).with_payload(said));
+        }
+    };
+    let answered = within(timeout, handler(value)).await;
+    let answered =
+        answered.and_then(|value| serde_json::to_vec(&value).map_err(|_| VstpError::SerializationError));
+    Some(match answered {
+        Ok(payload) => Frame::new(FrameType::Data).with_payload(payload),
+        Err(error) => {
+            let mut reason = error.to_string();
+            reason.truncate(reason.floor_char_boundary(255));
+            Frame::new(FrameType::Err).with_header("code", "handler").with_header("reason", &reason)
+        }
+    })
+}
+
+async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: watch::Receiver<bool>, answer: A)
+where
+    A: Fn(Frame) -> Fut,
+    Fut: Future<Output = Option<Frame>> + Send,
+{
+    let session = async {
+        loop {
+            let frame = tokio::select! {
+                frame = connection.recv() => frame?,
+                () = ended(&mut ending) => None,
+            };
+            let Some(frame) = frame else { return connection.close().await };
+            if let Some(answer) = answer(frame).await {
+                connection.send(answer).await?;
+            }
+        }
+    };
+    if let Err(error) = session.await {
+        tracing::debug!(%error, "the session ended");
+    }
+}
+
+async fn serve_udp<A, Fut>(udp: VstpUdpServer, answer: A) -> Result<(), VstpError>
+where
+    A: Fn(Frame) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Option<Frame>> + Send,
+{
+    let udp = Arc::new(udp);
+    let permits = Arc::new(Semaphore::new(VstpServer::HANDLERS_MAX));
+    let mut handlers = JoinSet::new();
+    loop {
+        while handlers.try_join_next().is_some() {}
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        let (frame, from) = udp.recv_bytes().await?;
+        udp.answer(&frame, from).await;
+        let (udp, answer) = (Arc::clone(&udp), answer.clone());
+        handlers.spawn(async move {
+            let _permit = permit;
+            if let Some(answer) = answer(frame.into()).await {
+                if let Err(error) = udp.send(answer, from).await {
+                    tracing::debug!(%from, %error, "the answer did not arrive");
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,58 @@
+//! VSTP: frames over TCP, TLS 1.3 and UDP.
+//!
+//! The names are those of the crate `vstp` 0.2: a program that was written for it changes its dependency, adds
+//! `use fastdrop_messages::vstp;`, and runs. What stands on the wire, and what this crate adds to it, is in
+//! `docs/protocol/vstp.md`.
+//!
+//! ```
+//! use fastdrop_messages::vstp::{Frame, FrameType, VstpTcpClient, VstpTcpServer};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
+//! let server = VstpTcpServer::bind("127.0.0.1:0").await?;
+//! let address = server.local_addr()?;
+//! let echo = tokio::spawn(async move {
+//!     let mut connection = server.accept().await?;
+//!     while let Some(frame) = connection.recv().await? {
+//!         if frame.typ == FrameType::Data {
+//!             connection.send(frame).await?;
+//!         }
+//!     }
+//!     Ok::<_, fastdrop_messages::vstp::VstpError>(())
+//! });
+//! let mut client = VstpTcpClient::connect(&address.to_string()).await?;
+//! let frame = Frame::new(FrameType::Data).with_header("n", "1").with_payload(b"hello".to_vec());
+//! client.send(frame.clone()).await?;
+//! assert_eq!(client.recv().await?, Some(frame));
+//! client.close().await?;
+//! echo.await.expect("the server does not panic")
+//! # }
+//! ```
+//!
+//! | who wants | takes |
+//! | --- | --- |
+//! | frames over TCP | [`VstpTcpServer`], [`VstpTcpClient`] |
+//! | frames over UDP, of any size, acknowledged where wanted | [`VstpUdpServer`], [`VstpUdpClient`] |
+//! | typed messages as JSON over either | [`VstpServer`], [`VstpClient`] |
+//! | no copies | [`FrameBytes`], and the methods that end in `_bytes` |
+//! | a codec alone | [`encode_frame`], [`try_decode_frame`], [`VstpFrameCodec`] |
+
+/// A codec for `tokio_util`.
+pub mod codec;
+/// Typed messages over either transport.
+pub mod easy;
+/// Frames to bytes and back.
+pub mod frame;
+/// Frames over TCP and TLS.
+pub mod tcp;
+/// Frames, headers, errors.
+pub mod types;
+/// Frames and messages over UDP.
+pub mod udp;
+
+pub use codec::VstpFrameCodec;
+pub use easy::{VstpClient, VstpServer};
+pub use fastdrop_proto::vstp::{FrameBytes, HeadersBuf};
+pub use frame::{encode_frame, try_decode_frame};
+pub use tcp::{VstpTcpClient, VstpTcpServer};
+pub use types::{Flags, Frame, FrameType, Header, SessionId, VSTP_MAGIC, VSTP_VERSION, VstpError};
+pub use udp::{VstpUdpClient, VstpUdpServer};

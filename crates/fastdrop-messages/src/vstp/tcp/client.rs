@@ -1,0 +1,112 @@
+//! The end that connects.
+
+use super::TcpConfig;
+use super::connection::Connection;
+use super::stream::{Stream, set_options};
+use super::tls::Trust;
+use crate::vstp::types::{Frame, VstpError};
+use fastdrop_proto::vstp::FrameBytes;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::{TcpStream, ToSocketAddrs};
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct VstpTcpClient {
+    connection: Connection,
+    peer: SocketAddr,
+}
+
+/// Connects, within ten seconds.
+pub(crate) async fn dial(addr: impl ToSocketAddrs) -> Result<(TcpStream, SocketAddr), VstpError> {
+    let connect = TcpStream::connect(addr);
+    let bound = Duration::from_secs(10);
+    let stream = tokio::time::timeout(bound, connect).await.map_err(|_| VstpError::Timeout)??;
+    set_options(&stream)?;
+    let peer = stream.peer_addr()?;
+    Ok((stream, peer))
+}
+
+impl VstpTcpClient {
+    /// How long [`Self::send_with_ack`] waits.
+    const ACK_PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Connects to `host:port`.
+    pub async fn connect(addr: &str) -> Result<Self, VstpError> {
+        Self::connect_with_config(addr, TcpConfig::default()).await
+    }
+
+    /// The same, set up otherwise.
+    pub async fn connect_with_config(addr: &str, config: TcpConfig) -> Result<Self, VstpError> {
+        let (stream, peer) = dial(addr).await?;
+        Ok(Self { connection: Connection::new(Stream::Plain(stream), config, 0, false), peer })
+    }
+
+    /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
+    pub async fn connect_tls(addr: &str, trust: &Trust, config: TcpConfig) -> Result<Self, VstpError> {
+        let (stream, peer) = dial(addr).await?;
+        let stream = Stream::Tls(Box::new(super::tls::connect(stream, addr, trust).await?));
+        Ok(Self { connection: Connection::new(stream, config, 0, false), peer })
+    }
+
+    /// The server's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Sends a frame: when this returns, the operating system has all of it.
+    pub async fn send(&mut self, frame: Frame) -> Result<(), VstpError> {
+        self.connection.send(frame).await
+    }
+
+    /// The same without copying the payload.
+    pub async fn send_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.connection.feed_bytes(frame).await?;
+        self.connection.flush().await
+    }
+
+    /// Takes a frame, to be sent together with others: [`Self::flush`] sends them.
+    pub async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
+        self.connection.feed(frame).await
+    }
+
+    /// The same without copying the payload.
+    pub async fn feed_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.connection.feed_bytes(frame).await
+    }
+
+    /// Sends what was fed.
+    pub async fn flush(&mut self) -> Result<(), VstpError> {
+        self.connection.flush().await
+    }
+
+    /// Sends a frame, and waits at most 30 seconds until the server has acknowledged it. Frames that come meanwhile are kept for [`Self::recv`].
+    pub async fn send_with_ack(&mut self, frame: Frame) -> Result<(), VstpError> {
+        self.connection.send_with_ack(frame, Self::ACK_PATIENCE).await
+    }
+
+    /// Says HELLO. The server's WELCOME comes by [`Self::recv`].
+    pub async fn send_hello(&mut self) -> Result<(), VstpError> {
+        self.connection.hello().await
+    }
+
+    /// Sends a DATA frame.
+    pub async fn send_data(&mut self, payload: Vec<u8>) -> Result<(), VstpError> {
+        self.send(Frame::new(super::super::FrameType::Data).with_payload(payload)).await
+    }
+
+    /// The next frame; None when the server has ended. May be dropped while it waits, and nothing is lost.
+    pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
+        Ok(self.connection.recv_bytes().await?.map(Frame::from))
+    }
+
+    /// The same without copying the payload.
+    pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
+        self.connection.recv_bytes().await
+    }
+
+    /// Says BYE, and ends the sending half. What the server still sends comes by [`Self::recv`].
+    pub async fn close(&mut self) -> Result<(), VstpError> {
+        self.connection.close().await
+    }
+}

@@ -1,0 +1,383 @@
+//! One connection, at either end.
+
+use super::TcpConfig;
+use super::outbox::Outbox;
+use super::stream::Stream;
+use crate::vstp::types::{Frame, FrameType, VstpError};
+use bytes::{BufMut, Bytes, BytesMut};
+use fastdrop_proto::vstp::frame::{CRC_BYTES, HEAD_BYTES, check_crc};
+use fastdrop_proto::vstp::{
+    ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session, SessionConfig,
+    Verdict,
+};
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A large frame whose payload goes straight to where it will be.
+#[derive(Debug)]
+struct Large {
+    head: Head,
+    front: Bytes,
+    crc: crc32fast::Hasher,
+    payload: Vec<u8>,
+}
+
+/// Frames in both directions, and the session about them.
+///
+/// `recv` may be dropped at any point without losing anything, and so may `send`: what it had begun to write goes out before anything else.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: Stream,
+    session: Session,
+    config: TcpConfig,
+    read: BytesMut,
+    large: Option<Large>,
+    /// Whether the last frame was large: then the next one probably is, and little is read ahead.
+    after_large: bool,
+    outbox: Outbox,
+    /// What has been read and not yet handed on.
+    ready: Option<Next>,
+    /// Frames that came while an acknowledgement was waited for.
+    early: VecDeque<FrameBytes>,
+    ended: bool,
+}
+
+impl Connection {
+    /// Payloads from this size on are read to where they will be.
+    const LARGE_MIN: usize = 32 << 10;
+    const READ: usize = 256 << 10;
+    const READ_AFTER_LARGE: usize = 512;
+    /// What is written without waiting for more.
+    const OUTBOX_MAX: usize = 256 << 10;
+    /// Frames that wait while an acknowledgement is waited for.
+    const EARLY_MAX: usize = 1024;
+
+    pub(crate) fn new(stream: Stream, config: TcpConfig, id: u128, answers: bool) -> Self {
+        let session =
+            SessionConfig { id, keep_alive: config.keep_alive, answers, first_msg_id: random() >> 1 };
+        Self {
+            stream,
+            session: Session::new(Instant::now(), session),
+            config,
+            read: BytesMut::new(),
+            large: None,
+            after_large: false,
+            outbox: Outbox::default(),
+            ready: None,
+            early: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    pub(crate) fn session_id(&self) -> u128 {
+        self.session.id()
+    }
+
+    // ---- sending ----
+
+    pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), VstpError> {
+        self.feed(frame).await?;
+        self.flush().await
+    }
+
+    /// Takes a frame, to be written with others; waits only when much is waiting already.
+    pub(crate) async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
+        let typ = frame.typ;
+        self.outbox.push(frame)?;
+        self.fed(typ).await
+    }
+
+    pub(crate) async fn feed_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.outbox.push_bytes(frame)?;
+        self.fed(frame.typ).await
+    }
+
+    async fn fed(&mut self, typ: FrameType) -> Result<(), VstpError> {
+        self.session.on_sent(Instant::now(), typ);
+        if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
+    }
+
+    pub(crate) async fn flush(&mut self) -> Result<(), VstpError> {
+        Ok(self.outbox.flush(&mut self.stream).await?)
+    }
+
+    pub(crate) async fn hello(&mut self) -> Result<(), VstpError> {
+        let hello = FrameBytes::new(FrameType::Hello, self.session.hello(), Bytes::new());
+        self.feed_bytes(&hello).await?;
+        self.flush().await
+    }
+
+    /// The frame with a number and REQ_ACK, and that number.
+    pub(crate) fn numbered(&mut self, mut frame: Frame) -> (Frame, u64) {
+        let msg_id = self.session.next_msg_id();
+        frame.headers.retain(|header| header.key != MSG_ID.as_bytes());
+        (frame.with_header(MSG_ID, &msg_id.to_string()).with_flag(Flags::REQ_ACK), msg_id)
+    }
+
+    /// Sends, and waits until the peer has acknowledged; what else comes meanwhile is kept for `recv`.
+    pub(crate) async fn send_with_ack(&mut self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
+        let (frame, msg_id) = self.numbered(frame);
+        let acknowledged = async {
+            self.send(frame).await?;
+            loop {
+                match self.next().await? {
+                    None => return Err(VstpError::ConnectionClosed),
+                    Some(Next::Acknowledged(acknowledged)) if acknowledged == msg_id => return Ok(()),
+                    Some(Next::Acknowledged(_)) => {}
+                    Some(Next::Frame(_)) if self.early.len() >= Self::EARLY_MAX => {
+                        return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
+                    }
+                    Some(Next::Frame(frame)) => self.early.push_back(frame),
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(patience, acknowledged).await;
+        outcome.unwrap_or_else(|_| {
+            self.session.forget(msg_id);
+            Err(VstpError::Timeout)
+        })
+    }
+
+    /// Says BYE, and that nothing more is written.
+    pub(crate) async fn close(&mut self) -> Result<(), VstpError> {
+        self.outbox.push(Frame::new(FrameType::Bye))?;
+        self.flush().await?;
+        Ok(self.stream.shutdown().await?)
+    }
+
+    // ---- receiving ----
+
+    pub(crate) async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
+        if let Some(frame) = self.early.pop_front() {
+            return Ok(Some(frame));
+        }
+        loop {
+            match self.next().await? {
+                Some(Next::Frame(frame)) => return Ok(Some(frame)),
+                // Nobody waits for that any more.
+                Some(Next::Acknowledged(_)) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next frame for the application, or the next acknowledgement; None at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Next>, VstpError> {
+        if self.ready.is_none() {
+            self.session.on_read();
+        }
+        self.answer().await?;
+        while self.ready.is_none() {
+            if self.ended || self.session.is_over() {
+                return Ok(None);
+            }
+            match self.next_frame().await {
+                Ok(Some((frame, crc))) => self.judge(frame, crc),
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    self.ended = true;
+                    self.say_error(&error).await;
+                    return Err(error);
+                }
+            }
+            // What is acknowledged is acknowledged before it is handed on; it stays in its place if this is dropped meanwhile.
+            self.answer().await?;
+        }
+        Ok(self.ready.take())
+    }
+
+    fn judge(&mut self, frame: FrameBytes, crc: u32) {
+        match self.session.handle_frame(Instant::now(), &frame.as_ref(), crc) {
+            Verdict::Deliver => self.ready = Some(Next::Frame(frame)),
+            Verdict::Acknowledged(msg_id) => self.ready = Some(Next::Acknowledged(msg_id)),
+            Verdict::Consumed => {}
+        }
+    }
+
+    async fn answer(&mut self) -> Result<(), VstpError> {
+        if !self.session.has_answers() {
+            return Ok(());
+        }
+        while let Some(answer) = self.session.poll_answer() {
+            self.outbox.push_encoded(&answer);
+        }
+        self.flush().await
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<(FrameBytes, u32)>, VstpError> {
+        loop {
+            if self.large.is_some() {
+                return self.rest_of_large().await.map(Some);
+            }
+            if let Some(head) = Head::parse(&self.read, self.config.frame_max)? {
+                if self.read.len() >= head.frame_len() {
+                    self.after_large = false;
+                    return Ok(Some(take_small(head, &mut self.read)?));
+                }
+                let front = HEAD_BYTES + head.headers_len();
+                if head.payload_len() >= Self::LARGE_MIN && self.read.len() >= front {
+                    self.begin_large(head, front);
+                    continue;
+                }
+            }
+            if self.fill().await? == 0 {
+                return self.end().map(|()| None);
+            }
+        }
+    }
+
+    /// The end of what comes: fine between frames.
+    fn end(&mut self) -> Result<(), VstpError> {
+        self.ended = true;
+        if self.read.is_empty() && self.large.is_none() {
+            return Ok(());
+        }
+        let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended within a frame");
+        Err(VstpError::Io(cut))
+    }
+
+    fn begin_large(&mut self, head: Head, front: usize) {
+        let front = self.read.split_to(front).freeze();
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&front);
+        let mut payload = Vec::with_capacity(head.payload_len());
+        let there = self.read.len().min(head.payload_len());
+        payload.extend_from_slice(&self.read.split_to(there));
+        crc.update(&payload);
+        self.large = Some(Large { head, front, crc, payload });
+        self.after_large = true;
+    }
+
+    async fn rest_of_large(&mut self) -> Result<(FrameBytes, u32), VstpError> {
+        loop {
+            let Some(large) = &mut self.large else { return Err(VstpError::ConnectionClosed) };
+            let missing = large.head.payload_len() - large.payload.len();
+            if missing == 0 && self.read.len() >= CRC_BYTES {
+                break;
+            }
+            let came = if missing == 0 { self.fill().await? } else { self.fill_large(missing).await? };
+            if came == 0 {
+                self.end()?;
+            }
+        }
+        let Some(large) = self.large.take() else { return Err(VstpError::ConnectionClosed) };
+        let crc = self.read.split_to(CRC_BYTES);
+        let expected = crc.first_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
+        check_crc(expected, large.crc.finalize())?;
+        let (typ, flags) = (large.head.typ()?, large.head.flags());
+        let headers = large.front.slice(HEAD_BYTES..);
+        Ok((FrameBytes::from_wire(typ, flags, headers, large.payload.into())?, expected))
+    }
+
+    async fn fill_large(&mut self, missing: usize) -> Result<usize, VstpError> {
+        let wait = self.config.frame_timeout;
+        let Some(large) = &mut self.large else { return Ok(0) };
+        let before = large.payload.len();
+        let mut rest = (&mut large.payload).limit(missing);
+        let came = match tokio::time::timeout(wait, self.stream.read_buf(&mut rest)).await {
+            Ok(came) => came?,
+            Err(_) => return Err(VstpError::Timeout),
+        };
+        // While it is in the cache.
+        large.crc.update(large.payload.get(before..).unwrap_or_default());
+        self.session.on_heard(Instant::now());
+        Ok(came)
+    }
+
+    /// Reads more, however long it takes between frames, and not for ever within one.
+    async fn fill(&mut self) -> Result<usize, VstpError> {
+        let since = Instant::now();
+        let within = !self.read.is_empty() || self.large.is_some();
+        let frame_at = within.then(|| since + self.config.frame_timeout);
+        let want = if self.after_large { Self::READ_AFTER_LARGE } else { Self::READ };
+        self.read.reserve(want.max(2 * HEAD_BYTES));
+        loop {
+            let session_at = self.session.poll_timeout(since);
+            let mut room = (&mut self.read).limit(want);
+            let read = self.stream.read_buf(&mut room);
+            let came = match [frame_at, session_at].into_iter().flatten().min() {
+                None => read.await?,
+                Some(at) => match tokio::time::timeout_at(at.into(), read).await {
+                    Ok(came) => came?,
+                    Err(_) => {
+                        self.on_time(since, frame_at).await?;
+                        continue;
+                    }
+                },
+            };
+            self.session.on_heard(Instant::now());
+            return Ok(came);
+        }
+    }
+
+    async fn on_time(&mut self, since: Instant, frame_at: Option<Instant>) -> Result<(), VstpError> {
+        let now = Instant::now();
+        if frame_at.is_some_and(|at| at <= now) || self.session.handle_timeout(now, since).is_err() {
+            return Err(VstpError::Timeout);
+        }
+        self.answer().await
+    }
+
+    /// When a PING is due although nobody reads.
+    pub(crate) fn ping_at(&self) -> Option<Instant> {
+        self.session.poll_timeout(Instant::now())
+    }
+
+    /// That time has come.
+    pub(crate) async fn ping(&mut self) -> Result<(), VstpError> {
+        let now = Instant::now();
+        // While nobody reads, nobody is gone.
+        if self.session.handle_timeout(now, now).is_err() {
+            return Err(VstpError::Timeout);
+        }
+        self.answer().await
+    }
+
+    /// Tells the peer what was wrong with what it sent, as far as it still listens.
+    async fn say_error(&mut self, error: &VstpError) {
+        let code = match error {
+            VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::ServerError(_) => return,
+            VstpError::FrameTooLarge { .. } => ErrorCode::TooLarge,
+            VstpError::CrcMismatch { .. } => ErrorCode::Crc,
+            VstpError::Timeout => ErrorCode::Timeout,
+            _ => ErrorCode::Malformed,
+        };
+        let mut reason = error.to_string();
+        reason.truncate(255);
+        let frame =
+            Frame::new(FrameType::Err).with_header("code", code.as_str()).with_header("reason", &reason);
+        if self.outbox.push(frame).is_ok() {
+            let bound = Duration::from_secs(1);
+            let said = async {
+                self.flush().await?;
+                self.stream.shutdown().await.map_err(VstpError::Io)
+            };
+            if !matches!(tokio::time::timeout(bound, said).await, Ok(Ok(()))) {
+                tracing::debug!("the peer does not listen to what was wrong");
+            }
+        }
+    }
+}
+
+/// What came.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Frame(FrameBytes),
+    Acknowledged(u64),
+}
+
+fn take_small(head: Head, read: &mut BytesMut) -> Result<(FrameBytes, u32), FrameError> {
+    let bytes = read.split_to(head.frame_len()).freeze();
+    let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
+    let frame = FrameRef::decode_whole(head, &bytes)?;
+    let payload = bytes.slice_ref(frame.payload);
+    let headers = bytes.slice_ref(Headers::as_bytes(&frame.headers));
+    Ok((FrameBytes::from_wire(frame.typ, frame.flags, headers, payload)?, crc))
+}
+
+/// A number that nobody can guess, unless the operating system has none.
+fn random() -> u64 {
+    getrandom::u64().unwrap_or_else(|_| std::process::id().into())
+}

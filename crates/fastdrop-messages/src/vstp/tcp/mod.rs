@@ -1,0 +1,47 @@
+//! Frames over TCP, and over TLS 1.3.
+
+use std::time::Duration;
+
+mod client;
+mod connection;
+mod outbox;
+mod server;
+mod stream;
+pub(super) use stream::Stream;
+/// TLS 1.3.
+pub mod tls;
+
+pub use client::VstpTcpClient;
+pub(super) use client::dial;
+pub(super) use connection::{Connection, Next};
+pub(super) use server::ended;
+pub use server::{VstpTcpConnection, VstpTcpServer};
+
+/// What a connection does and bears.
+#[derive(Debug, Clone)]
+pub struct TcpConfig {
+    /// The most bytes of a frame that comes, all of it counted. Default 8 MiB. A connection keeps at most one such frame, and 256 KiB.
+    pub frame_max: usize,
+    /// How often something is to be heard, if the peer agrees in its HELLO or WELCOME; a peer that is silent for three
+    /// times as long is gone. From 100 ms to an hour. Default: not asked for, as programs of version 0.2 answer no PING; the operating system then finds a dead
+    /// peer within some two minutes.
+    pub keep_alive: Option<Duration>,
+    /// A frame that has begun must go on within this. Default 60 seconds.
+    pub frame_timeout: Duration,
+    /// Connections that a server has at once; more wait to be accepted. Default 10,000.
+    pub connections_max: usize,
+    /// How long a server that ends waits for its handlers. Default 10 seconds.
+    pub drain: Duration,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            frame_max: fastdrop_proto::vstp::frame::FRAME_MAX,
+            keep_alive: None,
+            frame_timeout: Duration::from_secs(60),
+            connections_max: 10_000,
+            drain: Duration::from_secs(10),
+        }
+    }
+}

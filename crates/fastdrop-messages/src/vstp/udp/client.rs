@@ -1,0 +1,84 @@
+//! The end that speaks first.
+
+use super::config::UdpConfig;
+use super::driver::Handle;
+use crate::vstp::types::{Frame, VstpError};
+use fastdrop_proto::vstp::{Counters, Failure, FrameBytes};
+use std::net::SocketAddr;
+
+/// A socket that sends to any address.
+///
+/// It answers and repeats in a task of its own, so that nothing depends on when `recv` is called. When it is dropped, what is under way is still sent for a few seconds, if the runtime lives that long.
+#[derive(Debug)]
+pub struct VstpUdpClient {
+    handle: Handle,
+}
+
+impl From<Failure> for VstpError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::TimedOut => Self::Timeout,
+            Failure::Refused(code) => Self::ServerError(code),
+            Failure::Frame(error) => error.into(),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl VstpUdpClient {
+    /// Opens a socket on a local address, `0.0.0.0:0` for any.
+    pub async fn bind(local_addr: &str) -> Result<Self, VstpError> {
+        Self::bind_with_config(local_addr, UdpConfig::default()).await
+    }
+
+    /// The same, set up otherwise.
+    pub async fn bind_with_config(local_addr: &str, config: UdpConfig) -> Result<Self, VstpError> {
+        Ok(Self { handle: Handle::bind(local_addr, config.endpoint()).await? })
+    }
+
+    /// Where the socket is.
+    pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
+        self.handle.local_addr()
+    }
+
+    /// Sends a frame. One that fits a datagram has left when this returns. A larger one has been received whole by a
+    /// peer that reports fragments, as ours do; towards others, all its fragments have left.
+    pub async fn send(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
+        self.send_bytes(frame.try_into()?, dest).await
+    }
+
+    /// The same without copying the payload.
+    pub async fn send_bytes(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), VstpError> {
+        Ok(self.handle.send(frame, dest, false).await?)
+    }
+
+    /// Sends a frame until its receiver has acknowledged it; [`VstpError::Timeout`] if that does not happen in the time that [`UdpConfig`] gives.
+    pub async fn send_with_ack(&mut self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
+        Ok(self.deliver(frame.try_into()?, dest).await?)
+    }
+
+    /// The same without copying the payload, for several frames at once, and with a reason for every failure.
+    pub async fn deliver(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
+        self.handle.send(frame, dest, true).await
+    }
+
+    /// The next frame or message, from anybody.
+    pub async fn recv(&mut self) -> Result<(Frame, SocketAddr), VstpError> {
+        self.handle.recv().await.map(|(frame, from)| (frame.into(), from))
+    }
+
+    /// The same without copying the payload.
+    pub async fn recv_bytes(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
+        self.handle.recv().await
+    }
+
+    /// How many messages have begun to arrive and are not complete.
+    pub async fn reassembly_session_count(&self) -> usize {
+        self.handle.unfinished()
+    }
+
+    /// What was counted since the beginning.
+    pub fn counters(&self) -> Counters {
+        self.handle.counters()
+    }
+}

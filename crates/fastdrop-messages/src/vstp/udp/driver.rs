@@ -1,0 +1,242 @@
+//! An endpoint and its socket: one task that receives and keeps time, and any number of callers that send.
+
+use super::socket::{Room, Socket};
+use crate::vstp::types::VstpError;
+use fastdrop_proto::vstp::transport::UdpPath;
+use fastdrop_proto::vstp::{
+    Counters, Endpoint, EndpointConfig, Event, Failure, FrameBytes, SendId, Transmit,
+};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// What callers and the task share.
+#[derive(Debug)]
+struct Shared {
+    socket: Socket,
+    state: Mutex<State>,
+    /// The task has to look at its deadline again.
+    changed: Notify,
+    /// Something has been received.
+    received: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    endpoint: Endpoint,
+    received: VecDeque<(SocketAddr, FrameBytes)>,
+    waiting: HashMap<SendId, oneshot::Sender<Result<(), Failure>>>,
+    /// What the socket had no room for.
+    unsent: Option<Transmit>,
+    buffer: Vec<u8>,
+    /// No caller is left.
+    closed: bool,
+    /// The socket is of no use any more.
+    broken: Option<io::ErrorKind>,
+}
+
+/// An endpoint in use. When it is dropped, what is under way is still sent, for at most [`Handle::LINGER`].
+#[derive(Debug)]
+pub(crate) struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    const LINGER: Duration = Duration::from_secs(10);
+    /// Calls to receive before callers have their turn: as much as the socket's buffer holds.
+    const RECEIVES: usize = 16;
+
+    pub(crate) async fn bind(addr: &str, config: EndpointConfig) -> Result<Self, VstpError> {
+        let mut seed = [0; 16];
+        getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let state = State {
+            endpoint: Endpoint::new(config, seed),
+            received: VecDeque::new(),
+            waiting: HashMap::new(),
+            unsent: None,
+            buffer: Vec::new(),
+            closed: false,
+            broken: None,
+        };
+        let socket = Socket::bind(addr).await?;
+        let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
+        let shared = Arc::new(Shared { socket, state, changed, received });
+        // The task ends by itself, after what the last caller left to be done.
+        tokio::spawn(drive(Arc::clone(&shared)));
+        Ok(Self { shared })
+    }
+
+    pub(crate) fn local_addr(&self) -> Result<SocketAddr, VstpError> {
+        Ok(self.shared.socket.local_addr()?)
+    }
+
+    /// Sends, and waits for the outcome: sent, or acknowledged if that was wanted.
+    pub(crate) async fn send(
+        &self,
+        frame: FrameBytes,
+        to: SocketAddr,
+        acknowledged: bool,
+    ) -> Result<(), Failure> {
+        let outcome = {
+            let mut state = self.shared.lock();
+            let send = state.endpoint.send(Instant::now(), to, frame, acknowledged);
+            let (told, outcome) = oneshot::channel();
+            state.waiting.insert(send, told);
+            self.shared.pump(&mut state);
+            outcome
+        };
+        self.shared.changed.notify_one();
+        outcome.await.unwrap_or(Err(Failure::TimedOut))
+    }
+
+    /// The next frame or message.
+    pub(crate) async fn recv(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
+        loop {
+            let received = self.shared.received.notified();
+            {
+                let mut state = self.shared.lock();
+                if let Some((from, frame)) = state.received.pop_front() {
+                    state.endpoint.handle_taken(&frame);
+                    self.shared.pump(&mut state);
+                    if !state.received.is_empty() {
+                        // For another caller, if there is one.
+                        self.shared.received.notify_one();
+                    }
+                    return Ok((frame, from));
+                }
+                if let Some(kind) = state.broken {
+                    return Err(VstpError::Io(kind.into()));
+                }
+            }
+            received.await;
+        }
+    }
+
+    /// Sends a PING, from which [`Self::path`] learns.
+    pub(crate) fn ping(&self, to: SocketAddr) {
+        let mut state = self.shared.lock();
+        state.endpoint.ping(Instant::now(), to);
+        self.shared.pump(&mut state);
+    }
+
+    pub(crate) fn path(&self, to: SocketAddr) -> UdpPath {
+        self.shared.lock().endpoint.path(Instant::now(), to)
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.shared.lock().endpoint.counters()
+    }
+
+    pub(crate) fn unfinished(&self) -> usize {
+        self.shared.lock().endpoint.unfinished()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of one caller is no reason for the others to stop.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what there is to send, as far as the socket has room, and hands out what there is to hand out.
+    fn pump(&self, state: &mut State) {
+        let State { endpoint, unsent, buffer, .. } = state;
+        loop {
+            let next = unsent.take();
+            let next =
+                next.or_else(|| endpoint.poll_transmit(Instant::now(), self.socket.segments(), buffer));
+            let Some(transmit) = next else { break };
+            if self.socket.try_send(transmit, buffer).is_err() {
+                *unsent = Some(transmit);
+                break;
+            }
+        }
+        let mut came = false;
+        while let Some(event) = state.endpoint.poll_event() {
+            match event {
+                Event::Received { from, frame } => {
+                    state.received.push_back((from, frame));
+                    came = true;
+                }
+                Event::Outcome { send, result } => {
+                    if let Some(told) = state.waiting.remove(&send) {
+                        // A caller that was dropped does not want to know.
+                        let _ = told.send(result);
+                    }
+                }
+            }
+        }
+        if came {
+            self.received.notify_one();
+        }
+    }
+}
+
+async fn drive(shared: Arc<Shared>) {
+    let mut room = Room::new();
+    let mut closed_at = None;
+    loop {
+        let (deadline, blocked) = {
+            let mut state = shared.lock();
+            if state.closed {
+                let since = *closed_at.get_or_insert_with(Instant::now);
+                if state.endpoint.is_idle() || since.elapsed() >= Handle::LINGER {
+                    return;
+                }
+                // Nobody takes it any more.
+                while let Some((_, frame)) = state.received.pop_front() {
+                    state.endpoint.handle_taken(&frame);
+                }
+            }
+            (state.endpoint.poll_timeout(), state.unsent.is_some())
+        };
+        let linger = closed_at.map(|at| at + Handle::LINGER);
+        let deadline = [deadline, linger].into_iter().flatten().min();
+        let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
+        tokio::select! {
+            readable = shared.socket.readable() => {
+                if let Err(error) = readable.and_then(|()| receive(&shared, &mut room)) {
+                    tracing::warn!(%error, "the socket is of no use any more");
+                    shared.lock().broken = Some(error.kind());
+                    shared.received.notify_waiters();
+                    return;
+                }
+            }
+            _ = shared.socket.writable(), if blocked => shared.pump(&mut shared.lock()),
+            () = pause, if deadline.is_some() => {
+                let mut state = shared.lock();
+                state.endpoint.handle_timeout(Instant::now());
+                shared.pump(&mut state);
+            }
+            () = shared.changed.notified() => {}
+        }
+    }
+}
+
+/// Receives until nothing is there, or callers should have their turn.
+fn receive(shared: &Shared, room: &mut Room) -> io::Result<()> {
+    for _ in 0..Handle::RECEIVES {
+        let mut state = shared.lock();
+        let now = Instant::now();
+        let received =
+            shared.socket.try_recv(room, |from, bytes| state.endpoint.handle_datagram(now, from, bytes));
+        match received {
+            Ok(()) => shared.pump(&mut state),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // An earlier datagram did not reach anybody: its sender finds that out.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

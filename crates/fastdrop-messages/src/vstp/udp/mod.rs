@@ -1,0 +1,16 @@
+//! Frames over UDP, and messages of any size: in fragments, acknowledged where that is wanted.
+
+mod client;
+mod config;
+mod driver;
+mod server;
+mod socket;
+
+pub use client::VstpUdpClient;
+pub use config::{UdpConfig, UdpServerConfig};
+pub(super) use driver::Handle;
+pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits};
+pub use server::VstpUdpServer;
+
+/// The most bytes of a datagram before it is known that more fit.
+pub const MAX_DATAGRAM_SIZE: usize = fastdrop_proto::vstp::transport::DATAGRAM_MAX;

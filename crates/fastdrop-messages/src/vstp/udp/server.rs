@@ -1,0 +1,134 @@
+//! The end that is spoken to.
+
+use super::config::UdpServerConfig;
+use super::driver::Handle;
+use crate::vstp::types::{Frame, FrameType, VstpError};
+use fastdrop_proto::vstp::{Counters, EndpointConfig, FrameBytes, ReassemblyLimits};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// A socket that receives from any address. It acknowledges and reports in a task of its own.
+#[derive(Debug)]
+pub struct VstpUdpServer {
+    handle: Handle,
+}
+
+impl VstpUdpServer {
+    /// Handlers at once; beyond, frames wait in the endpoint, which is bounded.
+    const HANDLERS_MAX: usize = 1024;
+    const DRAIN: Duration = Duration::from_secs(10);
+
+    /// Opens a socket on an address.
+    pub async fn bind(addr: &str) -> Result<Self, VstpError> {
+        Self::bind_with_config(addr, UdpServerConfig::default()).await
+    }
+
+    /// The same, set up otherwise.
+    pub async fn bind_with_config(addr: &str, config: UdpServerConfig) -> Result<Self, VstpError> {
+        Ok(Self { handle: Handle::bind(addr, config.endpoint()).await? })
+    }
+
+    /// The same with bounds on what unfinished messages may take.
+    pub async fn bind_with_limits(addr: &str, limits: ReassemblyLimits) -> Result<Self, VstpError> {
+        let config = EndpointConfig { limits, ..EndpointConfig::default() };
+        Ok(Self { handle: Handle::bind(addr, config).await? })
+    }
+
+    /// Where the socket is.
+    pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
+        self.handle.local_addr()
+    }
+
+    /// The next frame or message. One that wants an acknowledgement has it.
+    pub async fn recv(&self) -> Result<(Frame, SocketAddr), VstpError> {
+        self.handle.recv().await.map(|(frame, from)| (frame.into(), from))
+    }
+
+    /// The same without copying the payload.
+    pub async fn recv_bytes(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
+        self.handle.recv().await
+    }
+
+    /// Sends a frame, as a client does. An address that has not proved itself gets at most three times the bytes that came from it; the rest waits for its proof, a second at most.
+    pub async fn send(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
+        self.send_bytes(frame.try_into()?, dest).await
+    }
+
+    /// The same without copying the payload.
+    pub async fn send_bytes(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), VstpError> {
+        Ok(self.handle.send(frame, dest, false).await?)
+    }
+
+    /// Sends a frame until its receiver has acknowledged it.
+    pub async fn send_with_ack(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
+        Ok(self.handle.send(frame.try_into()?, dest, true).await?)
+    }
+
+    /// Hands every frame and message to `handler`, and answers HELLO and PING, which a handler cannot. Handlers of different frames run beside each other.
+    pub async fn run<F, Fut>(self, handler: F) -> Result<(), VstpError>
+    where
+        F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        self.run_until(std::future::pending(), handler).await
+    }
+
+    /// The same until `end`; then the handlers that run have ten seconds.
+    pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
+    where
+        F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let permits = Arc::new(Semaphore::new(Self::HANDLERS_MAX));
+        let mut handlers = JoinSet::new();
+        tokio::pin!(end);
+        loop {
+            while handlers.try_join_next().is_some() {}
+            let next = async {
+                let permit = Arc::clone(&permits).acquire_owned().await;
+                self.handle.recv().await.map(|received| (permit, received))
+            };
+            let (permit, (frame, from)) = tokio::select! {
+                next = next => next?,
+                () = &mut end => break,
+            };
+            self.answer(&frame, from).await;
+            let handler = handler.clone();
+            handlers.spawn(async move {
+                let _permit = permit;
+                handler(from, frame.into()).await;
+            });
+        }
+        let all = async { while handlers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Self::DRAIN, all).await;
+        Ok(())
+    }
+
+    /// Answers what asks whether anybody is there.
+    pub(crate) async fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
+        let typ = match frame.typ {
+            FrameType::Hello => FrameType::Welcome,
+            FrameType::Ping => FrameType::Pong,
+            _ => return,
+        };
+        let payload = if typ == FrameType::Pong { frame.payload.clone() } else { bytes::Bytes::new() };
+        let answer = FrameBytes::new(typ, super::super::HeadersBuf::default(), payload);
+        if let Err(error) = self.send_bytes(answer, from).await {
+            tracing::debug!(%from, %error, "no answer was sent");
+        }
+    }
+
+    /// How many messages have begun to arrive and are not complete.
+    pub async fn reassembly_session_count(&self) -> usize {
+        self.handle.unfinished()
+    }
+
+    /// What was counted since the beginning.
+    pub fn counters(&self) -> Counters {
+        self.handle.counters()
+    }
+}

@@ -1,0 +1,120 @@
+//! A UDP socket that sends and receives many datagrams in one call, where the system can.
+
+use fastdrop_proto::vstp::Transmit;
+use quinn_udp::{RecvMeta, UdpSocketState};
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// The socket and what its system can do.
+#[derive(Debug)]
+pub(super) struct Socket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// Room for what one call receives.
+pub(super) struct Room {
+    buffers: Vec<Vec<u8>>,
+    metas: Vec<RecvMeta>,
+}
+
+impl Room {
+    /// Buffers a call fills.
+    const BUFFERS: usize = 8;
+    /// What the system puts together of the datagrams of one sender.
+    const BUFFER: usize = 65_536;
+
+    pub(super) fn new() -> Self {
+        Self {
+            buffers: vec![vec![0; Self::BUFFER]; Self::BUFFERS],
+            metas: vec![RecvMeta::default(); Self::BUFFERS],
+        }
+    }
+}
+
+impl Socket {
+    /// What a burst needs while the program is busy.
+    const BUFFER: usize = 4 << 20;
+
+    pub(super) async fn bind(addr: &str) -> io::Result<Self> {
+        let socket = UdpSocket::bind(addr).await?;
+        let state = UdpSocketState::new((&socket).into())?;
+        // The system gives what it allows; less is slower, not wrong.
+        let _ = state.set_recv_buffer_size((&socket).into(), Self::BUFFER);
+        let _ = state.set_send_buffer_size((&socket).into(), Self::BUFFER);
+        Ok(Self { socket, state })
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Datagrams that one call sends.
+    pub(super) fn segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await
+    }
+
+    /// Sends; an error only if the socket has no room now.
+    pub(super) fn try_send(&self, transmit: Transmit, contents: &[u8]) -> io::Result<()> {
+        let whole = self.try_send_as(transmit, contents, Some(transmit.datagram));
+        match whole {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) if contents.len() > transmit.datagram => {
+                // A card or driver that cannot cut them: one by one.
+                tracing::debug!(%error, "sending datagrams one by one");
+                for datagram in contents.chunks(transmit.datagram) {
+                    let _ = self.try_send_as(transmit, datagram, None);
+                }
+                Ok(())
+            }
+            // Unreachable, too large, not allowed: as good as lost on the way.
+            Err(error) => {
+                tracing::debug!(to = %transmit.to, %error, "a datagram was not sent");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn try_send_as(
+        &self,
+        transmit: Transmit,
+        contents: &[u8],
+        segment_size: Option<usize>,
+    ) -> io::Result<()> {
+        let transmit =
+            quinn_udp::Transmit { destination: transmit.to, ecn: None, contents, segment_size, src_ip: None };
+        self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit))
+    }
+
+    /// Receives what is there and gives each datagram to `take`; an error if nothing is there.
+    pub(super) fn try_recv(
+        &self,
+        room: &mut Room,
+        mut take: impl FnMut(SocketAddr, &[u8]),
+    ) -> io::Result<()> {
+        let mut slices: Vec<_> = room.buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+        let metas = &mut room.metas;
+        let count = self
+            .socket
+            .try_io(Interest::READABLE, || self.state.recv((&self.socket).into(), &mut slices, metas))?;
+        for (buffer, meta) in room.buffers.iter().zip(&room.metas).take(count) {
+            let received = buffer.get(..meta.len).unwrap_or_default();
+            if received.is_empty() {
+                take(meta.addr, received);
+            }
+            received.chunks(meta.stride.max(1)).for_each(|datagram| take(meta.addr, datagram));
+        }
+        Ok(())
+    }
+}
