@@ -4,7 +4,13 @@
 //! contestants of one workload take turns within every round, in another order each time; what is printed are medians, and the median of the ratios within
 //! the rounds. `-- --rounds 5 --only tcp,udp --json FILE` chooses.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::indexing_slicing, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    missing_docs
+)]
 
 use bytes::Bytes;
 use fastdrop_messages::vstp::{self as ours, FrameBytes, FrameType, HeadersBuf};
@@ -41,7 +47,10 @@ impl Who {
     }
 
     fn of(name: &str) -> Self {
-        [Self::Raw, Self::Ours, Self::OursOwned, Self::Crate].into_iter().find(|who| who.name() == name).unwrap()
+        [Self::Raw, Self::Ours, Self::OursOwned, Self::Crate]
+            .into_iter()
+            .find(|who| who.name() == name)
+            .unwrap()
     }
 }
 
@@ -53,10 +62,13 @@ fn main() {
         runtime.block_on(peer(&arguments[1], Who::of(&arguments[2]), size));
         return;
     }
-    let value = |flag: &str| arguments.iter().position(|argument| argument == flag).map(|at| arguments[at + 1].clone());
+    let value = |flag: &str| {
+        arguments.iter().position(|argument| argument == flag).map(|at| arguments[at + 1].clone())
+    };
     let rounds = value("--rounds").map_or(5, |text| text.parse().unwrap());
     let only = value("--only");
-    let wanted = |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|part| name.contains(part)));
+    let wanted =
+        |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|part| name.contains(part)));
     let mut results = Vec::new();
     for workload in workloads().into_iter().filter(|workload| wanted(workload.name)) {
         results.extend(workload.run(rounds, &runtime));
@@ -86,9 +98,21 @@ fn workloads() -> Vec<Workload> {
             is_time: false,
         },
         Workload { name: "tcp-frames", sizes: &[64], who: &[Ours, Crate], unit: "frames/s", is_time: false },
-        Workload { name: "tcp-latency", sizes: &[64], who: &[Raw, Ours, OursOwned, Crate], unit: "us", is_time: true },
+        Workload {
+            name: "tcp-latency",
+            sizes: &[64],
+            who: &[Raw, Ours, OursOwned, Crate],
+            unit: "us",
+            is_time: true,
+        },
         Workload { name: "udp-latency", sizes: &[64], who: &[Raw, Ours, Crate], unit: "us", is_time: true },
-        Workload { name: "udp-bulk", sizes: &[1 << 20, 64 << 20], who: &[Raw, Ours], unit: "MB/s", is_time: false },
+        Workload {
+            name: "udp-bulk",
+            sizes: &[1 << 20, 64 << 20],
+            who: &[Raw, Ours],
+            unit: "MB/s",
+            is_time: false,
+        },
     ]
 }
 
@@ -111,8 +135,9 @@ impl Workload {
             for (who, rounds) in self.who.iter().zip(&measured) {
                 let first: Vec<f64> = rounds.iter().map(|figures| figures[0]).collect();
                 let ratios = first.iter().zip(&best).map(|(one, raw)| one / raw).collect();
-                let figures: Vec<f64> =
-                    (0..rounds[0].len()).map(|n| median(rounds.iter().map(|figures| figures[n]).collect())).collect();
+                let figures: Vec<f64> = (0..rounds[0].len())
+                    .map(|n| median(rounds.iter().map(|figures| figures[n]).collect()))
+                    .collect();
                 let ratio = median(ratios);
                 let shown: Vec<String> = figures.iter().map(|figure| format!("{figure:.1}")).collect();
                 println!(
@@ -482,7 +507,8 @@ async fn udp_send(who: Who, size: usize, to: SocketAddr) -> Vec<f64> {
     let segments = state.max_gso_segments().min(65_000 / DATAGRAM);
     let contents = vec![0x5a; segments * DATAGRAM];
     let segment_size = Some(DATAGRAM);
-    let transmit = quinn_udp::Transmit { destination: to, ecn: None, contents: &contents, segment_size, src_ip: None };
+    let transmit =
+        quinn_udp::Transmit { destination: to, ecn: None, contents: &contents, segment_size, src_ip: None };
     tokio::task::block_in_place(|| {
         let until = Instant::now() + SENDING;
         while Instant::now() < until {

@@ -12,6 +12,7 @@ const INDEX: &str = "frag-index";
 const TOTAL: &str = "frag-total";
 const NESTED: &str = "nested";
 const REPLACES: &str = "frag-replaces";
+const PROBE: &str = "frag-probe";
 
 /// The most fragments of a message that peers of version 0.2 reassemble.
 pub const CLASSIC_TOTAL_MAX: u32 = 255;
@@ -35,6 +36,8 @@ pub struct Fragment {
     pub nested: bool,
     /// The number that the same message had before it was cut anew.
     pub replaces: Option<u64>,
+    /// Whether there is no message: it only asks for a report.
+    pub probe: bool,
 }
 
 impl Fragment {
@@ -46,7 +49,8 @@ impl Fragment {
         let wants_reports = text.len() > 1 && text.first() == Some(&b'0');
         let nested = headers.find(NESTED).is_some();
         let replaces = headers.number(REPLACES);
-        (index < total).then_some(Self { id, index, total, wants_reports, nested, replaces })
+        let probe = headers.find(PROBE).is_some();
+        (index < total).then_some(Self { id, index, total, wants_reports, nested, replaces, probe })
     }
 
     /// Whether a header belongs to the fragment and not to its message.
@@ -171,9 +175,9 @@ impl Writer {
     }
 }
 
-/// A probe: the first of two fragments, without payload (section 4). `padding` bytes more make it as large as a datagram that is tried.
+/// A probe: the first of two fragments (section 4), filled up to the size of a datagram that is tried.
 pub(super) fn write_probe(id: u64, datagram: usize, out: &mut Vec<u8>) {
-    let headers = HeadersBuf::default().with(ID, id_digits(id)).with(INDEX, 0).with(TOTAL, 2);
+    let headers = HeadersBuf::default().with(ID, id_digits(id)).with(INDEX, 0).with(TOTAL, 2).with(PROBE, 1);
     let headers = headers.as_headers();
     let padding = vec![0; datagram.saturating_sub(OVERHEAD_BYTES + headers.as_bytes().len())];
     let probe = FrameRef { typ: FrameType::Data, flags: Flags::FRAG, headers, payload: &padding };
@@ -315,8 +319,15 @@ mod tests {
             assert_eq!(Fragment::parse(headers.as_headers()), None, "{id} {index} {total}");
         }
         let headers = HeadersBuf::default().with(ID, "7").with(INDEX, "001").with(TOTAL, "2");
-        let expected =
-            Fragment { id: 7, index: 1, total: 2, wants_reports: false, nested: false, replaces: None };
+        let expected = Fragment {
+            id: 7,
+            index: 1,
+            total: 2,
+            wants_reports: false,
+            nested: false,
+            replaces: None,
+            probe: false,
+        };
         assert_eq!(Fragment::parse(headers.as_headers()), Some(expected));
     }
 

@@ -308,8 +308,15 @@ mod tests {
     #[test]
     fn memory_follows_what_came_and_not_what_was_announced() {
         let now = Instant::now();
-        let fragment =
-            Fragment { id: 9, index: 0, total: u32::MAX, wants_reports: true, nested: false, replaces: None };
+        let fragment = Fragment {
+            id: 9,
+            index: 0,
+            total: u32::MAX,
+            wants_reports: true,
+            nested: false,
+            replaces: None,
+            probe: false,
+        };
         let frame = FrameRef {
             typ: FrameType::Data,
             flags: Flags::FRAG,

@@ -103,6 +103,13 @@ impl Receiving {
         limits: &ReassemblyLimits,
     ) -> Got {
         let id = fragment.id;
+        if fragment.probe {
+            if fragment.wants_reports {
+                let report = Report { id, base: 1, limit: 1, delay_us: 0, bitmap: Vec::new() };
+                self.answer(|out| report.write(out));
+            }
+            return Got::Kept;
+        }
         if let Some(replaced) = fragment.replaces.filter(|_| fragment.wants_reports) {
             self.replace(now, replaced, fragment);
         }

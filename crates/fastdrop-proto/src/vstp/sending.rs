@@ -256,7 +256,7 @@ impl Sending {
     pub(super) fn handle_report(&mut self, now: Instant, report: &Report) -> Option<bool> {
         if let Some(&(_, size)) = self.probing.probes.iter().find(|(id, _)| *id == report.id) {
             self.on_probe_reported(now, report, size);
-            return Some(true);
+            return Some(false);
         }
         let at = self.outgoing.iter().position(|message| message.has_id(report.id))?;
         self.reports = Reports::Yes(now);
@@ -388,7 +388,7 @@ impl Sending {
         }
         self.pace_at = None;
         for _ in 0..self.outgoing.len() {
-            if let Some(len) = self.poll_outgoing(now, budget, segments, random, out) {
+            if let Some(len) = self.poll_outgoing(now, budget, segments, out) {
                 return Some(len);
             }
             self.outgoing.rotate_left(1);
@@ -427,7 +427,6 @@ impl Sending {
         now: Instant,
         budget: u64,
         segments: usize,
-        random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let reporting = self.is_reporting(now);
@@ -447,7 +446,7 @@ impl Sending {
             }
         }
         if message.total().is_none() || (reporting && self.probing.attempts == 0) {
-            if let Some(len) = self.poll_probe(now, reporting, budget, random, out) {
+            if let Some(len) = self.poll_probe(now, reporting, budget, out) {
                 return Some(len);
             }
         }
@@ -515,23 +514,19 @@ impl Sending {
     }
 
     /// Probes: the largest first, so that the reports say what fits before the smallest says that there are reports.
-    fn poll_probe(
-        &mut self,
-        now: Instant,
-        reporting: bool,
-        budget: u64,
-        random: &mut Random,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        let probing = &mut self.probing;
-        if probing.unsent.is_empty() {
+    fn poll_probe(&mut self, now: Instant, reporting: bool, budget: u64, out: &mut Vec<u8>) -> Option<usize> {
+        if self.probing.unsent.is_empty() {
             let due = self.probe_at().is_none_or(|at| at <= now) && self.probing.attempts < Self::PROBES_MAX;
             if !due {
                 return None;
             }
-            let mut id = || (random.next_u64() >> 1) | 1 << 40;
+            // Below 256, as programs of version 0.2 show their applications any other.
+            let probes = Self::DATAGRAMS.map(|size| {
+                self.next_id += 1;
+                (self.next_id & 0xff, size)
+            });
             let probing = &mut self.probing;
-            probing.probes = Self::DATAGRAMS.iter().map(|size| (id(), *size)).collect();
+            probing.probes = probes.to_vec();
             probing.unsent = probing.probes.clone();
             probing.attempts += 1;
             probing.sent_at = Some(now);

@@ -13,8 +13,8 @@ const SESSION: &str = "session";
 /// What a session is to do.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// Which session it is, for the peer.
-    pub id: u128,
+    /// Which session it is, at the end that accepts; None at the end that connects, which answers no HELLO.
+    pub id: Option<u128>,
     /// How often something is to be heard. None (the default of programs of version 0.2): never PING. From 100 ms to an hour.
     pub keep_alive: Option<Duration>,
     /// Whether HELLO and PING are answered at once; else only if the application has not done so by the time it reads on.
@@ -119,8 +119,8 @@ impl Session {
         }
     }
 
-    /// Which session it is.
-    pub fn id(&self) -> u128 {
+    /// Which session it is, at the end that accepts.
+    pub fn id(&self) -> Option<u128> {
         self.config.id
     }
 
@@ -197,8 +197,9 @@ impl Session {
     }
 
     fn handle_hello(&mut self, headers: Headers<'_>) {
+        let Some(id) = self.config.id else { return };
         self.agree(headers);
-        let mut welcome = HeadersBuf::default().with(SESSION, self.config.id);
+        let mut welcome = HeadersBuf::default().with(SESSION, id);
         if let (Some(_), Some(interval)) = (self.keep_alive, self.config.keep_alive) {
             welcome = welcome.with(KEEP_ALIVE, interval.as_millis());
         }
@@ -272,7 +273,7 @@ mod tests {
 
     fn session(keep_alive: Option<Duration>, answers: bool) -> (Instant, Session) {
         let now = Instant::now();
-        (now, Session::new(now, SessionConfig { id: 7, keep_alive, answers, first_msg_id: 100 }))
+        (now, Session::new(now, SessionConfig { id: Some(7), keep_alive, answers, first_msg_id: 100 }))
     }
 
     fn frame(typ: FrameType, headers: &[(&str, u64)]) -> FrameBytes {

@@ -159,7 +159,7 @@ async fn connect(addr: &str, trust: Option<&tls::Trust>) -> Result<Connected, Vs
         None => Stream::Plain(stream),
         Some(trust) => Stream::Tls(Box::new(tls::connect(stream, addr, trust).await?)),
     };
-    Ok(Connected::new(Connection::new(stream, TcpConfig::default(), 0, false)))
+    Ok(Connected::new(Connection::new(stream, TcpConfig::default(), None, false)))
 }
 
 async fn open(server: SocketAddr) -> Result<Arc<Handle>, VstpError> {

@@ -39,14 +39,14 @@ impl VstpTcpClient {
     /// The same, set up otherwise.
     pub async fn connect_with_config(addr: &str, config: TcpConfig) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
-        Ok(Self { connection: Connection::new(Stream::Plain(stream), config, 0, false), peer })
+        Ok(Self { connection: Connection::new(Stream::Plain(stream), config, None, false), peer })
     }
 
     /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
     pub async fn connect_tls(addr: &str, trust: &Trust, config: TcpConfig) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
         let stream = Stream::Tls(Box::new(super::tls::connect(stream, addr, trust).await?));
-        Ok(Self { connection: Connection::new(stream, config, 0, false), peer })
+        Ok(Self { connection: Connection::new(stream, config, None, false), peer })
     }
 
     /// The server's address.

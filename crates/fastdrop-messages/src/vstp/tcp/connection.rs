@@ -54,7 +54,7 @@ impl Connection {
     /// Frames that wait while an acknowledgement is waited for.
     const EARLY_MAX: usize = 1024;
 
-    pub(crate) fn new(stream: Stream, config: TcpConfig, id: u128, answers: bool) -> Self {
+    pub(crate) fn new(stream: Stream, config: TcpConfig, id: Option<u128>, answers: bool) -> Self {
         let session =
             SessionConfig { id, keep_alive: config.keep_alive, answers, first_msg_id: random() >> 1 };
         Self {
@@ -72,7 +72,7 @@ impl Connection {
     }
 
     pub(crate) fn session_id(&self) -> u128 {
-        self.session.id()
+        self.session.id().unwrap_or_default()
     }
 
     // ---- sending ----

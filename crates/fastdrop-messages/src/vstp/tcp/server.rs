@@ -148,7 +148,7 @@ impl VstpTcpServer {
         };
         let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
         tracing::debug!(%peer, session = id, "connected");
-        let connection = Connection::new(stream, self.config.clone(), id, answers);
+        let connection = Connection::new(stream, self.config.clone(), Some(id), answers);
         Ok(VstpTcpConnection { connection, peer, _permit: permit })
     }
 
