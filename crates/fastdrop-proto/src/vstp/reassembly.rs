@@ -295,6 +295,7 @@ mod tests {
             wants_reports: true,
             nested: false,
             replaces: None,
+            probe: false,
         };
         let mut reassembly = at.unwrap();
         assert_eq!(reassembly.handle_fragment(now, fragment, b"short", ROOM), Taken::Contradiction);
@@ -315,6 +316,7 @@ mod tests {
             wants_reports: true,
             nested: false,
             replaces: None,
+            probe: false,
             probe: false,
         };
         let frame = FrameRef {
