@@ -303,8 +303,8 @@ fn two_flows_share_a_line() {
         net.send(0, 1, message(255 * MIB, 1), false);
         pass(&mut net, Duration::from_millis(head_start_ms));
         net.send(0, 2, message(255 * MIB, 2), false);
-        // A hundred and twenty round trips to find their shares.
-        pass(&mut net, Duration::from_millis(rtt_ms * 120));
+        // A hundred and sixty round trips to find their shares.
+        pass(&mut net, Duration::from_millis(rtt_ms * 160));
         let from = came(&net);
         pass(&mut net, 12 * SECOND);
         let to = came(&net);

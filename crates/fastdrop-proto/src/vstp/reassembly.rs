@@ -317,7 +317,6 @@ mod tests {
             nested: false,
             replaces: None,
             probe: false,
-            probe: false,
         };
         let frame = FrameRef {
             typ: FrameType::Data,
