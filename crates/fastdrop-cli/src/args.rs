@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Moves files between machines: fast, verified, resumable, over one port.
+/// Moves files and messages between machines: fast, verified, resumable, over one port.
 #[derive(Debug, Parser)]
 #[command(
     name = "fastdrop",
@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Show what is there
     #[command(alias = "ls")]
     List(List),
+    /// Receive and send messages
+    #[command(subcommand)]
+    Message(crate::message::Message),
     /// Print a completion script
     Completions {
         /// For which shell

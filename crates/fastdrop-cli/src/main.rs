@@ -1,8 +1,9 @@
-//! `fastdrop`: serves a folder, sends, gets and lists.
+//! `fastdrop`: serves a folder, sends, gets and lists; and messages.
 
 mod args;
 mod config;
 mod exit;
+mod message;
 mod output;
 mod progress;
 mod run;

@@ -58,6 +58,13 @@ impl Output {
         }
     }
 
+    /// Writes what was asked for, unless events are wanted.
+    pub(crate) fn result(&self, text: &str) {
+        if !self.json {
+            self.line(text);
+        }
+    }
+
     /// Reports an error, the last thing that is said.
     pub(crate) fn error(&self, error: &Error, code: u8) {
         self.event("error", json!({ "message": error.to_string(), "exit": code }));

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why the program ends before it has begun.
-enum Refused {
+pub(crate) enum Refused {
     Usage(String),
     Failed(anyhow::Error),
 }
@@ -49,6 +49,7 @@ pub(crate) fn run(matches: ArgMatches) -> ExitCode {
         Command::Send(send) => self::send(&cli.common, send),
         Command::Get(get) => self::get(&cli.common, get),
         Command::List(list) => self::list(&cli.common, list),
+        Command::Message(message) => crate::message::run(&cli.common, message),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut crate::config::command(), "fastdrop", &mut std::io::stdout());
             Ok(ExitCode::Done)
@@ -89,7 +90,9 @@ fn log(common: &Common, default: &str) {
     };
     // A log that cannot be written, on a full disk say, is no reason to stop.
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("fastdrop={level}")))
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!(
+            "fastdrop={level},fastdrop_messages={level}"
+        )))
         .with_writer(std::io::stderr)
         .with_ansi(color)
         .log_internal_errors(false)
@@ -104,7 +107,7 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-fn begin(common: &Common, default_level: &str) -> Result<(Stop, Signals), Refused> {
+pub(crate) fn begin(common: &Common, default_level: &str) -> Result<(Stop, Signals), Refused> {
     log(common, default_level);
     raise_descriptors();
     let stop = Stop::new();

@@ -44,7 +44,7 @@ impl Stop {
     }
 
     /// Waits, in the asynchronous plane, until it has.
-    pub(crate) async fn wait(&self) {
+    pub async fn wait(&self) {
         let notified = self.0.notify.notified();
         if !self.is_stopped() {
             notified.await;

@@ -1,7 +1,7 @@
 //! The server for both transports.
 
 use super::{TIMEOUT, within};
-use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer, ended, tls};
+use crate::vstp::tcp::{Ending, TcpConfig, VstpTcpConnection, VstpTcpServer, tls};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::VstpUdpServer;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// Answers values with values.
@@ -131,7 +131,7 @@ where
     })
 }
 
-async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: watch::Receiver<bool>, answer: A)
+async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: Ending, answer: A)
 where
     A: Fn(Frame) -> Fut,
     Fut: Future<Output = Option<Frame>> + Send,
@@ -140,7 +140,7 @@ where
         loop {
             let frame = tokio::select! {
                 frame = connection.recv() => frame?,
-                () = ended(&mut ending) => None,
+                () = ending.wait() => None,
             };
             let Some(frame) = frame else { return connection.close().await };
             if let Some(answer) = answer(frame).await {

@@ -82,7 +82,12 @@ impl VstpTcpClient {
 
     /// Sends a frame, and waits at most 30 seconds until the server has acknowledged it. Frames that come meanwhile are kept for [`Self::recv`].
     pub async fn send_with_ack(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.send_with_ack(frame, Self::ACK_PATIENCE).await
+        self.connection.send_with_ack(vec![frame], Self::ACK_PATIENCE).await
+    }
+
+    /// The same for several frames, in one round trip.
+    pub async fn send_all_with_ack(&mut self, frames: Vec<Frame>) -> Result<(), VstpError> {
+        self.connection.send_with_ack(frames, Self::ACK_PATIENCE).await
     }
 
     /// Says HELLO. The server's WELCOME comes by [`Self::recv`].

@@ -10,7 +10,7 @@ use fastdrop_proto::vstp::{
     ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session, SessionConfig,
     Verdict,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -116,26 +116,35 @@ impl Connection {
         (frame.with_header(MSG_ID, &msg_id.to_string()).with_flag(Flags::REQ_ACK), msg_id)
     }
 
-    /// Sends, and waits until the peer has acknowledged; what else comes meanwhile is kept for `recv`.
-    pub(crate) async fn send_with_ack(&mut self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
-        let (frame, msg_id) = self.numbered(frame);
+    /// Sends, and waits until the peer has acknowledged all of them; what else comes meanwhile is kept for `recv`.
+    pub(crate) async fn send_with_ack(
+        &mut self,
+        frames: Vec<Frame>,
+        patience: Duration,
+    ) -> Result<(), VstpError> {
+        let (frames, numbers): (Vec<_>, Vec<_>) =
+            frames.into_iter().map(|frame| self.numbered(frame)).unzip();
+        let mut waiting: BTreeSet<u64> = numbers.into_iter().collect();
         let acknowledged = async {
-            self.send(frame).await?;
-            loop {
+            for frame in frames {
+                self.feed(frame).await?;
+            }
+            self.flush().await?;
+            while !waiting.is_empty() {
                 match self.next().await? {
                     None => return Err(VstpError::ConnectionClosed),
-                    Some(Next::Acknowledged(acknowledged)) if acknowledged == msg_id => return Ok(()),
-                    Some(Next::Acknowledged(_)) => {}
+                    Some(Next::Acknowledged(msg_id)) => drop(waiting.remove(&msg_id)),
                     Some(Next::Frame(_)) if self.early.len() >= Self::EARLY_MAX => {
                         return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
                     }
                     Some(Next::Frame(frame)) => self.early.push_back(frame),
                 }
             }
+            Ok(())
         };
         let outcome = tokio::time::timeout(patience, acknowledged).await;
         outcome.unwrap_or_else(|_| {
-            self.session.forget(msg_id);
+            waiting.iter().for_each(|msg_id| self.session.forget(*msg_id));
             Err(VstpError::Timeout)
         })
     }

@@ -14,8 +14,7 @@ pub mod tls;
 pub use client::VstpTcpClient;
 pub(super) use client::dial;
 pub(super) use connection::{Connection, Next};
-pub(super) use server::ended;
-pub use server::{VstpTcpConnection, VstpTcpServer};
+pub use server::{Ending, VstpTcpConnection, VstpTcpServer};
 
 /// What a connection does and bears.
 #[derive(Debug, Clone)]

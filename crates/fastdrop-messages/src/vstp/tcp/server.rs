@@ -58,7 +58,7 @@ impl VstpTcpConnection {
 
     /// Sends a frame, and waits until the client has acknowledged it.
     pub async fn send_with_ack(&mut self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
-        self.connection.send_with_ack(frame, patience).await
+        self.connection.send_with_ack(vec![frame], patience).await
     }
 
     /// The next frame; None when the client has ended. A HELLO or PING is answered when this is called again, unless the application has answered it; a frame that wants
@@ -179,18 +179,16 @@ impl VstpTcpServer {
         .await
     }
 
-    /// Accepts until `end`, and gives each client a task of its own.
-    pub(crate) async fn serve<S, Fut>(
-        self,
-        end: impl Future<Output = ()>,
-        session: S,
-    ) -> Result<(), VstpError>
+    /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are answered. `session` should end
+    /// soon after its [`Ending`] says so.
+    pub async fn serve<S, Fut>(self, end: impl Future<Output = ()>, session: S) -> Result<(), VstpError>
     where
-        S: Fn(VstpTcpConnection, watch::Receiver<bool>) -> Fut + Send + Sync + 'static,
+        S: Fn(VstpTcpConnection, Ending) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send,
     {
         let drain = self.config.drain;
         let (ending, ended) = watch::channel(false);
+        let ended = Ending(ended);
         let shared = Arc::new((self, session));
         let mut sessions = JoinSet::new();
         tokio::pin!(end);
@@ -232,6 +230,17 @@ impl VstpTcpServer {
     }
 }
 
+/// Says when a server ends.
+#[derive(Debug, Clone)]
+pub struct Ending(watch::Receiver<bool>);
+
+impl Ending {
+    /// Waits until it does.
+    pub async fn wait(&mut self) {
+        let _ = self.0.wait_for(|ending| *ending).await;
+    }
+}
+
 /// A connection before its handshake.
 struct Accepted {
     stream: TcpStream,
@@ -248,7 +257,7 @@ fn log_panic(result: Result<(), tokio::task::JoinError>) {
 async fn handle_all<F, Fut>(
     connection: &mut VstpTcpConnection,
     handler: &F,
-    ending: &mut watch::Receiver<bool>,
+    ending: &mut Ending,
 ) -> Result<(), VstpError>
 where
     F: Fn(SessionId, Frame) -> Fut,
@@ -258,7 +267,7 @@ where
     loop {
         let frame = tokio::select! {
             frame = connection.recv() => frame?,
-            () = ended(ending) => return connection.close().await,
+            () = ending.wait() => return connection.close().await,
         };
         let Some(frame) = frame else { return connection.connection.flush().await };
         let handled = handler(id, frame);
@@ -273,9 +282,4 @@ where
             }
         }
     }
-}
-
-/// Waits until the server ends.
-pub(crate) async fn ended(ending: &mut watch::Receiver<bool>) {
-    let _ = ending.wait_for(|ending| *ending).await;
 }

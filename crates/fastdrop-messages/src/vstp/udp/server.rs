@@ -108,8 +108,8 @@ impl VstpUdpServer {
         Ok(())
     }
 
-    /// Answers what asks whether anybody is there.
-    pub(crate) async fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
+    /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves; nothing else.
+    pub async fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
         let typ = match frame.typ {
             FrameType::Hello => FrameType::Welcome,
             FrameType::Ping => FrameType::Pong,
