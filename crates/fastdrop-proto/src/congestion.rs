@@ -36,6 +36,8 @@ pub trait Controller: Debug + Send {
     fn on_lost(&mut self, now: Instant, bytes: u64);
     /// Nothing has been heard for a retransmission timeout.
     fn on_timeout(&mut self, now: Instant);
+    /// What leaves comes in pieces of this many bytes from now on.
+    fn on_datagram(&mut self, bytes: u64);
     /// The bytes that may be on their way at once.
     fn window(&self) -> u64;
     /// The bytes a second at which they may leave; None while nothing is known.
@@ -123,6 +125,11 @@ impl Flow {
     /// What the controller allows on its way.
     pub fn window(&self) -> u64 {
         self.controller.window()
+    }
+
+    /// What leaves comes in pieces of this many bytes from now on.
+    pub fn on_datagram(&mut self, bytes: u64) {
+        self.controller.on_datagram(bytes);
     }
 
     /// Whether more may leave now, and how much.

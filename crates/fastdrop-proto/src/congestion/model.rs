@@ -178,6 +178,10 @@ impl Controller for Model {
         self.timed_out = true;
     }
 
+    fn on_datagram(&mut self, bytes: u64) {
+        self.datagram = bytes;
+    }
+
     fn window(&self) -> u64 {
         if self.timed_out {
             return self.datagram;

@@ -442,7 +442,8 @@ impl Sending {
                 }
                 // Numbers beyond 255 are only for those who report.
                 Ok(total) if total > CLASSIC_TOTAL_MAX && !reporting => message.uncut(&mut self.flow),
-                Ok(_) => {}
+                // Fewer than a few of them on their way would wait for each other's reports.
+                Ok(_) => self.flow.on_datagram(size as u64),
             }
         }
         if message.total().is_none() || (reporting && self.probing.attempts == 0) {

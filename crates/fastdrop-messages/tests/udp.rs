@@ -1,0 +1,278 @@
+//! UDP over real sockets, by way of a relay that loses, repeats and reorders.
+
+use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
+use fastdrop_messages::vstp::{
+    Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpUdpClient, VstpUdpServer, encode_frame,
+};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use tokio::task::{JoinHandle, JoinSet};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("in time")
+}
+
+/// Stands between one client and a server, and does to a share of the datagrams in both directions what networks do.
+struct Relay {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    async fn start(server: SocketAddr, share: f64, seed: u64) -> Self {
+        let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = front.local_addr().unwrap();
+        let back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        back.connect(server).await.unwrap();
+        for socket in [&front, &back] {
+            socket2::SockRef::from(socket).set_recv_buffer_size(4 << 20).unwrap();
+        }
+        let task = tokio::spawn(async move {
+            let mut random = seed;
+            let mut chance = move || {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((random >> 33) as f64 / (1_u64 << 31) as f64) < share
+            };
+            let (mut client, mut one, mut two) = (None, vec![0; 65_536], vec![0; 65_536]);
+            // A datagram that waits to be overtaken by the next one of its direction.
+            let (mut up, mut down) = (None::<Vec<u8>>, None::<Vec<u8>>);
+            loop {
+                tokio::select! {
+                    received = front.recv_from(&mut one) => {
+                        let (len, from) = received.unwrap();
+                        client = Some(from);
+                        for datagram in treat(&one[..len], &mut up, &mut chance) {
+                            let _ = back.send(&datagram).await;
+                        }
+                    }
+                    received = back.recv(&mut two) => {
+                        let (Ok(len), Some(client)) = (received, client) else { continue };
+                        for datagram in treat(&two[..len], &mut down, &mut chance) {
+                            let _ = front.send_to(&datagram, client).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn treat(datagram: &[u8], held: &mut Option<Vec<u8>>, chance: &mut impl FnMut() -> bool) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    if !chance() {
+        if held.is_none() && chance() {
+            *held = Some(datagram.to_vec());
+            return out;
+        }
+        out.push(datagram.to_vec());
+        if chance() {
+            out.push(datagram.to_vec());
+        }
+    }
+    out.extend(held.take());
+    out
+}
+
+fn frame(payload: Vec<u8>) -> FrameBytes {
+    FrameBytes::new(FrameType::Data, HeadersBuf::default(), payload.into())
+}
+
+fn payload(len: usize) -> Vec<u8> {
+    let mut state = len as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_megabytes_arrive() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let sent = payload(100_000_000);
+    let (sending, received) =
+        soon(async { tokio::join!(client.send_bytes(frame(sent.clone()), to), server.recv_bytes()) }).await;
+    sending.unwrap();
+    assert!(received.unwrap().0.payload == sent);
+    assert_eq!(server.reassembly_session_count().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_95_a_large_message_arrives_through_a_relay_that_loses_a_fifth() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let relay = Relay::start(server.local_addr().unwrap(), 0.2, 1).await;
+    let mut client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let sent = Frame::new(FrameType::Data).with_header("name", "large").with_payload(payload(5_000_000));
+    let (sending, received) =
+        soon(async { tokio::join!(client.send_with_ack(sent.clone(), relay.address), server.recv()) }).await;
+    sending.unwrap();
+    let (received, _) = received.unwrap();
+    assert!(received.payload == sent.payload);
+    assert_eq!(received.get_header("name"), Some("large"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_95_acknowledged_frames_come_once_each() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let relay = Relay::start(server.local_addr().unwrap(), 0.1, 2).await;
+    let to = relay.address;
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let sending = tokio::spawn(async move {
+        let client = Arc::new(client);
+        let mut all = JoinSet::new();
+        for n in 0..200_u32 {
+            let client = Arc::clone(&client);
+            all.spawn(async move { client.deliver(frame(n.to_be_bytes().to_vec()), to).await });
+        }
+        all.join_all().await.into_iter().filter(Result::is_ok).count()
+    });
+    let mut came = Vec::new();
+    while came.len() < 200 {
+        let (frame, _) = soon(server.recv_bytes()).await.unwrap();
+        came.push(u32::from_be_bytes(frame.payload[..].try_into().unwrap()));
+    }
+    assert_eq!(sending.await.unwrap(), 200);
+    came.sort_unstable();
+    assert_eq!(came, (0..200).collect::<Vec<_>>());
+    let more = tokio::time::timeout(Duration::from_millis(200), server.recv_bytes()).await;
+    assert!(more.is_err(), "one came twice");
+}
+
+#[tokio::test]
+async fn case_71_what_is_no_frame_is_counted_and_dropped() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server.local_addr().unwrap()).await.unwrap();
+    let good = encode_frame(&Frame::new(FrameType::Data).with_payload(b"good".to_vec())).unwrap();
+    let mut version = good.to_vec();
+    version[2] = 2;
+    let mut magic = good.to_vec();
+    magic[0] = 0;
+    let mut crc = good.to_vec();
+    *crc.last_mut().unwrap() ^= 1;
+    let mut typ = good[..good.len() - 4].to_vec();
+    typ[3] = 9;
+    let sum = crc32fast::hash(&typ);
+    typ.extend_from_slice(&sum.to_be_bytes());
+    let mut long = good.to_vec();
+    long.push(0);
+    for bad in [vec![], vec![0; 65_507], version, magic, crc, typ, long, good[..good.len() - 1].to_vec()] {
+        socket.send(&bad).await.unwrap();
+    }
+    socket.send(&good).await.unwrap();
+    assert_eq!(soon(server.recv()).await.unwrap().0.payload, b"good");
+    let counters = server.counters();
+    assert_eq!((counters.datagrams, counters.malformed), (9, 8));
+    let mut buffer = [0; 100];
+    let answer = tokio::time::timeout(Duration::from_millis(200), socket.recv(&mut buffer)).await;
+    assert!(answer.is_err(), "an error was answered");
+}
+
+#[tokio::test]
+async fn case_73_unfinished_messages_are_bounded() {
+    let limits = ReassemblyLimits { messages_max: 20, peer_messages_max: 10, ..ReassemblyLimits::default() };
+    let server = VstpUdpServer::bind_with_limits("127.0.0.1:0", limits).await.unwrap();
+    let to = server.local_addr().unwrap();
+    for _ in 0..4 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for id in 0..50 {
+            let fragment = Frame::new(FrameType::Data)
+                .with_flag(Flags::FRAG)
+                .with_header("frag-id", &id.to_string())
+                .with_header("frag-index", "0")
+                .with_header("frag-total", "2")
+                .with_payload(vec![0; 1000]);
+            socket.send_to(&encode_frame(&fragment).unwrap(), to).await.unwrap();
+        }
+    }
+    let last = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let whole = encode_frame(&Frame::new(FrameType::Data)).unwrap();
+    last.send_to(&whole, to).await.unwrap();
+    soon(server.recv()).await.unwrap();
+    assert_eq!(server.reassembly_session_count().await, 20);
+    assert_eq!(server.counters().refused, 180);
+}
+
+#[tokio::test]
+async fn a_refusal_says_why() {
+    let limits = ReassemblyLimits { message_bytes_max: 100_000, ..ReassemblyLimits::default() };
+    let server = VstpUdpServer::bind_with_limits("127.0.0.1:0", limits).await.unwrap();
+    let to = server.local_addr().unwrap();
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let refused = soon(client.deliver(frame(vec![0; 200_000]), to)).await;
+    assert_eq!(refused, Err(Failure::Refused("too-large".into())));
+    let (sent, received) = tokio::join!(client.deliver(frame(vec![0; 90_000]), to), server.recv_bytes());
+    sent.unwrap();
+    assert_eq!(received.unwrap().0.payload.len(), 90_000);
+}
+
+/// A server answers a small question of a stranger with much: the stranger proves itself and gets it.
+#[tokio::test]
+async fn case_70_a_large_answer_waits_for_a_proof_and_comes() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let answering = tokio::spawn(async move {
+        let (_, from) = server.recv().await.unwrap();
+        for len in [1000, 3_000, 2_000_000] {
+            server.send_bytes(frame(payload(len)), from).await.unwrap();
+        }
+    });
+    let mut client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    client.send(Frame::new(FrameType::Data), to).await.unwrap();
+    for len in [1000, 3_000, 2_000_000] {
+        let (frame, _) = soon(client.recv()).await.unwrap();
+        assert!(frame.payload == payload(len), "{len}");
+    }
+    answering.await.unwrap();
+}
+
+/// A receiver that takes nothing: what is sent waits, and memory stays within bounds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_97_a_reader_that_crawls_holds_the_sender_back() {
+    let limits = ReassemblyLimits { bytes_max: 8 << 20, ..ReassemblyLimits::default() };
+    let server = VstpUdpServer::bind_with_limits("127.0.0.1:0", limits).await.unwrap();
+    let to = server.local_addr().unwrap();
+    let sending = tokio::spawn(async move {
+        let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+        for n in 0..12_u8 {
+            client.send_bytes(frame(vec![n; 2 << 20]), to).await.unwrap();
+        }
+    });
+    // Long enough for all of it, if nothing held it back.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!sending.is_finished(), "24 MiB do not fit into 8");
+    for n in 0..12_u8 {
+        let (frame, _) = soon(server.recv_bytes()).await.unwrap();
+        assert!(frame.payload.len() == 2 << 20 && frame.payload.iter().all(|byte| *byte == n), "{n}");
+    }
+    soon(sending).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_client_was_dropped_still_arrives() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let relay = Relay::start(server.local_addr().unwrap(), 0.3, 5).await;
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let sent = Frame::new(FrameType::Data).with_payload(payload(100_000));
+    {
+        let mut sending = Box::pin(client.send(sent.clone(), relay.address));
+        // It has begun, and nobody waits for its end.
+        let begun = std::future::poll_fn(|cx| std::task::Poll::Ready(sending.as_mut().poll(cx))).await;
+        assert!(begun.is_pending());
+    }
+    drop(client);
+    assert!(soon(server.recv()).await.unwrap().0.payload == sent.payload);
+}
