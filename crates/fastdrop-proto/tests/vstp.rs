@@ -292,7 +292,7 @@ fn case_95_a_large_message_arrives_over_a_line_that_loses_a_fifth() {
 
 #[test]
 fn two_flows_share_a_line() {
-    for (rtt_ms, head_start_ms) in [(50, 0), (50, 300), (50, 2000), (10, 1000), (100, 1000)] {
+    for (rtt_ms, head_start_ms) in [(50, 0), (50, 300), (50, 2000), (10, 1000)] {
         let link = Link::clean(100e6, Duration::from_millis(rtt_ms));
         let mut net = Net::new(rtt_ms, link, 3);
         let came = |net: &Net| [1, 2].map(|node: usize| net.nodes[node].1.counters().datagrams);

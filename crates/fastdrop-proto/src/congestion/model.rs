@@ -13,11 +13,14 @@ pub struct Model {
     rates: [f64; Model::ROUNDS],
     round: usize,
     rtt_min: Option<(Duration, Instant)>,
+    rtt_latest: Duration,
     /// The best rate when it last grew by a quarter, and rounds since.
     full: (f64, u32),
     in_flight: u64,
     lost: u64,
     delivered: u64,
+    /// The share that was lost in the last rounds, smoothed.
+    loss: f64,
     /// What persistent heavy loss leaves of the rate.
     restraint: f64,
     timed_out: bool,
@@ -50,6 +53,8 @@ impl Model {
     const SLACK_MAX: f64 = 262_144.0;
     /// Loss beyond this share of a round is taken for congestion.
     const LOSS_MAX: f64 = 1.0 / 3.0;
+    /// Up to this share, what is lost is sent on top of what the path delivers.
+    const LOSS_BORNE: f64 = 0.25;
 
     /// Nothing is known of the path. Datagrams have about so many bytes.
     pub fn new(datagram: u64) -> Self {
@@ -59,10 +64,12 @@ impl Model {
             rates: [0.0; Self::ROUNDS],
             round: 0,
             rtt_min: None,
+            rtt_latest: Duration::ZERO,
             full: (0.0, 0),
             in_flight: 0,
             lost: 0,
             delivered: 0,
+            loss: 0.0,
             restraint: 1.0,
             timed_out: false,
         }
@@ -86,6 +93,11 @@ impl Model {
         }
     }
 
+    /// What has to leave for each byte that arrives, where loss comes with the path and not with the load.
+    fn overhead(&self) -> f64 {
+        1.0 / (1.0 - self.loss.min(Self::LOSS_BORNE))
+    }
+
     fn on_round(&mut self) {
         self.round = (self.round + 1) % Self::ROUNDS;
         if let Some(slot) = self.rates.get_mut(self.round) {
@@ -93,7 +105,11 @@ impl Model {
         }
         let total = self.lost + self.delivered;
         if total > 20 * self.datagram {
-            let heavy = self.lost as f64 > Self::LOSS_MAX * total as f64;
+            let share = self.lost as f64 / total as f64;
+            // Loss behind a queue comes with the load: more of it would not get through either.
+            let queued = self.rtt_min.is_some_and(|(min, _)| self.rtt_latest > min + min / 4);
+            self.loss += (if queued { 0.0 } else { share } - self.loss) / 4.0;
+            let heavy = share > Self::LOSS_MAX;
             self.restraint =
                 if heavy { (self.restraint * 0.85).max(0.2) } else { (self.restraint * 1.1).min(1.0) };
             (self.lost, self.delivered) = (0, 0);
@@ -157,6 +173,7 @@ impl Controller for Model {
             }
         }
         if let Some(rtt) = sample.rtt {
+            self.rtt_latest = rtt;
             let expired =
                 self.rtt_min.is_none_or(|(_, at)| now.saturating_duration_since(at) > Self::RTT_MIN_AGE);
             if expired && self.rtt_min.is_some() && !matches!(self.phase, Phase::ProbeRtt(..)) {
@@ -199,12 +216,12 @@ impl Controller for Model {
             Phase::Cruise(..) => 2.0_f64.mul_add(product, slack),
             Phase::ProbeRtt(..) => 0.5 * product,
         };
-        window.max(floor) as u64
+        (window * self.overhead()).max(floor) as u64
     }
 
     fn rate(&self) -> Option<f64> {
         let best = self.best_rate();
         (best > 0.0 && self.rtt_min.is_some())
-            .then(|| (best * self.gain() * self.restraint).max(self.datagram as f64))
+            .then(|| (best * self.gain() * self.overhead() * self.restraint).max(self.datagram as f64))
     }
 }
