@@ -1,5 +1,7 @@
 //! Against the crate `vstp` 0.2.1, in both directions.
 
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
 use bytes::BytesMut;
 use fastdrop_messages::vstp as ours;
 use proptest::prelude::*;

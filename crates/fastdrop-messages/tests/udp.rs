@@ -1,5 +1,7 @@
 //! UDP over real sockets, by way of a relay that loses, repeats and reorders.
 
+#![allow(clippy::expect_used, reason = "helpers of tests")]
+
 use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
 use fastdrop_messages::vstp::{
     Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpUdpClient, VstpUdpServer, encode_frame,

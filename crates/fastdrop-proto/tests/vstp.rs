@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
-    Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameType, HeadersBuf, SendId,
+    Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

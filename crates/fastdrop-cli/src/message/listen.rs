@@ -40,13 +40,19 @@ pub(super) async fn listen(listen: Listen, output: Output, stop: &Stop) -> Resul
     let tcp = async {
         match tcp {
             Some(tcp) => tcp.serve(stop.wait(), move |client, ending| serve(client, ending, printer)).await,
-            None => Ok(stop.wait().await),
+            None => {
+                let _: () = stop.wait().await;
+                Ok(())
+            }
         }
     };
     let udp = async {
         match udp {
             Some(udp) => serve_datagrams(udp, stop, printer).await,
-            None => Ok(stop.wait().await),
+            None => {
+                let _: () = stop.wait().await;
+                Ok(())
+            }
         }
     };
     tokio::try_join!(tcp, udp).map(|_| ())

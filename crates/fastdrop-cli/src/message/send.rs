@@ -192,10 +192,10 @@ async fn by_udp(
             let frame = frame.try_into()?;
             if ack { Ok(client.deliver(frame, to).await?) } else { client.send_bytes(frame, to).await }
         });
-        if under_way.len() >= BATCH {
-            if let Some(outcome) = under_way.join_next().await {
-                counted(outcome, sent)?;
-            }
+        if under_way.len() >= BATCH
+            && let Some(outcome) = under_way.join_next().await
+        {
+            counted(outcome, sent)?;
         }
     }
     while let Some(outcome) = under_way.join_next().await {

@@ -165,12 +165,11 @@ impl Controller for Model {
         if sample.round_began {
             self.on_round();
         }
-        if let Some(rate) = sample.rate {
-            if !sample.app_limited || rate > self.best_rate() {
-                if let Some(slot) = self.rates.get_mut(self.round) {
-                    *slot = slot.max(rate);
-                }
-            }
+        if let Some(rate) = sample.rate
+            && (!sample.app_limited || rate > self.best_rate())
+            && let Some(slot) = self.rates.get_mut(self.round)
+        {
+            *slot = slot.max(rate);
         }
         if let Some(rtt) = sample.rtt {
             self.rtt_latest = rtt;

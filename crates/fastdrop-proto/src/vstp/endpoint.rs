@@ -312,10 +312,10 @@ impl Endpoint {
         let headers = HeadersBuf::default().with(CHALLENGE, 1);
         let mut pong = Vec::new();
         let answer = FrameRef { typ: FrameType::Pong, headers: headers.as_headers(), ..*frame };
-        if answer.encode(&mut pong).is_ok() {
-            if let Some(peer) = self.peers.get_mut(&from) {
-                let _ = Self::push_small(now, peer, pong);
-            }
+        if answer.encode(&mut pong).is_ok()
+            && let Some(peer) = self.peers.get_mut(&from)
+        {
+            let _ = Self::push_small(now, peer, pong);
         }
     }
 
@@ -572,11 +572,11 @@ impl Peer {
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let budget = self.budget();
-        if let Some(answer) = self.receiving.poll_answer(now, others, limits) {
-            if answer.len() as u64 <= budget {
-                *out = answer;
-                return Some(out.len());
-            }
+        if let Some(answer) = self.receiving.poll_answer(now, others, limits)
+            && answer.len() as u64 <= budget
+        {
+            *out = answer;
+            return Some(out.len());
         }
         if let Some((_, bytes)) = self.small.front() {
             if bytes.len() as u64 > budget {

@@ -158,10 +158,10 @@ impl Writer {
         let slice = self.slice(index);
         out.extend_from_slice(&self.front);
         let Some(front) = out.get_mut(start..) else { return };
-        if slice.len() != self.slice {
-            if let Some(len) = front.get_mut(7..frame::HEAD_BYTES) {
-                len.copy_from_slice(&(slice.len() as u32).to_be_bytes());
-            }
+        if slice.len() != self.slice
+            && let Some(len) = front.get_mut(7..frame::HEAD_BYTES)
+        {
+            len.copy_from_slice(&(slice.len() as u32).to_be_bytes());
         }
         let mut rest = index;
         let digits = front.get_mut(self.index_at..self.index_at + self.index_digits);

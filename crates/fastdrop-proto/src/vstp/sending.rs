@@ -446,10 +446,10 @@ impl Sending {
                 Ok(_) => self.flow.on_datagram(size as u64),
             }
         }
-        if message.total().is_none() || (reporting && self.probing.attempts == 0) {
-            if let Some(len) = self.poll_probe(now, reporting, budget, out) {
-                return Some(len);
-            }
+        if (message.total().is_none() || (reporting && self.probing.attempts == 0))
+            && let Some(len) = self.poll_probe(now, reporting, budget, out)
+        {
+            return Some(len);
         }
         self.outgoing.front()?.total()?;
         let mut allowed = if reporting { self.allowed(now)? } else { self.allowed_blind(now)? };

@@ -80,10 +80,10 @@ impl Task {
                 () = pause, if ping_at.is_some() => self.peer_ended |= self.connection.ping().await.is_err(),
             }
         }
-        if !self.peer_ended {
-            if let Err(error) = self.connection.close().await {
-                tracing::debug!(%error, "the connection was gone before BYE");
-            }
+        if !self.peer_ended
+            && let Err(error) = self.connection.close().await
+        {
+            tracing::debug!(%error, "the connection was gone before BYE");
         }
     }
 

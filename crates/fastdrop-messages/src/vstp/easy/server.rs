@@ -169,10 +169,10 @@ where
         let (udp, answer) = (Arc::clone(&udp), answer.clone());
         handlers.spawn(async move {
             let _permit = permit;
-            if let Some(answer) = answer(frame.into()).await {
-                if let Err(error) = udp.send(answer, from).await {
-                    tracing::debug!(%from, %error, "the answer did not arrive");
-                }
+            if let Some(answer) = answer(frame.into()).await
+                && let Err(error) = udp.send(answer, from).await
+            {
+                tracing::debug!(%from, %error, "the answer did not arrive");
             }
         });
     }
