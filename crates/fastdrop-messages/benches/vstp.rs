@@ -291,7 +291,7 @@ async fn tcp_send(who: Who, size: usize, to: SocketAddr) {
 
 async fn tcp_receive(who: Who, size: usize, frames: bool) {
     let mut count = 0_u64;
-    let mut start = Instant::now();
+    let start;
     match who {
         Who::Raw => {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -2,5 +2,4 @@
 //!
 //! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet tokio.
 
-/// VSTP, with the names of the crate `vstp` 0.2.
 pub mod vstp;

@@ -1,6 +1,6 @@
 //! Programs that were written for the crate `vstp` 0.2, with another dependency.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 use bytes::BytesMut;
 use fastdrop_messages::vstp;

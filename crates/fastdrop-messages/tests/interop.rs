@@ -1,6 +1,6 @@
 //! Against the crate `vstp` 0.2.1, in both directions.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 use bytes::BytesMut;
 use fastdrop_messages::vstp as ours;
@@ -259,4 +259,34 @@ proptest! {
         }
         prop_assert_eq!(one.len(), two.len(), "the same is taken from the buffer");
     }
+}
+
+/// The vectors of the specification, which another program wrote.
+#[test]
+fn the_vectors_are_read_and_written() {
+    let vectors = include_str!("../../../docs/protocol/vectors/vstp.txt");
+    let mut count = 0;
+    for line in vectors.lines().filter(|line| !line.starts_with('#')) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [typ, flags, headers, payload, bytes] = fields[..] else { panic!("{line}") };
+        let unhex = |text: &str| -> Vec<u8> {
+            (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap()).collect()
+        };
+        let mut frame = ours::Frame::new(ours::FrameType::from_u8(typ.parse().unwrap()).unwrap());
+        frame.flags = ours::Flags::from_bits(u8::from_str_radix(flags, 16).unwrap()).unwrap();
+        for header in headers.split(',').filter(|header| *header != "-") {
+            let (key, value) = header.split_once('=').unwrap();
+            frame = frame.with_header(key, value);
+        }
+        frame.payload = unhex(if payload == "-" { "" } else { payload });
+        let bytes = unhex(bytes);
+        assert_eq!(ours::encode_frame(&frame).unwrap(), bytes, "{line}");
+        assert_eq!(
+            ours::try_decode_frame(&mut BytesMut::from(&bytes[..]), 1000).unwrap(),
+            Some(frame),
+            "{line}"
+        );
+        count += 1;
+    }
+    assert_eq!(count, 11);
 }

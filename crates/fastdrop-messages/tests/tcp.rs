@@ -1,6 +1,6 @@
 //! TCP: sessions, acknowledgements, TLS, limits.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 use fastdrop_messages::vstp::tcp::TcpConfig;
 use fastdrop_messages::vstp::tcp::tls::{Fingerprint, Identity, Trust};

@@ -1,6 +1,6 @@
 //! UDP over real sockets, by way of a relay that loses, repeats and reorders.
 
-#![allow(clippy::expect_used, reason = "helpers of tests")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
 use fastdrop_messages::vstp::{

@@ -7,7 +7,6 @@
 
 /// Checksums of chunks, and how those of pieces and slices are joined.
 pub mod checksum;
-/// How much may be on its way through a network.
 pub mod congestion;
 /// A bounds-checked reader for untrusted bytes.
 pub mod cursor;
@@ -27,5 +26,4 @@ pub mod rtt;
 pub mod ultradp;
 /// Indexes, sizes and times that cannot be mixed up.
 pub mod units;
-/// VSTP.
 pub mod vstp;
