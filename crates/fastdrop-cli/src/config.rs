@@ -84,8 +84,24 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
                 return Err(format!("there is no command {key:?}"));
             }
             for (key, value) in inner {
-                let text = text(key, value)?;
                 let sub = table_name(table, inner);
+                // `[message.listen]`: a table in the table.
+                if let toml::Value::Table(nested) = value {
+                    let one = toml::Table::from_iter([(key.clone(), toml::Value::Table(nested.clone()))]);
+                    let mut refused = None;
+                    command = command.mut_subcommand(sub, |sub| match with_defaults(sub.clone(), &one) {
+                        Ok(sub) => sub,
+                        Err(why) => {
+                            refused = Some(why);
+                            sub
+                        }
+                    });
+                    match refused {
+                        Some(why) => return Err(why),
+                        None => continue,
+                    }
+                }
+                let text = text(key, value)?;
                 let known =
                     command.find_subcommand(&sub).is_some_and(|sub| has(sub, key)) || has(&command, key);
                 if !known {

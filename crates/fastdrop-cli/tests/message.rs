@@ -1,5 +1,7 @@
 //! `fastdrop message`: the real program at both ends, and sockets of our own.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
+
 mod support;
 
 use fastdrop_messages::vstp::{Flags, Frame, FrameType, VstpTcpClient, VstpUdpClient};
@@ -239,4 +241,18 @@ fn case_96_a_client_that_breaks_off_inside_a_frame_is_that_clients_affair() {
     send(&listener, &["still here"], &["--ack"]).expect(0);
     listener.message("still here");
     listener.end();
+}
+
+#[test]
+fn the_configuration_has_a_table_for_each_command_of_messages() {
+    let dir = support::scratch();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "[message.listen]\nport = 0\ntcp = true\n").unwrap();
+    let process = fastdrop(args!["message", "listen", "--config", file]).json().start();
+    let line = process.stdout_line(|line| line.contains("listening").then(|| line.to_owned())).unwrap();
+    assert!(!line.contains("6969"), "{line}");
+    process.signal("TERM");
+    process.wait().expect(143);
+    std::fs::write(&file, "[message.listen]\nports = 0\n").unwrap();
+    fastdrop(args!["message", "listen", "--config", file]).run().expect(2);
 }

@@ -2,6 +2,8 @@
 //!
 //! `VSTP_SEEDS=10000 cargo test --release -p fastdrop-proto --test vstp` runs as many seeds; without it, a few hundred.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
     Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
@@ -350,9 +352,9 @@ fn mixture(seed: u64) {
         }
     }
     net.run(600 * SECOND);
-    for from in 0..2 {
+    for (from, sent) in sent.iter().enumerate() {
         let mut received: Vec<_> = net.received[1 - from].iter().map(|(_, frame)| content(frame)).collect();
-        for (send, frame, acknowledged, len) in &sent[from] {
+        for (send, frame, acknowledged, len) in sent {
             let outcome = net.outcomes[from]
                 .get(send)
                 .unwrap_or_else(|| panic!("seed {seed}: no outcome for {len} bytes"));
@@ -377,4 +379,56 @@ fn case_95_every_message_comes_once_or_fails_in_words() {
     for seed in 0..seeds(300) {
         mixture(seed);
     }
+}
+
+fn datagram(typ: FrameType, headers: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
+    let mut buf = HeadersBuf::default();
+    for (key, value) in headers {
+        buf.push(key.as_bytes(), value.as_bytes()).unwrap();
+    }
+    let mut out = Vec::new();
+    FrameBytes::new(typ, buf, payload.to_vec().into()).as_ref().encode(&mut out).unwrap();
+    out
+}
+
+#[test]
+fn case_74_acknowledgements_of_what_was_never_sent_change_nothing() {
+    let mut net = Net::new(7, Link::clean(100e6, Duration::from_millis(10)), 2);
+    let small = net.send(0, 1, message(10, 1), true);
+    let large = net.send(0, 1, message(300_000, 2), true);
+    // As if everything had come, of messages with any number, before anything could have come.
+    let mut report = Vec::new();
+    for number in [1000_u32, 1000, 0] {
+        report.extend_from_slice(&number.to_be_bytes());
+    }
+    for id in 0..300 {
+        let id = format!("0{id}");
+        let now = net.now;
+        for bytes in [
+            datagram(FrameType::Ack, &[("frag-id", &id)], &report),
+            datagram(FrameType::Ack, &[("msg-id", &id)], b""),
+        ] {
+            net.nodes[0].1.handle_datagram(now, address(1), &bytes);
+        }
+        net.drain(0);
+    }
+    assert!(net.outcomes[0].is_empty(), "believed");
+    assert!(net.nodes[0].1.counters().unexpected >= 590);
+    net.run(60 * SECOND);
+    assert_eq!(net.outcomes[0], BTreeMap::from([(small, Ok(())), (large, Ok(()))]));
+    assert_eq!(net.received[1].len(), 2);
+}
+
+/// Numbers below 256 come round after 256 messages: to a peer of which nothing is known yet, and to one that never reports.
+#[test]
+fn case_76_numbers_of_small_messages_come_round() {
+    let mut net = Net::new(9, Link::clean(1e9, Duration::from_millis(1)), 2);
+    for n in 0..700 {
+        let send = net.send(0, 1, message(3000, n), n % 2 == 0);
+        net.run(60 * SECOND);
+        assert_eq!(net.outcomes[0].get(&send), Some(&Ok(())), "{n}");
+    }
+    let came: Vec<_> = net.received[1].iter().map(|(_, frame)| content(frame)).collect();
+    let sent: Vec<_> = (0..700).map(|n| content(&message(3000, n))).collect();
+    assert_eq!(came, sent);
 }

@@ -190,7 +190,7 @@ async fn drive(shared: Arc<Shared>) {
             let mut state = shared.lock();
             if state.closed {
                 let since = *closed_at.get_or_insert_with(Instant::now);
-                if state.endpoint.is_idle() || since.elapsed() >= Handle::LINGER {
+                if (state.endpoint.is_idle() && state.unsent.is_none()) || since.elapsed() >= Handle::LINGER {
                     return;
                 }
                 // Nobody takes it any more.
