@@ -248,6 +248,28 @@ async fn case_61_tls_trusts_the_pinned_certificate_and_no_other() {
     serving.abort();
 }
 
+#[tokio::test]
+async fn case_61_tls_trusts_who_an_authority_has_signed_for_the_name_that_was_dialled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let identity = Identity::from_pem(&cert, &key).unwrap();
+    let server = VstpTcpServer::bind_tls("127.0.0.1:0", &identity, TcpConfig::default()).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let serving = tokio::spawn(server.run(|_, _| async {}));
+    let trust = Trust::from_pem(&cert).unwrap();
+    let connect = async |host: &str| {
+        let address = format!("{host}:{port}");
+        VstpTcpClient::connect_tls(&address, &trust, TcpConfig::default()).await
+    };
+    let mut client = soon(connect("localhost")).await.unwrap();
+    soon(client.send_with_ack(data(b"x"))).await.unwrap();
+    assert!(soon(connect("127.0.0.1")).await.is_err(), "the certificate is for another name");
+    serving.abort();
+}
+
 /// Case 62: the connection is cut where TLS has said nothing of an end.
 #[tokio::test]
 async fn case_62_an_end_without_close_notify_is_an_error() {

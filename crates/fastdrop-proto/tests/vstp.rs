@@ -432,3 +432,15 @@ fn case_76_numbers_of_small_messages_come_round() {
     let sent: Vec<_> = (0..700).map(|n| content(&message(3000, n))).collect();
     assert_eq!(came, sent);
 }
+
+#[test]
+fn a_peer_that_was_not_there_is_asked_again() {
+    let mut net = Net::new(3, Link { loss: 1.0, ..Link::clean(1e9, Duration::from_millis(1)) }, 2);
+    let lost = net.send(0, 1, message(MIB, 1), false);
+    net.run(60 * SECOND);
+    assert_eq!(net.outcomes[0].get(&lost), Some(&Err(Failure::TooLarge)));
+    net.link.loss = 0.0;
+    let sent = net.send(0, 1, message(MIB, 2), false);
+    net.run(60 * SECOND);
+    assert_eq!(net.outcomes[0].get(&sent), Some(&Ok(())));
+}

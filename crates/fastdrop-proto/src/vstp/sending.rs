@@ -339,6 +339,7 @@ impl Sending {
     /// Ends what is over, and tells of what counts as sent.
     fn settle(&mut self, now: Instant) {
         let reporting = self.is_reporting(now);
+        let probed = self.probing.attempts >= Self::PROBES_MAX && self.probe_at() <= Some(now);
         for at in (0..self.outgoing.len()).rev() {
             let Some(message) = self.outgoing.get_mut(at) else { continue };
             if message.give_up_at() <= now {
@@ -348,10 +349,9 @@ impl Sending {
             if reporting {
                 continue;
             }
-            if self.probing.attempts >= Self::PROBES_MAX
-                && message.total().is_none()
-                && self.probe_at() <= Some(now)
-            {
+            if probed && message.total().is_none() {
+                // The next message asks again: who is there may have changed.
+                self.probing = Probing::default();
                 self.end(at, Err(Failure::TooLarge));
                 continue;
             }
@@ -433,8 +433,8 @@ impl Sending {
         let size = if reporting { self.datagram } else { Self::DATAGRAM };
         let message = self.outgoing.front_mut()?;
         if message.total().is_none() {
-            self.next_id += 1;
-            let id = if reporting { self.next_id } else { self.next_id & 0xff };
+            let next = self.next_id + 1;
+            let id = if reporting { next } else { next & 0xff };
             match message.cut(id, size) {
                 Err(error) => {
                     self.end(0, Err(error.into()));
@@ -443,7 +443,10 @@ impl Sending {
                 // Numbers beyond 255 are only for those who report.
                 Ok(total) if total > CLASSIC_TOTAL_MAX && !reporting => message.uncut(&mut self.flow),
                 // Fewer than a few of them on their way would wait for each other's reports.
-                Ok(_) => self.flow.on_datagram(size as u64),
+                Ok(_) => {
+                    self.next_id = next;
+                    self.flow.on_datagram(size as u64);
+                }
             }
         }
         if (message.total().is_none() || (reporting && self.probing.attempts == 0))
