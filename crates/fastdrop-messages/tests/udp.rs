@@ -4,7 +4,7 @@
 
 use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
 use fastdrop_messages::vstp::{
-    Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpUdpClient, VstpUdpServer, encode_frame,
+    Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpServer, VstpUdpClient, VstpUdpServer, encode_frame,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -277,4 +277,19 @@ async fn what_was_sent_before_the_client_was_dropped_still_arrives() {
     }
     drop(client);
     assert!(soon(server.recv()).await.unwrap().0.payload == sent.payload);
+}
+
+#[tokio::test]
+async fn case_75_a_complaint_is_not_complained_about() {
+    let server = VstpServer::bind_udp("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let serving = tokio::spawn(server.serve(|n: u32| async move { Ok(n) }));
+    let mut client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    client.send(Frame::new(FrameType::Data).with_payload(b"no number".to_vec()), to).await.unwrap();
+    let (complaint, _) = soon(client.recv()).await.unwrap();
+    assert!(complaint.payload.starts_with(b"Invalid data"));
+    client.send(complaint, to).await.unwrap();
+    client.send(Frame::new(FrameType::Data).with_payload(b"7".to_vec()), to).await.unwrap();
+    assert_eq!(soon(client.recv()).await.unwrap().0.payload, b"7", "the complaint was answered");
+    serving.abort();
 }

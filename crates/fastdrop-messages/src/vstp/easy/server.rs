@@ -100,6 +100,9 @@ impl VstpServer {
     }
 }
 
+/// How an answer to what is no such value begins, as by version 0.2.
+const COMPLAINT: &str = "Invalid data: ";
+
 /// The frame that answers; None for what is no message.
 async fn answer<F, Fut, T, R>(handler: &F, frame: &Frame, timeout: Duration) -> Option<Frame>
 where
@@ -108,13 +111,14 @@ where
     T: DeserializeOwned,
     R: Serialize,
 {
-    if frame.typ != FrameType::Data {
+    // Two servers that are each made to believe that the other has asked would go on for ever (case 75).
+    if frame.typ != FrameType::Data || frame.payload.starts_with(COMPLAINT.as_bytes()) {
         return None;
     }
     let value = match serde_json::from_slice(&frame.payload) {
         Ok(value) => value,
         Err(error) => {
-            let said = format!("Invalid data: {error}").into_bytes();
+            let said = format!("{COMPLAINT}{error}").into_bytes();
             return Some(Frame::new(FrameType::Data).with_payload(said));
         }
     };
