@@ -86,6 +86,8 @@ struct Waiting {
     send: SendId,
     bytes: Bytes,
     attempts: u32,
+    /// Attempts in a row in whose time nothing was heard of the peer.
+    silences: u32,
     sent_at: Instant,
     again_at: Instant,
     give_up_at: Instant,
@@ -105,6 +107,8 @@ pub(super) struct Sending {
     waiting: BTreeMap<u64, Waiting>,
     resend: VecDeque<u64>,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
+    /// When anything was last acknowledged.
+    acknowledged_at: Option<Instant>,
     /// When something was last sent or reported while fragments were on their way.
     active_at: Instant,
     pace_at: Option<Instant>,
@@ -153,6 +157,7 @@ impl Sending {
             waiting: BTreeMap::new(),
             resend: VecDeque::new(),
             outcomes: VecDeque::new(),
+            acknowledged_at: None,
             active_at: now,
             pace_at: None,
             blind_at: now,
@@ -221,8 +226,10 @@ impl Sending {
         }
         let give_up_at = now + self.patience.give_up;
         let bytes = bytes.into();
-        self.waiting
-            .insert(msg_id, Waiting { send, bytes, attempts: 0, sent_at: now, again_at: now, give_up_at });
+        self.waiting.insert(
+            msg_id,
+            Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at: now, give_up_at },
+        );
         self.resend.push_back(msg_id);
         Ok(None)
     }
@@ -230,6 +237,7 @@ impl Sending {
     /// An ACK came. Whether it was for something that is waiting for one (case 74).
     pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64) -> bool {
         if let Some(waiting) = self.waiting.remove(&msg_id) {
+            self.acknowledged_at = Some(now);
             if waiting.attempts == 1 {
                 self.flow.rtt.on_measured(now.saturating_duration_since(waiting.sent_at));
             }
@@ -413,7 +421,10 @@ impl Sending {
                 return None;
             }
             self.resend.pop_front();
-            let timeout = self.flow.rtt.timeout_after(waiting.attempts);
+            // Where others were acknowledged meanwhile, this one was lost by chance, and there is nothing to back off from.
+            let alive = self.acknowledged_at.is_some_and(|at| at > waiting.sent_at);
+            waiting.silences = if waiting.attempts == 0 || alive { 0 } else { waiting.silences + 1 };
+            let timeout = self.flow.rtt.timeout_after(waiting.silences);
             waiting.attempts += 1;
             waiting.sent_at = now;
             waiting.again_at = now + timeout + random.below(timeout / 10);
