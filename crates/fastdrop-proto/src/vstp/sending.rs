@@ -228,7 +228,7 @@ impl Sending {
         let bytes = bytes.into();
         self.waiting.insert(
             msg_id,
-            Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at: now, give_up_at },
+            Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at: give_up_at, give_up_at },
         );
         self.resend.push_back(msg_id);
         Ok(None)
@@ -577,7 +577,9 @@ impl Sending {
             [Some(message.give_up_at()), message.loss_at(), grace]
         });
         let probed = !reporting && self.outgoing.iter().any(|message| message.total().is_none());
-        let probe = self.probe_at().filter(|_| probed);
-        messages.chain([waiting, silence, self.pace_at, probe]).flatten().min()
+        // What waits for a proof of the address waits for that, and not for a time that has passed.
+        let probe = self.probe_at().filter(|at| probed && *at > now);
+        let pace = self.pace_at.filter(|at| *at > now);
+        messages.chain([waiting, silence, pace, probe]).flatten().min()
     }
 }
