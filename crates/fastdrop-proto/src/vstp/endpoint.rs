@@ -529,7 +529,10 @@ impl Endpoint {
         let idle = Some(peer.heard_at.max(now) + Self::IDLE_MAX);
         let small = peer.small.front().map(|(until, _)| *until);
         let challenge = match peer.proof {
-            Proof::Unproved { challenge: Some((_, again_at)), .. } if small.is_some() => Some(again_at),
+            // One that could not leave for want of budget waits for the address to say more.
+            Proof::Unproved { challenge: Some((_, again_at)), .. } if small.is_some() && again_at > now => {
+                Some(again_at)
+            }
             _ => None,
         };
         let parts = [
