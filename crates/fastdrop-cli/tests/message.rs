@@ -125,12 +125,15 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words() {
 
 #[test]
 fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
-    let listener = Listener::start(&["--tcp", "--tls"]);
+    // Datagrams would not be encrypted: nobody listens for them, and who asks for both is refused.
+    fastdrop(args!["message", "listen", "--port", "0", "--tls", "--udp"]).run().expect(2);
+    let listener = Listener::start(&["--tls"]);
     let fingerprint = listener.certificate();
     send(&listener, &["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
     listener.message("secret");
     send(&listener, &["to somebody else"], &["--pin", &"0".repeat(64)]).expect(6);
     send(&listener, &["in the clear"], &["--ack"]).expect_failure();
+    send(&listener, &["in the clear"], &["--ack", "--udp"]).expect(5);
     listener.end();
 }
 

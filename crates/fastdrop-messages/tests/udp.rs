@@ -253,8 +253,13 @@ async fn case_97_a_reader_that_crawls_holds_the_sender_back() {
             client.send_bytes(frame(vec![n; 2 << 20]), to).await.unwrap();
         }
     });
-    // Long enough for all of it, if nothing held it back.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A sender that is held back asks, now and then, with a fragment for which there is no room.
+    let held_back = async {
+        while server.counters().refused == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(held_back).await;
     assert!(!sending.is_finished(), "24 MiB do not fit into 8");
     for n in 0..12_u8 {
         let (frame, _) = soon(server.recv_bytes()).await.unwrap();

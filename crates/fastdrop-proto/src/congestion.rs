@@ -1,7 +1,6 @@
 //! How much may be on its way through a network, and how fast it may leave (RFC 8085).
 //!
-//! A [`Flow`] counts what one sender has on its way to one address; a [`Controller`] decides from that. Both the
-//! fragments of VSTP and the packets of CNP use them.
+//! A [`Flow`] counts what one sender has on its way to one address; a [`Controller`] decides from that.
 
 use crate::rtt::Rtt;
 use std::fmt::Debug;

@@ -22,18 +22,20 @@ struct Printer {
 }
 
 pub(super) async fn listen(listen: Listen, output: Output, stop: &Stop) -> Result<(), VstpError> {
-    let both = listen.tcp == listen.udp;
+    // Datagrams are not encrypted: where that is asked for, there are none.
+    let encrypts = listen.tls || listen.cert.is_some();
+    let takes_tcp = listen.tcp || !listen.udp;
+    let takes_udp = listen.udp || !(listen.tcp || encrypts);
     let mut address = SocketAddr::new(listen.bind, listen.port);
     let size_max = listen.max_size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     let printer = Printer { output, echo: listen.echo, size_max: size_max.unwrap_or(MESSAGE_MAX) };
-    let tcp =
-        if both || listen.tcp { Some(bind_tcp(&listen, address, size_max, output).await?) } else { None };
+    let tcp = if takes_tcp { Some(bind_tcp(&listen, address, size_max, output).await?) } else { None };
     if let Some(tcp) = &tcp {
         // If a port was picked, it is one for both.
         address = tcp.local_addr()?;
         say_listening(output, "tcp", address);
     }
-    let udp = if both || listen.udp { Some(bind_udp(address, size_max).await?) } else { None };
+    let udp = if takes_udp { Some(bind_udp(address, size_max).await?) } else { None };
     if let Some(udp) = &udp {
         say_listening(output, "udp", udp.local_addr()?);
     }

@@ -46,7 +46,7 @@ pub(crate) struct Listen {
     /// Listen on this port; 0 picks one
     #[arg(short, long, default_value_t = 6969)]
     pub(crate) port: u16,
-    /// By TCP; without --tcp and --udp, by both
+    /// By TCP; without --tcp and --udp, by both, but with --tls or --cert by TCP alone
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) tcp: bool,
     /// By UDP
@@ -58,11 +58,11 @@ pub(crate) struct Listen {
     /// Send each message back
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) echo: bool,
-    /// By TCP, encrypt with a certificate made for this run; its fingerprint is printed for --pin
-    #[arg(long, value_parser = FalseyValueParser::new())]
+    /// Encrypt with a certificate made for this run; its fingerprint is printed for --pin
+    #[arg(long, conflicts_with = "udp", value_parser = FalseyValueParser::new())]
     pub(crate) tls: bool,
-    /// By TCP, encrypt with this certificate chain (PEM)
-    #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "tls")]
+    /// Encrypt with this certificate chain (PEM)
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["tls", "udp"])]
     pub(crate) cert: Option<PathBuf>,
     /// The certificate's key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]

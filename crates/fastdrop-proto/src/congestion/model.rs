@@ -16,7 +16,6 @@ pub struct Model {
     rtt_latest: Duration,
     /// The best rate when it last grew by a quarter, and rounds since.
     full: (f64, u32),
-    in_flight: u64,
     lost: u64,
     delivered: u64,
     /// The share that was lost in the last rounds, smoothed.
@@ -32,8 +31,8 @@ enum Phase {
     Drain,
     /// Which part of the cycle of gains, and since when.
     Cruise(usize, Instant),
-    /// Until when, and whether the pipe had been found full before.
-    ProbeRtt(Instant, bool),
+    /// Until when.
+    ProbeRtt(Instant),
 }
 
 impl Model {
@@ -66,7 +65,6 @@ impl Model {
             rtt_min: None,
             rtt_latest: Duration::ZERO,
             full: (0.0, 0),
-            in_flight: 0,
             lost: 0,
             delivered: 0,
             loss: 0.0,
@@ -146,7 +144,7 @@ impl Model {
                     self.phase = Phase::Cruise((step + 1) % Self::GAINS.len(), now);
                 }
             }
-            Phase::ProbeRtt(until, _) if now >= until => {
+            Phase::ProbeRtt(until) if now >= until => {
                 if let Some((_, at)) = &mut self.rtt_min {
                     *at = now;
                 }
@@ -160,7 +158,6 @@ impl Model {
 impl Controller for Model {
     fn on_delivered(&mut self, now: Instant, sample: &Sample) {
         self.timed_out = false;
-        self.in_flight = sample.in_flight;
         self.delivered += sample.bytes;
         if sample.round_began {
             self.on_round();
@@ -176,7 +173,7 @@ impl Controller for Model {
             let expired =
                 self.rtt_min.is_none_or(|(_, at)| now.saturating_duration_since(at) > Self::RTT_MIN_AGE);
             if expired && self.rtt_min.is_some() && !matches!(self.phase, Phase::ProbeRtt(..)) {
-                self.phase = Phase::ProbeRtt(now + Self::PROBE_RTT.max(rtt), self.full.1 >= 3);
+                self.phase = Phase::ProbeRtt(now + Self::PROBE_RTT.max(rtt));
                 self.rtt_min = Some((rtt, now));
             }
             if self.rtt_min.is_none_or(|(min, _)| rtt <= min) {

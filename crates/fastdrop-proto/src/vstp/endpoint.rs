@@ -309,6 +309,10 @@ impl Endpoint {
     }
 
     fn handle_challenge(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        if frame.payload.len() != size_of::<u64>() {
+            self.counters.malformed += 1;
+            return;
+        }
         let headers = HeadersBuf::default().with(CHALLENGE, 1);
         let mut pong = Vec::new();
         let answer = FrameRef { typ: FrameType::Pong, headers: headers.as_headers(), ..*frame };

@@ -137,6 +137,11 @@ impl Outgoing {
         self.timeouts >= 5
     }
 
+    /// Bytes of the frame as a whole.
+    pub(super) fn encoded_len(&self) -> usize {
+        self.frame.as_ref().encoded_len()
+    }
+
     /// Cuts it into fragments with this number and of this size; says how many.
     pub(super) fn cut(&mut self, id: u64, datagram: usize) -> Result<u32, FrameError> {
         let writer = Writer::new(&self.frame.as_ref(), &self.frame.payload, id, self.replaces, datagram)?;

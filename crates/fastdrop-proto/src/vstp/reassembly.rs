@@ -82,7 +82,9 @@ impl Reassembly {
 
     /// Bytes of memory that it keeps.
     pub(super) fn memory(&self) -> usize {
-        self.data.capacity() + self.early_bytes + self.early.len() * Self::EARLY_MEMORY + Self::MEMORY
+        let headers = self.headers.as_headers().as_bytes().len();
+        let early = self.early_bytes + self.early.len() * Self::EARLY_MEMORY;
+        self.data.capacity() + early + headers + Self::MEMORY
     }
 
     /// When something new came last.

@@ -443,7 +443,9 @@ impl Sending {
         let reporting = self.is_reporting(now);
         let size = if reporting { self.datagram } else { Self::DATAGRAM };
         let message = self.outgoing.front_mut()?;
-        if message.total().is_none() {
+        // What needs numbers beyond 255 in any case is not cut before it is known that they are read.
+        let beyond = message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM;
+        if message.total().is_none() && (reporting || !beyond) {
             let next = self.next_id + 1;
             let id = if reporting { next } else { next & 0xff };
             match message.cut(id, size) {
@@ -524,8 +526,7 @@ impl Sending {
             self.pace_at = Some(self.blind_at);
             return None;
         }
-        let [datagram, ..] = Self::DATAGRAMS;
-        Some(u64::from(self.blind_left) * datagram as u64)
+        Some(u64::from(self.blind_left) * Self::DATAGRAM as u64)
     }
 
     /// Probes: the largest first, so that the reports say what fits before the smallest says that there are reports.

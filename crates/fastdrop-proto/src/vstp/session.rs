@@ -1,9 +1,9 @@
 //! One TCP connection: what is answered, what is handed on, and when the peer is taken for gone (docs/protocol/vstp.md, section 2).
 
+use super::Flags;
 use super::frame::{FrameRef, FrameType, Headers, HeadersBuf};
 use super::outgoing::MSG_ID;
 use super::seen::Seen;
-use super::{Flags, FrameError};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -50,8 +50,6 @@ pub enum ErrorCode {
     Crc,
     /// A frame that was begun and not ended in time.
     Timeout,
-    /// A limit of the receiver.
-    Busy,
 }
 
 impl ErrorCode {
@@ -62,17 +60,6 @@ impl ErrorCode {
             Self::TooLarge => "too-large",
             Self::Crc => "crc",
             Self::Timeout => "timeout",
-            Self::Busy => "busy",
-        }
-    }
-}
-
-impl From<&FrameError> for ErrorCode {
-    fn from(error: &FrameError) -> Self {
-        match error {
-            FrameError::TooLarge { .. } => Self::TooLarge,
-            FrameError::Crc { .. } => Self::Crc,
-            _ => Self::Malformed,
         }
     }
 }

@@ -22,12 +22,14 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    /// Orders that wait, and frames that nobody has taken: beyond, callers wait, and the connection is not read.
-    const QUEUE: usize = 256;
+    /// Orders that wait: beyond, callers do.
+    const ORDERS: usize = 256;
+    /// Frames that nobody has taken: beyond, the connection is not read. Each may have 8 MiB.
+    const RECEIVED: usize = 16;
 
     pub(super) fn new(connection: Connection) -> Self {
-        let (orders, taken) = mpsc::channel(Self::QUEUE);
-        let (came, received) = mpsc::channel(Self::QUEUE);
+        let (orders, taken) = mpsc::channel(Self::ORDERS);
+        let (came, received) = mpsc::channel(Self::RECEIVED);
         // It ends when its callers are gone or the connection is.
         tokio::spawn(
             Task { connection, orders: taken, came, waiting: HashMap::new(), peer_ended: false }.run(),

@@ -41,6 +41,7 @@ pub(crate) struct Connection {
     ready: Option<Next>,
     /// Frames that came while an acknowledgement was waited for.
     early: VecDeque<FrameBytes>,
+    early_bytes: usize,
     ended: bool,
 }
 
@@ -51,8 +52,6 @@ impl Connection {
     const READ_AFTER_LARGE: usize = 512;
     /// What is written without waiting for more.
     const OUTBOX_MAX: usize = 256 << 10;
-    /// Frames that wait while an acknowledgement is waited for.
-    const EARLY_MAX: usize = 1024;
 
     pub(crate) fn new(stream: Stream, config: TcpConfig, id: Option<u128>, answers: bool) -> Self {
         let session =
@@ -67,6 +66,7 @@ impl Connection {
             outbox: Outbox::default(),
             ready: None,
             early: VecDeque::new(),
+            early_bytes: 0,
             ended: false,
         }
     }
@@ -134,10 +134,13 @@ impl Connection {
                 match self.next().await? {
                     None => return Err(VstpError::ConnectionClosed),
                     Some(Next::Acknowledged(msg_id)) => drop(waiting.remove(&msg_id)),
-                    Some(Next::Frame(_)) if self.early.len() >= Self::EARLY_MAX => {
+                    Some(Next::Frame(_)) if self.early_bytes > self.config.frame_max => {
                         return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
                     }
-                    Some(Next::Frame(frame)) => self.early.push_back(frame),
+                    Some(Next::Frame(frame)) => {
+                        self.early_bytes += frame.memory();
+                        self.early.push_back(frame);
+                    }
                 }
             }
             Ok(())
@@ -160,6 +163,7 @@ impl Connection {
 
     pub(crate) async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
         if let Some(frame) = self.early.pop_front() {
+            self.early_bytes -= frame.memory();
             return Ok(Some(frame));
         }
         loop {
@@ -354,7 +358,7 @@ impl Connection {
             _ => ErrorCode::Malformed,
         };
         let mut reason = error.to_string();
-        reason.truncate(255);
+        reason.truncate(reason.floor_char_boundary(255));
         let frame =
             Frame::new(FrameType::Err).with_header("code", code.as_str()).with_header("reason", &reason);
         if self.outbox.push(frame).is_ok() {

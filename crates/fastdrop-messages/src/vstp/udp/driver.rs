@@ -88,7 +88,6 @@ impl Handle {
             self.shared.pump(&mut state);
             outcome
         };
-        self.shared.changed.notify_one();
         outcome.await.unwrap_or(Err(Failure::TimedOut))
     }
 
@@ -151,15 +150,22 @@ impl Shared {
     /// Sends what there is to send, as far as the socket has room, and hands out what there is to hand out.
     fn pump(&self, state: &mut State) {
         let State { endpoint, unsent, buffer, .. } = state;
+        let deadline = endpoint.poll_timeout();
         loop {
             let next = unsent.take();
             let next =
                 next.or_else(|| endpoint.poll_transmit(Instant::now(), self.socket.segments(), buffer));
             let Some(transmit) = next else { break };
             if self.socket.try_send(transmit, buffer).is_err() {
+                // Nobody is told that something was sent before it has left; the task goes on when there is room.
                 *unsent = Some(transmit);
-                break;
+                self.changed.notify_one();
+                return;
             }
+        }
+        // The task waits for the deadline that was; a later one it finds out by itself.
+        if endpoint.poll_timeout().is_some_and(|at| deadline.is_none_or(|before| at < before)) {
+            self.changed.notify_one();
         }
         let mut came = false;
         while let Some(event) = state.endpoint.poll_event() {

@@ -41,6 +41,8 @@ impl Socket {
     pub(super) async fn bind(addr: &str) -> io::Result<Self> {
         let socket = UdpSocket::bind(addr).await?;
         let state = UdpSocketState::new((&socket).into())?;
+        // The runtime takes a new socket for full until it has heard otherwise.
+        socket.writable().await?;
         // The system gives what it allows; less is slower, not wrong.
         let _ = state.set_recv_buffer_size((&socket).into(), Self::BUFFER);
         let _ = state.set_send_buffer_size((&socket).into(), Self::BUFFER);
