@@ -43,6 +43,28 @@ pub trait Controller: Debug + Send {
     fn rate(&self) -> Option<f64>;
 }
 
+/// Bounds nothing: for what runs over TCP, which has a controller of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Unbounded;
+
+impl Controller for Unbounded {
+    fn on_delivered(&mut self, _now: Instant, _sample: &Sample) {}
+
+    fn on_lost(&mut self, _now: Instant, _bytes: u64) {}
+
+    fn on_timeout(&mut self, _now: Instant) {}
+
+    fn on_datagram(&mut self, _bytes: u64) {}
+
+    fn window(&self) -> u64 {
+        u64::MAX
+    }
+
+    fn rate(&self) -> Option<f64> {
+        None
+    }
+}
+
 /// What has to be known of a datagram when it is acknowledged, fixed when it leaves.
 #[derive(Debug, Clone, Copy)]
 pub struct Stamp {
@@ -206,6 +228,11 @@ impl Flow {
     /// Something that had been taken for lost came after all.
     pub fn on_spurious_loss(&mut self) {
         self.reordering = (self.reordering + 1).min(Self::REORDERING_MAX);
+    }
+
+    /// Whether datagrams have been seen to overtake each other.
+    pub fn reorders(&self) -> bool {
+        self.reordering > 1
     }
 
     /// A datagram is taken for lost.

@@ -7,6 +7,7 @@
 
 /// Checksums of chunks, and how those of pieces and slices are joined.
 pub mod checksum;
+pub mod cnp;
 pub mod congestion;
 /// A bounds-checked reader for untrusted bytes.
 pub mod cursor;

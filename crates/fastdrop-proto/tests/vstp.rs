@@ -4,75 +4,26 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
+mod simulated;
+
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
     Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
 };
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use simulated::{Link, Random, Wire, payload};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// What a link does to datagrams.
-#[derive(Debug, Clone)]
-struct Link {
-    bytes_per_second: f64,
-    delay: Duration,
-    queue_bytes: f64,
-    loss: f64,
-    duplicate: f64,
-    reorder: f64,
-    corrupt: f64,
-}
-
-impl Link {
-    fn clean(bits_per_second: f64, rtt: Duration) -> Self {
-        let bytes_per_second = bits_per_second / 8.0;
-        // A queue of one product of rate and round trip, as routers are said to have.
-        let queue_bytes = (bytes_per_second * rtt.as_secs_f64()).max(30_000.0);
-        let (loss, duplicate, reorder, corrupt) = (0.0, 0.0, 0.0, 0.0);
-        Self { bytes_per_second, delay: rtt / 2, queue_bytes, loss, duplicate, reorder, corrupt }
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn chance(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64 % 1.0 < probability
-    }
-
-    fn below(&mut self, max: u64) -> u64 {
-        self.next() % max.max(1)
-    }
-}
-
-type Arrival = Reverse<(Instant, u64, usize, SocketAddr, Vec<u8>)>;
 
 /// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node 0.
 struct Net {
     now: Instant,
     start: Instant,
-    random: Random,
-    link: Link,
-    /// When the bottleneck has sent what is in its queue, by direction.
-    busy_until: [Instant; 2],
+    wire: Wire,
     nodes: Vec<(SocketAddr, Endpoint)>,
-    arrivals: BinaryHeap<Arrival>,
-    count: u64,
     received: Vec<Vec<(SocketAddr, FrameBytes)>>,
     outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
     sent_bytes: Vec<u64>,
-    dropped: u64,
     memory_max: usize,
     /// Whether the applications take what comes.
     takes: bool,
@@ -98,16 +49,11 @@ impl Net {
         Self {
             now,
             start: now,
-            random: Random(seed),
-            link,
-            busy_until: [now; 2],
+            wire: Wire::new(now, seed, link),
             nodes: (0..nodes).map(endpoint).collect(),
-            arrivals: BinaryHeap::new(),
-            count: 0,
             received: vec![Vec::new(); nodes],
             outcomes: vec![BTreeMap::new(); nodes],
             sent_bytes: vec![0; nodes],
-            dropped: 0,
             memory_max: 0,
             takes: true,
         }
@@ -148,45 +94,18 @@ impl Net {
     fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
         self.sent_bytes[from] += datagram.len() as u64;
         let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
-        if datagram.len() > 1500 {
-            self.dropped += 1;
-            return;
-        }
-        let direction = usize::from(from != 0);
-        let busy = self.busy_until[direction].max(self.now);
-        let queued = busy.duration_since(self.now).as_secs_f64() * self.link.bytes_per_second;
-        if queued > self.link.queue_bytes || self.random.chance(self.link.loss) {
-            self.dropped += 1;
-            return;
-        }
-        let sent = busy + Duration::from_secs_f64((datagram.len() + 28) as f64 / self.link.bytes_per_second);
-        self.busy_until[direction] = sent;
-        let copies = 1 + usize::from(self.random.chance(self.link.duplicate));
-        for _ in 0..copies {
-            let mut at = sent + self.link.delay;
-            if self.random.chance(self.link.reorder) {
-                at += self.link.delay.mul_f64(self.random.below(1000) as f64 / 500.0)
-                    + Duration::from_micros(50);
-            }
-            let mut bytes = datagram.to_vec();
-            if self.random.chance(self.link.corrupt) {
-                let bit = self.random.below(bytes.len() as u64 * 8) as usize;
-                bytes[bit / 8] ^= 1 << (bit % 8);
-            }
-            self.count += 1;
-            let from = self.nodes[from].0;
-            self.arrivals.push(Reverse((at, self.count, to, from, bytes)));
-        }
+        self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);
     }
 
     /// One step of virtual time; false when nothing will happen any more.
     fn step(&mut self) -> bool {
-        let arrival = self.arrivals.peek().map(|Reverse((at, ..))| *at);
+        let arrival = self.wire.next_at();
         let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
         let Some(next) = [arrival, timer].into_iter().flatten().min() else { return false };
         self.now = self.now.max(next);
         if arrival == Some(next) {
-            let Some(Reverse((_, _, to, from, bytes))) = self.arrivals.pop() else { return false };
+            let Some((from, to, bytes)) = self.wire.pop() else { return false };
+            let from = self.nodes[from].0;
             self.nodes[to].1.handle_datagram(self.now, from, &bytes);
             self.drain(to);
             return true;
@@ -204,7 +123,7 @@ impl Net {
     fn run(&mut self, limit: Duration) {
         let end = self.now + limit;
         while self.now < end
-            && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.arrivals.is_empty())
+            && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.wire.is_empty())
         {
             if !self.step() {
                 break;
@@ -215,16 +134,6 @@ impl Net {
     fn elapsed(&self) -> Duration {
         self.now - self.start
     }
-}
-
-fn payload(len: usize, seed: u64) -> Bytes {
-    let mut random = Random(seed);
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&random.next().to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes.into()
 }
 
 fn message(len: usize, seed: u64) -> FrameBytes {
@@ -255,7 +164,7 @@ fn a_large_message_arrives_over_a_clean_link() {
     net.run(60 * SECOND);
     assert_eq!(net.outcomes[0].get(&send), Some(&Ok(())));
     assert_eq!(net.received[1], [(address(0), sent)]);
-    eprintln!("{:?} for 10 MiB, {} sent, {} dropped", net.elapsed(), net.sent_bytes[0], net.dropped);
+    eprintln!("{:?} for 10 MiB, {} sent, {} dropped", net.elapsed(), net.sent_bytes[0], net.wire.dropped);
     assert!(net.elapsed() < Duration::from_millis(250), "{:?}", net.elapsed());
 }
 
@@ -346,7 +255,7 @@ fn mixture(seed: u64) {
         let send = net.send(from, 1 - from, frame.clone(), acknowledged);
         sent[from].push((send, frame, acknowledged, len));
         for _ in 0..random.below(50) {
-            if !net.arrivals.is_empty() {
+            if !net.wire.is_empty() {
                 net.step();
             }
         }
@@ -439,7 +348,7 @@ fn a_peer_that_was_not_there_is_asked_again() {
     let lost = net.send(0, 1, message(MIB, 1), false);
     net.run(60 * SECOND);
     assert_eq!(net.outcomes[0].get(&lost), Some(&Err(Failure::TooLarge)));
-    net.link.loss = 0.0;
+    net.wire.link.loss = 0.0;
     let sent = net.send(0, 1, message(MIB, 2), false);
     net.run(60 * SECOND);
     assert_eq!(net.outcomes[0].get(&sent), Some(&Ok(())));

@@ -1,0 +1,151 @@
+//! What one end of a session wants and bears.
+
+use super::handshake::{ChecksumKind, Mode, Protocol};
+use super::packet::HEAD_BYTES;
+use std::time::Duration;
+
+/// The largest window: with more, an old number could be taken for a new one.
+pub const WINDOW_MAX: u16 = 32_767;
+
+/// What carries packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// A stream of bytes, in order and without loss: TCP.
+    Stream,
+    /// Datagrams: UDP.
+    Datagrams,
+}
+
+impl Carrier {
+    /// Bytes of a datagram that any path carries (RFC 8200: 1,280 less IPv6 and UDP).
+    pub const DATAGRAM: usize = 1232;
+
+    /// No retransmission timeout is shorter. On a stream nothing is lost on the way, and a peer is rather slow than deaf.
+    pub(super) fn timeout_min(self) -> Duration {
+        match self {
+            Self::Stream => Duration::from_secs(1),
+            Self::Datagrams => Duration::from_millis(50),
+        }
+    }
+}
+
+/// Bounds in bytes of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageLimits {
+    /// A message that comes. Default 16 MiB; so much may be kept for one that is not complete.
+    pub message_max: usize,
+    /// What came and waits: for something before it, or for the application to take it. One message more may be
+    /// kept. Default 4 MiB.
+    pub receive_max: usize,
+    /// What the application has sent and the peer has not acknowledged. One message more may be kept. Default 4 MiB.
+    pub send_max: usize,
+}
+
+impl Default for MessageLimits {
+    fn default() -> Self {
+        Self { message_max: 16 << 20, receive_max: 4 << 20, send_max: 4 << 20 }
+    }
+}
+
+/// What a session is to be. A server takes `mode` and `protocol` from its client; everything else is the most that it agrees to.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// What carries the packets.
+    pub carrier: Carrier,
+    /// One message after the other, or a window of them. Default burst.
+    pub mode: Mode,
+    /// What is done after a loss. Default Selective Repeat.
+    pub protocol: Protocol,
+    /// Packets that may be unacknowledged in burst mode, from 1 to [`WINDOW_MAX`]. Default 256 for a client, [`WINDOW_MAX`] for a server. Bytes are bounded by `limits`.
+    pub window: u16,
+    /// Bytes of a packet's payload, from 1 to 16 MiB, on UDP to 65,000. Default 64 KiB, on UDP 1,024.
+    pub packet_max: usize,
+    /// What packets are covered with. Default CRC-32C; a server does what its client asks.
+    pub checksum: ChecksumKind,
+    /// A name that the client gives itself, at most 128 bytes. Default none.
+    pub client_id: Option<String>,
+    /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15 seconds.
+    pub keep_alive: Option<Duration>,
+    /// Bounds in bytes.
+    pub limits: MessageLimits,
+    /// How often a packet may time out before the peer is taken for gone, at least 1. Default 15.
+    pub timeouts_max: u32,
+    /// How long the peer may be silent while something waits for it. Default 60 seconds.
+    pub gone_after: Duration,
+    /// How long the handshake may take. Default 10 seconds.
+    pub handshake_timeout: Duration,
+}
+
+/// A configuration that cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub &'static str);
+
+impl SessionConfig {
+    /// The longest retransmission timeout.
+    pub(super) const TIMEOUT_MAX: Duration = Duration::from_secs(10);
+    const ACK_PAYLOAD_MAX: usize = 160;
+    const PACKET_MAX: usize = 16 << 20;
+    const DATAGRAM_MAX: usize = 65_000;
+    pub(super) const KEEP_ALIVE_MIN: Duration = Duration::from_millis(100);
+    pub(super) const KEEP_ALIVE_MAX: Duration = Duration::from_secs(3600);
+
+    /// What a client wants unless it is told otherwise.
+    pub fn client(carrier: Carrier) -> Self {
+        Self {
+            carrier,
+            mode: Mode::Burst,
+            protocol: Protocol::SelectiveRepeat,
+            window: 256,
+            packet_max: match carrier {
+                Carrier::Stream => 64 << 10,
+                Carrier::Datagrams => 1024,
+            },
+            checksum: ChecksumKind::Crc32c,
+            client_id: None,
+            keep_alive: Some(Duration::from_secs(15)),
+            limits: MessageLimits::default(),
+            timeouts_max: 15,
+            gone_after: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// What a server agrees to unless it is told otherwise.
+    pub fn server(carrier: Carrier) -> Self {
+        Self { window: WINDOW_MAX, ..Self::client(carrier) }
+    }
+
+    /// Says what is wrong with it before it is used.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let packet_max = match self.carrier {
+            Carrier::Stream => Self::PACKET_MAX,
+            Carrier::Datagrams => Self::DATAGRAM_MAX,
+        };
+        let keep_alive_fits =
+            self.keep_alive.is_none_or(|time| (Self::KEEP_ALIVE_MIN..=Self::KEEP_ALIVE_MAX).contains(&time));
+        let rules = [
+            ((1..=WINDOW_MAX).contains(&self.window), "a window is from 1 to 32,767 packets"),
+            (
+                (1..=packet_max).contains(&self.packet_max),
+                "a packet has from 1 byte to 16 MiB, by UDP to 65,000 bytes",
+            ),
+            (self.limits.message_max > 0, "a message may have at least 1 byte"),
+            (
+                self.limits.receive_max > 0 && self.limits.send_max > 0,
+                "there has to be room for at least 1 byte in either direction",
+            ),
+            (keep_alive_fits, "a keep-alive is from 100 ms to an hour"),
+            (self.timeouts_max > 0, "a packet may time out at least once"),
+            (!self.gone_after.is_zero(), "the peer may be silent for more than no time"),
+            (!self.handshake_timeout.is_zero(), "a handshake takes more than no time"),
+            (self.client_id.as_ref().is_none_or(|id| id.len() <= 128), "a client's id has at most 128 bytes"),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, why)| Err(ConfigError(why)))
+    }
+
+    /// Bytes of a datagram that has room for a packet of data behind a client's ACK.
+    pub(super) fn datagram(packet_max: usize) -> usize {
+        Carrier::DATAGRAM.max(packet_max + 2 * HEAD_BYTES + Self::ACK_PAYLOAD_MAX)
+    }
+}

@@ -1,0 +1,498 @@
+//! The three packets with which a session begins, and what they agree on (docs/protocol/cnp.md, section 2).
+
+use super::config::{SessionConfig, WINDOW_MAX};
+use crate::json::{self, JsonError};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// The longest payload of a packet of the handshake.
+pub const HANDSHAKE_PAYLOAD_MAX: usize = 4096;
+const TEXT_MAX: usize = 128;
+
+/// How many messages may be unacknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// One.
+    StepByStep,
+    /// A window of them.
+    Burst,
+}
+
+impl Mode {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StepByStep => "step-by-step",
+            Self::Burst => "burst",
+        }
+    }
+}
+
+/// What is done after a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// Everything from the lost packet on comes again.
+    #[serde(rename = "gbn")]
+    GoBackN,
+    /// Only the lost packet comes again.
+    #[serde(rename = "sr")]
+    SelectiveRepeat,
+}
+
+impl Protocol {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GoBackN => "gbn",
+            Self::SelectiveRepeat => "sr",
+        }
+    }
+}
+
+/// What packets are covered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChecksumKind {
+    /// MD5 of the payload.
+    Md5,
+    /// CRC-32C of everything.
+    Crc32c,
+}
+
+impl ChecksumKind {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Md5 => "md5",
+            Self::Crc32c => "crc32c",
+        }
+    }
+}
+
+/// Which session: any text of at most 128 bytes, or an integer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SessionId {
+    /// Any text.
+    Text(String),
+    /// Any number.
+    Number(i64),
+}
+
+impl SessionId {
+    /// The id made of these random bytes.
+    pub fn from_random(bytes: [u8; 16]) -> Self {
+        Self::Text(hex::encode(bytes))
+    }
+
+    /// The id as text.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) => text.into(),
+            Self::Number(number) => number.to_string().into(),
+        }
+    }
+}
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+/// What both ends have agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// Which session.
+    pub id: SessionId,
+    /// How the client calls itself.
+    pub client_id: Option<String>,
+    /// One message at a time, or a window.
+    pub mode: Mode,
+    /// What is done after a loss, if that was agreed.
+    pub protocol: Option<Protocol>,
+    /// Packets that may be unacknowledged.
+    pub window: u16,
+    /// Bytes of a packet's payload.
+    pub packet_max: usize,
+    /// What packets are covered with.
+    pub checksum: ChecksumKind,
+    /// The longest message that the peer takes in fragments; None if it knows no fragments.
+    pub fragments: Option<usize>,
+    /// How long silence may last.
+    pub keep_alive: Option<Duration>,
+    /// Whether the peer is a later program, whose data have the type 0x04.
+    pub later: bool,
+}
+
+impl Agreed {
+    /// Whether the peer reads packets however the stream is cut, numbers them as the specification says, and so on: whether it is one of ours.
+    pub(super) fn strict(&self) -> bool {
+        self.fragments.is_some()
+    }
+
+    /// The longest message that can be sent.
+    pub fn message_max(&self) -> usize {
+        self.fragments.map_or(self.packet_max, |max| max.max(self.packet_max))
+    }
+}
+
+/// Why there is no session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// What came is no packet of a handshake.
+    #[error("{0}")]
+    Malformed(String),
+    /// The server says no, in these words; escape them before they are shown.
+    #[error("the server says no: {0}")]
+    Refused(String),
+}
+
+impl From<JsonError> for HandshakeError {
+    fn from(error: JsonError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+fn malformed<T>(what: impl Into<String>) -> Result<T, HandshakeError> {
+    Err(HandshakeError::Malformed(what.into()))
+}
+
+/// Under which name the size of packets came, and goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum SizeName {
+    #[default]
+    Packet,
+    Size,
+    Fragment,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Fields {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<SessionId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation_mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<Protocol>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_packet_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_fragment_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<SessionId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fragmentation: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_message_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_alive: Option<u64>,
+}
+
+impl Fields {
+    fn read(payload: &[u8]) -> Result<Self, HandshakeError> {
+        let fields: Self = json::parse(payload)?;
+        for text in [&fields.session_id, &fields.client_id].into_iter().flatten() {
+            if text.text().len() > TEXT_MAX {
+                return malformed("an id of more than 128 bytes");
+            }
+        }
+        if fields.window_size == Some(0) {
+            return malformed("a window of 0");
+        }
+        Ok(fields)
+    }
+
+    /// What is said of the size of packets, by whichever name.
+    fn size(&self) -> Result<(SizeName, Option<usize>), HandshakeError> {
+        let named = [
+            (SizeName::Packet, self.max_packet_size),
+            (SizeName::Size, self.max_size),
+            (SizeName::Fragment, self.max_fragment_size),
+        ];
+        let said = named.into_iter().find_map(|(name, size)| size.map(|size| (name, size)));
+        let Some((name, size)) = said else { return Ok((SizeName::default(), None)) };
+        if size == 0 {
+            return malformed("packets of 0 bytes");
+        }
+        Ok((name, Some(usize::try_from(size).unwrap_or(usize::MAX))))
+    }
+
+    fn set_size(&mut self, name: SizeName, size: usize) {
+        let field = match name {
+            SizeName::Packet => &mut self.max_packet_size,
+            SizeName::Size => &mut self.max_size,
+            SizeName::Fragment => &mut self.max_fragment_size,
+        };
+        *field = Some(size as u64);
+    }
+
+    fn window(&self, window: u16) -> u16 {
+        let said = self.window_size.map_or(window, |said| u16::try_from(said).unwrap_or(WINDOW_MAX));
+        said.min(window).min(WINDOW_MAX)
+    }
+
+    fn fragments(&self) -> Option<usize> {
+        let max = || usize::try_from(self.max_message_size.unwrap_or(0)).unwrap_or(usize::MAX);
+        (self.fragmentation == Some(true)).then(max)
+    }
+
+    fn checksum(&self) -> ChecksumKind {
+        if self.checksum.as_deref() == Some(ChecksumKind::Crc32c.as_str()) {
+            ChecksumKind::Crc32c
+        } else {
+            ChecksumKind::Md5
+        }
+    }
+
+    fn keep_alive(&self, ours: Option<Duration>) -> Option<Duration> {
+        let theirs = Duration::from_millis(self.keep_alive?);
+        Some(theirs.min(ours?).clamp(SessionConfig::KEEP_ALIVE_MIN, SessionConfig::KEEP_ALIVE_MAX))
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The payload of a SYN that asks for what `config` says.
+pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
+    let burst = config.mode == Mode::Burst;
+    json::write(&Fields {
+        operation_mode: Some(config.mode),
+        max_packet_size: Some(config.packet_max as u64),
+        window_size: burst.then(|| config.window.into()),
+        client_id: config.client_id.clone().map(SessionId::Text),
+        protocol: burst.then_some(config.protocol),
+        fragmentation: Some(true),
+        max_message_size: Some(config.limits.message_max as u64),
+        checksum: (config.checksum == ChecksumKind::Crc32c).then(|| config.checksum.as_str().into()),
+        keep_alive: config.keep_alive.map(millis),
+        ..Fields::default()
+    })
+}
+
+/// A SYN that was understood.
+#[derive(Debug)]
+pub struct Syn {
+    mode: Mode,
+    later: bool,
+    size_name: SizeName,
+    size: Option<usize>,
+    fields: Fields,
+}
+
+impl Syn {
+    /// Reads the payload of a SYN.
+    pub fn parse(payload: &[u8]) -> Result<Self, HandshakeError> {
+        let fields = Fields::read(payload)?;
+        let (size_name, size) = fields.size()?;
+        let (mode, later) = match (fields.operation_mode, fields.protocol) {
+            (Some(mode), _) => (mode, false),
+            (None, Some(_)) => (Mode::Burst, true),
+            (None, None) => return malformed("neither operation_mode nor protocol"),
+        };
+        Ok(Self { mode, later, size_name, size, fields })
+    }
+
+    /// What a server with this configuration agrees to, and the payload of the SYN-ACK that says so.
+    pub fn answer(&self, config: &SessionConfig, id: SessionId) -> (Agreed, Vec<u8>) {
+        let fields = &self.fields;
+        let burst = self.mode == Mode::Burst;
+        let agreed = Agreed {
+            id,
+            client_id: fields.client_id.as_ref().map(|id| id.text().into_owned()),
+            mode: self.mode,
+            protocol: fields.protocol.filter(|_| burst),
+            window: if burst { fields.window(config.window) } else { 1 },
+            packet_max: self.size.unwrap_or(usize::MAX).min(config.packet_max),
+            checksum: fields.checksum(),
+            fragments: fields.fragments(),
+            keep_alive: if self.later { None } else { fields.keep_alive(config.keep_alive) },
+            later: self.later,
+        };
+        let ours = agreed.strict();
+        let mut answer = Fields {
+            status: Some("ok".into()),
+            session_id: Some(agreed.id.clone()),
+            operation_mode: Some(agreed.mode),
+            window_size: burst.then(|| agreed.window.into()),
+            protocol: agreed.protocol,
+            fragmentation: ours.then_some(true),
+            max_message_size: ours.then_some(config.limits.message_max as u64),
+            checksum: (agreed.checksum == ChecksumKind::Crc32c).then(|| agreed.checksum.as_str().into()),
+            keep_alive: agreed.keep_alive.map(millis),
+            ..Fields::default()
+        };
+        answer.set_size(self.size_name, agreed.packet_max);
+        (agreed, json::write(&answer))
+    }
+}
+
+/// The payload of a SYN-ACK that says no.
+pub fn write_refusal(why: &str) -> Vec<u8> {
+    json::write(&Fields { status: Some(why.into()), ..Fields::default() })
+}
+
+/// Reads a SYN-ACK: what was agreed on by a client with this configuration.
+pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, HandshakeError> {
+    let fields = Fields::read(payload)?;
+    match fields.status.as_deref() {
+        Some(status) if status.eq_ignore_ascii_case("ok") => {}
+        Some(status) => return Err(HandshakeError::Refused(status.into())),
+        None => return malformed("no status"),
+    }
+    let Some(id) = fields.session_id.clone() else { return malformed("no session_id") };
+    let (_, size) = fields.size()?;
+    // A server may agree to less than was asked for; what it says beyond that is not meant for us.
+    let burst = config.mode == Mode::Burst && fields.operation_mode != Some(Mode::StepByStep);
+    let checksum =
+        if config.checksum == ChecksumKind::Crc32c { fields.checksum() } else { ChecksumKind::Md5 };
+    Ok(Agreed {
+        id,
+        client_id: config.client_id.clone(),
+        mode: if burst { Mode::Burst } else { Mode::StepByStep },
+        protocol: fields.protocol.filter(|_| burst),
+        window: if burst { fields.window(config.window) } else { 1 },
+        packet_max: size.unwrap_or(usize::MAX).min(config.packet_max),
+        checksum,
+        fragments: fields.fragments(),
+        keep_alive: fields.keep_alive(config.keep_alive),
+        later: false,
+    })
+}
+
+/// The payload of the client's ACK.
+pub fn write_ack(id: &SessionId) -> Vec<u8> {
+    json::write(&Fields { session_id: Some(id.clone()), ..Fields::default() })
+}
+
+/// Which session an ACK is for.
+pub fn read_ack(payload: &[u8]) -> Result<SessionId, HandshakeError> {
+    Fields::read(payload)?.session_id.map_or_else(|| malformed("no session_id"), Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Carrier;
+    use super::*;
+
+    fn server() -> SessionConfig {
+        SessionConfig { window: 100, packet_max: 5000, ..SessionConfig::server(Carrier::Stream) }
+    }
+
+    fn answer(syn: &str) -> (Agreed, String) {
+        let (agreed, answer) =
+            Syn::parse(syn.as_bytes()).unwrap().answer(&server(), SessionId::Text("x".into()));
+        (agreed, String::from_utf8(answer).unwrap())
+    }
+
+    #[test]
+    fn what_the_field_says_is_answered_in_its_words() {
+        for (syn, expected) in [
+            (
+                r#"{"operation_mode": "step-by-step", "max_packet_size": 1024}"#,
+                r#"{"status":"ok","session_id":"x","operation_mode":"step-by-step","max_packet_size":1024}"#,
+            ),
+            (
+                r#"{"operation_mode": "burst", "max_size": 9999, "window_size": 4, "client_id": 7}"#,
+                r#"{"status":"ok","session_id":"x","operation_mode":"burst","max_size":5000,"window_size":4}"#,
+            ),
+            (
+                r#"{"protocol": "gbn", "max_fragment_size": 3, "window_size": 400}"#,
+                r#"{"status":"ok","session_id":"x","operation_mode":"burst","protocol":"gbn","max_fragment_size":3,"window_size":100}"#,
+            ),
+        ] {
+            let (agreed, text) = answer(syn);
+            assert_eq!(text, expected);
+            assert_eq!(
+                (agreed.checksum, agreed.fragments, agreed.keep_alive),
+                (ChecksumKind::Md5, None, None)
+            );
+        }
+        assert!(answer(r#"{"protocol": "sr"}"#).0.later);
+    }
+
+    #[test]
+    fn ours_agree_on_everything() {
+        for mode in [Mode::StepByStep, Mode::Burst] {
+            let client = SessionConfig {
+                mode,
+                protocol: Protocol::GoBackN,
+                client_id: Some("me".into()),
+                ..SessionConfig::client(Carrier::Stream)
+            };
+            let syn = write_syn(&client);
+            let (agreed, syn_ack) =
+                Syn::parse(&syn).unwrap().answer(&server(), SessionId::from_random([7; 16]));
+            assert!(syn_ack.len() <= 3 * syn.len());
+            assert_eq!(read_syn_ack(&syn_ack, &client).unwrap(), agreed);
+            assert_eq!(agreed.packet_max, 5000);
+            assert_eq!(agreed.window, if mode == Mode::Burst { 100 } else { 1 });
+            assert_eq!(agreed.checksum, ChecksumKind::Crc32c);
+            assert_eq!(agreed.fragments, Some(16 << 20));
+            assert_eq!(read_ack(&write_ack(&agreed.id)).unwrap(), agreed.id);
+        }
+    }
+
+    #[test]
+    fn cases_14_to_17_and_20_what_is_no_syn_is_refused() {
+        let deep = format!(r#"{{"operation_mode":"burst","x":{}{}}}"#, "[".repeat(1000), "]".repeat(1000));
+        for syn in [
+            deep.as_str(),
+            "",
+            "7",
+            "{}",
+            r#"{"operation_mode":"burst","operation_mode":"burst"}"#,
+            r#"{"operation_mode":"fast"}"#,
+            r#"{"protocol":"tcp"}"#,
+            r#"{"operation_mode":"burst","max_packet_size":0}"#,
+            r#"{"operation_mode":"burst","max_packet_size":-1}"#,
+            r#"{"operation_mode":"burst","max_packet_size":1e400}"#,
+            r#"{"operation_mode":"burst","max_packet_size":1024.0}"#,
+            r#"{"operation_mode":"burst","max_packet_size":"1024"}"#,
+            r#"{"operation_mode":"burst","max_packet_size":9007199254740993}"#,
+            r#"{"operation_mode":"burst","window_size":0}"#,
+            r#"{"operation_mode":"burst","client_id":"\ud800"}"#,
+            r#"{"operation_mode":"burst"} x"#,
+        ] {
+            assert!(matches!(Syn::parse(syn.as_bytes()), Err(HandshakeError::Malformed(_))), "{syn}");
+        }
+        assert!(Syn::parse(b"{\"operation_mode\":\"burst\",\"client_id\":\"\xff\"}").is_err());
+        let long = format!(r#"{{"operation_mode":"burst","client_id":"{}"}}"#, "x".repeat(129));
+        assert!(Syn::parse(long.as_bytes()).is_err());
+        // Case 20: what is too much is cut down.
+        let (agreed, _) =
+            answer(r#"{"operation_mode":"burst","max_packet_size":9007199254740992,"window_size":70000}"#);
+        assert_eq!((agreed.packet_max, agreed.window), (5000, 100));
+    }
+
+    #[test]
+    fn a_server_may_agree_to_less_and_say_no() {
+        let client = SessionConfig { window: 8, packet_max: 1000, ..SessionConfig::client(Carrier::Stream) };
+        let read = |text: &str| read_syn_ack(text.as_bytes(), &client);
+        let agreed = read(r#"{"status":"ok","session_id":12,"max_size":500,"window_size":70000}"#).unwrap();
+        assert_eq!((agreed.packet_max, agreed.window, agreed.mode), (500, 8, Mode::Burst));
+        assert_eq!((agreed.id.text().as_ref(), agreed.checksum), ("12", ChecksumKind::Md5));
+        let agreed = read(r#"{"status":"OK","session_id":"a","operation_mode":"step-by-step"}"#).unwrap();
+        assert_eq!((agreed.window, agreed.mode), (1, Mode::StepByStep));
+        assert_eq!(read(r#"{"status":"full"}"#), Err(HandshakeError::Refused("full".into())));
+        for bad in [
+            r#"{"status":"ok"}"#,
+            r#"{"session_id":"a"}"#,
+            r#"{"status":"ok","session_id":"a","window_size":0}"#,
+        ] {
+            assert!(matches!(read(bad), Err(HandshakeError::Malformed(_))), "{bad}");
+        }
+    }
+}

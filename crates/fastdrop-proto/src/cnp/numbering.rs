@@ -1,0 +1,126 @@
+//! Which packet a sequence number means, also from peers that number otherwise (docs/protocol/cnp.md, section 4).
+
+use super::handshake::Mode;
+use super::seq::Seq;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// As the specification says.
+    Strict,
+    /// A peer of the field that sends one message at a time.
+    StepByStep,
+    /// A peer of the field that sends several.
+    Burst,
+}
+
+/// The numbers of one peer.
+#[derive(Debug)]
+pub(super) struct Numbering {
+    rule: Rule,
+    /// The first and the last number of data that were taken.
+    taken: Option<(Seq, Seq)>,
+    /// Whether all data that were taken had the number 0.
+    constant: bool,
+    /// Whether an acknowledgement ever had another number than 0.
+    acks_count: bool,
+}
+
+impl Numbering {
+    pub(super) fn new(strict: bool, mode: Mode) -> Self {
+        let rule = match mode {
+            _ if strict => Rule::Strict,
+            Mode::StepByStep => Rule::StepByStep,
+            Mode::Burst => Rule::Burst,
+        };
+        Self { rule, taken: None, constant: true, acks_count: false }
+    }
+
+    /// The number of data that came. `again`: whether they are the same bytes as the last ones, whose acknowledgement has not left yet.
+    pub(super) fn of_data(&self, seq: Seq, expected: u64, again: bool) -> Option<u64> {
+        let zero_again = self.constant && seq == Seq(0);
+        match (self.rule, self.taken) {
+            (Rule::Strict, _) => seq.nearest(expected),
+            (_, None) => Some(expected),
+            (Rule::StepByStep, Some((_, last))) => {
+                let is_new = seq != last || (zero_again && !again);
+                if is_new { Some(expected) } else { expected.checked_sub(1) }
+            }
+            (Rule::Burst, Some(_)) if zero_again => Some(expected),
+            (Rule::Burst, Some((first, _))) => Seq(seq.0.wrapping_sub(first.0)).nearest(expected),
+        }
+    }
+
+    /// Data with this number were taken.
+    pub(super) fn on_taken(&mut self, seq: Seq) {
+        let (first, _) = self.taken.unwrap_or((seq, seq));
+        self.taken = Some((first, seq));
+        self.constant &= seq == Seq(0);
+    }
+
+    /// What an acknowledgement is for, where `base` is the oldest number that waits for one, and `waits` says whether another does.
+    pub(super) fn of_ack(&mut self, seq: Seq, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
+        self.acks_count |= seq != Seq(0);
+        let number = seq.nearest(base);
+        match self.rule {
+            Rule::Strict => number,
+            Rule::StepByStep => Some(base),
+            Rule::Burst if !self.acks_count && !number.is_some_and(waits) => Some(base),
+            Rule::Burst => number,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of numbers that come: for each, whether it was a new message.
+    fn take(mode: Mode, seqs: &[(u16, bool)]) -> Vec<bool> {
+        let mut numbering = Numbering::new(false, mode);
+        let mut expected = 0;
+        let mut news = Vec::new();
+        for &(seq, again) in seqs {
+            let is_new = numbering.of_data(Seq(seq), expected, again) == Some(expected);
+            if is_new {
+                expected += 1;
+                numbering.on_taken(Seq(seq));
+            }
+            news.push(is_new);
+        }
+        news
+    }
+
+    #[test]
+    fn a_peer_that_always_says_0_is_understood() {
+        assert_eq!(
+            take(Mode::StepByStep, &[(0, false), (0, false), (0, true), (0, false)]),
+            [true, true, false, true]
+        );
+        assert_eq!(take(Mode::Burst, &[(0, false), (0, true), (0, false)]), [true, true, true]);
+    }
+
+    #[test]
+    fn a_peer_that_counts_from_anywhere_is_understood() {
+        for mode in [Mode::StepByStep, Mode::Burst] {
+            for first in [0, 1, 7, 65_535] {
+                let seqs = [0, 1, 2, 2, 3].map(|step| (u16::wrapping_add(first, step), false));
+                assert_eq!(take(mode, &seqs), [true, true, true, false, true]);
+            }
+        }
+        // One bit that alternates.
+        let bits = [(0, false), (1, false), (1, false), (0, false)];
+        assert_eq!(take(Mode::StepByStep, &bits), [true, true, false, true]);
+    }
+
+    #[test]
+    fn acknowledgements_that_always_say_0_are_for_the_oldest() {
+        let mut numbering = Numbering::new(false, Mode::Burst);
+        for base in 0..3 {
+            assert_eq!(numbering.of_ack(Seq(0), base, |number| (base..4).contains(&number)), Some(base));
+        }
+        assert_eq!(numbering.of_ack(Seq(3), 3, |_| true), Some(3));
+        assert_eq!(numbering.of_ack(Seq(0), 4, |_| false), Some(0));
+        let mut numbering = Numbering::new(false, Mode::StepByStep);
+        assert_eq!(numbering.of_ack(Seq(77), 5, |_| true), Some(5));
+    }
+}

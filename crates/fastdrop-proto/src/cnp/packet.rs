@@ -1,0 +1,237 @@
+//! Packets: a header of 11 bytes and a payload (docs/protocol/cnp.md, section 1).
+
+use super::checksum::Checksum;
+use super::seq::Seq;
+use crate::cursor::Cursor;
+
+/// Bytes of a header.
+pub const HEAD_BYTES: usize = 11;
+/// A packet that is no data may have so large a payload, whatever was agreed for data.
+pub const CONTROL_PAYLOAD_MAX: usize = 1024;
+
+/// What an acknowledgement says.
+pub(super) const ACK: &[u8] = b"ACK";
+/// What an acknowledgement of Go-Back-N says when it is about what is before a gap.
+pub(super) const GAP: &[u8] = b"GAP";
+pub(super) const DISCONNECT: &[u8] = b"Disconnect";
+
+/// What a packet is, once the handshake is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacketType {
+    /// A message, or the last fragment of one.
+    Data,
+    /// An acknowledgement.
+    Ack,
+    /// An error, after which its sender closes.
+    Error,
+    /// A sign of life. Data, where the peer is a later program.
+    KeepAlive,
+    /// Its sender wants to close.
+    Disconnect,
+    /// A fragment that is not the last of its message.
+    Fragment,
+}
+
+impl PacketType {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Data, Self::Ack, Self::Error, Self::KeepAlive, Self::Disconnect, Self::Fragment];
+
+    /// The byte on the wire.
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Data => 0x01,
+            Self::Ack => 0x02,
+            Self::Error => 0x03,
+            Self::KeepAlive => 0x04,
+            Self::Disconnect => 0x05,
+            Self::Fragment => 0x06,
+        }
+    }
+
+    /// The type with this byte.
+    pub fn of(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|typ| typ.byte() == byte)
+    }
+}
+
+/// A header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    payload_len: usize,
+    /// The type's byte, which means one thing in the handshake and another afterwards.
+    pub typ: u8,
+    /// The sequence number.
+    pub seq: Seq,
+    /// The checksum as it came.
+    pub checksum: [u8; 4],
+}
+
+/// What cannot be the beginning of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    /// The payload is longer than may be.
+    #[error("a packet with a payload of {len} bytes, where at most {max} may come")]
+    TooLarge {
+        /// Its length.
+        len: usize,
+        /// The most that may come.
+        max: usize,
+    },
+}
+
+impl Head {
+    /// The header of the packet at the beginning of `bytes`; None while it is not all there. A payload beyond `payload_max` is refused at once (case 12).
+    pub fn parse(bytes: &[u8], payload_max: usize) -> Result<Option<Self>, PacketError> {
+        let mut cursor = Cursor::new(bytes);
+        let Ok(len) = cursor.u32() else { return Ok(None) };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        if len > payload_max {
+            return Err(PacketError::TooLarge { len, max: payload_max });
+        }
+        let (Ok(typ), Ok(seq), Ok(checksum)) = (cursor.u8(), cursor.u16(), cursor.bytes(4)) else {
+            return Ok(None);
+        };
+        let checksum = checksum.first_chunk().copied().unwrap_or_default();
+        Ok(Some(Self { payload_len: len, typ, seq: Seq(seq), checksum }))
+    }
+
+    /// Bytes of the payload.
+    pub fn payload_len(&self) -> usize {
+        self.payload_len
+    }
+
+    /// Bytes of the whole packet.
+    pub fn packet_len(&self) -> usize {
+        HEAD_BYTES + self.payload_len
+    }
+}
+
+/// Appends a packet. `number` is what the checksum covers, of which the header has the lower bits.
+pub fn append(out: &mut Vec<u8>, typ: u8, seq: Seq, number: u64, checksum: &Checksum, payload: &[u8]) {
+    let len = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+    out.reserve(HEAD_BYTES + payload.len());
+    out.extend_from_slice(&len);
+    out.push(typ);
+    out.extend_from_slice(&seq.0.to_be_bytes());
+    out.extend_from_slice(&checksum.of(typ, number, payload));
+    out.extend_from_slice(payload);
+}
+
+/// Why an error packet is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Bytes that are no packet, or not here.
+    Malformed,
+    /// Longer than was agreed.
+    TooLarge,
+    /// A handshake that is none, or takes too long.
+    Handshake,
+    /// Not the session's id.
+    Session,
+    /// A packet that was begun did not go on.
+    Timeout,
+    /// A bound is reached.
+    Busy,
+    /// The program ends and cannot wait.
+    Shutdown,
+}
+
+impl ErrorCode {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too-large",
+            Self::Handshake => "handshake",
+            Self::Session => "session",
+            Self::Timeout => "timeout",
+            Self::Busy => "busy",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What a peer said in an error packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerError {
+    /// The code, if there is one.
+    pub code: Option<String>,
+    /// The sentence, as the peer wrote it; escape it before it is shown.
+    pub sentence: String,
+}
+
+impl PeerError {
+    const CODE_MAX: usize = 32;
+
+    /// Reads a payload, which may be any text.
+    pub(super) fn parse(payload: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(payload).into_owned();
+        let is_code = |code: &str| {
+            (1..=Self::CODE_MAX).contains(&code.len())
+                && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+        };
+        match text.split_once(": ") {
+            Some((code, sentence)) if is_code(code) => {
+                Self { code: Some(code.into()), sentence: sentence.into() }
+            }
+            _ => Self { code: None, sentence: text },
+        }
+    }
+}
+
+impl std::fmt::Display for PeerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.code {
+            Some(code) => write!(f, "{} ({code})", self.sentence),
+            None => f.write_str(&self.sentence),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn case_12_a_length_beyond_the_bound_is_refused_by_its_four_bytes() {
+        for (bytes, max) in
+            [(&b"\xff\xff\xff\xff"[..], 1 << 20), (b"\x00\x00\x04\x01", 1024), (b"GET ", 1 << 16)]
+        {
+            assert!(Head::parse(bytes, max).is_err());
+        }
+        assert_eq!(Head::parse(b"\x00\x00\x04", 1), Ok(None));
+        assert_eq!(Head::parse(b"\x00\x00\x04\x00\x01\x00\x00abc", 1024), Ok(None));
+    }
+
+    #[test]
+    fn an_error_has_a_code_or_is_all_sentence() {
+        let error = PeerError::parse(b"too-large: a message of 7 bytes");
+        assert_eq!((error.code.as_deref(), &*error.sentence), (Some("too-large"), "a message of 7 bytes"));
+        for text in ["Server: busy", "no code", "", ": x", "\u{fffd}"] {
+            assert_eq!(PeerError::parse(text.as_bytes()), PeerError { code: None, sentence: text.into() });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_and_any_flipped_bit_is_found_by_crc32c(
+            typ in 0_u8..8, number: u64, payload: Vec<u8>, bit: prop::sample::Index
+        ) {
+            let checksum = Checksum::crc32c("session");
+            let mut out = Vec::new();
+            append(&mut out, typ, Seq::of(number), number, &checksum, &payload);
+            let good = |bytes: &[u8]| {
+                let Ok(Some(head)) = Head::parse(bytes, payload.len()) else { return false };
+                // The receiver knows the number but for its lower bits.
+                let number = head.seq.nearest(number).unwrap_or(0);
+                bytes.get(HEAD_BYTES..head.packet_len()).is_some_and(|payload| checksum.verify(&head, number, payload))
+            };
+            prop_assert!(good(&out));
+            let bit = bit.index(out.len() * 8);
+            out[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!good(&out));
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! The sending half of a session: a window of packets, when they are lost, and when they leave again.
+
+use super::packet::HEAD_BYTES;
+use super::repeat::Repeat;
+use crate::congestion::{Flow, Leave, Stamp};
+use crate::rtt::Rtt;
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Which message of a session, in the order in which they were given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SendId(pub u64);
+
+/// A message that the peer would not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a message of {len} bytes, where the peer takes {max}")]
+pub struct TooLarge {
+    /// Its length.
+    pub len: usize,
+    /// The longest that the peer takes.
+    pub max: usize,
+}
+
+/// A packet that leaves.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) number: u64,
+    pub(super) is_last: bool,
+    pub(super) payload: Bytes,
+}
+
+/// Too many timeouts in a row.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotState {
+    OnItsWay,
+    Lost,
+    Acknowledged,
+}
+
+#[derive(Debug)]
+struct Slot {
+    payload: Bytes,
+    is_last: bool,
+    message: u64,
+    state: SlotState,
+    /// Whether the flow counts it.
+    in_flight: bool,
+    stamp: Stamp,
+    /// Its place among everything that was sent.
+    order: u64,
+    sends: u32,
+}
+
+impl Slot {
+    fn bytes(&self) -> u64 {
+        (HEAD_BYTES + self.payload.len()) as u64
+    }
+}
+
+#[derive(Debug)]
+struct Message {
+    len: usize,
+    /// Packets of it that have not been acknowledged.
+    packets: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Sender {
+    repeat: &'static dyn Repeat,
+    window: usize,
+    packet_max: usize,
+    timeouts_max: u32,
+    flow: Flow,
+    /// What of messages is not in the window yet.
+    waiting: VecDeque<(u64, Bytes)>,
+    /// All messages that are not acknowledged, from `first_message` on.
+    messages: VecDeque<Message>,
+    first_message: u64,
+    message_bytes: usize,
+    acknowledged: VecDeque<SendId>,
+    /// What was sent, from `base` on, the oldest that is not acknowledged.
+    slots: VecDeque<Slot>,
+    base: u64,
+    lost: BTreeSet<u64>,
+    /// What was sent, in that order: places and numbers. Those that have been acknowledged or sent again since are passed over.
+    sent: VecDeque<(u64, u64)>,
+    orders: u64,
+    newest_acknowledged: Option<u64>,
+    /// How often the peer has said that something behind a gap came, since a round trip after the oldest was sent.
+    gaps: u32,
+    /// Whether one packet may leave whatever the controller says, to find out whether anything gets through.
+    probes: bool,
+    timeouts: u32,
+    timed_out_at: Option<Instant>,
+    paced_until: Option<Instant>,
+    /// Since when something has been waiting for the peer.
+    waiting_since: Option<Instant>,
+    retransmissions: u64,
+    bytes_acknowledged: u64,
+}
+
+impl Sender {
+    pub(super) fn new(
+        repeat: &'static dyn Repeat,
+        window: u16,
+        packet_max: usize,
+        timeouts_max: u32,
+        flow: Flow,
+    ) -> Self {
+        Self {
+            repeat,
+            window: window.into(),
+            packet_max,
+            timeouts_max,
+            flow,
+            waiting: VecDeque::new(),
+            messages: VecDeque::new(),
+            first_message: 0,
+            message_bytes: 0,
+            acknowledged: VecDeque::new(),
+            slots: VecDeque::new(),
+            base: 0,
+            lost: BTreeSet::new(),
+            sent: VecDeque::new(),
+            orders: 0,
+            newest_acknowledged: None,
+            gaps: 0,
+            probes: false,
+            timeouts: 0,
+            timed_out_at: None,
+            paced_until: None,
+            waiting_since: None,
+            retransmissions: 0,
+            bytes_acknowledged: 0,
+        }
+    }
+
+    pub(super) fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    pub(super) fn retransmissions(&self) -> u64 {
+        self.retransmissions
+    }
+
+    /// Bytes of all messages that are acknowledged, and have none before them that is not.
+    pub(super) fn bytes_acknowledged(&self) -> u64 {
+        self.bytes_acknowledged
+    }
+
+    /// The oldest number that is not acknowledged; the next one if there is none.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The number of the next new packet.
+    pub(super) fn next(&self) -> u64 {
+        self.base + self.slots.len() as u64
+    }
+
+    /// Whether this number waits for an acknowledgement.
+    pub(super) fn waits_for(&self, number: u64) -> bool {
+        self.slot(number).is_some_and(|slot| slot.state != SlotState::Acknowledged)
+    }
+
+    /// Whether everything that was given is acknowledged.
+    pub(super) fn is_idle(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Since when something has been waiting for the peer.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.waiting_since
+    }
+
+    /// Bytes of messages that are not acknowledged, each with what it needs itself.
+    pub(super) fn memory(&self) -> usize {
+        self.message_bytes
+    }
+
+    /// So many packets behind a gap say that what is missing is lost, on a path that has not been seen to reorder (RFC 5681, 3.2).
+    const GAPS: u32 = 3;
+    /// What a message counts beside its bytes.
+    const OVERHEAD: usize = 64;
+
+    /// Takes a message, to be sent when the window allows.
+    pub(super) fn send(&mut self, now: Instant, message: Bytes) -> SendId {
+        let id = self.first_message + self.messages.len() as u64;
+        let packets = message.len().div_ceil(self.packet_max).max(1);
+        self.message_bytes += message.len() + Self::OVERHEAD;
+        self.messages.push_back(Message { len: message.len(), packets });
+        self.waiting.push_back((id, message));
+        self.waiting_since.get_or_insert(now);
+        SendId(id)
+    }
+
+    /// The next message that has been acknowledged.
+    pub(super) fn poll_acknowledged(&mut self) -> Option<SendId> {
+        self.acknowledged.pop_front()
+    }
+
+    /// The next packet to leave, if one may, and fits into `room` bytes.
+    pub(super) fn poll_packet(&mut self, now: Instant, room: usize) -> Option<Outgoing> {
+        self.paced_until = None;
+        let again = self.lost.first().copied();
+        let is_new = again.is_none() && self.slots.len() < self.window;
+        let payload_len = match again {
+            Some(number) => self.slot(number).map(|slot| slot.payload.len()),
+            None if is_new => self.waiting.front().map(|(_, rest)| rest.len().min(self.packet_max)),
+            None => None,
+        };
+        let Some(payload_len) = payload_len else {
+            // The path would have carried more.
+            self.flow.on_idle();
+            return None;
+        };
+        if HEAD_BYTES + payload_len > room {
+            return None;
+        }
+        if !self.probes {
+            match self.flow.poll_leave(now) {
+                Leave::Now(_) => {}
+                Leave::Full => return None,
+                Leave::At(at) => {
+                    self.paced_until = Some(at);
+                    return None;
+                }
+            }
+        }
+        self.probes = false;
+        let number = match again {
+            Some(number) => {
+                self.lost.remove(&number);
+                number
+            }
+            None => self.cut_next(now)?,
+        };
+        self.transmit(now, number)
+    }
+
+    /// Puts the next piece of what waits into the window.
+    fn cut_next(&mut self, now: Instant) -> Option<u64> {
+        let (message, rest) = self.waiting.front_mut()?;
+        let (message, payload) = (*message, rest.split_to(rest.len().min(self.packet_max)));
+        let is_last = rest.is_empty();
+        if is_last {
+            self.waiting.pop_front();
+        }
+        let number = self.next();
+        let bytes = (HEAD_BYTES + payload.len()) as u64;
+        let stamp = self.flow.on_sent(now, bytes);
+        let (state, in_flight, order, sends) = (SlotState::OnItsWay, true, 0, 0);
+        self.slots.push_back(Slot { payload, is_last, message, state, in_flight, stamp, order, sends });
+        Some(number)
+    }
+
+    fn transmit(&mut self, now: Instant, number: u64) -> Option<Outgoing> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let slot = self.slots.get_mut(index)?;
+        if slot.sends > 0 {
+            slot.stamp = self.flow.on_sent(now, slot.bytes());
+            self.retransmissions += 1;
+        }
+        self.orders += 1;
+        slot.state = SlotState::OnItsWay;
+        slot.in_flight = true;
+        slot.order = self.orders;
+        slot.sends += 1;
+        self.sent.push_back((self.orders, number));
+        Some(Outgoing { number, is_last: slot.is_last, payload: slot.payload.clone() })
+    }
+
+    fn slot(&self, number: u64) -> Option<&Slot> {
+        self.slots.get(usize::try_from(number.checked_sub(self.base)?).ok()?)
+    }
+
+    fn slot_mut(&mut self, number: u64) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(number.checked_sub(self.base)?).ok()?)
+    }
+
+    /// An acknowledgement for this number came. Of what was never sent, or is acknowledged already, nothing is learned (case 74).
+    pub(super) fn on_ack(&mut self, now: Instant, number: u64) {
+        if number >= self.next() {
+            return;
+        }
+        if number < self.base {
+            return;
+        }
+        let mut bytes = 0;
+        let mut newest: Option<(u64, Stamp)> = None;
+        let mut rtt = None;
+        let mut found = false;
+        for number in self.repeat.acknowledged(self.base, number) {
+            let Some(slot) = self.slot_mut(number) else { continue };
+            let before = std::mem::replace(&mut slot.state, SlotState::Acknowledged);
+            if before == SlotState::Acknowledged {
+                continue;
+            }
+            found = true;
+            let (message, order, stamp, sends) = (slot.message, slot.order, slot.stamp, slot.sends);
+            let slot_bytes = slot.bytes();
+            slot.payload = Bytes::new();
+            if before == SlotState::OnItsWay {
+                let counts = std::mem::take(&mut slot.in_flight);
+                bytes += if counts { slot_bytes } else { 0 };
+                if newest.is_none_or(|(newest, _)| order > newest) {
+                    newest = Some((order, stamp));
+                    rtt = (sends == 1).then(|| now.saturating_duration_since(stamp.sent_at));
+                }
+            } else {
+                self.lost.remove(&number);
+                self.flow.on_spurious_loss();
+            }
+            self.on_packet_acknowledged(message);
+        }
+        if !found {
+            return;
+        }
+        self.timeouts = 0;
+        if let Some((order, stamp)) = newest {
+            self.newest_acknowledged = self.newest_acknowledged.max(Some(order));
+            self.flow.on_delivered(now, bytes, &stamp, rtt);
+        } else {
+            self.flow.rtt.on_progress();
+        }
+        while self.slots.front().is_some_and(|slot| slot.state == SlotState::Acknowledged) {
+            self.slots.pop_front();
+            self.base += 1;
+            self.gaps = 0;
+        }
+        self.waiting_since = if self.messages.is_empty() { None } else { Some(now) };
+        self.find_lost(now);
+    }
+
+    /// The peer got something else than what it misses: which, it does not say, but one packet has got through, and the first of those behind the gap is as good as any.
+    pub(super) fn on_gap(&mut self, now: Instant, number: u64) {
+        self.on_ack(now, number);
+        if number + 1 != self.base {
+            return;
+        }
+        let Some(oldest) = self.slots.front() else { return };
+        // Before that, what is said is about what was sent before.
+        if now >= oldest.stamp.sent_at + self.flow.rtt.smallest().min(Rtt::TIMEOUT_FIRST) {
+            self.gaps += 1;
+        }
+        let behind = self.slots.iter_mut().skip(1).find(|slot| slot.in_flight);
+        if let Some(slot) = behind {
+            slot.in_flight = false;
+            let rtt = (slot.sends == 1).then(|| now.saturating_duration_since(slot.stamp.sent_at));
+            let (bytes, stamp) = (slot.bytes(), slot.stamp);
+            self.flow.on_delivered(now, bytes, &stamp, rtt);
+        }
+        self.find_lost(now);
+    }
+
+    fn on_packet_acknowledged(&mut self, message: u64) {
+        let index = usize::try_from(message - self.first_message).unwrap_or(usize::MAX);
+        let Some(progress) = self.messages.get_mut(index) else { return };
+        progress.packets -= 1;
+        if progress.packets == 0 {
+            self.acknowledged.push_back(SendId(message));
+        }
+        while let Some(done) = self.messages.pop_front_if(|message| message.packets == 0) {
+            self.first_message += 1;
+            self.message_bytes -= done.len + Self::OVERHEAD;
+            self.bytes_acknowledged += done.len as u64;
+        }
+    }
+
+    /// The oldest packet that is on its way: when it was sent, its number, and whether one that was sent later has arrived.
+    fn oldest_sent(&mut self) -> Option<(Instant, u64, bool)> {
+        while let Some(&(order, number)) = self.sent.front() {
+            match self.slot(number) {
+                Some(slot) if slot.order == order && slot.state == SlotState::OnItsWay => {
+                    let overtaken = self.newest_acknowledged.is_some_and(|newest| newest > order);
+                    return Some((slot.stamp.sent_at, number, overtaken || self.gaps > 0));
+                }
+                _ => self.sent.pop_front(),
+            };
+        }
+        None
+    }
+
+    fn find_lost(&mut self, now: Instant) {
+        let sure = self.gaps >= Self::GAPS && !self.flow.reorders();
+        let patience = if sure { Duration::ZERO } else { self.flow.loss_patience() };
+        while let Some((sent_at, number, overtaken)) = self.oldest_sent() {
+            if !overtaken || now < sent_at + patience {
+                break;
+            }
+            self.lose(now, number);
+        }
+    }
+
+    fn lose(&mut self, now: Instant, number: u64) {
+        let again = self.repeat.again(number, self.next());
+        // Whatever else goes again was not lost on the way.
+        for n in again {
+            let Some(slot) = self.slot_mut(n) else { continue };
+            if matches!(slot.state, SlotState::Acknowledged | SlotState::Lost) {
+                continue;
+            }
+            slot.state = SlotState::Lost;
+            let (bytes, counts) = (slot.bytes(), std::mem::take(&mut slot.in_flight));
+            self.lost.insert(n);
+            match counts {
+                true if n == number => self.flow.on_lost(now, bytes),
+                true => self.flow.on_forgotten(bytes),
+                false => {}
+            }
+        }
+        self.gaps = 0;
+    }
+
+    /// The peer has no room: it is not gone.
+    pub(super) fn on_hold(&mut self) {
+        self.timeouts = 0;
+    }
+
+    /// The peer has room again: what has timed out goes at once.
+    pub(super) fn on_room(&mut self, now: Instant) {
+        self.flow.rtt.on_progress();
+        if self.timeouts > 0
+            && let Some((_, number, _)) = self.oldest_sent()
+        {
+            self.lose(now, number);
+        }
+        self.timeouts = 0;
+        self.probes = true;
+    }
+
+    /// When [`Self::handle_timeout`] or [`Self::poll_packet`] have something to do.
+    pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
+        let (patience, timeout) = (self.flow.loss_patience(), self.flow.rtt.timeout());
+        let oldest = self.oldest_sent();
+        let timed_out_at = self.timed_out_at;
+        let lost_at = oldest.map(|(sent_at, _, overtaken)| {
+            let timeout_at = timed_out_at.map_or(sent_at, |at| at.max(sent_at)) + timeout;
+            if overtaken { timeout_at.min(sent_at + patience) } else { timeout_at }
+        });
+        [lost_at, self.paced_until].into_iter().flatten().min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Gone> {
+        self.find_lost(now);
+        let timeout = self.flow.rtt.timeout();
+        let Some((sent_at, number, _)) = self.oldest_sent() else { return Ok(()) };
+        // The next timeout counts from this one (RFC 6298, 5.6), however many packets left at the same time.
+        if now < self.timed_out_at.map_or(sent_at, |at| at.max(sent_at)) + timeout {
+            return Ok(());
+        }
+        self.timed_out_at = Some(now);
+        self.timeouts += 1;
+        if self.timeouts > self.timeouts_max {
+            return Err(Gone);
+        }
+        self.flow.on_timeout(now);
+        self.lose(now, number);
+        self.probes = true;
+        Ok(())
+    }
+}

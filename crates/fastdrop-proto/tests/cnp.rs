@@ -1,0 +1,232 @@
+//! Two ends of CNP over a simulated network with virtual time and seeded faults.
+//!
+//! `CNP_SEEDS=10000 cargo test --release -p fastdrop-proto --test cnp` runs as many seeds; without it, a few hundred.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+
+mod cnp_pair;
+mod simulated;
+
+use bytes::Bytes;
+use cnp_pair::{Pair, flip_payload};
+use fastdrop_proto::cnp::{Carrier, ChecksumKind, Ending, Mode, Protocol, SessionConfig, WINDOW_MAX};
+use simulated::{Link, Random, payload};
+use std::time::Duration;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn seeds(default: u64) -> u64 {
+    std::env::var("CNP_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Any configuration, over a network that does everything wrong.
+fn mixture(seed: u64) {
+    let mut random = Random(seed ^ 0xc4b);
+    let level = |random: &mut Random, max: u64| random.below(max) as f64 / 1000.0;
+    let carrier = if random.chance(0.75) { Carrier::Datagrams } else { Carrier::Stream };
+    let mode = if random.chance(0.25) { Mode::StepByStep } else { Mode::Burst };
+    let protocol = if random.chance(0.5) { Protocol::GoBackN } else { Protocol::SelectiveRepeat };
+    let checksum = if random.chance(0.5) { ChecksumKind::Md5 } else { ChecksumKind::Crc32c };
+    let window = match random.below(4) {
+        0 => 1,
+        1 => WINDOW_MAX,
+        _ => 1 << random.below(15),
+    };
+    let packet_max = 1 + random.below(1024) as usize;
+    let client =
+        SessionConfig { mode, protocol, checksum, window, packet_max, ..SessionConfig::client(carrier) };
+    let server = SessionConfig::server(carrier);
+    let link = Link {
+        loss: level(&mut random, 300),
+        duplicate: level(&mut random, 300),
+        reorder: level(&mut random, 300),
+        corrupt: level(&mut random, 100),
+        ..Link::clean(1e6 + random.below(100) as f64 * 1e6, MS * (1 + random.below(200) as u32))
+    };
+    let mut pair = Pair::new(seed, link, client, server);
+    if checksum == ChecksumKind::Md5 || carrier == Carrier::Stream {
+        pair.wire.damage = flip_payload;
+    }
+    pair.taken_after = MS * random.below(3) as u32 * random.below(300) as u32;
+    for side in 0..2 {
+        for n in 0..random.below(60) {
+            let len = random.below(3) as usize * random.below(2000) as usize;
+            pair.give(side, payload(len, seed * 1000 + n));
+        }
+    }
+    pair.run(SECOND * 3600);
+    // Everything that the client sends arrives before it closes; so does what the server sends, as the client waits for that, too.
+    pair.check();
+    match pair.ended(0) {
+        Some(Ending::Closed) => {
+            assert!(pair.is_complete(), "closed with something missing");
+        }
+        Some(Ending::Gone | Ending::HandshakeTimeout) => {}
+        // A damaged packet of the handshake on a stream does not come again.
+        Some(Ending::PeerError(_)) if carrier == Carrier::Stream && !pair.is_complete() => {}
+        other => panic!("ended as {other:?}"),
+    }
+}
+
+#[test]
+fn cases_76_and_95_every_message_comes_once_and_in_order_or_the_session_fails_in_words() {
+    let first = std::env::var("CNP_FIRST").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds(300) {
+        if let Err(panic) = std::panic::catch_unwind(|| mixture(seed)) {
+            eprintln!("seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn nearly_all_sessions_survive_a_fifth_of_loss() {
+    let mut closed = 0;
+    for seed in 0..50 {
+        let link = Link { loss: 0.2, ..Link::clean(10e6, MS * 40) };
+        let config = SessionConfig::client(Carrier::Datagrams);
+        let mut pair = Pair::new(seed, link, config, SessionConfig::server(Carrier::Datagrams));
+        for n in 0..100 {
+            pair.give(0, payload(500, n));
+        }
+        pair.run(SECOND * 600);
+        pair.check();
+        closed += u32::from(pair.ended(0) == Some(&Ending::Closed) && pair.is_complete());
+    }
+    assert!(closed >= 49, "{closed} of 50");
+}
+
+#[test]
+fn case_76_sequence_numbers_come_round() {
+    for (carrier, protocol, window) in [
+        (Carrier::Stream, Protocol::SelectiveRepeat, 1024),
+        (Carrier::Stream, Protocol::GoBackN, WINDOW_MAX),
+        (Carrier::Datagrams, Protocol::SelectiveRepeat, WINDOW_MAX),
+        (Carrier::Datagrams, Protocol::GoBackN, 100),
+    ] {
+        let client = SessionConfig { protocol, window, ..SessionConfig::client(carrier) };
+        let link = Link { loss: 0.002, reorder: 0.01, duplicate: 0.01, ..Link::clean(1e9, MS) };
+        let mut pair = Pair::new(7, link, client, SessionConfig::server(carrier));
+        for n in 0..140_000_u32 {
+            pair.give(0, n.to_be_bytes().to_vec().into());
+        }
+        pair.run(SECOND * 600);
+        pair.check();
+        assert!(pair.is_complete() && pair.ended(0) == Some(&Ending::Closed), "{carrier:?} {protocol:?}");
+    }
+}
+
+#[test]
+fn a_window_of_one_has_one_packet_out() {
+    for mode in [Mode::StepByStep, Mode::Burst] {
+        let client = SessionConfig { mode, window: 1, ..SessionConfig::client(Carrier::Datagrams) };
+        let mut pair =
+            Pair::new(1, Link::clean(1e9, MS * 100), client, SessionConfig::server(Carrier::Datagrams));
+        for n in 0..20 {
+            pair.give(0, payload(10, n));
+        }
+        pair.run_until_complete(SECOND * 60);
+        assert!(pair.is_complete());
+        // The handshake, and twenty round trips.
+        let trips = pair.elapsed().as_secs_f64() / 0.1;
+        assert!((21.0..21.1).contains(&trips), "{trips} round trips");
+    }
+}
+
+/// Messages a second of 1,000 bytes from when the session is open.
+fn rate(seed: u64, link: Link, protocol: Protocol, window: u16, count: u64) -> f64 {
+    let carrier = Carrier::Datagrams;
+    let client = SessionConfig { protocol, window, ..SessionConfig::client(carrier) };
+    let mut pair = Pair::new(seed, link, client, SessionConfig::server(carrier));
+    pair.open();
+    let from = pair.elapsed();
+    for n in 0..count {
+        pair.give(0, payload(1000, n));
+    }
+    pair.run_until_complete(SECOND * 600);
+    assert!(pair.is_complete(), "{:?} {:?}", pair.ended(0), pair.ended(1));
+    count as f64 / (pair.elapsed() - from).as_secs_f64()
+}
+
+#[test]
+fn a_window_is_used_up_to_its_ceiling() {
+    for (rtt, window, count) in [(10, 32, 20_000), (100, 32, 3000), (100, 256, 20_000)] {
+        let link = Link::clean(1e9, MS * rtt);
+        let ceiling = f64::from(window) / (f64::from(rtt) / 1000.0);
+        let measured = rate(1, link, Protocol::SelectiveRepeat, window, count);
+        eprintln!("{rtt} ms, window {window}: {:.3} of the ceiling", measured / ceiling);
+        assert!(measured >= 0.9 * ceiling, "{rtt} ms, window {window}: {measured} of {ceiling}");
+    }
+}
+
+#[test]
+fn case_95_goodput_under_loss_is_near_the_textbook() {
+    // 20 Mbit/s and 10 ms: about 24 packets of 1,000 bytes fit the path.
+    let line = Link::clean(20e6, MS * 10);
+    let packet = 1000.0 + 11.0 + 28.0;
+    let full = line.bytes_per_second / packet;
+    let mut all = Vec::new();
+    for loss in [0.01, 0.1] {
+        let link = Link { loss, ..line.clone() };
+        let repeat = rate(3, link.clone(), Protocol::SelectiveRepeat, 1024, 20_000) / full / (1.0 - loss);
+        let window = 24;
+        let w = f64::from(window);
+        let textbook = (1.0 - loss) / (1.0 - loss + w * loss);
+        let back = rate(3, link, Protocol::GoBackN, window, 10_000) / full / textbook;
+        eprintln!("loss {loss}: Selective Repeat {repeat:.3} of the textbook, Go-Back-N {back:.3}");
+        all.extend([repeat, back]);
+    }
+    assert!(all.iter().all(|share| *share >= 0.8), "{all:?}");
+}
+
+#[test]
+fn case_97_an_application_that_takes_nothing_holds_the_sender_back_and_is_not_gone() {
+    for carrier in [Carrier::Stream, Carrier::Datagrams] {
+        let mut server = SessionConfig::server(carrier);
+        server.limits.receive_max = 100_000;
+        let mut pair = Pair::new(5, Link::clean(100e6, MS * 10), SessionConfig::client(carrier), server);
+        for n in 0..3000 {
+            pair.give(0, payload(1000, n));
+        }
+        pair.taken_after = SECOND * 1_000_000;
+        pair.run(SECOND * 600);
+        assert!(pair.memory_max[1] < 2 * 100_000, "{carrier:?}: {}", pair.memory_max[1]);
+        assert_eq!(
+            (pair.ended(0), pair.ended(1)),
+            (None, None),
+            "{carrier:?} {:?} {:?} {:?}",
+            pair.elapsed(),
+            pair.session(0).unwrap().counters(),
+            pair.session(1).unwrap().counters()
+        );
+        pair.taken_after = Duration::ZERO;
+        pair.take_all();
+        let from = pair.elapsed();
+        pair.run(SECOND * 600);
+        assert!(pair.is_complete());
+        assert!(pair.elapsed() - from < SECOND * 30, "{carrier:?}: {:?}", pair.elapsed() - from);
+    }
+}
+
+#[test]
+fn case_96_a_peer_that_falls_silent_is_gone() {
+    for (carrier, gives) in [(Carrier::Stream, true), (Carrier::Datagrams, true), (Carrier::Datagrams, false)]
+    {
+        let config = SessionConfig { keep_alive: Some(SECOND), ..SessionConfig::client(carrier) };
+        let mut pair = Pair::new(9, Link::clean(1e8, MS * 10), config, SessionConfig::server(carrier));
+        pair.open();
+        // Keep-alives keep it, however long nothing is said.
+        pair.close_when_done = false;
+        pair.run(SECOND * 300);
+        assert_eq!((pair.ended(0), pair.ended(1)), (None, None));
+        pair.silence();
+        if gives {
+            pair.give(0, Bytes::from_static(b"nobody hears this"));
+        }
+        let from = pair.elapsed();
+        pair.run(SECOND * 300);
+        assert_eq!((pair.ended(0), pair.ended(1)), (Some(&Ending::Gone), Some(&Ending::Gone)));
+        assert!(pair.elapsed() - from <= SECOND * 5, "{:?}", pair.elapsed() - from);
+    }
+}
