@@ -342,17 +342,15 @@ impl Sender {
         if number + 1 != self.base {
             return;
         }
-        let Some(oldest) = self.slots.front() else { return };
-        // Before that, what is said is about what was sent before.
-        if now >= oldest.stamp.sent_at + self.flow.rtt.smallest().min(Rtt::TIMEOUT_FIRST) {
-            self.gaps += 1;
-        }
-        let behind = self.slots.iter_mut().skip(1).find(|slot| slot.in_flight);
+        // Before a round trip has passed, what is said is about what was sent before.
+        let trip = self.flow.rtt.smallest().min(Rtt::TIMEOUT_FIRST);
+        let is_about = |slot: &Slot| now >= slot.stamp.sent_at + trip;
+        self.gaps += u32::from(self.slots.front().is_some_and(is_about));
+        let behind = self.slots.iter_mut().skip(1).find(|slot| slot.in_flight && is_about(slot));
         if let Some(slot) = behind {
             slot.in_flight = false;
-            let rtt = (slot.sends == 1).then(|| now.saturating_duration_since(slot.stamp.sent_at));
             let (bytes, stamp) = (slot.bytes(), slot.stamp);
-            self.flow.on_delivered(now, bytes, &stamp, rtt);
+            self.flow.on_delivered(now, bytes, &stamp, None);
         }
         self.find_lost(now);
     }

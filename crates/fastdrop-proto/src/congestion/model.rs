@@ -96,10 +96,13 @@ impl Model {
         1.0 / (1.0 - self.loss.min(Self::LOSS_BORNE))
     }
 
-    fn on_round(&mut self) {
-        self.round = (self.round + 1) % Self::ROUNDS;
-        if let Some(slot) = self.rates.get_mut(self.round) {
-            *slot = 0.0;
+    fn on_round(&mut self, app_limited: bool) {
+        // A round in which there was little to send says nothing about the path: what was known of it stays.
+        if !app_limited {
+            self.round = (self.round + 1) % Self::ROUNDS;
+            if let Some(slot) = self.rates.get_mut(self.round) {
+                *slot = 0.0;
+            }
         }
         let total = self.lost + self.delivered;
         if total > 20 * self.datagram {
@@ -160,7 +163,7 @@ impl Controller for Model {
         self.timed_out = false;
         self.delivered += sample.bytes;
         if sample.round_began {
-            self.on_round();
+            self.on_round(sample.app_limited);
         }
         if let Some(rate) = sample.rate
             && (!sample.app_limited || rate > self.best_rate())
