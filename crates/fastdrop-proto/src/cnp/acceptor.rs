@@ -17,14 +17,28 @@ pub enum Accepted {
     /// Send this to where it came from.
     Answer(Vec<u8>),
     /// The handshake is over. The datagram that said so is the session's first.
-    Session(Agreed),
+    Session(Handshake),
+}
+
+/// A handshake by datagrams that is over.
+#[derive(Debug)]
+pub struct Handshake {
+    pub(super) agreed: Agreed,
+    /// The payload of the SYN, which may come again.
+    pub(super) syn: Box<[u8]>,
+}
+
+impl Handshake {
+    /// What was agreed on.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
 }
 
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
-    syn: Box<[u8]>,
-    agreed: Agreed,
+    handshake: Handshake,
     answer: Vec<u8>,
 }
 
@@ -93,7 +107,7 @@ impl Acceptor {
             let bearable = packet.len() <= bytes * Self::AMPLIFICATION_MAX;
             if bearable { Accepted::Answer(packet) } else { Accepted::Nothing }
         };
-        if let Some(waiting) = self.waiting.get(&from).filter(|waiting| *waiting.syn == *payload) {
+        if let Some(waiting) = self.waiting.get(&from).filter(|waiting| *waiting.handshake.syn == *payload) {
             return answer(waiting.answer.clone());
         }
         let syn = match Syn::parse(payload) {
@@ -113,7 +127,8 @@ impl Acceptor {
         if packet.len() > bytes * Self::AMPLIFICATION_MAX {
             return Accepted::Nothing;
         }
-        let waiting = Waiting { since: now, syn: payload.into(), agreed, answer: packet.clone() };
+        let handshake = Handshake { agreed, syn: payload.into() };
+        let waiting = Waiting { since: now, handshake, answer: packet.clone() };
         self.waiting.insert(from, waiting);
         self.order.push_back((now, from));
         *self.by_ip.entry(from.ip()).or_default() += 1;
@@ -123,8 +138,8 @@ impl Acceptor {
     fn handle_ack(&mut self, from: SocketAddr, payload: &[u8]) -> Accepted {
         let id = read_ack(payload).ok();
         match self.waiting.get(&from) {
-            Some(waiting) if id.as_ref() == Some(&waiting.agreed.id) => {
-                self.forget(from).map_or(Accepted::Nothing, |waiting| Accepted::Session(waiting.agreed))
+            Some(waiting) if id.as_ref() == Some(&waiting.handshake.agreed.id) => {
+                self.forget(from).map_or(Accepted::Nothing, |waiting| Accepted::Session(waiting.handshake))
             }
             _ => Accepted::Nothing,
         }

@@ -18,7 +18,7 @@ mod sender;
 mod seq;
 mod session;
 
-pub use acceptor::{Accepted, Acceptor};
+pub use acceptor::{Accepted, Acceptor, Handshake};
 pub use checksum::Checksum;
 pub use config::{Carrier, ConfigError, MessageLimits, SessionConfig, WINDOW_MAX};
 pub use handshake::{Agreed, ChecksumKind, Mode, Protocol, SessionId};

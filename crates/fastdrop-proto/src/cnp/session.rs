@@ -1,5 +1,6 @@
 //! One end of one session, whatever carries it (docs/protocol/cnp.md, section 3).
 
+use super::acceptor::Handshake;
 use super::checksum::Checksum;
 use super::config::{Carrier, SessionConfig};
 use super::handshake::{
@@ -175,6 +176,8 @@ pub struct Session {
     /// A server's end, which answers an ACK that comes again.
     is_server: bool,
     channel: Option<Channel>,
+    /// The payload of the SYN, in case that it comes again (datagrams).
+    syn: Option<Box<[u8]>>,
     /// Packets of the handshake, and errors.
     control: VecDeque<Vec<u8>>,
     /// The client's ACK, while nothing says that it has arrived (datagrams).
@@ -204,6 +207,7 @@ impl Session {
             is_server: id.is_some(),
             id,
             channel: None,
+            syn: None,
             control: VecDeque::new(),
             unconfirmed: None,
             events: VecDeque::new(),
@@ -229,9 +233,11 @@ impl Session {
     }
 
     /// A server's end whose handshake an [`Acceptor`](super::Acceptor) has done.
-    pub fn accepted(now: Instant, config: SessionConfig, agreed: Agreed) -> Self {
+    pub fn accepted(now: Instant, config: SessionConfig, handshake: Handshake) -> Self {
+        let Handshake { agreed, syn } = handshake;
         let mut session = Self::new(now, config, State::Listening, Some(agreed.id.clone()));
         session.channel = Some(Channel::new(now, agreed, &session.config));
+        session.syn = Some(syn);
         session.open();
         session
     }
@@ -482,10 +488,13 @@ impl Session {
     }
 
     fn handle_in_session(&mut self, now: Instant, head: &Head, payload: &[u8]) {
-        if self.is_ack_again(head, payload) {
-            self.count(now, true);
-            self.sign(ALIVE);
-            return;
+        match self.handshake_again(head, payload) {
+            Some(true) => {
+                self.count(now, true);
+                return self.sign(ALIVE);
+            }
+            Some(false) => return,
+            None => {}
         }
         let Some(channel) = &mut self.channel else { return };
         let later = channel.agreed.later && head.typ == PacketType::KeepAlive.byte();
@@ -522,14 +531,20 @@ impl Session {
         }
     }
 
-    /// Whether this is the client's ACK once more, which means that it knows of no answer (datagrams).
-    fn is_ack_again(&self, head: &Head, payload: &[u8]) -> bool {
-        self.is_server
-            && self.config.carrier == Carrier::Datagrams
-            && head.typ == PacketType::Error.byte()
-            && payload.first() == Some(&b'{')
-            && Checksum::Md5.verify(head, 0, payload)
-            && read_ack(payload).ok() == self.id
+    /// Whether a packet of a handshake came again, at the server (datagrams): true for this client's ACK, which means that it knows of no answer.
+    fn handshake_again(&self, head: &Head, payload: &[u8]) -> Option<bool> {
+        if !self.is_server || self.config.carrier == Carrier::Stream || payload.first() != Some(&b'{') {
+            return None;
+        }
+        match PacketType::of(head.typ) {
+            Some(PacketType::Data) if head.seq == Seq(0) && self.syn.as_deref() == Some(payload) => {
+                Some(false)
+            }
+            Some(PacketType::Ack | PacketType::Error) if Checksum::Md5.verify(head, 0, payload) => {
+                Some(Some(read_ack(payload).ok()?) == self.id)
+            }
+            _ => None,
+        }
     }
 
     fn handle_data(&mut self, now: Instant, head: &Head, number: u64, is_last: bool, payload: &[u8]) {
@@ -604,7 +619,8 @@ impl Session {
     fn handle_ack(&mut self, now: Instant, number: u64, payload: &[u8]) {
         let Some(channel) = &mut self.channel else { return };
         let says_gap = payload == GAP && channel.agreed.protocol == Some(Protocol::GoBackN);
-        if channel.agreed.strict() && payload != ACK && !says_gap {
+        let by_payload = channel.agreed.strict() || self.config.carrier == Carrier::Datagrams;
+        if by_payload && payload != ACK && !says_gap {
             return;
         }
         if matches!(self.state, State::Closing { .. }) {

@@ -223,9 +223,9 @@ impl Pair {
             Accepted::Nothing => {}
             Accepted::Answer(answer) => self.transmit(1, &answer),
             // The client has one session; a second one here could only come from a handshake that was repeated.
-            Accepted::Session(agreed) => {
+            Accepted::Session(handshake) => {
                 assert!(side.session.is_none(), "a second session");
-                let mut session = Session::accepted(self.now, self.server.clone(), agreed);
+                let mut session = Session::accepted(self.now, self.server.clone(), handshake);
                 session.handle_datagram(self.now, bytes);
                 side.session = Some(session);
             }
