@@ -362,7 +362,9 @@ impl Sender {
         if progress.packets == 0 {
             self.acknowledged.push_back(SendId(message));
         }
-        while let Some(done) = self.messages.pop_front_if(|message| message.packets == 0) {
+        while self.messages.front().is_some_and(|message| message.packets == 0)
+            && let Some(done) = self.messages.pop_front()
+        {
             self.first_message += 1;
             self.message_bytes -= done.len + Self::OVERHEAD;
             self.bytes_acknowledged += done.len as u64;

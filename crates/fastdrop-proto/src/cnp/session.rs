@@ -717,7 +717,9 @@ impl Session {
 
     /// Appends one packet that fits, if there is one.
     fn append_next(&mut self, now: Instant, out: &mut Vec<u8>, room: usize) -> bool {
-        if let Some(packet) = self.control.pop_front_if(|packet| packet.len() <= room) {
+        if self.control.front().is_some_and(|packet| packet.len() <= room)
+            && let Some(packet) = self.control.pop_front()
+        {
             out.extend_from_slice(&packet);
             return true;
         }

@@ -2,8 +2,9 @@
 
 use super::TcpConfig;
 use super::connection::Connection;
-use super::stream::{Stream, set_options};
+use super::stream::Stream;
 use super::tls::Trust;
+use crate::incoming::set_options;
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;

@@ -11,10 +11,11 @@ pub(super) use stream::Stream;
 /// TLS 1.3.
 pub mod tls;
 
+pub use crate::incoming::Ending;
 pub use client::VstpTcpClient;
 pub(super) use client::dial;
 pub(super) use connection::{Connection, Next};
-pub use server::{Ending, VstpTcpConnection, VstpTcpServer};
+pub use server::{VstpTcpConnection, VstpTcpServer};
 
 /// What a connection does and bears.
 #[derive(Debug, Clone)]

@@ -2,8 +2,9 @@
 
 use super::TcpConfig;
 use super::connection::Connection;
-use super::stream::{Stream, set_options};
+use super::stream::Stream;
 use super::tls::Identity;
+use crate::incoming::{Accepted, Ending, Incoming};
 use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::future::Future;
@@ -11,9 +12,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::net::ToSocketAddrs;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
 /// A client that has connected.
@@ -80,18 +80,15 @@ impl VstpTcpConnection {
 
 /// Listens for clients.
 pub struct VstpTcpServer {
-    listener: TcpListener,
+    incoming: Incoming,
     config: TcpConfig,
     tls: Option<TlsAcceptor>,
-    permits: Arc<Semaphore>,
     sessions: AtomicU64,
 }
 
 impl VstpTcpServer {
     /// How long a TLS handshake may take.
     const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-    /// After the system had no descriptor left, say.
-    const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
     /// Listens on an address.
     pub async fn bind(addr: impl ToSocketAddrs) -> Result<Self, VstpError> {
@@ -100,7 +97,7 @@ impl VstpTcpServer {
 
     /// The same, set up otherwise.
     pub async fn bind_with_config(addr: impl ToSocketAddrs, config: TcpConfig) -> Result<Self, VstpError> {
-        Ok(Self::new(TcpListener::bind(addr).await?, config, None))
+        Ok(Self::new(Incoming::bind(addr, config.connections_max).await?, config, None))
     }
 
     /// Listens on an address for clients that speak TLS 1.3.
@@ -110,35 +107,26 @@ impl VstpTcpServer {
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
         let acceptor = TlsAcceptor::from(identity.server_config()?);
-        Ok(Self::new(TcpListener::bind(addr).await?, config, Some(acceptor)))
+        Ok(Self::new(Incoming::bind(addr, config.connections_max).await?, config, Some(acceptor)))
     }
 
-    fn new(listener: TcpListener, config: TcpConfig, tls: Option<TlsAcceptor>) -> Self {
-        let permits = Arc::new(Semaphore::new(config.connections_max.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { listener, config, tls, permits, sessions: AtomicU64::new(0) }
+    pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<TlsAcceptor>) -> Self {
+        Self { incoming, config, tls, sessions: AtomicU64::new(0) }
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
-        Ok(self.listener.local_addr()?)
+        Ok(self.incoming.local_addr()?)
     }
 
     /// The next client, its TLS handshake done. Where handshakes may be slow, [`Self::run`] does them beside each other.
     pub async fn accept(&self) -> Result<VstpTcpConnection, VstpError> {
-        let accepted = self.accept_stream().await?;
+        let accepted = self.incoming.accept().await?;
         self.establish(accepted, false).await
-    }
-
-    async fn accept_stream(&self) -> Result<Accepted, VstpError> {
-        let permit =
-            Arc::clone(&self.permits).acquire_owned().await.map_err(|_| VstpError::ConnectionClosed)?;
-        let (stream, peer) = self.listener.accept().await?;
-        Ok(Accepted { stream, peer, permit })
     }
 
     async fn establish(&self, accepted: Accepted, answers: bool) -> Result<VstpTcpConnection, VstpError> {
         let Accepted { stream, peer, permit } = accepted;
-        set_options(&stream)?;
         let stream = match &self.tls {
             None => Stream::Plain(stream),
             Some(acceptor) => {
@@ -186,71 +174,19 @@ impl VstpTcpServer {
         S: Fn(VstpTcpConnection, Ending) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send,
     {
-        let drain = self.config.drain;
-        let (ending, ended) = watch::channel(false);
-        let ended = Ending(ended);
         let shared = Arc::new((self, session));
-        let mut sessions = JoinSet::new();
-        tokio::pin!(end);
-        loop {
-            // Those that have ended are let go, whatever they ended with: a panic is theirs alone (case 93).
-            while let Some(result) = sessions.try_join_next() {
-                log_panic(result);
-            }
-            let accepted = tokio::select! {
-                accepted = shared.0.accept_stream() => accepted,
-                () = &mut end => break,
-            };
-            match accepted {
-                Ok(accepted) => {
-                    let (shared, ended) = (Arc::clone(&shared), ended.clone());
-                    sessions.spawn(async move {
-                        match shared.0.establish(accepted, true).await {
-                            Ok(connection) => shared.1(connection, ended).await,
-                            Err(error) => tracing::debug!(%error, "no session"),
-                        }
-                    });
+        let serving = Arc::clone(&shared);
+        let serve = move |accepted, ending| {
+            let shared = Arc::clone(&serving);
+            async move {
+                match shared.0.establish(accepted, true).await {
+                    Ok(connection) => shared.1(connection, ending).await,
+                    Err(error) => tracing::debug!(%error, "no session"),
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "could not accept");
-                    tokio::time::sleep(Self::ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        ending.send_replace(true);
-        let all = async {
-            while let Some(result) = sessions.join_next().await {
-                log_panic(result);
             }
         };
-        if tokio::time::timeout(drain, all).await.is_err() {
-            tracing::warn!("left sessions that did not end in time");
-        }
+        shared.0.incoming.serve(end, shared.0.config.drain, serve).await;
         Ok(())
-    }
-}
-
-/// Says when a server ends.
-#[derive(Debug, Clone)]
-pub struct Ending(watch::Receiver<bool>);
-
-impl Ending {
-    /// Waits until it does.
-    pub async fn wait(&mut self) {
-        let _ = self.0.wait_for(|ending| *ending).await;
-    }
-}
-
-/// A connection before its handshake.
-struct Accepted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    permit: OwnedSemaphorePermit,
-}
-
-fn log_panic(result: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = result {
-        tracing::error!(%error, "a session did not end as it should");
     }
 }
 

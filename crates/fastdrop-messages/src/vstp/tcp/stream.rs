@@ -3,7 +3,6 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -13,19 +12,6 @@ use tokio_rustls::TlsStream;
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// Sets what every connection has: no waiting for more bytes, and probes that find a dead peer within two minutes.
-pub(super) fn set_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keep_alive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(6);
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_keepalive(&keep_alive)?;
-    // What was sent and is not acknowledged for so long is as good a sign.
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(120)))
 }
 
 impl AsyncRead for Stream {

@@ -1,6 +1,6 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers that send.
 
-use super::socket::{Room, Socket};
+use crate::datagrams::{Room, Socket, Transmit as Leaving};
 use crate::vstp::types::VstpError;
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
@@ -156,7 +156,8 @@ impl Shared {
             let next =
                 next.or_else(|| endpoint.poll_transmit(Instant::now(), self.socket.segments(), buffer));
             let Some(transmit) = next else { break };
-            if self.socket.try_send(transmit, buffer).is_err() {
+            let leaving = Leaving { to: transmit.to, datagram: transmit.datagram };
+            if self.socket.try_send(leaving, buffer).is_err() {
                 // Nobody is told that something was sent before it has left; the task goes on when there is room.
                 *unsent = Some(transmit);
                 self.changed.notify_one();

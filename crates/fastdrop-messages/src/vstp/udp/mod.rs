@@ -4,7 +4,6 @@ mod client;
 mod config;
 mod driver;
 mod server;
-mod socket;
 
 pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig};

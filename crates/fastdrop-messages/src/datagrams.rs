@@ -1,21 +1,28 @@
 //! A UDP socket that sends and receives many datagrams in one call, where the system can.
 
-use fastdrop_proto::vstp::Transmit;
 use quinn_udp::{RecvMeta, UdpSocketState};
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::net::{ToSocketAddrs, UdpSocket};
+
+/// Datagrams of one size that leave together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transmit {
+    pub(crate) to: SocketAddr,
+    /// Bytes of each but the last.
+    pub(crate) datagram: usize,
+}
 
 /// The socket and what its system can do.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
 }
 
 /// Room for what one call receives.
-pub(super) struct Room {
+pub(crate) struct Room {
     buffers: Vec<Vec<u8>>,
     metas: Vec<RecvMeta>,
 }
@@ -26,7 +33,7 @@ impl Room {
     /// What the system puts together of the datagrams of one sender.
     const BUFFER: usize = 65_536;
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             buffers: vec![vec![0; Self::BUFFER]; Self::BUFFERS],
             metas: vec![RecvMeta::default(); Self::BUFFERS],
@@ -38,7 +45,7 @@ impl Socket {
     /// What a burst needs while the program is busy.
     const BUFFER: usize = 4 << 20;
 
-    pub(super) async fn bind(addr: &str) -> io::Result<Self> {
+    pub(crate) async fn bind(addr: impl ToSocketAddrs) -> io::Result<Self> {
         let socket = UdpSocket::bind(addr).await?;
         let state = UdpSocketState::new((&socket).into())?;
         // The runtime takes a new socket for full until it has heard otherwise.
@@ -49,25 +56,25 @@ impl Socket {
         Ok(Self { socket, state })
     }
 
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
     /// Datagrams that one call sends.
-    pub(super) fn segments(&self) -> usize {
+    pub(crate) fn segments(&self) -> usize {
         self.state.max_gso_segments()
     }
 
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    pub(crate) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }
 
-    pub(super) async fn writable(&self) -> io::Result<()> {
+    pub(crate) async fn writable(&self) -> io::Result<()> {
         self.socket.writable().await
     }
 
     /// Sends; an error only if the socket has no room now.
-    pub(super) fn try_send(&self, transmit: Transmit, contents: &[u8]) -> io::Result<()> {
+    pub(crate) fn try_send(&self, transmit: Transmit, contents: &[u8]) -> io::Result<()> {
         let whole = self.try_send_as(transmit, contents, Some(transmit.datagram));
         match whole {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
@@ -100,7 +107,7 @@ impl Socket {
     }
 
     /// Receives what is there and gives each datagram to `take`; an error if nothing is there.
-    pub(super) fn try_recv(
+    pub(crate) fn try_recv(
         &self,
         room: &mut Room,
         mut take: impl FnMut(SocketAddr, &[u8]),
