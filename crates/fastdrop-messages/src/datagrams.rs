@@ -95,6 +95,11 @@ impl Socket {
         }
     }
 
+    /// Sends one datagram.
+    pub(crate) fn try_send_one(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.try_send(Transmit { to, datagram: datagram.len() }, datagram)
+    }
+
     fn try_send_as(
         &self,
         transmit: Transmit,

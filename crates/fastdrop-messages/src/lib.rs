@@ -2,6 +2,7 @@
 //!
 //! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet tokio.
 
+pub mod cnp;
 mod datagrams;
 mod incoming;
 

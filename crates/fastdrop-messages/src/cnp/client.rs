@@ -1,0 +1,191 @@
+//! The end that asks for a session.
+
+use super::driver::{Shared, drive};
+use super::error::Error;
+use super::link::{Link, Source};
+use super::session::{Handle, Session};
+use crate::datagrams::{Room, Socket};
+use crate::incoming::set_options;
+use fastdrop_proto::cnp::{
+    Carrier, ChecksumKind, Ending, MessageLimits, Mode, Protocol, Session as Machine, SessionConfig,
+};
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpStream, ToSocketAddrs};
+
+/// A session with a server that this end has asked for; everything that can be done with it is what can be done with any [`Session`].
+#[derive(Debug, Clone)]
+pub struct Client(Session);
+
+impl Deref for Client {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.0
+    }
+}
+
+impl Client {
+    /// Asks for a session by TCP, in burst mode, with everything that this program can do and the server agrees to.
+    pub async fn connect(addr: impl ToSocketAddrs) -> Result<Self, Error> {
+        Self::builder().connect(addr).await
+    }
+
+    /// The same, set up otherwise.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder { config: SessionConfig::client(Carrier::Stream), packet_max: None }
+    }
+}
+
+/// What a session is to be.
+#[derive(Debug, Clone)]
+pub struct ClientBuilder {
+    config: SessionConfig,
+    packet_max: Option<usize>,
+}
+
+impl ClientBuilder {
+    /// By UDP. Default: by TCP.
+    pub fn udp(mut self) -> Self {
+        self.config.carrier = Carrier::Datagrams;
+        self
+    }
+
+    /// One message after the other, or a window of them. Default: burst.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.config.mode = mode;
+        self
+    }
+
+    /// What is done after a loss in burst mode. Default: Selective Repeat.
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.config.protocol = protocol;
+        self
+    }
+
+    /// Packets that may be unacknowledged in burst mode, from 1 to 32,767. Default 256.
+    pub fn window(mut self, packets: u16) -> Self {
+        self.config.window = packets;
+        self
+    }
+
+    /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024; at most 16 MiB, by UDP 65,000.
+    pub fn packet_max(mut self, bytes: usize) -> Self {
+        self.packet_max = Some(bytes);
+        self
+    }
+
+    /// What packets are covered with. Default: CRC-32C, if the server knows it.
+    pub fn checksum(mut self, checksum: ChecksumKind) -> Self {
+        self.config.checksum = checksum;
+        self
+    }
+
+    /// How this client calls itself, in at most 128 bytes. Default: not at all.
+    pub fn client_id(mut self, id: impl Into<String>) -> Self {
+        self.config.client_id = Some(id.into());
+        self
+    }
+
+    /// How long silence may last, from 100 ms to an hour, with a server that knows keep-alives; None for none. Default 15 seconds.
+    pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
+        self.config.keep_alive = interval;
+        self
+    }
+
+    /// How long connecting and shaking hands may take. Default 10 seconds.
+    pub fn handshake_timeout(mut self, time: Duration) -> Self {
+        self.config.handshake_timeout = time;
+        self
+    }
+
+    /// How long the server may be silent while something waits for it. Default 60 seconds.
+    pub fn gone_after(mut self, time: Duration) -> Self {
+        self.config.gone_after = time;
+        self
+    }
+
+    /// How often in a row nothing may come back until the server is taken for gone. Default 15.
+    pub fn timeouts_max(mut self, count: u32) -> Self {
+        self.config.timeouts_max = count;
+        self
+    }
+
+    /// Bounds in bytes of what is kept.
+    pub fn limits(mut self, limits: MessageLimits) -> Self {
+        self.config.limits = limits;
+        self
+    }
+
+    /// Asks for the session.
+    pub async fn connect(self, addr: impl ToSocketAddrs) -> Result<Client, Error> {
+        let mut config = self.config;
+        config.packet_max =
+            self.packet_max.unwrap_or_else(|| SessionConfig::client(config.carrier).packet_max);
+        config.check()?;
+        let until = Instant::now() + config.handshake_timeout;
+        let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addr)).await;
+        let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
+        let shared = Shared::new(Machine::connect(Instant::now(), config));
+        // The task ends by itself, after what the last caller left to be done.
+        tokio::spawn(drive(Arc::clone(&shared), link, None));
+        Ok(Client(open(shared, peer).await?))
+    }
+}
+
+async fn link(carrier: Carrier, addr: impl ToSocketAddrs) -> io::Result<(Link, SocketAddr)> {
+    match carrier {
+        Carrier::Stream => {
+            let stream = TcpStream::connect(addr).await?;
+            set_options(&stream)?;
+            let peer = stream.peer_addr()?;
+            Ok((Link::stream(stream), peer))
+        }
+        Carrier::Datagrams => {
+            let peer = tokio::net::lookup_host(addr).await?.next();
+            let peer = peer.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
+            let any = if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = Arc::new(Socket::bind(any).await?);
+            Ok((Link::datagrams(socket, peer, Source::Own(Room::new())), peer))
+        }
+    }
+}
+
+/// Waits until a session is open.
+pub(super) async fn open(shared: Arc<Shared>, peer: SocketAddr) -> Result<Session, Error> {
+    let mut abandoned = Abandon(Some(Arc::clone(&shared)));
+    loop {
+        let waited = shared.progress.notified();
+        let mut waited = std::pin::pin!(waited);
+        {
+            let state = shared.lock();
+            if let (true, Some(agreed)) = (state.opened, state.session.agreed()) {
+                let agreed = agreed.clone();
+                drop(state);
+                abandoned.0 = None;
+                let shared = Arc::clone(&shared);
+                return Ok(Session(Arc::new(Handle { shared, agreed, peer })));
+            }
+            if let Some(ending) = &state.ended {
+                return Err(ending.clone().into());
+            }
+            waited.as_mut().enable();
+        }
+        waited.await;
+    }
+}
+
+/// Nobody waits for the session any more.
+struct Abandon(Option<Arc<Shared>>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.lock().abandoned = true;
+            shared.changed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A session and what carries it: one task that receives, sends and keeps time, and any number of callers.
+
+use super::link::Link;
+use bytes::Bytes;
+use fastdrop_proto::cnp::{Ending, ErrorCode, Event, SendId, Session};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot};
+
+/// What callers and the task share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// The task has something to do.
+    pub(super) changed: Notify,
+    /// Something was acknowledged, or the session has begun or ended.
+    pub(super) progress: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) session: Session,
+    pub(super) opened: bool,
+    pub(super) received: VecDeque<Bytes>,
+    pub(super) readers: Vec<Waker>,
+    pub(super) receipts: Receipts,
+    pub(super) ended: Option<Ending>,
+    /// No caller is left.
+    pub(super) abandoned: bool,
+}
+
+/// Bytes that all sessions of a server keep.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    /// A session with less is left alone, so that one with much cannot be the end of the others.
+    const FREE: usize = 256 << 10;
+
+    pub(super) fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
+    }
+
+    /// A session keeps `now` bytes instead of `before`; false if that is too much.
+    fn change(&self, before: usize, now: usize) -> bool {
+        let used = self.used.fetch_add(now, Ordering::Relaxed).wrapping_add(now);
+        self.used.fetch_sub(before, Ordering::Relaxed);
+        used.wrapping_sub(before) <= self.max || now <= Self::FREE
+    }
+}
+
+/// Who waits for which acknowledgement.
+#[derive(Debug, Default)]
+pub(super) struct Receipts {
+    first: u64,
+    waiting: VecDeque<Receipt>,
+}
+
+#[derive(Debug)]
+enum Receipt {
+    Waits(Option<oneshot::Sender<()>>),
+    Done,
+}
+
+impl Receipts {
+    pub(super) fn push(&mut self, id: SendId, tell: Option<oneshot::Sender<()>>) {
+        debug_assert_eq!(id.0, self.given());
+        self.waiting.push_back(Receipt::Waits(tell));
+    }
+
+    /// How many messages were given.
+    pub(super) fn given(&self) -> u64 {
+        self.first + self.waiting.len() as u64
+    }
+
+    pub(super) fn all_before(&self, until: u64) -> bool {
+        self.first >= until
+    }
+
+    pub(super) fn are_done(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn acknowledge(&mut self, id: SendId) {
+        let index = usize::try_from(id.0 - self.first).unwrap_or(usize::MAX);
+        if let Some(receipt) = self.waiting.get_mut(index)
+            && let Receipt::Waits(Some(tell)) = std::mem::replace(receipt, Receipt::Done)
+        {
+            // A caller that was dropped does not want to know.
+            let _ = tell.send(());
+        }
+        while matches!(self.waiting.front(), Some(Receipt::Done)) {
+            self.waiting.pop_front();
+            self.first += 1;
+        }
+    }
+
+    /// Nobody is told any more: those who wait find out that the session is over.
+    fn give_up(&mut self) {
+        for receipt in &mut self.waiting {
+            if let Receipt::Waits(tell) = receipt {
+                *tell = None;
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(session: Session) -> Arc<Self> {
+        let state = State {
+            session,
+            opened: false,
+            received: VecDeque::new(),
+            readers: Vec::new(),
+            receipts: Receipts::default(),
+            ended: None,
+            abandoned: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), progress: Notify::new() })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of one caller is no reason for the others to stop.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Nobody uses the session any more, since so long: what was given is still sent.
+    fn abandon(&mut self, now: Instant, since: Instant) {
+        if now >= since + LINGER {
+            self.session.abort(ErrorCode::Shutdown, "the program ends");
+        } else if now == since {
+            self.session.close(now);
+        }
+        while let Some(message) = self.received.pop_front() {
+            self.session.handle_taken(now, message.len());
+        }
+    }
+
+    /// Takes what has happened; true if somebody may be waiting for it.
+    fn take_events(&mut self, now: Instant) -> bool {
+        let (mut progress, mut came) = (false, false);
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Opened => (self.opened, progress) = (true, true),
+                Event::Message(message) if self.abandoned => self.session.handle_taken(now, message.len()),
+                Event::Message(message) => {
+                    self.received.push_back(message);
+                    came = true;
+                }
+                Event::Acknowledged(id) => {
+                    self.receipts.acknowledge(id);
+                    progress = true;
+                }
+                Event::Ended(ending) => {
+                    self.receipts.give_up();
+                    self.ended = Some(ending);
+                    (progress, came) = (true, true);
+                }
+            }
+        }
+        if came {
+            self.readers.drain(..).for_each(Waker::wake);
+        }
+        progress
+    }
+}
+
+/// How long a session that nobody uses any more has for what it still has to send.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// What the task waits for.
+struct Turn {
+    deadline: Option<Instant>,
+    wants_input: bool,
+    finished: bool,
+}
+
+/// Drives a session until it is finished. `budget`: what all sessions of its server may keep.
+pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Arc<Budget>>) {
+    let mut kept = 0;
+    let mut abandoned_at: Option<Instant> = None;
+    loop {
+        let turn = {
+            let mut state = shared.lock();
+            let now = Instant::now();
+            if state.abandoned {
+                let since = *abandoned_at.get_or_insert(now);
+                state.abandon(now, since);
+            }
+            link.receive(now, &mut state.session);
+            if state.session.poll_timeout().is_some_and(|at| at <= now) {
+                state.session.handle_timeout(now);
+            }
+            let mut progress = state.take_events(now);
+            let now_kept = state.session.memory();
+            if budget.as_ref().is_some_and(|budget| !budget.change(kept, now_kept)) {
+                state.session.abort(ErrorCode::Busy, "too much is waiting here");
+                progress |= state.take_events(now);
+            }
+            kept = now_kept;
+            link.take_output(now, &mut state.session);
+            if progress {
+                shared.progress.notify_waiters();
+            }
+            Turn {
+                deadline: state.session.poll_timeout(),
+                wants_input: state.session.wants_input(),
+                finished: state.session.is_finished(),
+            }
+        };
+        if link.has_output() {
+            link.send();
+            if !link.has_output() {
+                // There may be more. It comes to an end when the window is full.
+                continue;
+            }
+        } else if turn.finished {
+            break;
+        }
+        let linger = abandoned_at.map(|at| at + LINGER);
+        let deadline = [turn.deadline, linger, link.stalls_at()].into_iter().flatten().min();
+        let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
+        tokio::select! {
+            () = link.ready(turn.wants_input) => {}
+            () = pause, if deadline.is_some() => {}
+            () = shared.changed.notified() => {}
+        }
+    }
+    if let Some(budget) = &budget {
+        budget.change(kept, 0);
+    }
+    link.farewell().await;
+}

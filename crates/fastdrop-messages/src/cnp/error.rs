@@ -1,0 +1,59 @@
+//! What can go wrong, and whose fault it is.
+
+use fastdrop_proto::cnp::{ConfigError, Ending, TooLarge};
+use std::io;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The session is over, for this reason. Whether a message that had no acknowledgement yet has arrived is not known.
+    #[error(transparent)]
+    Ended(#[from] Ending),
+    /// The peer would not take a message of that size; nothing of it was sent.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operating system says no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Whose fault something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// This program's: it asked for what cannot be.
+    Caller,
+    /// The peer's: it says no, or says what may not be said.
+    Peer,
+    /// That of what is between: worth another attempt.
+    Network,
+    /// The operating system's.
+    System,
+}
+
+impl Error {
+    /// Whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::TooLarge(_) | Self::Config(_) => Fault::Caller,
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::TimedOut => Fault::Network,
+                _ => Fault::System,
+            },
+            Self::Ended(ending) => match ending {
+                Ending::Closed | Ending::Aborted => Fault::Caller,
+                Ending::PeerClosed | Ending::PeerError(_) | Ending::Refused(_) | Ending::Protocol(_) => {
+                    Fault::Peer
+                }
+                Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => Fault::Network,
+            },
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What carries a session: a TCP connection, a UDP socket of its own, or a part of a server's.
+
+use crate::datagrams::{Room, Socket, Transmit};
+use bytes::{Buf, BytesMut};
+use fastdrop_proto::cnp::packet::HEAD_BYTES;
+use fastdrop_proto::cnp::{Head, Session};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// One way to the peer, and what is on its way through it.
+pub(super) enum Link {
+    /// TCP.
+    Stream(Box<Stream>),
+    /// UDP.
+    Datagrams(Box<Datagrams>),
+}
+
+pub(super) struct Stream {
+    stream: TcpStream,
+    read: BytesMut,
+    /// When the last byte came.
+    read_at: Instant,
+    /// Whether a packet has begun and is not complete, though more would be read.
+    within: bool,
+    out: Vec<u8>,
+    written: usize,
+    broken: bool,
+}
+
+pub(super) struct Datagrams {
+    socket: Arc<Socket>,
+    peer: SocketAddr,
+    source: Source,
+    out: Vec<u8>,
+    /// Where the next datagram in `out` begins, and the lengths of those that have not left.
+    sent: usize,
+    lengths: VecDeque<usize>,
+}
+
+pub(super) enum Source {
+    /// The socket is this session's alone.
+    Own(Room),
+    /// Somebody else receives, and hands on what is from the peer.
+    Inbox(mpsc::Receiver<Vec<u8>>, Option<Vec<u8>>),
+}
+
+impl Link {
+    /// Bytes that are read at once.
+    const READ: usize = 256 << 10;
+    /// Bytes that are written at once.
+    const WRITE: usize = 128 << 10;
+    /// Calls to receive before what came is answered.
+    const RECEIVES: usize = 8;
+    /// A packet that has begun must go on within this.
+    const STALL: Duration = Duration::from_secs(30);
+    /// How long a peer has to close its side, so that what was said last is not lost in a reset.
+    const FAREWELL: Duration = Duration::from_secs(1);
+
+    pub(super) fn stream(stream: TcpStream) -> Self {
+        Self::Stream(Box::new(Stream {
+            stream,
+            read: BytesMut::new(),
+            read_at: Instant::now(),
+            within: false,
+            out: Vec::new(),
+            written: 0,
+            broken: false,
+        }))
+    }
+
+    pub(super) fn datagrams(socket: Arc<Socket>, peer: SocketAddr, source: Source) -> Self {
+        let (out, lengths) = (Vec::new(), VecDeque::new());
+        Self::Datagrams(Box::new(Datagrams { socket, peer, source, out, sent: 0, lengths }))
+    }
+
+    /// Gives the session what has come, as far as it wants it.
+    pub(super) fn receive(&mut self, now: Instant, session: &mut Session) {
+        match self {
+            Self::Stream(link) => link.receive(now, session),
+            Self::Datagrams(link) => link.receive(now, session),
+        }
+    }
+
+    /// Takes from the session what is to leave, if nothing waits already.
+    pub(super) fn take_output(&mut self, now: Instant, session: &mut Session) {
+        match self {
+            Self::Stream(link) => {
+                if link.written == link.out.len() {
+                    link.out.clear();
+                    link.written = 0;
+                    session.poll_transmit(now, &mut link.out, Self::WRITE);
+                }
+            }
+            Self::Datagrams(link) => {
+                if link.lengths.is_empty() {
+                    link.out.clear();
+                    link.sent = 0;
+                    while link.lengths.len() < link.socket.segments().max(1) {
+                        let before = link.out.len();
+                        if !session.poll_transmit(now, &mut link.out, 0) {
+                            break;
+                        }
+                        link.lengths.push_back(link.out.len() - before);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something waits to leave.
+    pub(super) fn has_output(&self) -> bool {
+        match self {
+            Self::Stream(link) => link.written < link.out.len(),
+            Self::Datagrams(link) => !link.lengths.is_empty(),
+        }
+    }
+
+    /// Sends as much as there is room for.
+    pub(super) fn send(&mut self) {
+        match self {
+            Self::Stream(link) => link.send(),
+            Self::Datagrams(link) => link.send(),
+        }
+    }
+
+    /// Waits until something can be received (if that is wanted), or something that waits can leave.
+    pub(super) async fn ready(&mut self, wants_input: bool) {
+        let writes = self.has_output();
+        match self {
+            Self::Stream(link) => {
+                let interest = match (wants_input && !link.broken, writes) {
+                    (true, true) => Interest::READABLE | Interest::WRITABLE,
+                    (true, false) => Interest::READABLE,
+                    (false, true) => Interest::WRITABLE,
+                    (false, false) => return std::future::pending().await,
+                };
+                if link.stream.ready(interest).await.is_err() {
+                    link.broken = true;
+                }
+            }
+            Self::Datagrams(link) => {
+                let Datagrams { socket, source, .. } = &mut **link;
+                let came = async {
+                    match source {
+                        Source::Own(_) => drop(socket.readable().await),
+                        Source::Inbox(inbox, next) => {
+                            if next.is_none() {
+                                *next = inbox.recv().await;
+                            }
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = came, if wants_input => {}
+                    _ = socket.writable(), if writes => {}
+                    else => std::future::pending().await,
+                }
+            }
+        }
+    }
+
+    /// When a packet that has begun has not gone on for too long.
+    pub(super) fn stalls_at(&self) -> Option<Instant> {
+        match self {
+            Self::Stream(link) if link.within => Some(link.read_at + Self::STALL),
+            _ => None,
+        }
+    }
+
+    /// The session is over, and everything has left.
+    pub(super) async fn farewell(self) {
+        let Self::Stream(mut link) = self else { return };
+        let farewell = async {
+            link.stream.shutdown().await?;
+            let mut rest = (&mut link.stream).take(1 << 20);
+            tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+        };
+        if !matches!(tokio::time::timeout(Self::FAREWELL, farewell).await, Ok(Ok(_))) {
+            tracing::debug!("the peer has not closed its side");
+        }
+    }
+}
+
+impl Stream {
+    fn receive(&mut self, now: Instant, session: &mut Session) {
+        for _ in 0..Link::RECEIVES {
+            if !self.give(now, session) || self.broken {
+                break;
+            }
+            self.read.reserve(Link::READ);
+            match self.stream.try_read_buf(&mut self.read) {
+                Ok(0) => self.broken = true,
+                Ok(_) => self.read_at = now,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::debug!(%error, "the connection broke");
+                    self.broken = true;
+                }
+            }
+        }
+        if self.broken && session.wants_input() {
+            session.handle_end();
+        } else if self.within && now >= self.read_at + Link::STALL {
+            session.handle_stalled();
+        }
+    }
+
+    /// Gives the session the packets that are complete; false if it wants no more.
+    fn give(&mut self, now: Instant, session: &mut Session) -> bool {
+        self.within = false;
+        while session.wants_input() {
+            match Head::parse(&self.read, session.payload_max()) {
+                Ok(Some(head)) if self.read.len() >= head.packet_len() => {
+                    let payload = self.read.get(HEAD_BYTES..head.packet_len()).unwrap_or_default();
+                    session.handle_packet(now, &head, payload);
+                    self.read.advance(head.packet_len());
+                }
+                Ok(_) => {
+                    self.within = !self.read.is_empty();
+                    return true;
+                }
+                Err(error) => {
+                    session.handle_bad_packet(&error);
+                    self.read.clear();
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    fn send(&mut self) {
+        while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
+            match self.stream.try_write(rest) {
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::debug!(%error, "the connection broke");
+                    self.broken = true;
+                    self.written = self.out.len();
+                }
+            }
+        }
+    }
+}
+
+impl Datagrams {
+    fn receive(&mut self, now: Instant, session: &mut Session) {
+        match &mut self.source {
+            Source::Own(room) => {
+                for _ in 0..Link::RECEIVES {
+                    let peer = self.peer;
+                    let received = self.socket.try_recv(room, |from, bytes| {
+                        if from == peer {
+                            session.handle_datagram(now, bytes);
+                        }
+                    });
+                    match received {
+                        Ok(()) => {}
+                        // Nobody is there, for now: the handshake or the session finds that out.
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                        Err(_) => break,
+                    }
+                }
+            }
+            Source::Inbox(inbox, next) => {
+                let mut count = 0;
+                while let Some(datagram) = next.take().or_else(|| inbox.try_recv().ok()) {
+                    session.handle_datagram(now, &datagram);
+                    count += 1;
+                    if count >= 64 * Link::RECEIVES {
+                        break;
+                    }
+                }
+                if inbox.is_closed() && inbox.is_empty() {
+                    // Another session has taken this one's place, or the server is gone.
+                    session.handle_end();
+                }
+            }
+        }
+    }
+
+    /// Sends datagrams of one size together.
+    fn send(&mut self) {
+        while let Some(&datagram) = self.lengths.front() {
+            let (mut count, mut bytes) = (0, 0);
+            for &length in &self.lengths {
+                if length > datagram || bytes + length > usize::from(u16::MAX) - 1000 && count > 0 {
+                    break;
+                }
+                bytes += length;
+                count += 1;
+                if length < datagram {
+                    break;
+                }
+            }
+            let together = self.out.get(self.sent..self.sent + bytes).unwrap_or_default();
+            if self.socket.try_send(Transmit { to: self.peer, datagram }, together).is_err() {
+                return;
+            }
+            self.sent += bytes;
+            self.lengths.drain(..count);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! A UDP socket with many sessions: which datagram is for whom, and who gets a session.
+
+use super::driver::{Budget, Shared, drive};
+use super::link::{Link, Source};
+use super::session::{Handle, Session};
+use crate::datagrams::Socket;
+use crate::incoming::log_panic;
+use fastdrop_proto::cnp::{Accepted, Acceptor, Handshake, Session as Machine, SessionConfig, SessionId};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+struct Entry {
+    inbox: mpsc::Sender<Vec<u8>>,
+    shared: Arc<Shared>,
+}
+
+/// The sessions of one socket.
+pub(crate) struct Listener {
+    socket: Arc<Socket>,
+    config: SessionConfig,
+    sessions_max: usize,
+    acceptor: Acceptor,
+    sessions: HashMap<SocketAddr, Entry>,
+    ready: mpsc::Sender<Session>,
+    budget: Arc<Budget>,
+    tasks: JoinSet<()>,
+    /// How many sessions there may be before those that are over are looked for.
+    sweep_at: usize,
+}
+
+impl Listener {
+    /// Datagrams that wait for one session; more are as good as lost.
+    const INBOX: usize = 1024;
+
+    pub(super) fn new(
+        socket: Arc<Socket>,
+        config: SessionConfig,
+        sessions_max: usize,
+        ready: mpsc::Sender<Session>,
+        budget: Arc<Budget>,
+    ) -> Self {
+        let acceptor = Acceptor::new(config.clone());
+        let (sessions, tasks) = (HashMap::new(), JoinSet::new());
+        Self { socket, config, sessions_max, acceptor, sessions, ready, budget, tasks, sweep_at: 64 }
+    }
+
+    /// A datagram came.
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+        if let Some(entry) = self.sessions.get(&from) {
+            if entry.inbox.try_send(datagram.to_vec()).is_ok() && !Acceptor::is_handshake(datagram) {
+                return;
+            }
+            if entry.inbox.is_closed() {
+                self.sessions.remove(&from);
+            }
+        }
+        if Acceptor::is_handshake(datagram) {
+            self.handle_handshake(from, datagram);
+        }
+    }
+
+    fn handle_handshake(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let id = || {
+            let mut bytes = [0; 16];
+            // Without a source of randomness there is no id that nobody can guess, and so no session.
+            getrandom::fill(&mut bytes).ok().map(|()| SessionId::from_random(bytes))
+        };
+        match self.acceptor.handle_datagram(Instant::now(), from, datagram, id) {
+            Accepted::Nothing => {}
+            Accepted::Answer(answer) => {
+                // One that does not leave is asked for again.
+                let _ = self.socket.try_send_one(from, &answer);
+            }
+            Accepted::Session(handshake) => self.begin(from, handshake, datagram),
+        }
+    }
+
+    fn begin(&mut self, from: SocketAddr, handshake: Handshake, datagram: &[u8]) {
+        while let Some(result) = self.tasks.try_join_next() {
+            log_panic(result);
+        }
+        if self.sessions.len() >= self.sweep_at.min(self.sessions_max) {
+            self.sessions.retain(|_, entry| !entry.inbox.is_closed());
+            self.sweep_at = 2 * self.sessions.len().max(32);
+        }
+        if self.sessions.len() >= self.sessions_max {
+            tracing::warn!(%from, "no more sessions");
+            return;
+        }
+        let (inbox, datagrams) = mpsc::channel(Self::INBOX);
+        let agreed = handshake.agreed().clone();
+        let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
+        machine.handle_datagram(Instant::now(), datagram);
+        let shared = Shared::new(machine);
+        let session = Session(Arc::new(Handle { shared: Arc::clone(&shared), agreed, peer: from }));
+        if self.ready.try_send(session).is_err() {
+            tracing::warn!(%from, "a session that nobody takes");
+            return;
+        }
+        tracing::debug!(%from, "a session by UDP");
+        let source = Source::Inbox(datagrams, None);
+        let link = Link::datagrams(Arc::clone(&self.socket), from, source);
+        self.tasks.spawn(drive(Arc::clone(&shared), link, Some(Arc::clone(&self.budget))));
+        // If there was one, its inbox is closed now, which is its end.
+        if self.sessions.insert(from, Entry { inbox, shared }).is_some() {
+            tracing::debug!(%from, "replaced by a new session");
+        }
+    }
+
+    /// All sessions take leave.
+    pub(super) fn close_all(&mut self) {
+        self.sessions_max = 0;
+        for entry in self.sessions.values() {
+            entry.shared.lock().session.close(Instant::now());
+            entry.shared.changed.notify_one();
+        }
+    }
+
+    /// Whether a session is still under way.
+    pub(super) fn is_busy(&mut self) -> bool {
+        while let Some(result) = self.tasks.try_join_next() {
+            log_panic(result);
+        }
+        !self.tasks.is_empty()
+    }
+}

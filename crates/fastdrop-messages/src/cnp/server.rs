@@ -1,0 +1,363 @@
+//! The end that is asked for sessions, by TCP, by UDP, or by both on one port.
+
+use super::client::open;
+use super::driver::{Budget, Shared, drive};
+use super::error::Error;
+use super::link::Link;
+use super::listener::Listener;
+use super::session::Session;
+use crate::datagrams::{Room, Socket};
+use crate::incoming::{Accepted, Ending, Incoming, log_panic};
+use bytes::Bytes;
+use fastdrop_proto::cnp::{Carrier, MessageLimits, Session as Machine, SessionConfig, SessionId};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::net::ToSocketAddrs;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// Listens for clients. When it is dropped, its sessions are closed.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    ready: mpsc::Receiver<Session>,
+    ending: watch::Sender<bool>,
+    drain: Duration,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Listens by TCP and by UDP, on one port.
+    pub async fn bind(addr: impl ToSocketAddrs) -> Result<Self, Error> {
+        Self::builder().bind(addr).await
+    }
+
+    /// The same, set up otherwise.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next session, its handshake done; None if nothing can come any more.
+    pub async fn accept(&mut self) -> Option<Session> {
+        self.ready.recv().await
+    }
+
+    /// Hands every message of every session to `handler`, one after the other for each session, with the session that it came from.
+    pub async fn run<F, Fut>(self, handler: F)
+    where
+        F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        self.run_until(std::future::pending(), handler).await;
+    }
+
+    /// The same until `end`: then nobody is accepted any more, and all sessions are closed, within the time that was set for that.
+    pub async fn run_until<F, Fut>(mut self, end: impl Future<Output = ()>, handler: F)
+    where
+        F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let mut sessions = JoinSet::new();
+        tokio::pin!(end);
+        loop {
+            while let Some(result) = sessions.try_join_next() {
+                // A panic is the end of that session alone (case 93).
+                log_panic(result);
+            }
+            let session = tokio::select! {
+                session = self.accept() => session,
+                () = &mut end => None,
+            };
+            let Some(session) = session else { break };
+            let handler = handler.clone();
+            sessions.spawn(async move {
+                loop {
+                    match session.recv().await {
+                        Ok(Some(message)) => handler(session.clone(), message).await,
+                        Ok(None) => break,
+                        Err(error) => {
+                            tracing::debug!(peer = %session.peer_addr(), %error, "the session ended");
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        let drain = self.drain;
+        self.close().await;
+        let all = async { while sessions.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(drain, all).await;
+    }
+
+    /// Accepts nobody any more, and closes all sessions, within the time that was set for that.
+    pub async fn close(mut self) {
+        self.ending.send_replace(true);
+        // Sessions that nobody has taken are dropped, and so closed.
+        self.ready.close();
+        while self.ready.recv().await.is_some() {}
+        while let Some(result) = self.tasks.join_next().await {
+            log_panic(result);
+        }
+    }
+}
+
+/// What a server takes and bears.
+#[derive(Debug, Clone)]
+pub struct ServerBuilder {
+    config: SessionConfig,
+    packet_max: Option<usize>,
+    tcp: bool,
+    udp: bool,
+    sessions_max: usize,
+    memory_max: usize,
+    drain: Duration,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        Self {
+            config: SessionConfig::server(Carrier::Stream),
+            packet_max: None,
+            tcp: true,
+            udp: true,
+            sessions_max: 1000,
+            memory_max: 1 << 30,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ServerBuilder {
+    /// Sessions whose handshake is done and that nobody has taken yet.
+    const READY: usize = 256;
+
+    /// Whether to listen by TCP. Default: yes.
+    pub fn tcp(mut self, tcp: bool) -> Self {
+        self.tcp = tcp;
+        self
+    }
+
+    /// Whether to listen by UDP. Default: yes.
+    pub fn udp(mut self, udp: bool) -> Self {
+        self.udp = udp;
+        self
+    }
+
+    /// The largest window that is agreed to, from 1 to 32,767. Default 32,767; bytes are bounded by the limits.
+    pub fn window(mut self, packets: u16) -> Self {
+        self.config.window = packets;
+        self
+    }
+
+    /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024.
+    pub fn packet_max(mut self, bytes: usize) -> Self {
+        self.packet_max = Some(bytes);
+        self
+    }
+
+    /// How long silence may last, with clients that know keep-alives; None for none. Default 15 seconds.
+    pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
+        self.config.keep_alive = interval;
+        self
+    }
+
+    /// How long a handshake may take. Default 10 seconds.
+    pub fn handshake_timeout(mut self, time: Duration) -> Self {
+        self.config.handshake_timeout = time;
+        self
+    }
+
+    /// Bounds in bytes of what is kept for each session.
+    pub fn limits(mut self, limits: MessageLimits) -> Self {
+        self.config.limits = limits;
+        self
+    }
+
+    /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by UDP more are not answered.
+    pub fn sessions_max(mut self, count: usize) -> Self {
+        self.sessions_max = count;
+        self
+    }
+
+    /// Bytes that all sessions together may keep. Default 1 GiB; beyond, a session that keeps more than 256 KiB is ended.
+    pub fn memory_max(mut self, bytes: usize) -> Self {
+        self.memory_max = bytes;
+        self
+    }
+
+    /// How long sessions have when the server closes. Default 10 seconds.
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.drain = time;
+        self
+    }
+
+    /// What is agreed to by one kind of transport.
+    fn config(&self, carrier: Carrier) -> Result<SessionConfig, Error> {
+        let default = SessionConfig::server(carrier).packet_max;
+        let packet_max = match (self.packet_max, carrier) {
+            // What was set is meant for TCP where there are both.
+            (Some(bytes), Carrier::Datagrams) if self.tcp => bytes.min(default),
+            (bytes, _) => bytes.unwrap_or(default),
+        };
+        let config = SessionConfig { carrier, packet_max, ..self.config.clone() };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Listens.
+    pub async fn bind(self, addr: impl ToSocketAddrs) -> Result<Server, Error> {
+        let none = || io::Error::new(io::ErrorKind::NotFound, "no address");
+        let mut address = tokio::net::lookup_host(addr).await?.next().ok_or_else(none)?;
+        let incoming = match self.tcp {
+            true => Some(Incoming::bind(address, self.sessions_max).await?),
+            false => None,
+        };
+        if let Some(incoming) = &incoming {
+            // If a port was picked, it is one for both.
+            address = incoming.local_addr()?;
+        }
+        let socket = match self.udp {
+            true => Some(Arc::new(Socket::bind(address).await?)),
+            false => None,
+        };
+        if let Some(socket) = &socket {
+            address = socket.local_addr()?;
+        }
+        let (server, _) = self.start(address, incoming, socket, true)?;
+        Ok(server)
+    }
+
+    /// Serves what comes from these. If it does not receive from the socket itself, what somebody else receives is to be given to the listener.
+    pub(crate) fn start(
+        self,
+        address: SocketAddr,
+        incoming: Option<Incoming>,
+        socket: Option<Arc<Socket>>,
+        receives: bool,
+    ) -> Result<(Server, Option<Arc<Mutex<Listener>>>), Error> {
+        let (ready, taken) = mpsc::channel(Self::READY);
+        let (ending, ended) = watch::channel(false);
+        let budget = Arc::new(Budget::new(self.memory_max));
+        let mut tasks = JoinSet::new();
+        if let Some(incoming) = incoming {
+            let config = self.config(Carrier::Stream)?;
+            let (ready, budget) = (ready.clone(), Arc::clone(&budget));
+            let serve = move |accepted: Accepted, ending: Ending| {
+                serve_stream(accepted, ending, config.clone(), ready.clone(), Arc::clone(&budget))
+            };
+            let (mut ended, drain) = (ended.clone(), self.drain);
+            tasks.spawn(async move {
+                let end = async move { drop(ended.wait_for(|ended| *ended).await) };
+                incoming.serve(end, drain, serve).await;
+            });
+        }
+        let mut shared_listener = None;
+        if let Some(socket) = socket {
+            let config = self.config(Carrier::Datagrams)?;
+            let listener = Listener::new(Arc::clone(&socket), config, self.sessions_max, ready, budget);
+            let listener = Arc::new(Mutex::new(listener));
+            shared_listener = Some(Arc::clone(&listener));
+            tasks.spawn(serve_datagrams(listener, receives.then_some(socket), ended, self.drain));
+        }
+        let server = Server { address, ready: taken, ending, drain: self.drain, tasks };
+        Ok((server, shared_listener))
+    }
+}
+
+async fn serve_stream(
+    accepted: Accepted,
+    mut ending: Ending,
+    config: SessionConfig,
+    ready: mpsc::Sender<Session>,
+    budget: Arc<Budget>,
+) {
+    let Accepted { stream, peer, permit: _permit } = accepted;
+    let mut id = [0; 16];
+    if let Err(error) = getrandom::fill(&mut id) {
+        tracing::error!(%error, "no id that nobody can guess");
+        return;
+    }
+    let machine = Machine::accept(Instant::now(), config, SessionId::from_random(id));
+    let shared = Shared::new(machine);
+    let hand_over = async {
+        match open(Arc::clone(&shared), peer).await {
+            Ok(session) => {
+                tracing::debug!(%peer, "a session by TCP");
+                // If nobody takes it any more, it is dropped, and so closed.
+                let _ = ready.send(session).await;
+            }
+            Err(error) => tracing::debug!(%peer, %error, "no session"),
+        }
+    };
+    let close = async {
+        ending.wait().await;
+        shared.lock().session.close(Instant::now());
+        shared.changed.notify_one();
+        std::future::pending().await
+    };
+    let driven = drive(Arc::clone(&shared), Link::stream(stream), Some(budget));
+    tokio::select! {
+        _ = async { tokio::join!(driven, hand_over) } => {}
+        () = close => {}
+    }
+}
+
+/// Receives, unless somebody else does, and waits for the end.
+async fn serve_datagrams(
+    listener: Arc<Mutex<Listener>>,
+    socket: Option<Arc<Socket>>,
+    mut ended: watch::Receiver<bool>,
+    drain: Duration,
+) {
+    /// How often is looked whether the last session has ended.
+    const LOOK: Duration = Duration::from_millis(20);
+    let lock = || listener.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut room = Room::new();
+    let mut until: Option<Instant> = None;
+    loop {
+        let look = tokio::time::sleep(LOOK);
+        tokio::select! {
+            readable = async { match &socket {
+                Some(socket) => socket.readable().await,
+                None => std::future::pending().await,
+            }} => {
+                let Some(socket) = &socket else { continue };
+                if let Err(error) = readable.and_then(|()| receive(socket, &mut room, &mut lock())) {
+                    tracing::error!(%error, "the socket is of no use any more");
+                    return;
+                }
+            }
+            _ = ended.wait_for(|ended| *ended), if until.is_none() => {
+                until = Some(Instant::now() + drain);
+                lock().close_all();
+            }
+            () = look, if until.is_some() => {}
+        }
+        if until.is_some_and(|until| until <= Instant::now() || !lock().is_busy()) {
+            return;
+        }
+    }
+}
+
+/// Receives until nothing is there, or others should have their turn.
+fn receive(socket: &Socket, room: &mut Room, listener: &mut Listener) -> io::Result<()> {
+    const RECEIVES: usize = 16;
+    for _ in 0..RECEIVES {
+        match socket.try_recv(room, |from, datagram| listener.handle_datagram(from, datagram)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            // An earlier datagram did not reach anybody: its session finds that out.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

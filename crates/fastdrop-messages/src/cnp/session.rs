@@ -1,0 +1,235 @@
+//! A session as its application sees it.
+
+use super::driver::{Shared, State};
+use super::error::Error;
+use bytes::Bytes;
+use fastdrop_proto::cnp::{Agreed, Counters, Ending, ErrorCode, SendError};
+use futures_core::Stream;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// One end of a session. Clones are the same session; when the last one is dropped, it is closed after what was sent has
+/// arrived, for which it has ten seconds.
+#[derive(Debug, Clone)]
+pub struct Session(pub(super) Arc<Handle>);
+
+/// What makes the end of the last clone known.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) agreed: Agreed,
+    pub(super) peer: SocketAddr,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().abandoned = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+/// How a session fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    /// The smoothed round-trip time, from a packet to its acknowledgement; None before the first.
+    pub rtt: Option<Duration>,
+    /// The smallest one.
+    pub rtt_min: Option<Duration>,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// The acknowledgement of a message, to be awaited or not.
+#[derive(Debug)]
+pub struct Receipt {
+    told: oneshot::Receiver<()>,
+    session: Session,
+}
+
+impl Receipt {
+    /// Waits until the message has arrived.
+    pub async fn acknowledged(self) -> Result<(), Error> {
+        match self.told.await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.session.ending().into()),
+        }
+    }
+}
+
+impl Session {
+    /// What was agreed on with the peer.
+    pub fn agreed(&self) -> &Agreed {
+        &self.0.agreed
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// How the session fares.
+    pub fn stats(&self) -> Stats {
+        let state = self.0.shared.lock();
+        let rtt = state.session.rtt();
+        Stats {
+            rtt: rtt.and_then(fastdrop_proto::rtt::Rtt::smoothed),
+            rtt_min: rtt.map(fastdrop_proto::rtt::Rtt::smallest),
+            counters: state.session.counters(),
+        }
+    }
+
+    /// Sends a message, and waits until the peer has acknowledged it. If this is dropped meanwhile, the message may arrive all the same.
+    pub async fn send(&self, message: impl Into<Bytes>) -> Result<(), Error> {
+        self.submit_with_receipt(message).await?.acknowledged().await
+    }
+
+    /// Takes a message to be sent, when there is room for it among those that are not acknowledged.
+    pub async fn submit(&self, message: impl Into<Bytes>) -> Result<(), Error> {
+        self.take(message.into(), None).await
+    }
+
+    /// The same, with something to wait for.
+    pub async fn submit_with_receipt(&self, message: impl Into<Bytes>) -> Result<Receipt, Error> {
+        let (tell, told) = oneshot::channel();
+        self.take(message.into(), Some(tell)).await?;
+        Ok(Receipt { told, session: self.clone() })
+    }
+
+    async fn take(&self, message: Bytes, tell: Option<oneshot::Sender<()>>) -> Result<(), Error> {
+        let shared = &self.0.shared;
+        let mut tell = tell;
+        let mut waited = std::pin::pin!(None);
+        loop {
+            {
+                let mut state = shared.lock();
+                if let Some(ending) = &state.ended {
+                    return Err(ending.clone().into());
+                }
+                if state.session.can_send() {
+                    match state.session.send(Instant::now(), message) {
+                        Ok(id) => state.receipts.push(id, tell.take()),
+                        Err(SendError::TooLarge(error)) => return Err(error.into()),
+                        // It is being closed.
+                        Err(SendError::Over | SendError::NotOpen) => return Err(Ending::Closed.into()),
+                    }
+                    drop(state);
+                    shared.changed.notify_one();
+                    return Ok(());
+                }
+                // Told of what happens from now on, also before the first poll.
+                waited.set(Some(shared.progress.notified()));
+                if let Some(waited) = waited.as_mut().as_pin_mut() {
+                    waited.enable();
+                }
+            }
+            if let Some(waited) = waited.as_mut().as_pin_mut() {
+                waited.await;
+            }
+        }
+    }
+
+    /// Waits until everything that was sent before has been acknowledged.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let until = self.0.shared.lock().receipts.given();
+        self.wait_until(|state| state.receipts.all_before(until)).await
+    }
+
+    async fn wait_until(&self, there: impl Fn(&State) -> bool) -> Result<(), Error> {
+        let shared = &self.0.shared;
+        loop {
+            let waited = shared.progress.notified();
+            let mut waited = std::pin::pin!(waited);
+            {
+                let state = shared.lock();
+                if there(&state) {
+                    return Ok(());
+                }
+                if let Some(ending) = &state.ended {
+                    return Err(ending.clone().into());
+                }
+                waited.as_mut().enable();
+            }
+            waited.await;
+        }
+    }
+
+    /// The next message; None when the peer has closed the session, or this end has. May be dropped while it waits, and nothing is lost.
+    pub async fn recv(&self) -> Result<Option<Bytes>, Error> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// The messages that come, as a stream. It ends when the session does, however it does.
+    pub fn messages(&self) -> Messages {
+        Messages(self.clone())
+    }
+
+    fn poll_recv(&self, cx: &Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        let mut state = self.0.shared.lock();
+        if let Some(message) = state.received.pop_front() {
+            state.session.handle_taken(Instant::now(), message.len());
+            drop(state);
+            // There may be room again.
+            self.0.shared.changed.notify_one();
+            return Poll::Ready(Ok(Some(message)));
+        }
+        match &state.ended {
+            Some(Ending::Closed | Ending::PeerClosed) => Poll::Ready(Ok(None)),
+            Some(ending) => Poll::Ready(Err(ending.clone().into())),
+            None => {
+                if !state.readers.iter().any(|reader| reader.will_wake(cx.waker())) {
+                    state.readers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Closes the session: sends what was given, waits for its acknowledgements, and takes leave. An error if something did not arrive.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.0.shared.lock().session.close(Instant::now());
+        self.0.shared.changed.notify_one();
+        match self.wait_until(|state| state.ended.is_some()).await {
+            Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+        match self.ending() {
+            Ending::Closed => Ok(()),
+            // The peer has closed first: fine, if it has everything.
+            Ending::PeerClosed if self.0.shared.lock().receipts.are_done() => Ok(()),
+            ending => Err(ending.into()),
+        }
+    }
+
+    /// Ends the session at once, and tells the peer why.
+    pub fn abort(&self, code: ErrorCode, sentence: &str) {
+        self.0.shared.lock().session.abort(code, sentence);
+        self.0.shared.changed.notify_one();
+    }
+
+    /// Waits until the session is over, and says how.
+    pub async fn ended(&self) -> Ending {
+        let _ = self.wait_until(|state| state.ended.is_some()).await;
+        self.ending()
+    }
+
+    fn ending(&self) -> Ending {
+        self.0.shared.lock().ended.clone().unwrap_or(Ending::Aborted)
+    }
+}
+
+/// The messages of a session, as they come.
+#[derive(Debug)]
+pub struct Messages(Session);
+
+impl Stream for Messages {
+    type Item = Bytes;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.0.poll_recv(cx).map(|next| next.ok().flatten())
+    }
+}
