@@ -5,5 +5,6 @@
 pub mod cnp;
 mod datagrams;
 mod incoming;
+pub mod port;
 
 pub mod vstp;

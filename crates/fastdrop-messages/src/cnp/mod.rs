@@ -62,6 +62,5 @@ pub use fastdrop_proto::cnp::{
     Agreed, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, MessageLimits, Mode, PeerError, Protocol,
     SessionId, WINDOW_MAX,
 };
-pub(crate) use listener::Listener;
 pub use server::{Server, ServerBuilder};
 pub use session::{Messages, Receipt, Session, Stats};

@@ -19,6 +19,9 @@ use tokio::net::ToSocketAddrs;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+/// The sessions of a socket, for whoever receives from it.
+pub(crate) type SharedListener = Arc<Mutex<Listener>>;
+
 /// Listens for clients. When it is dropped, its sessions are closed.
 #[derive(Debug)]
 pub struct Server {
@@ -199,6 +202,16 @@ impl ServerBuilder {
         self
     }
 
+    /// Whether it listens by TCP, and by UDP.
+    pub(crate) fn transports(&self) -> (bool, bool) {
+        (self.tcp, self.udp)
+    }
+
+    /// Sessions at once.
+    pub(crate) fn connections_max(&self) -> usize {
+        self.sessions_max
+    }
+
     /// What is agreed to by one kind of transport.
     fn config(&self, carrier: Carrier) -> Result<SessionConfig, Error> {
         let default = SessionConfig::server(carrier).packet_max;
@@ -242,7 +255,7 @@ impl ServerBuilder {
         incoming: Option<Incoming>,
         socket: Option<Arc<Socket>>,
         receives: bool,
-    ) -> Result<(Server, Option<Arc<Mutex<Listener>>>), Error> {
+    ) -> Result<(Server, Option<SharedListener>), Error> {
         let (ready, taken) = mpsc::channel(Self::READY);
         let (ending, ended) = watch::channel(false);
         let budget = Arc::new(Budget::new(self.memory_max));
@@ -312,7 +325,7 @@ async fn serve_stream(
 
 /// Receives, unless somebody else does, and waits for the end.
 async fn serve_datagrams(
-    listener: Arc<Mutex<Listener>>,
+    listener: SharedListener,
     socket: Option<Arc<Socket>>,
     mut ended: watch::Receiver<bool>,
     drain: Duration,

@@ -1,7 +1,7 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers that send.
 
 use crate::datagrams::{Room, Socket, Transmit as Leaving};
-use crate::vstp::types::VstpError;
+use crate::vstp::types::{VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
     Counters, Endpoint, EndpointConfig, Event, Failure, FrameBytes, SendId, Transmit,
@@ -13,10 +13,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
+/// Takes datagrams that are not VSTP's, where several protocols share a socket.
+pub(crate) type Others = Box<dyn FnMut(SocketAddr, &[u8]) + Send>;
+
 /// What callers and the task share.
 #[derive(Debug)]
 struct Shared {
-    socket: Socket,
+    socket: Arc<Socket>,
     state: Mutex<State>,
     /// The task has to look at its deadline again.
     changed: Notify,
@@ -50,6 +53,15 @@ impl Handle {
     const RECEIVES: usize = 16;
 
     pub(crate) async fn bind(addr: &str, config: EndpointConfig) -> Result<Self, VstpError> {
+        Self::new(Arc::new(Socket::bind(addr).await?), config, None)
+    }
+
+    /// On a socket that is there. What begins otherwise than a frame is given to `others`, if there are any.
+    pub(crate) fn new(
+        socket: Arc<Socket>,
+        config: EndpointConfig,
+        others: Option<Others>,
+    ) -> Result<Self, VstpError> {
         let mut seed = [0; 16];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let state = State {
@@ -61,11 +73,10 @@ impl Handle {
             closed: false,
             broken: None,
         };
-        let socket = Socket::bind(addr).await?;
         let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
         let shared = Arc::new(Shared { socket, state, changed, received });
         // The task ends by itself, after what the last caller left to be done.
-        tokio::spawn(drive(Arc::clone(&shared)));
+        tokio::spawn(drive(Arc::clone(&shared), others));
         Ok(Self { shared })
     }
 
@@ -189,7 +200,7 @@ impl Shared {
     }
 }
 
-async fn drive(shared: Arc<Shared>) {
+async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
     let mut room = Room::new();
     let mut closed_at = None;
     loop {
@@ -212,7 +223,7 @@ async fn drive(shared: Arc<Shared>) {
         let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
         tokio::select! {
             readable = shared.socket.readable() => {
-                if let Err(error) = readable.and_then(|()| receive(&shared, &mut room)) {
+                if let Err(error) = readable.and_then(|()| receive(&shared, &mut room, &mut others)) {
                     tracing::warn!(%error, "the socket is of no use any more");
                     shared.lock().broken = Some(error.kind());
                     shared.received.notify_waiters();
@@ -231,12 +242,14 @@ async fn drive(shared: Arc<Shared>) {
 }
 
 /// Receives until nothing is there, or callers should have their turn.
-fn receive(shared: &Shared, room: &mut Room) -> io::Result<()> {
+fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io::Result<()> {
     for _ in 0..Handle::RECEIVES {
         let mut state = shared.lock();
         let now = Instant::now();
-        let received =
-            shared.socket.try_recv(room, |from, bytes| state.endpoint.handle_datagram(now, from, bytes));
+        let received = shared.socket.try_recv(room, |from, bytes| match others {
+            Some(others) if bytes.first() != VSTP_MAGIC.first() => others(from, bytes),
+            _ => state.endpoint.handle_datagram(now, from, bytes),
+        });
         match received {
             Ok(()) => shared.pump(&mut state),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -1,7 +1,8 @@
 //! The end that is spoken to.
 
 use super::config::UdpServerConfig;
-use super::driver::Handle;
+use super::driver::{Handle, Others};
+use crate::datagrams::Socket;
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use fastdrop_proto::vstp::{Counters, EndpointConfig, FrameBytes, ReassemblyLimits};
 use std::future::Future;
@@ -36,6 +37,16 @@ impl VstpUdpServer {
     pub async fn bind_with_limits(addr: &str, limits: ReassemblyLimits) -> Result<Self, VstpError> {
         let config = EndpointConfig { limits, ..EndpointConfig::default() };
         Ok(Self { handle: Handle::bind(addr, config).await? })
+    }
+
+    /// On a socket that is there; what is not VSTP's is given to `others`.
+    pub(crate) fn share(
+        socket: Arc<Socket>,
+        limits: ReassemblyLimits,
+        others: Others,
+    ) -> Result<Self, VstpError> {
+        let config = EndpointConfig { limits, ..EndpointConfig::default() };
+        Ok(Self { handle: Handle::new(socket, config, Some(others))? })
     }
 
     /// Where the socket is.

@@ -1,0 +1,159 @@
+//! One port for VSTP and CNP, by TCP and by UDP (docs/protocol/cnp.md, section 10).
+
+use crate::cnp::{self, ServerBuilder};
+use crate::datagrams::Socket;
+use crate::incoming::Incoming;
+use crate::vstp::tcp::TcpConfig;
+use crate::vstp::udp::ReassemblyLimits;
+use crate::vstp::{VstpError, VstpTcpServer, VstpUdpServer};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+/// The servers behind one port. When it is dropped, nothing more comes to them by TCP.
+pub struct Port {
+    /// Frames by TCP.
+    pub vstp_tcp: Option<VstpTcpServer>,
+    /// Frames and messages by UDP.
+    pub vstp_udp: Option<VstpUdpServer>,
+    /// Acknowledged messages by either.
+    pub cnp: cnp::Server,
+    address: SocketAddr,
+    /// Looks at connections that come, until it is dropped.
+    guard: Sorting,
+}
+
+/// The task that looks at the first byte of each connection.
+#[derive(Debug)]
+pub struct Sorting(#[expect(dead_code, reason = "ends its task when it is dropped")] JoinSet<()>);
+
+/// Why there is no port.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PortError {
+    /// VSTP says no.
+    #[error(transparent)]
+    Vstp(#[from] VstpError),
+    /// CNP says no.
+    #[error(transparent)]
+    Cnp(#[from] cnp::Error),
+    /// The operating system says no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What the servers behind a port take.
+#[derive(Debug, Default)]
+pub struct PortConfig {
+    /// VSTP by TCP.
+    pub vstp_tcp: TcpConfig,
+    /// VSTP by UDP.
+    pub vstp_udp: ReassemblyLimits,
+    /// CNP, which also says by which transports all of them are spoken.
+    pub cnp: ServerBuilder,
+}
+
+impl Port {
+    /// Connections whose first byte has not come.
+    const WAITING_MAX: usize = 1024;
+    /// How long the first byte may take, and a server to take the connection.
+    const WAITING_TIME: Duration = Duration::from_secs(10);
+    /// Connections that were looked at, and that their server has not taken.
+    const HANDED_MAX: usize = 64;
+
+    /// Listens.
+    pub async fn bind(addr: impl ToSocketAddrs, config: PortConfig) -> Result<Self, PortError> {
+        let none = || io::Error::new(io::ErrorKind::NotFound, "no address");
+        let mut address = tokio::net::lookup_host(addr).await?.next().ok_or_else(none)?;
+        let (tcp, udp) = config.cnp.transports();
+        let mut sorting = JoinSet::new();
+        let (mut vstp_tcp, mut incoming) = (None, None);
+        if tcp {
+            let listener = TcpListener::bind(address).await?;
+            // If a port was picked, it is one for both.
+            address = listener.local_addr()?;
+            let (vstp, for_vstp) = mpsc::channel(Self::HANDED_MAX);
+            let (cnp, for_cnp) = mpsc::channel(Self::HANDED_MAX);
+            let frames = Incoming::handed(for_vstp, address, config.vstp_tcp.connections_max);
+            vstp_tcp = Some(VstpTcpServer::new(frames, config.vstp_tcp, None));
+            incoming = Some(Incoming::handed(for_cnp, address, config.cnp.connections_max()));
+            sorting.spawn(sort(listener, vstp, cnp));
+        }
+        let socket = if udp { Some(Arc::new(Socket::bind(address).await?)) } else { None };
+        if let Some(socket) = &socket {
+            address = socket.local_addr()?;
+        }
+        let (cnp, listener) = config.cnp.start(address, incoming, socket.clone(), false)?;
+        let vstp_udp = match (socket, listener) {
+            (Some(socket), Some(listener)) => {
+                let others = move |from, datagram: &[u8]| {
+                    if datagram.first() == Some(&0) {
+                        listener
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .handle_datagram(from, datagram);
+                    }
+                };
+                Some(VstpUdpServer::share(socket, config.vstp_udp, Box::new(others))?)
+            }
+            _ => None,
+        };
+        Ok(Self { vstp_tcp, vstp_udp, cnp, address, guard: Sorting(sorting) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The servers, each for itself, and what has to be kept as long as connections are to come.
+    pub fn into_parts(self) -> (Option<VstpTcpServer>, Option<VstpUdpServer>, cnp::Server, Sorting) {
+        (self.vstp_tcp, self.vstp_udp, self.cnp, self.guard)
+    }
+}
+
+type Handed = mpsc::Sender<(TcpStream, SocketAddr)>;
+
+/// Accepts, and hands each connection to whom its first byte is meant for.
+async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
+    let permits = Arc::new(Semaphore::new(Port::WAITING_MAX));
+    let mut looking = JoinSet::new();
+    loop {
+        while looking.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept");
+                tokio::time::sleep(Incoming::ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (vstp, cnp) = (vstp.clone(), cnp.clone());
+        looking.spawn(async move {
+            let _permit = permit;
+            let look = async {
+                let mut first = [0xff];
+                stream.peek(&mut first).await?;
+                let to = match first {
+                    [b'V'] => vstp,
+                    [0] => cnp,
+                    [byte] => {
+                        tracing::info!(%peer, byte, "neither VSTP nor CNP");
+                        return Ok(());
+                    }
+                };
+                to.send((stream, peer)).await.map_err(io::Error::other)
+            };
+            match tokio::time::timeout(Port::WAITING_TIME, look).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "gone before it said anything"),
+                Err(_) => tracing::debug!(%peer, "said nothing in time"),
+            }
+        });
+    }
+}
