@@ -7,6 +7,8 @@ use crate::run::{Refused, begin};
 use crate::units::parse_size;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
+use fastdrop_messages::cnp::{self, WINDOW_MAX};
+use fastdrop_messages::port::PortError;
 use fastdrop_messages::vstp::VstpError;
 use fastdrop_messages::vstp::tcp::tls::Fingerprint;
 use serde_json::json;
@@ -14,7 +16,10 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+mod by_cnp;
+mod by_vstp;
 mod listen;
+mod printer;
 mod send;
 
 /// What is done with messages.
@@ -27,12 +32,60 @@ pub(crate) enum Message {
     Send(Send),
 }
 
+/// What a listener understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Spoken {
     /// Binary frames
     Vstp,
-    /// All of them
+    /// Acknowledged messages
+    Cnp,
+    /// Both, told apart by the first byte
     All,
+}
+
+/// What a sender speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// Binary frames
+    Vstp,
+    /// Acknowledged messages
+    Cnp,
+}
+
+impl Protocol {
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Vstp => 6969,
+            Self::Cnp => 5000,
+        }
+    }
+}
+
+/// How many messages may be unacknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OperationMode {
+    /// One
+    StepByStep,
+    /// A window of them
+    Burst,
+}
+
+/// What is sent again after a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Repeat {
+    /// What was lost (Selective Repeat)
+    Lost,
+    /// What was lost and all after it (Go-Back-N)
+    All,
+}
+
+/// What packets are covered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Checksum {
+    /// CRC-32C of header and payload
+    Crc32c,
+    /// MD5 of the payload
+    Md5,
 }
 
 #[derive(Debug, Args)]
@@ -43,25 +96,28 @@ pub(crate) struct Listen {
     /// Listen on this address; 0.0.0.0 or :: for every one of this machine
     #[arg(long, alias = "host", default_value = "127.0.0.1", value_name = "ADDR")]
     pub(crate) bind: IpAddr,
-    /// Listen on this port; 0 picks one
-    #[arg(short, long, default_value_t = 6969)]
-    pub(crate) port: u16,
+    /// Listen on this port; 0 picks one [default: 6969; for cnp alone 5000]
+    #[arg(short, long)]
+    pub(crate) port: Option<u16>,
     /// By TCP; without --tcp and --udp, by both, but with --tls or --cert by TCP alone
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) tcp: bool,
     /// By UDP
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) udp: bool,
-    /// Bytes of a message: by TCP with its headers, 8M unless said; by UDP 256M
+    /// vstp: bytes of a message, by TCP with its headers, 8M unless said, by UDP 256M; cnp: bytes of a packet, 64K unless said
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_size: Option<u64>,
+    /// cnp: bytes of a message that comes in fragments, 16M unless said
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_message: Option<u64>,
     /// Send each message back
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) echo: bool,
-    /// Encrypt with a certificate made for this run; its fingerprint is printed for --pin
+    /// vstp: encrypt with a certificate made for this run; its fingerprint is printed for --pin
     #[arg(long, conflicts_with = "udp", value_parser = FalseyValueParser::new())]
     pub(crate) tls: bool,
-    /// Encrypt with this certificate chain (PEM)
+    /// vstp: encrypt with this certificate chain (PEM)
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["tls", "udp"])]
     pub(crate) cert: Option<PathBuf>,
     /// The certificate's key (PEM)
@@ -76,17 +132,38 @@ pub(crate) struct Send {
     pub(crate) words: Vec<OsString>,
     /// The protocol
     #[arg(long, value_enum, default_value = "vstp", value_name = "NAME")]
-    pub(crate) protocol: Spoken,
+    pub(crate) protocol: Protocol,
     /// By TCP (this is the default)
     #[arg(long, conflicts_with = "udp", value_parser = FalseyValueParser::new())]
     pub(crate) tcp: bool,
     /// By UDP
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) udp: bool,
-    /// A header of every message
+    /// cnp: how many messages may be unacknowledged [default: burst]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) operation_mode: Option<OperationMode>,
+    /// cnp: packets that may be unacknowledged in burst mode [default: 256]
+    #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u16).range(1..=i64::from(WINDOW_MAX)))]
+    pub(crate) window: Option<u16>,
+    /// cnp: what is sent again after a loss [default: lost]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) repeat: Option<Repeat>,
+    /// cnp: bytes of a packet [default: 64K, by UDP 1K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_size: Option<u64>,
+    /// cnp: what packets are covered with [default: crc32c, if the listener knows it]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub(crate) checksum: Option<Checksum>,
+    /// cnp: how this end calls itself
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_id: Option<String>,
+    /// cnp: say at the end how long round trips took, what was sent again, and how much arrived a second
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) stats: bool,
+    /// vstp: a header of every message
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// Wait until each message has been acknowledged
+    /// Wait until each message has been acknowledged, as cnp always does
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) ack: bool,
     /// Each line of this file is a message; `-` for standard input
@@ -95,13 +172,13 @@ pub(crate) struct Send {
     /// The file as a whole is one message
     #[arg(long, requires = "file", value_parser = FalseyValueParser::new())]
     pub(crate) whole: bool,
-    /// Compress with Zstandard what becomes smaller; only FastDrop decompresses it
+    /// vstp: compress with Zstandard what becomes smaller; only FastDrop decompresses it
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) zstd: bool,
-    /// By TCP, encrypt, and trust the listener whose certificate has this fingerprint (SHA-256)
+    /// vstp: by TCP, encrypt, and trust the listener whose certificate has this fingerprint (SHA-256)
     #[arg(long, value_name = "HEX", conflicts_with_all = ["ca", "udp"], value_parser = parse_fingerprint)]
     pub(crate) pin: Option<Fingerprint>,
-    /// By TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
+    /// vstp: by TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "udp")]
     pub(crate) ca: Option<PathBuf>,
 }
@@ -127,29 +204,74 @@ pub(crate) fn run(common: &Common, message: Message) -> Result<ExitCode, Refused
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let result = match message {
-        Message::Listen(listen) => runtime.block_on(listen::listen(listen, output, &stop)),
+        Message::Listen(listen) => runtime.block_on(listen::listen(listen, output, &stop))?,
         Message::Send(send) => runtime.block_on(send::send(send, output, &stop))?,
     };
     if let Err(error) = &result {
-        let code = code_of(error);
-        output.event("error", json!({ "message": error.to_string(), "exit": code.number() }));
-        complain(&error.to_string());
+        let code = error.code();
+        // What a peer has said is among it.
+        let text = fastdrop::shown(error.to_string().as_bytes());
+        output.event("error", json!({ "message": text, "exit": code.number() }));
+        complain(&text);
         return Ok(code);
     }
     Ok(signals.seen().map_or(ExitCode::Done, ExitCode::Signal))
 }
 
-fn code_of(error: &VstpError) -> ExitCode {
+/// Why messages were not sent, or are not received.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Vstp(#[from] VstpError),
+    #[error(transparent)]
+    Cnp(#[from] cnp::Error),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    Input(#[from] std::io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> ExitCode {
+        match self {
+            Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
+            Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
+            Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
+            Self::Port(_) => ExitCode::Other,
+        }
+    }
+}
+
+fn code_of_io(error: &std::io::Error) -> ExitCode {
     use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => ExitCode::NotFound,
+        ErrorKind::InvalidData => ExitCode::Authentication,
+        _ => ExitCode::Network,
+    }
+}
+
+fn code_of_vstp(error: &VstpError) -> ExitCode {
     match error {
-        VstpError::Io(error) => match error.kind() {
-            ErrorKind::NotFound => ExitCode::NotFound,
-            ErrorKind::InvalidData => ExitCode::Authentication,
-            _ => ExitCode::Network,
-        },
+        VstpError::Io(error) => code_of_io(error),
         VstpError::Timeout | VstpError::ConnectionClosed => ExitCode::Network,
         VstpError::CrcMismatch { .. } => ExitCode::Integrity,
         VstpError::FrameTooLarge { .. } | VstpError::ServerError(_) => ExitCode::Policy,
+        _ => ExitCode::Other,
+    }
+}
+
+fn code_of_cnp(error: &cnp::Error) -> ExitCode {
+    use cnp::Ending;
+    match error {
+        cnp::Error::Io(error) => code_of_io(error),
+        cnp::Error::TooLarge(_) | cnp::Error::Ended(Ending::Refused(_) | Ending::PeerError(_)) => {
+            ExitCode::Policy
+        }
+        cnp::Error::Ended(
+            Ending::PeerClosed | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost,
+        ) => ExitCode::Network,
+        cnp::Error::Config(_) => ExitCode::Usage,
         _ => ExitCode::Other,
     }
 }

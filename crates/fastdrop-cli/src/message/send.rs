@@ -1,70 +1,100 @@
 //! Sends messages.
 
-use super::Send;
+use super::{Failure, Protocol, Send, by_cnp, by_vstp};
 use crate::output::Output;
 use crate::run::Refused;
 use crate::units::bytes;
 use fastdrop::{Stop, Target};
-use fastdrop_messages::vstp::tcp::tls::Trust;
-use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpClient};
-use fastdrop_messages::vstp::types::{Frame, FrameType, VstpError};
-use fastdrop_messages::vstp::udp::VstpUdpClient;
+use fastdrop_messages::cnp::Counters;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
 /// Lines that are read ahead, and messages that wait for their acknowledgements together.
-const BATCH: usize = 256;
-/// How long a listener may take to read what it was sent.
-const LISTENER_ENDS: Duration = Duration::from_secs(30);
+pub(super) const BATCH: usize = 256;
+/// How a session fared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stats {
+    pub(super) rtt: Option<Duration>,
+    pub(super) rtt_min: Option<Duration>,
+    pub(super) counters: Counters,
+    /// From the handshake to the last acknowledgement.
+    pub(super) time: Duration,
+}
 
 /// What was sent.
 #[derive(Default)]
-struct Sent {
-    messages: u64,
-    bytes: u64,
-    acknowledged: u64,
+pub(super) struct Sent {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) acknowledged: u64,
+    /// How the session fared, where that was measured.
+    pub(super) stats: Option<Stats>,
 }
 
-pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Result<(), VstpError>, Refused> {
+pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Result<(), Failure>, Refused> {
     let mut words = send.words.clone();
     let target = words.pop().unwrap_or_default();
-    let target = Target::parse(&target, 6969).map_err(|error| Refused::Usage(error.to_string()))?;
+    let target = Target::parse(&target, send.protocol.default_port())
+        .map_err(|error| Refused::Usage(error.to_string()))?;
     if !target.path.is_empty() {
         return Err(Refused::Usage("messages go to a host, not to a path".into()));
     }
     if !words.is_empty() && send.file.is_some() {
         return Err(Refused::Usage("messages come from the arguments or from --file, not from both".into()));
     }
+    if let Some(flag) = send.flag_of_the_other_protocol() {
+        return Err(Refused::Usage(format!("{flag} is not for this protocol")));
+    }
     let start = Instant::now();
     let messages =
         messages(words.into_iter().map(OsStringExt::into_vec).collect(), send.file.clone(), send.whole);
     let mut sent = Sent::default();
+    let address = target.authority();
     let work = async {
-        if send.udp {
-            by_udp(&send, &target.authority(), messages, &mut sent).await
-        } else {
-            by_tcp(&send, &target.authority(), messages, &mut sent).await
+        match (send.protocol, send.udp) {
+            (Protocol::Cnp, _) => by_cnp::send(&send, &address, messages, &mut sent).await,
+            (Protocol::Vstp, true) => Ok(by_vstp::by_udp(&send, &address, messages, &mut sent).await?),
+            (Protocol::Vstp, false) => Ok(by_vstp::by_tcp(&send, &address, messages, &mut sent).await?),
         }
     };
     let result = tokio::select! {
         result = work => result,
         () = stop.wait() => Ok(()),
     };
-    let Sent { messages, bytes: count, acknowledged } = sent;
-    let seconds = start.elapsed().as_secs_f64();
-    output.event(
-        "summary",
-        json!({ "messages": messages, "bytes": count, "acknowledged": acknowledged, "seconds": seconds }),
-    );
-    let acknowledged = if send.ack { format!(", {acknowledged} acknowledged") } else { String::new() };
-    output.say(&format!("sent {messages} messages, {}{acknowledged}", bytes(count)));
+    summarise(&send, output, &sent, start.elapsed());
     Ok(result)
+}
+
+fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) {
+    let Sent { messages, bytes: count, acknowledged, stats } = *sent;
+    let mut fields = json!({
+        "messages": messages, "bytes": count, "acknowledged": acknowledged, "seconds": time.as_secs_f64(),
+    });
+    let confirmed = send.ack || send.protocol == Protocol::Cnp;
+    let of_them = if confirmed { format!(", {acknowledged} acknowledged") } else { String::new() };
+    let mut lines = vec![format!("sent {messages} messages, {}{of_them}", bytes(count))];
+    if let Some(stats) = stats.filter(|_| send.stats) {
+        let ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1000.0);
+        let (rtt, rtt_min) = (ms(stats.rtt), ms(stats.rtt_min));
+        let again = stats.counters.retransmissions;
+        let goodput = stats.counters.bytes_acknowledged as f64 / stats.time.as_secs_f64().max(1e-9);
+        fields["rtt_ms"] = rtt.into();
+        fields["rtt_min_ms"] = rtt_min.into();
+        fields["retransmissions"] = again.into();
+        fields["goodput"] = goodput.into();
+        fields["seconds_in_session"] = stats.time.as_secs_f64().into();
+        let trip = match (rtt, rtt_min) {
+            (Some(rtt), Some(min)) => format!("round trip {rtt:.3} ms (at least {min:.3})"),
+            _ => "no round trip measured".into(),
+        };
+        lines.push(format!("{trip}, {again} retransmissions, {}/s acknowledged", bytes(goodput as u64)));
+    }
+    output.event("summary", fields);
+    lines.iter().for_each(|line| output.say(line));
 }
 
 /// Messages as they come: from the arguments, or line by line from a thread that may wait for its input for ever.
@@ -108,98 +138,25 @@ fn messages(
 }
 
 impl Send {
-    fn frame(&self, message: Vec<u8>) -> Result<Frame, VstpError> {
-        let mut frame = Frame::new(FrameType::Data).with_payload(message);
-        for (key, value) in &self.header {
-            frame = frame.with_header(key, value);
-        }
-        if self.zstd { frame.compressed() } else { Ok(frame) }
+    /// A flag that was given and that this protocol has no use for.
+    fn flag_of_the_other_protocol(&self) -> Option<&'static str> {
+        let flags = match self.protocol {
+            Protocol::Vstp => vec![
+                (self.operation_mode.is_some(), "--operation-mode"),
+                (self.window.is_some(), "--window"),
+                (self.repeat.is_some(), "--repeat"),
+                (self.max_size.is_some(), "--max-size"),
+                (self.checksum.is_some(), "--checksum"),
+                (self.client_id.is_some(), "--client-id"),
+                (self.stats, "--stats"),
+            ],
+            Protocol::Cnp => vec![
+                (!self.header.is_empty(), "--header"),
+                (self.zstd, "--zstd"),
+                (self.pin.is_some(), "--pin"),
+                (self.ca.is_some(), "--ca"),
+            ],
+        };
+        flags.into_iter().find_map(|(given, flag)| given.then_some(flag))
     }
-}
-
-async fn by_tcp(
-    send: &Send,
-    address: &str,
-    mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
-    sent: &mut Sent,
-) -> Result<(), VstpError> {
-    let trust = match (send.pin, &send.ca) {
-        (Some(pin), _) => Some(Trust::Pinned(pin)),
-        (None, Some(ca)) => Some(Trust::from_pem(ca)?),
-        (None, None) => None,
-    };
-    let mut client = match &trust {
-        Some(trust) => VstpTcpClient::connect_tls(address, trust, TcpConfig::default()).await?,
-        None => VstpTcpClient::connect(address).await?,
-    };
-    let mut batch = Vec::new();
-    while messages.recv_many(&mut batch, BATCH).await > 0 {
-        let mut frames = Vec::with_capacity(batch.len());
-        for message in batch.drain(..) {
-            let message = message?;
-            sent.bytes += message.len() as u64;
-            frames.push(send.frame(message)?);
-        }
-        let count = frames.len() as u64;
-        if send.ack {
-            client.send_all_with_ack(frames).await?;
-            sent.acknowledged += count;
-        } else {
-            for frame in frames {
-                client.feed(frame).await?;
-            }
-            client.flush().await?;
-        }
-        sent.messages += count;
-    }
-    client.close().await?;
-    // The listener closes when it has read everything; an ERR on the way says that it did not.
-    let read_on = async {
-        while let Some(frame) = client.recv().await? {
-            if frame.typ == FrameType::Err {
-                return Err(VstpError::ServerError(
-                    frame.get_header("reason").unwrap_or("no reason given").into(),
-                ));
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(LISTENER_ENDS, read_on).await.unwrap_or(Err(VstpError::Timeout))
-}
-
-async fn by_udp(
-    send: &Send,
-    address: &str,
-    mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
-    sent: &mut Sent,
-) -> Result<(), VstpError> {
-    let to = tokio::net::lookup_host(address).await?.next().ok_or(VstpError::InvalidAddress)?;
-    let client = VstpUdpClient::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
-    let client = Arc::new(client);
-    let mut under_way = JoinSet::new();
-    let counted = |outcome: Result<Result<(), VstpError>, tokio::task::JoinError>, sent: &mut Sent| {
-        outcome.unwrap_or(Err(VstpError::ConnectionClosed))?;
-        sent.messages += 1;
-        sent.acknowledged += u64::from(send.ack);
-        Ok::<(), VstpError>(())
-    };
-    while let Some(message) = messages.recv().await {
-        let message = message?;
-        sent.bytes += message.len() as u64;
-        let frame = send.frame(message)?;
-        let (client, ack) = (Arc::clone(&client), send.ack);
-        under_way.spawn(async move {
-            let frame = frame.try_into()?;
-            if ack { Ok(client.deliver(frame, to).await?) } else { client.send_bytes(frame, to).await }
-        });
-        if under_way.len() >= BATCH
-            && let Some(outcome) = under_way.join_next().await
-        {
-            counted(outcome, sent)?;
-        }
-    }
-    while let Some(outcome) = under_way.join_next().await {
-        counted(outcome, sent)?;
-    }
-    Ok(())
 }

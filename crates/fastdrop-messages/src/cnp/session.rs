@@ -3,7 +3,7 @@
 use super::driver::{Shared, State};
 use super::error::Error;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Agreed, Counters, Ending, ErrorCode, SendError};
+use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, SendError};
 use futures_core::Stream;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -70,6 +70,14 @@ impl Session {
     /// The peer's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.0.peer
+    }
+
+    /// What carries it: `tcp` or `udp`.
+    pub fn transport(&self) -> &'static str {
+        match self.0.shared.lock().session.carrier() {
+            Carrier::Stream => "tcp",
+            Carrier::Datagrams => "udp",
+        }
     }
 
     /// How the session fares.

@@ -244,6 +244,11 @@ impl Session {
 
     // ---- what the driver asks ----
 
+    /// What carries its packets.
+    pub fn carrier(&self) -> Carrier {
+        self.config.carrier
+    }
+
     /// What was agreed on, once it was.
     pub fn agreed(&self) -> Option<&Agreed> {
         self.channel.as_ref().map(|channel| &channel.agreed).filter(|_| !self.in_handshake())

@@ -1,0 +1,112 @@
+//! Messages of CNP.
+
+use super::printer::{Origin, Printer};
+use super::send::{Sent, Stats};
+use super::{Checksum, Failure, Listen, OperationMode, Repeat, Send};
+use fastdrop::{Stop, shown};
+use fastdrop_messages::cnp::{
+    ChecksumKind, Client, ClientBuilder, Ending, Error, MessageLimits, Mode, Protocol, Server, ServerBuilder,
+    Session,
+};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// What a listener takes.
+pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
+    let mut server = Server::builder().tcp(tcp).udp(udp);
+    if let Some(size) = listen.max_size {
+        server = server.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
+    }
+    if let Some(size) = listen.max_message {
+        let message_max = usize::try_from(size).unwrap_or(usize::MAX);
+        let limits = MessageLimits { message_max, ..MessageLimits::default() };
+        server = server.limits(limits);
+    }
+    server
+}
+
+/// Prints what clients send.
+pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
+    let handler = move |session: Session, message: bytes::Bytes| async move {
+        let id = session.agreed().id.text().into_owned();
+        let (from, transport) = (session.peer_addr(), session.transport());
+        printer.print(
+            Origin { protocol: "cnp", transport, session: &id, from },
+            serde_json::Map::new(),
+            &message,
+        );
+        if printer.echo
+            && let Err(error) = session.submit(message).await
+        {
+            tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+        }
+    };
+    server.run_until(stop.wait(), handler).await;
+}
+
+fn client(send: &Send) -> ClientBuilder {
+    let mut client = Client::builder();
+    if send.udp {
+        client = client.udp();
+    }
+    if send.operation_mode == Some(OperationMode::StepByStep) {
+        client = client.mode(Mode::StepByStep);
+    }
+    if let Some(window) = send.window {
+        client = client.window(window);
+    }
+    if send.repeat == Some(Repeat::All) {
+        client = client.protocol(Protocol::GoBackN);
+    }
+    if let Some(size) = send.max_size {
+        client = client.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
+    }
+    if send.checksum == Some(Checksum::Md5) {
+        client = client.checksum(ChecksumKind::Md5);
+    }
+    if let Some(id) = &send.client_id {
+        client = client.client_id(id.clone());
+    }
+    client
+}
+
+/// Sends messages, and waits until all of them have been acknowledged.
+pub(super) async fn send(
+    send: &Send,
+    address: &str,
+    mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
+    sent: &mut Sent,
+) -> Result<(), Failure> {
+    let client = client(send).connect(address).await?;
+    let begin = Instant::now();
+    let count = async {
+        while let Some(message) = messages.recv().await {
+            let message = message?;
+            let bytes = message.len() as u64;
+            client.submit(message).await?;
+            sent.messages += 1;
+            sent.bytes += bytes;
+        }
+        client.flush().await?;
+        Ok::<_, Failure>(begin.elapsed())
+    };
+    // What the listener says is not waited for, but it is taken, so that nothing gets stuck.
+    let take = async {
+        while client.recv().await.is_ok_and(|message| message.is_some()) {}
+        std::future::pending().await
+    };
+    let result = tokio::select! {
+        result = count => result,
+        never = take => never,
+    };
+    let stats = client.stats();
+    let time = *result.as_ref().unwrap_or(&begin.elapsed());
+    sent.acknowledged = stats.counters.messages_acknowledged;
+    sent.stats = Some(Stats { rtt: stats.rtt, rtt_min: stats.rtt_min, counters: stats.counters, time });
+    result.map(drop)?;
+    match client.close().await {
+        // Everything is acknowledged: how the listener takes leave is its own affair.
+        Err(Error::Ended(Ending::ConnectionLost | Ending::PeerClosed)) => Ok(()),
+        closed => Ok(closed?),
+    }
+}
