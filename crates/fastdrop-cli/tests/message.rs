@@ -9,67 +9,18 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Read;
 use std::time::Duration;
-use support::{Output, Running, fastdrop};
-
-/// A listener, and where it listens.
-struct Listener {
-    process: Running,
-    address: String,
-}
-
-impl Listener {
-    fn start(extra: &[&str]) -> Self {
-        let mut words: Vec<OsString> = args!["message", "listen", "--protocol", "vstp", "--port", "0"];
-        words.extend(extra.iter().map(OsString::from));
-        let process = fastdrop(words).json().start();
-        let port = process.stdout_line(|line| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            (event["event"] == "listening").then(|| event["port"].as_u64()).flatten()
-        });
-        Self { process, address: format!("127.0.0.1:{}", port.expect("a port")) }
-    }
-
-    /// The first message that has this text.
-    fn message(&self, text: &str) -> Value {
-        let found = self.process.stdout_line(|line| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            (event["event"] == "message" && event["text"] == text).then_some(event)
-        });
-        found.unwrap_or_else(|| panic!("no message {text:?}"))
-    }
-
-    fn certificate(&self) -> String {
-        let found = self.process.stdout_line(|line| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            event["fingerprint"].as_str().map(str::to_owned)
-        });
-        found.expect("a certificate")
-    }
-
-    fn end(self) {
-        self.process.signal("TERM");
-        self.process.wait().expect(143);
-    }
-}
-
-fn send(listener: &Listener, messages: &[&str], extra: &[&str]) -> Output {
-    let mut words: Vec<OsString> = args!["message", "send"];
-    words.extend(messages.iter().map(OsString::from));
-    words.push(listener.address.clone().into());
-    words.extend(extra.iter().map(OsString::from));
-    fastdrop(words).json().run()
-}
+use support::{Listener, fastdrop};
 
 #[test]
 fn messages_arrive_by_either_transport_with_their_headers() {
-    let listener = Listener::start(&[]);
+    let listener = Listener::start("vstp", &[]);
     for (transport, extra) in
         [("tcp", &["--tcp"][..]), ("udp", &["--udp"]), ("tcp", &["--ack"]), ("udp", &["--udp", "--ack"])]
     {
         let text = format!("over {}", extra.join(" "));
         let mut extra = extra.to_vec();
         extra.extend(["--header", "k=v", "--header", "empty="]);
-        send(&listener, &[&text, "second"], &extra).expect(0).expect_summary(&[("messages", 2)]);
+        listener.send(&[&text, "second"], &extra).expect(0).expect_summary(&[("messages", 2)]);
         let event = listener.message(&text);
         assert_eq!((&event["protocol"], &event["transport"]), (&"vstp".into(), &transport.into()));
         assert_eq!((&event["headers"]["k"], &event["headers"]["empty"]), (&"v".into(), &"".into()));
@@ -80,7 +31,7 @@ fn messages_arrive_by_either_transport_with_their_headers() {
 
 #[test]
 fn lines_of_a_file_or_of_standard_input_are_messages() {
-    let listener = Listener::start(&["--tcp"]);
+    let listener = Listener::start("vstp", &["--tcp"]);
     let words: Vec<OsString> = args!["message", "send", listener.address.clone(), "--ack"];
     let output = fastdrop(words).stdin("one\ntwo\r\n\nthree").json().run().expect(0);
     output.expect_summary(&[("messages", 4), ("acknowledged", 4)]);
@@ -91,34 +42,34 @@ fn lines_of_a_file_or_of_standard_input_are_messages() {
     let file = dir.path().join("messages");
     std::fs::write(&file, "four\nfive\n").unwrap();
     let file = file.to_str().unwrap();
-    send(&listener, &[], &["--file", file]).expect(0).expect_summary(&[("messages", 2)]);
+    listener.send(&[], &["--file", file]).expect(0).expect_summary(&[("messages", 2)]);
     listener.message("five");
-    send(&listener, &[], &["--file", file, "--whole", "--zstd"]).expect(0).expect_summary(&[("messages", 1)]);
+    listener.send(&[], &["--file", file, "--whole", "--zstd"]).expect(0).expect_summary(&[("messages", 1)]);
     listener.message("four\nfive\n");
-    send(&listener, &[], &["--file", "/nonexistent/file"]).expect(4);
+    listener.send(&[], &["--file", "/nonexistent/file"]).expect(4);
     listener.end();
 }
 
 #[test]
 fn a_large_message_goes_by_udp_in_fragments() {
-    let listener = Listener::start(&["--udp"]);
+    let listener = Listener::start("vstp", &["--udp"]);
     let dir = support::scratch();
     let file = dir.path().join("large");
     let text = "0123456789abcdef".repeat(300_000);
     std::fs::write(&file, &text).unwrap();
-    send(&listener, &[], &["--udp", "--ack", "--file", file.to_str().unwrap(), "--whole"]).expect(0);
+    listener.send(&[], &["--udp", "--ack", "--file", file.to_str().unwrap(), "--whole"]).expect(0);
     listener.message(&text);
     listener.end();
 }
 
 #[test]
 fn what_is_larger_than_the_listener_takes_is_refused_in_words() {
-    let listener = Listener::start(&["--max-size", "10K"]);
+    let listener = Listener::start("vstp", &["--max-size", "10K"]);
     let long = "x".repeat(20_000);
-    let output = send(&listener, &[&long], &[]).expect_one_of(&[5, 9]);
+    let output = listener.send(&[&long], &[]).expect_one_of(&[5, 9]);
     drop(output);
-    send(&listener, &[&long], &["--udp", "--ack"]).expect(9);
-    send(&listener, &["short"], &["--ack"]).expect(0);
+    listener.send(&[&long], &["--udp", "--ack"]).expect(9);
+    listener.send(&["short"], &["--ack"]).expect(0);
     listener.message("short");
     listener.end();
 }
@@ -127,13 +78,13 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words() {
 fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     // Datagrams would not be encrypted: nobody listens for them, and who asks for both is refused.
     fastdrop(args!["message", "listen", "--port", "0", "--tls", "--udp"]).run().expect(2);
-    let listener = Listener::start(&["--tls"]);
+    let listener = Listener::start("vstp", &["--tls"]);
     let fingerprint = listener.certificate();
-    send(&listener, &["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
+    listener.send(&["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
     listener.message("secret");
-    send(&listener, &["to somebody else"], &["--pin", &"0".repeat(64)]).expect(6);
-    send(&listener, &["in the clear"], &["--ack"]).expect_failure();
-    send(&listener, &["in the clear"], &["--ack", "--udp"]).expect(5);
+    listener.send(&["to somebody else"], &["--pin", &"0".repeat(64)]).expect(6);
+    listener.send(&["in the clear"], &["--ack"]).expect_failure();
+    listener.send(&["in the clear"], &["--ack", "--udp"]).expect(5);
     listener.end();
 }
 
@@ -154,7 +105,7 @@ fn a_message_cannot_write_to_the_terminal() {
         line.strip_prefix("listening on 127.0.0.1:")?.split(' ').next()?.parse::<u16>().ok()
     });
     let listener = Listener { process, address: format!("127.0.0.1:{}", port.expect("a port")) };
-    send(&listener, &["bell \x07 and \x1b[31m red"], &["--ack"]).expect(0);
+    listener.send(&["bell \x07 and \x1b[31m red"], &["--ack"]).expect(0);
     let line = listener.process.stdout_line(|line| line.contains("bell").then(|| line.to_owned())).unwrap();
     assert!(!line.contains(['\x07', '\x1b']), "{line:?}");
     listener.end();
@@ -162,7 +113,7 @@ fn a_message_cannot_write_to_the_terminal() {
 
 #[test]
 fn a_listener_echoes_and_keeps_what_is_no_text() {
-    let listener = Listener::start(&["--echo"]);
+    let listener = Listener::start("vstp", &["--echo"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let frame = Frame::new(FrameType::Data).with_header("n", "1").with_payload(vec![0xff, 0, 1]);
@@ -192,7 +143,7 @@ fn a_listener_echoes_and_keeps_what_is_no_text() {
 /// One datagram with a made-up source is answered with at most three times its bytes.
 #[test]
 fn case_70_an_address_that_proves_nothing_gets_little() {
-    let listener = Listener::start(&["--udp", "--echo"]);
+    let listener = Listener::start("vstp", &["--udp", "--echo"]);
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(&listener.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
@@ -227,7 +178,7 @@ fn case_70_an_address_that_proves_nothing_gets_little() {
 #[test]
 fn case_96_a_client_that_breaks_off_inside_a_frame_is_that_clients_affair() {
     use std::io::Write;
-    let listener = Listener::start(&["--tcp"]);
+    let listener = Listener::start("vstp", &["--tcp"]);
     let frame = Frame::new(FrameType::Data).with_payload(vec![b'y'; 1000]);
     let bytes = fastdrop_messages::vstp::encode_frame(&frame).unwrap();
     let mut broken = std::net::TcpStream::connect(&listener.address).unwrap();
@@ -241,7 +192,7 @@ fn case_96_a_client_that_breaks_off_inside_a_frame_is_that_clients_affair() {
     wrong.read_to_end(&mut said).unwrap();
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(said.starts_with("VT\x01\x08") && said.contains("crc"), "an ERR that says why: {said:?}");
-    send(&listener, &["still here"], &["--ack"]).expect(0);
+    listener.send(&["still here"], &["--ack"]).expect(0);
     listener.message("still here");
     listener.end();
 }

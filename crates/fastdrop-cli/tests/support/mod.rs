@@ -11,12 +11,14 @@
     reason = "every test binary uses its own part of this, and a test fails by panicking"
 )]
 
+mod listener;
 mod peer;
 mod process;
 mod proxy;
 mod tree;
 pub mod wire;
 
+pub use listener::Listener;
 pub use peer::Peer;
 pub use process::{Cmd, Output, Running, Server, client, fastdrop, plain};
 pub use proxy::Proxy;
