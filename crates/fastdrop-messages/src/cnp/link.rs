@@ -26,8 +26,8 @@ pub(super) struct Stream {
     read: BytesMut,
     /// When the last byte came.
     read_at: Instant,
-    /// Whether a packet has begun and is not complete, though more would be read.
-    within: bool,
+    /// When a packet that has begun, and of which more would be read, must have gone on.
+    stalls_at: Option<Instant>,
     out: Vec<u8>,
     written: usize,
     broken: bool,
@@ -57,8 +57,6 @@ impl Link {
     const WRITE: usize = 128 << 10;
     /// Calls to receive before what came is answered.
     const RECEIVES: usize = 8;
-    /// A packet that has begun must go on within this.
-    const STALL: Duration = Duration::from_secs(30);
     /// How long a peer has to close its side, so that what was said last is not lost in a reset.
     const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -67,7 +65,7 @@ impl Link {
             stream,
             read: BytesMut::new(),
             read_at: Instant::now(),
-            within: false,
+            stalls_at: None,
             out: Vec::new(),
             written: 0,
             broken: false,
@@ -168,8 +166,8 @@ impl Link {
     /// When a packet that has begun has not gone on for too long.
     pub(super) fn stalls_at(&self) -> Option<Instant> {
         match self {
-            Self::Stream(link) if link.within => Some(link.read_at + Self::STALL),
-            _ => None,
+            Self::Stream(link) => link.stalls_at,
+            Self::Datagrams(_) => None,
         }
     }
 
@@ -206,14 +204,14 @@ impl Stream {
         }
         if self.broken && session.wants_input() {
             session.handle_end();
-        } else if self.within && now >= self.read_at + Link::STALL {
+        } else if self.stalls_at.is_some_and(|at| at <= now) {
             session.handle_stalled();
         }
     }
 
     /// Gives the session the packets that are complete; false if it wants no more.
     fn give(&mut self, now: Instant, session: &mut Session) -> bool {
-        self.within = false;
+        self.stalls_at = None;
         while session.wants_input() {
             match Head::parse(&self.read, session.payload_max()) {
                 Ok(Some(head)) if self.read.len() >= head.packet_len() => {
@@ -222,7 +220,8 @@ impl Stream {
                     self.read.advance(head.packet_len());
                 }
                 Ok(_) => {
-                    self.within = !self.read.is_empty();
+                    let within = !self.read.is_empty();
+                    self.stalls_at = within.then(|| self.read_at + session.packet_timeout());
                     return true;
                 }
                 Err(error) => {

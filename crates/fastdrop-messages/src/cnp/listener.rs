@@ -5,7 +5,9 @@ use super::link::{Link, Source};
 use super::session::{Handle, Session};
 use crate::datagrams::Socket;
 use crate::incoming::log_panic;
-use fastdrop_proto::cnp::{Accepted, Acceptor, Handshake, Session as Machine, SessionConfig, SessionId};
+use fastdrop_proto::cnp::{
+    Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
+};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -84,23 +86,26 @@ impl Listener {
             log_panic(result);
         }
         if self.sessions.len() >= self.sweep_at.min(self.sessions_max) {
-            self.sessions.retain(|_, entry| !entry.inbox.is_closed());
+            // One that only waits in case that its last acknowledgement is lost need not.
+            self.sessions.retain(|_, entry| !entry.shared.lock().session.is_over());
             self.sweep_at = 2 * self.sessions.len().max(32);
-        }
-        if self.sessions.len() >= self.sessions_max {
-            tracing::warn!(%from, "no more sessions");
-            return;
         }
         let (inbox, datagrams) = mpsc::channel(Self::INBOX);
         let agreed = handshake.agreed().clone();
         let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
         machine.handle_datagram(Instant::now(), datagram);
-        let shared = Shared::new(machine);
-        let session = Session(Arc::new(Handle { shared: Arc::clone(&shared), agreed, peer: from }));
-        if self.ready.try_send(session).is_err() {
-            tracing::warn!(%from, "a session that nobody takes");
+        let place = self.ready.try_reserve().ok().filter(|_| self.sessions.len() < self.sessions_max);
+        let Some(place) = place else {
+            tracing::warn!(%from, "no more sessions");
+            machine.abort(ErrorCode::Busy, "no more sessions here");
+            let mut farewell = Vec::new();
+            machine.poll_transmit(Instant::now(), &mut farewell, 0);
+            // If it does not leave, the client finds out by itself.
+            let _ = self.socket.try_send_one(from, &farewell);
             return;
-        }
+        };
+        let shared = Shared::new(machine);
+        place.send(Session(Arc::new(Handle { shared: Arc::clone(&shared), agreed, peer: from })));
         tracing::debug!(%from, "a session by UDP");
         let source = Source::Inbox(datagrams, None);
         let link = Link::datagrams(Arc::clone(&self.socket), from, source);

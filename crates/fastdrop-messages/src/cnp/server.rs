@@ -178,6 +178,12 @@ impl ServerBuilder {
         self
     }
 
+    /// How long a packet that has begun to come by TCP may pause. Default 30 seconds.
+    pub fn packet_timeout(mut self, time: Duration) -> Self {
+        self.config.packet_timeout = time;
+        self
+    }
+
     /// Bounds in bytes of what is kept for each session.
     pub fn limits(mut self, limits: MessageLimits) -> Self {
         self.config.limits = limits;

@@ -74,6 +74,8 @@ pub struct SessionConfig {
     pub gone_after: Duration,
     /// How long the handshake may take. Default 10 seconds.
     pub handshake_timeout: Duration,
+    /// How long a packet that has begun to come on a stream may pause. Default 30 seconds.
+    pub packet_timeout: Duration,
 }
 
 /// A configuration that cannot be.
@@ -108,6 +110,7 @@ impl SessionConfig {
             timeouts_max: 15,
             gone_after: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),
+            packet_timeout: Duration::from_secs(30),
         }
     }
 

@@ -244,6 +244,11 @@ impl Session {
 
     // ---- what the driver asks ----
 
+    /// How long a packet that has begun to come on a stream may pause, before [`Self::handle_stalled`] is to be called.
+    pub fn packet_timeout(&self) -> Duration {
+        self.config.packet_timeout
+    }
+
     /// What carries its packets.
     pub fn carrier(&self) -> Carrier {
         self.config.carrier
