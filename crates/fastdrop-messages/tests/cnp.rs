@@ -482,7 +482,7 @@ async fn many_sessions_go_on_beside_each_other() {
         });
     }
     soon(clients.join_all()).await;
-    let mut next = vec![0; 50];
+    let mut next = [0; 50];
     for _ in 0..5000 {
         let (client, message) = soon(told.recv()).await.unwrap();
         let client: usize = client.parse().unwrap();

@@ -9,7 +9,6 @@ use fastdrop_messages::vstp::{
     Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpServer, VstpUdpClient, VstpUdpServer, encode_frame,
 };
 use relay::Relay;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
