@@ -24,7 +24,7 @@ impl Carrier {
     pub(super) fn timeout_min(self) -> Duration {
         match self {
             Self::Stream => Duration::from_secs(1),
-            Self::Datagrams => Duration::from_millis(50),
+            Self::Datagrams => Duration::from_millis(10),
         }
     }
 }

@@ -133,6 +133,11 @@ impl Agreed {
         self.fragments.is_some()
     }
 
+    /// Whether an acknowledgement also names what came before it: between ours, where each packet has its own.
+    pub(super) fn names_before(&self) -> bool {
+        self.strict() && self.protocol != Some(Protocol::GoBackN)
+    }
+
     /// The longest message that can be sent.
     pub fn message_max(&self) -> usize {
         self.fragments.map_or(self.packet_max, |max| max.max(self.packet_max))

@@ -70,6 +70,18 @@ impl Receiver {
         self.expected
     }
 
+    /// Which of the 64 numbers before this one have come: bit *i* for the one *i* + 1 before it.
+    pub(super) fn before(&self, number: u64) -> u64 {
+        if number <= self.expected {
+            return u64::MAX;
+        }
+        let has = |bit: u64| {
+            let one = number.checked_sub(bit + 1);
+            one.is_none_or(|one| one < self.expected || self.ahead.contains_key(&one))
+        };
+        (0..64).filter(|bit| has(*bit)).fold(0, |bits, bit| bits | 1 << bit)
+    }
+
     /// Whether data that come now would be taken.
     pub(super) fn has_room(&self) -> bool {
         self.untaken < self.limits.receive_max

@@ -282,20 +282,21 @@ impl Sender {
         self.slots.get_mut(usize::try_from(number.checked_sub(self.base)?).ok()?)
     }
 
-    /// An acknowledgement for this number came. Of what was never sent, or is acknowledged already, nothing is learned (case 74).
-    pub(super) fn on_ack(&mut self, now: Instant, number: u64) {
-        if number >= self.next() {
+    /// An acknowledgement for this number came; bit *i* of `before` says that the one *i* + 1 before it has come as well. Of what was never sent, or is acknowledged
+    /// already, nothing is learned (case 74).
+    pub(super) fn on_ack(&mut self, now: Instant, number: u64, before: u64) {
+        if number >= self.next() || (number < self.base && before == 0) {
             return;
         }
-        if number < self.base {
-            return;
-        }
+        let too =
+            (0..64).filter(|bit| before & (1 << bit) != 0).filter_map(|bit| number.checked_sub(bit + 1));
+        let of_repeat = self.repeat.acknowledged(self.base, number);
         let mut bytes = 0;
         let mut newest: Option<(u64, Stamp)> = None;
         let mut rtt = None;
         let mut found = false;
-        for number in self.repeat.acknowledged(self.base, number) {
-            let Some(slot) = self.slot_mut(number) else { continue };
+        for one in of_repeat.chain(too) {
+            let Some(slot) = self.slot_mut(one) else { continue };
             let before = std::mem::replace(&mut slot.state, SlotState::Acknowledged);
             if before == SlotState::Acknowledged {
                 continue;
@@ -309,10 +310,11 @@ impl Sender {
                 bytes += if counts { slot_bytes } else { 0 };
                 if newest.is_none_or(|(newest, _)| order > newest) {
                     newest = Some((order, stamp));
-                    rtt = (sends == 1).then(|| now.saturating_duration_since(stamp.sent_at));
+                    // Of the others it is not known when they came.
+                    rtt = (sends == 1 && one == number).then(|| now.saturating_duration_since(stamp.sent_at));
                 }
             } else {
-                self.lost.remove(&number);
+                self.lost.remove(&one);
                 self.flow.on_spurious_loss();
             }
             self.on_packet_acknowledged(message);
@@ -338,7 +340,7 @@ impl Sender {
 
     /// The peer got something else than what it misses: which, it does not say, but one packet has got through, and the first of those behind the gap is as good as any.
     pub(super) fn on_gap(&mut self, now: Instant, number: u64) {
-        self.on_ack(now, number);
+        self.on_ack(now, number, 0);
         if number + 1 != self.base {
             return;
         }
@@ -433,9 +435,15 @@ impl Sender {
         self.probes = true;
     }
 
+    /// The retransmission timeout. Where other packets are on their way, what they say about a loss comes first.
+    fn timeout(&self) -> Duration {
+        let timeout = self.flow.rtt.timeout();
+        if self.slots.len() > 1 { timeout.max(self.flow.loss_patience() * 2) } else { timeout }
+    }
+
     /// When [`Self::handle_timeout`] or [`Self::poll_packet`] have something to do.
     pub(super) fn poll_timeout(&mut self) -> Option<Instant> {
-        let (patience, timeout) = (self.flow.loss_patience(), self.flow.rtt.timeout());
+        let (patience, timeout) = (self.flow.loss_patience(), self.timeout());
         let oldest = self.oldest_sent();
         let timed_out_at = self.timed_out_at;
         let lost_at = oldest.map(|(sent_at, _, overtaken)| {
@@ -447,7 +455,7 @@ impl Sender {
 
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Gone> {
         self.find_lost(now);
-        let timeout = self.flow.rtt.timeout();
+        let timeout = self.timeout();
         let Some((sent_at, number, _)) = self.oldest_sent() else { return Ok(()) };
         // The next timeout counts from this one (RFC 6298, 5.6), however many packets left at the same time.
         if now < self.timed_out_at.map_or(sent_at, |at| at.max(sent_at)) + timeout {

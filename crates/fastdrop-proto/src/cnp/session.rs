@@ -22,6 +22,8 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// No acknowledgement, sign of life or request has a longer payload.
+const CONTROL_LEN: usize = 11;
 const ALIVE: &[u8] = b"alive";
 const HOLD: &[u8] = b"hold";
 const ROOM: &[u8] = b"room";
@@ -629,8 +631,13 @@ impl Session {
     fn handle_ack(&mut self, now: Instant, number: u64, payload: &[u8]) {
         let Some(channel) = &mut self.channel else { return };
         let says_gap = payload == GAP && channel.agreed.protocol == Some(Protocol::GoBackN);
+        let before = match payload.strip_prefix(ACK) {
+            Some([]) => Some(0),
+            Some(rest) if channel.agreed.names_before() => rest.try_into().ok().map(u64::from_be_bytes),
+            _ => None,
+        };
         let by_payload = channel.agreed.strict() || self.config.carrier == Carrier::Datagrams;
-        if by_payload && payload != ACK && !says_gap {
+        if by_payload && before.is_none() && !says_gap {
             return;
         }
         if matches!(self.state, State::Closing { .. }) {
@@ -641,7 +648,7 @@ impl Session {
         }
         match says_gap && channel.agreed.strict() {
             true => channel.sender.on_gap(now, number),
-            false => channel.sender.on_ack(now, number),
+            false => channel.sender.on_ack(now, number, before.unwrap_or(0)),
         }
         while let Some(id) = channel.sender.poll_acknowledged() {
             self.counters.messages_acknowledged += 1;
@@ -736,8 +743,15 @@ impl Session {
         let Some(channel) = self.channel.as_mut().filter(|_| self.state != State::SynReceived) else {
             return false;
         };
-        let control_fits = HEAD_BYTES + DISCONNECT.len() <= room;
+        let control_fits = HEAD_BYTES + CONTROL_LEN <= room;
         if control_fits && let Some(Ack { seq, number, says }) = channel.acks.pop_front() {
+            if says == ACK && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
+                let mut payload = [0; ACK.len() + 8];
+                let before = channel.receiver.before(number).to_be_bytes();
+                payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
+                append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, &payload);
+                return true;
+            }
             append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, says);
             return true;
         }

@@ -89,13 +89,18 @@ impl Wire {
         }
         let busy = self.busy_until[direction].max(now);
         let queued = busy.duration_since(now).as_secs_f64() * self.link.bytes_per_second;
-        if queued > self.link.queue_bytes || self.random.chance(self.link.loss) {
+        if queued > self.link.queue_bytes {
             self.dropped += 1;
             return;
         }
         let bytes = (datagram.len() + Self::HEADERS) as f64;
         let sent = busy + Duration::from_secs_f64(bytes / self.link.bytes_per_second);
         self.busy_until[direction] = sent;
+        // What is lost behind the bottleneck has used it all the same.
+        if self.random.chance(self.link.loss) {
+            self.dropped += 1;
+            return;
+        }
         let copies = 1 + usize::from(self.random.chance(self.link.duplicate));
         for _ in 0..copies {
             let mut at = sent + self.link.delay;
