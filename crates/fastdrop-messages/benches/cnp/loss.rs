@@ -35,7 +35,8 @@ pub(crate) fn run() -> (Vec<Value>, Chart) {
     let line = Link::clean(20e6, Duration::from_millis(10));
     let full = line.bytes_per_second / (SIZE as f64 + HEADERS);
     let (mut results, mut lines) = (Vec::new(), Vec::new());
-    for Contestant { name, protocol, window, count } in CONTESTANTS {
+    for (color, contestant) in CONTESTANTS.into_iter().enumerate() {
+        let Contestant { name, protocol, window, count } = contestant;
         let (mut measured, mut textbook) = (Vec::new(), Vec::new());
         for loss in LOSSES {
             let link = Link { loss, ..line.clone() };
@@ -53,8 +54,8 @@ pub(crate) fn run() -> (Vec<Value>, Chart) {
             measured.push((loss * 100.0, share));
             textbook.push((loss * 100.0, expected));
         }
-        lines.push(Line::dashed(format!("textbook, {name}"), textbook));
-        lines.push(Line::measured(format!("{name}, window {window}"), measured));
+        lines.push(Line::computed(color, format!("textbook, {name}"), textbook));
+        lines.push(Line::measured(color, format!("{name}, window {window}"), measured));
     }
     let chart = Chart {
         title: "Goodput by loss, 20 Mbit/s and 10 ms".into(),

@@ -24,6 +24,7 @@ mod simulated;
 mod window;
 
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -56,11 +57,16 @@ fn main() {
         plots.push(plot);
     }
     if let Some(file) = value("--json") {
-        std::fs::write(file, serde_json::to_vec_pretty(&results).unwrap()).unwrap();
+        std::fs::write(path(&file), serde_json::to_vec_pretty(&results).unwrap()).unwrap();
     }
     if let Some(file) = value("--plot") {
-        plot::draw(file.as_ref(), &plots);
+        plot::draw(&path(&file), &plots);
     }
+}
+
+/// Cargo starts benchmarks in the folder of their crate; paths are meant from that of the repository.
+fn path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {

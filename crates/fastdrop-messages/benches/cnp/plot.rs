@@ -5,6 +5,10 @@ use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 use std::path::Path;
 
+/// Apart for those who see red and green alike, too (Okabe and Ito).
+const COLORS: [RGBColor; 4] =
+    [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
+
 /// One picture.
 pub(crate) struct Chart {
     pub(crate) title: String,
@@ -18,17 +22,19 @@ pub(crate) struct Chart {
 pub(crate) struct Line {
     name: String,
     points: Vec<(f64, f64)>,
+    /// Lines of one colour belong together.
+    color: usize,
     /// What is computed is dashed, what was measured has marks.
     is_measured: bool,
 }
 
 impl Line {
-    pub(crate) fn dashed(name: String, points: Vec<(f64, f64)>) -> Self {
-        Self { name, points, is_measured: false }
+    pub(crate) fn computed(color: usize, name: String, points: Vec<(f64, f64)>) -> Self {
+        Self { name, points, color, is_measured: false }
     }
 
-    pub(crate) fn measured(name: String, points: Vec<(f64, f64)>) -> Self {
-        Self { name, points, is_measured: true }
+    pub(crate) fn measured(color: usize, name: String, points: Vec<(f64, f64)>) -> Self {
+        Self { name, points, color, is_measured: true }
     }
 }
 
@@ -76,8 +82,8 @@ where
         .label_style(("sans-serif", 13))
         .draw()
         .unwrap();
-    for (number, line) in chart.lines.iter().enumerate() {
-        let color = Palette99::pick(number).to_rgba();
+    for line in &chart.lines {
+        let color = COLORS[line.color % COLORS.len()];
         let style = color.stroke_width(if line.is_measured { 2 } else { 1 });
         let points = || line.points.iter().copied();
         let drawn = if line.is_measured {
@@ -90,7 +96,11 @@ where
     }
     context
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(if chart.log.0 {
+            SeriesLabelPosition::LowerRight
+        } else {
+            SeriesLabelPosition::MiddleRight
+        })
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 13))

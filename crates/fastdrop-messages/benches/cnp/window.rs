@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const SIZE: usize = 1000;
-const WINDOWS: [u16; 5] = [1, 4, 16, 64, 256];
+const WINDOWS: [u16; 6] = [1, 4, 16, 64, 256, 1024];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Who {
@@ -44,7 +44,7 @@ pub(crate) fn run(rounds: usize, runtime: &tokio::runtime::Runtime) -> (Vec<Valu
         who.extend(WINDOWS.map(|window| Who::Burst(protocol, window)));
     }
     let (mut results, mut lines) = (Vec::new(), Vec::new());
-    for rtt_ms in [10_u64, 100] {
+    for (at, rtt_ms) in [10_u64, 100].into_iter().enumerate() {
         let rtt = Duration::from_millis(rtt_ms);
         let mut measured = vec![Vec::new(); who.len()];
         for round in 0..rounds {
@@ -71,9 +71,9 @@ pub(crate) fn run(rounds: usize, runtime: &tokio::runtime::Runtime) -> (Vec<Valu
         }
         let [repeat, back] = points;
         let ceilings = WINDOWS.map(|window| (f64::from(window), ceiling(window))).to_vec();
-        lines.push(Line::dashed(format!("ceiling, {rtt_ms} ms"), ceilings));
-        lines.push(Line::measured(format!("Selective Repeat, {rtt_ms} ms"), repeat));
-        lines.push(Line::measured(format!("Go-Back-N, {rtt_ms} ms"), back));
+        lines.push(Line::computed(2 * at, format!("ceiling, {rtt_ms} ms"), ceilings));
+        lines.push(Line::measured(2 * at, format!("Selective Repeat, {rtt_ms} ms"), repeat));
+        lines.push(Line::measured(2 * at + 1, format!("Go-Back-N, {rtt_ms} ms"), back));
     }
     let chart = Chart {
         title: "Messages of 1,000 bytes a second by window".into(),

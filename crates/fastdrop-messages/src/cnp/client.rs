@@ -36,7 +36,7 @@ impl Client {
 
     /// The same, set up otherwise.
     pub fn builder() -> ClientBuilder {
-        ClientBuilder { config: SessionConfig::client(Carrier::Stream), packet_max: None }
+        ClientBuilder { config: SessionConfig::client(Carrier::Stream), packet_max: None, limits: None }
     }
 }
 
@@ -45,6 +45,7 @@ impl Client {
 pub struct ClientBuilder {
     config: SessionConfig,
     packet_max: Option<usize>,
+    limits: Option<MessageLimits>,
 }
 
 impl ClientBuilder {
@@ -120,9 +121,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Bounds in bytes of what is kept.
+    /// Bounds in bytes of what is kept. Default: room for a whole window to be sent, but at least 4 and at most 64 MiB, and 4 MiB to be received.
     pub fn limits(mut self, limits: MessageLimits) -> Self {
-        self.config.limits = limits;
+        self.limits = Some(limits);
         self
     }
 
@@ -131,6 +132,10 @@ impl ClientBuilder {
         let mut config = self.config;
         config.packet_max =
             self.packet_max.unwrap_or_else(|| SessionConfig::client(config.carrier).packet_max);
+        config.limits = self.limits.unwrap_or_else(|| {
+            let window = usize::from(config.window).saturating_mul(config.packet_max);
+            MessageLimits { send_max: window.clamp(4 << 20, 64 << 20), ..MessageLimits::default() }
+        });
         config.check()?;
         let until = Instant::now() + config.handshake_timeout;
         let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addr)).await;
