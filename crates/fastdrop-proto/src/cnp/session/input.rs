@@ -1,0 +1,331 @@
+//! What comes: the handshake's packets, data, acknowledgements, signs of life, and the end.
+
+use super::{ALIVE, Ack, Channel, Ending, Event, HOLD, ROOM, Session, State};
+use crate::cnp::checksum::Checksum;
+use crate::cnp::config::Carrier;
+use crate::cnp::handshake::{
+    HandshakeError, Protocol, Syn, read_ack, read_syn_ack, write_ack, write_refusal,
+};
+use crate::cnp::packet::{ACK, ErrorCode, GAP, HEAD_BYTES, Head, PacketError, PacketType, PeerError};
+use crate::cnp::receiver::Taken;
+use crate::cnp::repeat;
+use crate::cnp::seq::Seq;
+use std::time::Instant;
+
+impl Session {
+    /// A datagram came.
+    pub fn handle_datagram(&mut self, now: Instant, mut datagram: &[u8]) {
+        while let Ok(Some(head)) = Head::parse(datagram, self.payload_max()) {
+            let Some((packet, rest)) = datagram.split_at_checked(head.packet_len()) else { break };
+            self.handle_packet(now, &head, packet.get(HEAD_BYTES..).unwrap_or_default());
+            datagram = rest;
+        }
+        if !datagram.is_empty() {
+            self.counters.checksum_failures += 1;
+        }
+    }
+
+    /// What came from a stream is no packet.
+    pub fn handle_bad_packet(&mut self, error: &PacketError) {
+        let PacketError::TooLarge { .. } = error;
+        let code = if self.in_handshake() { ErrorCode::Handshake } else { ErrorCode::TooLarge };
+        self.fail(code, &error.to_string());
+    }
+
+    /// The stream has ended, or broken.
+    pub fn handle_end(&mut self) {
+        match self.state {
+            State::Over => {}
+            State::Lingering { .. } => self.state = State::Over,
+            // The client's close is its confirmation, and whoever asked has everything acknowledged.
+            State::Closing { .. } => self.end(Ending::Closed),
+            _ => self.end(Ending::ConnectionLost),
+        }
+    }
+
+    /// A packet came, with as many bytes of payload as its header says.
+    pub fn handle_packet(&mut self, now: Instant, head: &Head, payload: &[u8]) {
+        match self.state {
+            State::SynSent { .. } => self.handle_syn_ack(now, head, payload),
+            State::Listening => self.handle_syn(now, head, payload),
+            State::SynReceived => self.handle_ack_of_handshake(now, head, payload),
+            State::Open | State::Closing { .. } | State::Lingering { .. } => {
+                self.handle_in_session(now, head, payload);
+            }
+            State::Over => {}
+        }
+    }
+
+    /// Whether a packet of the handshake is undamaged; counts it.
+    pub(super) fn is_good(&mut self, now: Instant, head: &Head, payload: &[u8]) -> bool {
+        let good = Checksum::Md5.verify(head, 0, payload);
+        self.count(now, good);
+        good
+    }
+
+    pub(super) fn count(&mut self, now: Instant, good: bool) {
+        if good {
+            self.counters.packets_received += 1;
+            self.heard_at = now;
+        } else {
+            self.counters.checksum_failures += 1;
+        }
+    }
+
+    pub(super) fn handle_syn(&mut self, now: Instant, head: &Head, payload: &[u8]) {
+        if !self.is_good(now, head, payload) {
+            return;
+        }
+        let id = self.id.clone();
+        match (Syn::parse(payload), id) {
+            (Ok(syn), Some(id)) if head.typ == PacketType::Data.byte() => {
+                let (agreed, answer) = syn.answer(&self.config, id);
+                self.push_handshake(PacketType::Ack, &answer);
+                self.channel = Some(Channel::new(now, agreed, &self.config));
+                self.state = State::SynReceived;
+            }
+            (syn, _) => {
+                let why = syn.err().map_or_else(|| "not a SYN".into(), |error| error.to_string());
+                self.push_handshake(PacketType::Ack, &write_refusal(&why));
+                self.end(Ending::Protocol(why));
+            }
+        }
+    }
+
+    pub(super) fn handle_syn_ack(&mut self, now: Instant, head: &Head, payload: &[u8]) {
+        if !self.is_good(now, head, payload) {
+            return;
+        }
+        match PacketType::of(head.typ) {
+            Some(PacketType::Ack) => {}
+            Some(PacketType::Error) => return self.end(Ending::PeerError(PeerError::parse(payload))),
+            _ if self.config.carrier == Carrier::Datagrams => return,
+            _ => return self.fail(ErrorCode::Handshake, "not a SYN-ACK"),
+        }
+        match read_syn_ack(payload, &self.config) {
+            Ok(agreed) => {
+                let ack = write_ack(&agreed.id);
+                self.id = Some(agreed.id.clone());
+                self.channel = Some(Channel::new(now, agreed, &self.config));
+                self.push_handshake(PacketType::Error, &ack);
+                if self.config.carrier == Carrier::Datagrams {
+                    self.unconfirmed = self.control.pop_back().map(|packet| (packet, now));
+                }
+                self.open();
+            }
+            Err(HandshakeError::Refused(why)) => self.end(Ending::Refused(why)),
+            Err(HandshakeError::Malformed(why)) => self.fail(ErrorCode::Handshake, &why),
+        }
+    }
+
+    pub(super) fn handle_ack_of_handshake(&mut self, now: Instant, head: &Head, payload: &[u8]) {
+        if !self.is_good(now, head, payload) {
+            return;
+        }
+        let is_ack = [PacketType::Ack, PacketType::Error].map(PacketType::byte).contains(&head.typ);
+        match read_ack(payload) {
+            Ok(id) if is_ack && Some(&id) == self.id.as_ref() => self.open(),
+            Ok(_) if is_ack => self.fail(ErrorCode::Session, "not the id of this session"),
+            _ if head.typ == PacketType::Error.byte() => {
+                self.end(Ending::PeerError(PeerError::parse(payload)))
+            }
+            _ => self.fail(ErrorCode::Handshake, "not the ACK of a handshake"),
+        }
+    }
+
+    pub(super) fn handle_in_session(&mut self, now: Instant, head: &Head, payload: &[u8]) {
+        match self.handshake_again(head, payload) {
+            Some(true) => {
+                self.count(now, true);
+                return self.sign(ALIVE);
+            }
+            Some(false) => return,
+            None => {}
+        }
+        let Some(channel) = &mut self.channel else { return };
+        let later = channel.agreed.later && head.typ == PacketType::KeepAlive.byte();
+        let typ = if later { Some(PacketType::Data) } else { PacketType::of(head.typ) };
+        let (sender, numbering) = (&channel.sender, &mut channel.numbering);
+        let number = match typ {
+            Some(PacketType::Data | PacketType::Fragment) => {
+                let same = channel.last_data == Some(head.checksum) && !channel.acks.is_empty();
+                numbering.of_data(head.seq, channel.receiver.expected(), same)
+            }
+            Some(PacketType::Ack) => {
+                let closing = matches!(self.state, State::Closing { .. });
+                let base = if closing { sender.next() } else { sender.base() };
+                numbering.of_ack(head.seq, base, |number| closing || sender.waits_for(number))
+            }
+            Some(PacketType::Disconnect) if channel.agreed.strict() => {
+                head.seq.nearest(channel.receiver.expected())
+            }
+            _ => Some(0),
+        };
+        let good = number.filter(|number| channel.checksum.verify(head, *number, payload));
+        self.count(now, good.is_some());
+        let Some(number) = good else { return };
+        // The server has this client's ACK, or it would say nothing.
+        self.unconfirmed = None;
+        match typ {
+            Some(PacketType::Data) => self.handle_data(now, head, number, true, payload),
+            Some(PacketType::Fragment) => self.handle_data(now, head, number, false, payload),
+            Some(PacketType::Ack) => self.handle_ack(now, number, payload),
+            Some(PacketType::Error) => self.end(Ending::PeerError(PeerError::parse(payload))),
+            Some(PacketType::KeepAlive) => self.handle_keep_alive(now, head.seq, payload),
+            Some(PacketType::Disconnect) => self.handle_disconnect(now, head.seq, number),
+            None => self.fail(ErrorCode::Malformed, "a packet of no known type"),
+        }
+    }
+
+    /// Whether a packet of a handshake came again, at the server (datagrams): true for this client's ACK, which means that it knows of no answer.
+    pub(super) fn handshake_again(&self, head: &Head, payload: &[u8]) -> Option<bool> {
+        if !self.is_server || self.config.carrier == Carrier::Stream || payload.first() != Some(&b'{') {
+            return None;
+        }
+        match PacketType::of(head.typ) {
+            Some(PacketType::Data) if head.seq == Seq(0) && self.syn.as_deref() == Some(payload) => {
+                Some(false)
+            }
+            Some(PacketType::Ack | PacketType::Error) if Checksum::Md5.verify(head, 0, payload) => {
+                Some(Some(read_ack(payload).ok()?) == self.id)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn handle_data(
+        &mut self,
+        now: Instant,
+        head: &Head,
+        number: u64,
+        is_last: bool,
+        payload: &[u8],
+    ) {
+        let Some(channel) = &mut self.channel else { return };
+        if matches!(self.state, State::Lingering { .. }) {
+            return;
+        }
+        if payload.len() > channel.agreed.packet_max {
+            return self.fail(ErrorCode::TooLarge, "more bytes in a packet than was agreed");
+        }
+        if !is_last && !channel.agreed.strict() {
+            return self.fail(ErrorCode::Malformed, "a fragment where none was agreed");
+        }
+        match channel.receiver.handle_data(number, is_last, payload) {
+            Taken::New => {
+                channel.numbering.on_taken(head.seq);
+                channel.last_data = Some(head.checksum);
+                if !channel.receiver.has_room() {
+                    channel.hold_at.get_or_insert(now + Self::HOLD);
+                }
+                self.acknowledge(head.seq, number);
+                self.hand_on();
+            }
+            Taken::Again => {
+                self.counters.duplicates += 1;
+                self.acknowledge(head.seq, number);
+            }
+            Taken::BehindGap => {
+                if let Some(before) = channel.receiver.expected().checked_sub(1) {
+                    let back = u16::try_from(number - before).unwrap_or(0);
+                    let says = if channel.agreed.strict() { GAP } else { ACK };
+                    let seq = Seq(head.seq.0.wrapping_sub(back));
+                    self.push_ack(Ack { seq, number: before, says });
+                }
+            }
+            Taken::NoRoom => {
+                self.sign(HOLD);
+                if let Some(channel) = &mut self.channel {
+                    channel.hold_at = Some(now + Self::HOLD);
+                }
+            }
+            Taken::Dropped => {}
+            Taken::TooLarge => self.fail(ErrorCode::TooLarge, "a longer message than is taken here"),
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, seq: Seq, number: u64) {
+        self.push_ack(Ack { seq, number, says: ACK });
+    }
+
+    pub(super) fn push_ack(&mut self, ack: Ack) {
+        let Some(channel) = &mut self.channel else { return };
+        // Between ours, an acknowledgement of Go-Back-N says what the ones before it say.
+        let joins = channel.agreed.strict() && !repeat::of(channel.agreed.protocol).keeps_ahead();
+        let full = channel.acks.len() >= Self::ACKS_MAX + usize::from(channel.agreed.window);
+        match channel.acks.back_mut() {
+            Some(last) if joins && last.says == ACK && last.number < ack.number => *last = ack,
+            // What comes again later is acknowledged then.
+            _ if full => {}
+            _ => channel.acks.push_back(ack),
+        }
+    }
+
+    pub(super) fn hand_on(&mut self) {
+        let Some(channel) = &mut self.channel else { return };
+        while let Some(message) = channel.receiver.poll_message() {
+            self.counters.messages_received += 1;
+            self.events.push_back(Event::Message(message));
+        }
+    }
+
+    pub(super) fn handle_ack(&mut self, now: Instant, number: u64, payload: &[u8]) {
+        let Some(channel) = &mut self.channel else { return };
+        let says_gap = payload == GAP && channel.agreed.protocol == Some(Protocol::GoBackN);
+        let before = match payload.strip_prefix(ACK) {
+            Some([]) => Some(0),
+            Some(rest) if channel.agreed.names_before() => rest.try_into().ok().map(u64::from_be_bytes),
+            _ => None,
+        };
+        let by_payload = channel.agreed.strict() || self.config.carrier == Carrier::Datagrams;
+        if by_payload && before.is_none() && !says_gap {
+            return;
+        }
+        if matches!(self.state, State::Closing { .. }) {
+            if !channel.agreed.strict() || number == channel.sender.next() {
+                self.end(Ending::Closed);
+            }
+            return;
+        }
+        match says_gap && channel.agreed.strict() {
+            true => channel.sender.on_gap(now, number),
+            false => channel.sender.on_ack(now, number, before.unwrap_or(0)),
+        }
+        while let Some(id) = channel.sender.poll_acknowledged() {
+            self.counters.messages_acknowledged += 1;
+            self.events.push_back(Event::Acknowledged(id));
+        }
+        self.close_when_done(now);
+    }
+
+    pub(super) fn handle_keep_alive(&mut self, now: Instant, seq: Seq, payload: &[u8]) {
+        let Some(channel) = &mut self.channel else { return };
+        if channel.agreed.keep_alive.is_none() {
+            // A peer of the field: everything is acknowledged.
+            return self.acknowledge(seq, 0);
+        }
+        match payload {
+            ALIVE => {}
+            HOLD => channel.sender.on_hold(),
+            ROOM => channel.sender.on_room(now),
+            _ => self.sign(ALIVE),
+        }
+    }
+
+    pub(super) fn handle_disconnect(&mut self, now: Instant, seq: Seq, number: u64) {
+        let Some(channel) = &mut self.channel else { return };
+        if channel.agreed.strict() && number != channel.receiver.expected() {
+            return;
+        }
+        let timeout = channel.sender.flow().rtt.timeout_after(0);
+        self.acknowledge(seq, number);
+        if !matches!(self.state, State::Lingering { .. }) {
+            self.end(if matches!(self.state, State::Closing { .. }) {
+                Ending::Closed
+            } else {
+                Ending::PeerClosed
+            });
+            self.state = State::Lingering { until: now + Self::LINGER_MIN.max(timeout * 3) };
+        }
+    }
+}

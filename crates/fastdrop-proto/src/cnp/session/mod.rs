@@ -1,0 +1,463 @@
+//! One end of one session, whatever carries it (docs/protocol/cnp.md, section 3).
+
+use super::acceptor::Handshake;
+use super::checksum::Checksum;
+use super::config::{Carrier, SessionConfig};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, SessionId, write_syn};
+use super::numbering::Numbering;
+use super::packet::{CONTROL_PAYLOAD_MAX, ErrorCode, HEAD_BYTES, PacketType, PeerError, append};
+use super::receiver::Receiver;
+use super::repeat;
+use super::sender::{SendId, Sender, TooLarge};
+use super::seq::Seq;
+use crate::congestion::{Controller, Flow, Model, Unbounded};
+use crate::rtt::Rtt;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+mod input;
+mod output;
+
+/// No acknowledgement, sign of life or request has a longer payload.
+const CONTROL_LEN: usize = 11;
+const ALIVE: &[u8] = b"alive";
+const HOLD: &[u8] = b"hold";
+const ROOM: &[u8] = b"room";
+
+/// What happens to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The handshake is over: [`Session::agreed`] says what was agreed on.
+    Opened,
+    /// A message came. It counts until [`Session::handle_taken`] says that the application has it.
+    Message(Bytes),
+    /// A message that was sent has been acknowledged.
+    Acknowledged(SendId),
+    /// The session is over. What was not acknowledged has failed.
+    Ended(Ending),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ending {
+    /// This end closed it, and everything that it had sent is acknowledged.
+    #[error("closed")]
+    Closed,
+    /// The peer closed it.
+    #[error("the peer has closed the session")]
+    PeerClosed,
+    /// The peer said that something is wrong.
+    #[error("the peer says: {0}")]
+    PeerError(PeerError),
+    /// There is no session: the server says no, in these words; escape them before they are shown.
+    #[error("the server says no: {0}")]
+    Refused(String),
+    /// The peer sent what may not be.
+    #[error("the peer has broken the protocol: {0}")]
+    Protocol(String),
+    /// The handshake took too long.
+    #[error("no session within the time for it")]
+    HandshakeTimeout,
+    /// The peer has not been heard, or has acknowledged nothing, for too long.
+    #[error("the peer is gone")]
+    Gone,
+    /// The stream ended without a request for it, or with an error.
+    #[error("the connection was lost")]
+    ConnectionLost,
+    /// This end gave up.
+    #[error("given up")]
+    Aborted,
+}
+
+/// What was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Packets that left, of every type.
+    pub packets_sent: u64,
+    /// Packets that came and were good.
+    pub packets_received: u64,
+    /// Data that left again.
+    pub retransmissions: u64,
+    /// Data that had been there before.
+    pub duplicates: u64,
+    /// Packets with a wrong checksum.
+    pub checksum_failures: u64,
+    /// Messages of this end that were acknowledged.
+    pub messages_acknowledged: u64,
+    /// Their bytes.
+    pub bytes_acknowledged: u64,
+    /// Messages that came.
+    pub messages_received: u64,
+}
+
+/// An acknowledgement that is to leave.
+#[derive(Debug, Clone, Copy)]
+struct Ack {
+    seq: Seq,
+    number: u64,
+    says: &'static [u8],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The client has sent its SYN so often, and may send it again then.
+    SynSent {
+        sends: u32,
+        again_at: Option<Instant>,
+    },
+    /// The server waits for a SYN.
+    Listening,
+    /// The server waits for the client's ACK.
+    SynReceived,
+    Open,
+    /// A disconnect request has been sent so often, and goes again then.
+    Closing {
+        sends: u32,
+        again_at: Instant,
+    },
+    /// The peer's disconnect request has been acknowledged; it may come again until then.
+    Lingering {
+        until: Instant,
+    },
+    Over,
+}
+
+/// What there is once there is agreement.
+#[derive(Debug)]
+struct Channel {
+    agreed: Agreed,
+    checksum: Checksum,
+    sender: Sender,
+    receiver: Receiver,
+    numbering: Numbering,
+    acks: VecDeque<Ack>,
+    /// The checksum of the last data, by which the same bytes are known again.
+    last_data: Option<[u8; 4]>,
+    /// A sign of life that is due, and what it says.
+    sign: Option<&'static [u8]>,
+    hold_at: Option<Instant>,
+}
+
+impl Channel {
+    fn new(now: Instant, agreed: Agreed, config: &SessionConfig) -> Self {
+        let repeat = repeat::of(agreed.protocol);
+        let controller: Box<dyn Controller> = match config.carrier {
+            Carrier::Stream => Box::new(Unbounded),
+            Carrier::Datagrams => Box::new(Model::new((HEAD_BYTES + agreed.packet_max) as u64)),
+        };
+        let rtt = Rtt::new(config.carrier.timeout_min(), SessionConfig::TIMEOUT_MAX);
+        let flow = Flow::new(now, controller, rtt);
+        Self {
+            checksum: Checksum::new(agreed.checksum, &agreed.id),
+            sender: Sender::new(repeat, agreed.window, agreed.packet_max, config.timeouts_max, flow),
+            receiver: Receiver::new(repeat, agreed.window, config.limits),
+            numbering: Numbering::new(agreed.strict(), agreed.mode),
+            acks: VecDeque::new(),
+            last_data: None,
+            sign: None,
+            hold_at: None,
+            agreed,
+        }
+    }
+}
+
+/// One end of a session.
+///
+/// The driver gives it what comes, a packet at a time ([`Self::handle_packet`]) or a datagram ([`Self::handle_datagram`]), and the end of the
+/// stream ([`Self::handle_end`]); sends what [`Self::poll_transmit`] writes, each piece in one call; takes every event of [`Self::poll_event`]; and calls [`Self::handle_timeout`] when the time of
+/// [`Self::poll_timeout`] has come. After any of these it asks all of the `poll_*` again, the timeout last. When [`Self::is_finished`] it can be dropped.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    state: State,
+    id: Option<SessionId>,
+    /// A server's end, which answers an ACK that comes again.
+    is_server: bool,
+    channel: Option<Channel>,
+    /// The payload of the SYN, in case that it comes again (datagrams).
+    syn: Option<Box<[u8]>>,
+    /// Packets of the handshake, and errors.
+    control: VecDeque<Vec<u8>>,
+    /// The client's ACK, while nothing says that it has arrived (datagrams).
+    unconfirmed: Option<(Vec<u8>, Instant)>,
+    events: VecDeque<Event>,
+    /// Whether the session is to be closed when everything is acknowledged.
+    closes: bool,
+    deadline: Instant,
+    heard_at: Instant,
+    sent_at: Instant,
+    counters: Counters,
+}
+
+impl Session {
+    /// How often a disconnect request is sent.
+    const DISCONNECTS: u32 = 5;
+    /// How long the end that was asked to close stays at least, in case that its acknowledgement is lost.
+    const LINGER_MIN: Duration = Duration::from_secs(1);
+    const HOLD: Duration = Duration::from_secs(1);
+    /// Acknowledgements that wait for a peer that does not read; then nothing more is read from it.
+    const ACKS_MAX: usize = 1 << 16;
+
+    fn new(now: Instant, config: SessionConfig, state: State, id: Option<SessionId>) -> Self {
+        let deadline = now + config.handshake_timeout;
+        Self {
+            state,
+            is_server: id.is_some(),
+            id,
+            channel: None,
+            syn: None,
+            control: VecDeque::new(),
+            unconfirmed: None,
+            events: VecDeque::new(),
+            closes: false,
+            deadline,
+            heard_at: now,
+            sent_at: now,
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// A client's end: its SYN is the first thing to be sent.
+    pub fn connect(now: Instant, config: SessionConfig) -> Self {
+        let mut session = Self::new(now, config, State::SynSent { sends: 0, again_at: None }, None);
+        session.send_syn(now);
+        session
+    }
+
+    /// A server's end of a stream, on which a SYN is to come. `id` is to be one that nobody can guess.
+    pub fn accept(now: Instant, config: SessionConfig, id: SessionId) -> Self {
+        Self::new(now, config, State::Listening, Some(id))
+    }
+
+    /// A server's end whose handshake an [`Acceptor`](super::Acceptor) has done.
+    pub fn accepted(now: Instant, config: SessionConfig, handshake: Handshake) -> Self {
+        let Handshake { agreed, syn } = handshake;
+        let mut session = Self::new(now, config, State::Listening, Some(agreed.id.clone()));
+        session.channel = Some(Channel::new(now, agreed, &session.config));
+        session.syn = Some(syn);
+        session.open();
+        session
+    }
+
+    // ---- what the driver asks ----
+
+    /// How long a packet that has begun to come on a stream may pause, before [`Self::handle_stalled`] is to be called.
+    pub fn packet_timeout(&self) -> Duration {
+        self.config.packet_timeout
+    }
+
+    /// What carries its packets.
+    pub fn carrier(&self) -> Carrier {
+        self.config.carrier
+    }
+
+    /// What was agreed on, once it was.
+    pub fn agreed(&self) -> Option<&Agreed> {
+        self.channel.as_ref().map(|channel| &channel.agreed).filter(|_| !self.in_handshake())
+    }
+
+    /// What was counted until now.
+    pub fn counters(&self) -> Counters {
+        let Some(Channel { sender, .. }) = &self.channel else { return self.counters };
+        let (retransmissions, bytes_acknowledged) = (sender.retransmissions(), sender.bytes_acknowledged());
+        Counters { retransmissions, bytes_acknowledged, ..self.counters }
+    }
+
+    /// Round-trip times, once one was measured.
+    pub fn rtt(&self) -> Option<&Rtt> {
+        let rtt = &self.channel.as_ref()?.sender.flow().rtt;
+        rtt.smoothed().map(|_| rtt)
+    }
+
+    /// Bytes that are kept: messages that wait, in either direction.
+    pub fn memory(&self) -> usize {
+        self.channel.as_ref().map_or(0, |channel| channel.sender.memory() + channel.receiver.memory())
+    }
+
+    /// Whether a message can be sent without keeping more than the limits say.
+    pub fn can_send(&self) -> bool {
+        self.channel.as_ref().is_some_and(|channel| channel.sender.memory() < self.config.limits.send_max)
+    }
+
+    /// Whether more should be read from a stream: not while the application does not take what came, or the peer its acknowledgements. While this end waits for
+    /// acknowledgements itself it reads on, and drops data for which there is no room.
+    pub fn wants_input(&self) -> bool {
+        self.channel.as_ref().filter(|_| self.state == State::Open).is_none_or(|channel| {
+            channel.acks.len() < Self::ACKS_MAX && (channel.receiver.has_room() || !channel.sender.is_idle())
+        })
+    }
+
+    /// The longest payload that may come now.
+    pub fn payload_max(&self) -> usize {
+        match (&self.channel, self.in_handshake()) {
+            (Some(channel), false) => channel.agreed.packet_max.max(CONTROL_PAYLOAD_MAX),
+            _ => HANDSHAKE_PAYLOAD_MAX,
+        }
+    }
+
+    /// Whether several packets may be written together.
+    fn joins_packets(&self) -> bool {
+        self.config.carrier == Carrier::Datagrams
+            || self
+                .channel
+                .as_ref()
+                .is_some_and(|channel| channel.agreed.strict() && self.state != State::SynReceived)
+    }
+
+    /// Whether nothing more is to be done but to send what [`Self::poll_transmit`] still gives.
+    pub fn is_finished(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Whether the peer has been asked to close, or has asked.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Lingering { .. } | State::Over)
+    }
+
+    fn in_handshake(&self) -> bool {
+        matches!(self.state, State::SynSent { .. } | State::Listening | State::SynReceived)
+    }
+
+    // ---- what the application does ----
+
+    /// Sends a message, once the session is open and the window allows; [`Event::Acknowledged`] says that it has arrived. What is sent before that waits.
+    pub fn send(&mut self, now: Instant, message: Bytes) -> Result<SendId, SendError> {
+        if self.is_over() || self.closes {
+            return Err(SendError::Over);
+        }
+        let channel =
+            self.channel.as_mut().filter(|_| self.state == State::Open).ok_or(SendError::NotOpen)?;
+        let (len, max) = (message.len(), channel.agreed.message_max());
+        if len > max {
+            return Err(SendError::TooLarge(TooLarge { len, max }));
+        }
+        Ok(channel.sender.send(now, message))
+    }
+
+    /// The application has taken a message of so many bytes.
+    pub fn handle_taken(&mut self, now: Instant, len: usize) {
+        if !self.wants_input() {
+            // What the peer has said meanwhile has not been read.
+            self.heard_at = now;
+        }
+        let Some(channel) = &mut self.channel else { return };
+        let room = channel.receiver.on_taken(len);
+        if channel.receiver.has_room() {
+            channel.hold_at = None;
+        }
+        if room && channel.agreed.keep_alive.is_some() {
+            channel.sign = Some(ROOM);
+        }
+    }
+
+    /// Closes the session when everything that was sent is acknowledged.
+    pub fn close(&mut self, now: Instant) {
+        if self.in_handshake() {
+            return self.end(Ending::Aborted);
+        }
+        self.closes = true;
+        self.close_when_done(now);
+    }
+
+    /// Ends the session at once, and tells the peer why.
+    pub fn abort(&mut self, code: ErrorCode, sentence: &str) {
+        if self.state != State::Over {
+            self.say_error(code, sentence);
+            self.end(Ending::Aborted);
+        }
+    }
+
+    /// The peer has begun a packet and does not go on with it.
+    pub fn handle_stalled(&mut self) {
+        self.fail(ErrorCode::Timeout, "a packet that was begun did not go on");
+    }
+
+    // ---- transitions ----
+
+    fn send_syn(&mut self, now: Instant) {
+        let State::SynSent { sends, .. } = self.state else { return };
+        let syn = write_syn(&self.config);
+        self.push_handshake(PacketType::Data, &syn);
+        let again_at = (self.config.carrier == Carrier::Datagrams).then(|| now + Rtt::TIMEOUT_FIRST);
+        self.state = State::SynSent { sends: sends + 1, again_at };
+    }
+
+    fn push_handshake(&mut self, typ: PacketType, payload: &[u8]) {
+        let mut packet = Vec::new();
+        append(&mut packet, typ.byte(), Seq(0), 0, &Checksum::Md5, payload);
+        self.control.push_back(packet);
+    }
+
+    fn open(&mut self) {
+        self.state = State::Open;
+        self.events.push_back(Event::Opened);
+        if self.config.carrier == Carrier::Datagrams && self.is_server {
+            self.sign(ALIVE);
+        }
+    }
+
+    /// A sign of life is due, unless the peer knows none.
+    fn sign(&mut self, says: &'static [u8]) {
+        let Some(channel) = &mut self.channel else { return };
+        let confirms = self.config.carrier == Carrier::Datagrams && self.is_server && !channel.agreed.later;
+        let known = channel.agreed.keep_alive.is_some() || (confirms && says == ALIVE);
+        // That there is no room says also that this end is alive.
+        if known && !(channel.sign == Some(HOLD) && says != ROOM) {
+            channel.sign = Some(says);
+        }
+    }
+
+    fn close_when_done(&mut self, now: Instant) {
+        if self.closes
+            && self.state == State::Open
+            && self.channel.as_ref().is_some_and(|channel| channel.sender.is_idle())
+        {
+            self.state = State::Closing { sends: 0, again_at: now };
+        }
+    }
+
+    /// The peer has broken the protocol: it is told, and the session is over.
+    fn fail(&mut self, code: ErrorCode, sentence: &str) {
+        if self.state == State::Over {
+            return;
+        }
+        self.say_error(code, sentence);
+        self.end(Ending::Protocol(sentence.into()));
+    }
+
+    fn say_error(&mut self, code: ErrorCode, sentence: &str) {
+        let mut text = format!("{}: {sentence}", code.as_str());
+        text.truncate(text.floor_char_boundary(CONTROL_PAYLOAD_MAX));
+        let checksum = match &self.channel {
+            Some(channel) if !self.in_handshake() => channel.checksum,
+            _ => Checksum::Md5,
+        };
+        let mut packet = Vec::new();
+        append(&mut packet, PacketType::Error.byte(), Seq(0), 0, &checksum, text.as_bytes());
+        self.control.push_back(packet);
+    }
+
+    fn end(&mut self, ending: Ending) {
+        if !self.is_over() {
+            self.events.push_back(Event::Ended(ending));
+        }
+        self.state = State::Over;
+        self.unconfirmed = None;
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The handshake is not over.
+    #[error("the session is not open yet")]
+    NotOpen,
+    /// The session is over, or is being closed.
+    #[error("the session is over")]
+    Over,
+    /// The peer takes none of that size.
+    #[error(transparent)]
+    TooLarge(TooLarge),
+}

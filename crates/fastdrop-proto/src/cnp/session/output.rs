@@ -1,0 +1,190 @@
+//! What leaves, and what time does.
+
+use super::{Ack, CONTROL_LEN, Ending, Event, HOLD, Session, State};
+use crate::cnp::config::{Carrier, SessionConfig};
+use crate::cnp::packet::{ACK, DISCONNECT, ErrorCode, HEAD_BYTES, PacketType, append};
+use crate::cnp::seq::Seq;
+use crate::rtt::Rtt;
+use std::time::Instant;
+
+impl Session {
+    /// Appends what is to leave now, in one call of the operating system; false if there is nothing. So many bytes at most, but one packet at least; on
+    /// datagrams that is one datagram, whatever `bytes_max` says.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>, bytes_max: usize) -> bool {
+        let begin = out.len();
+        let bytes_max = match (self.config.carrier, &self.channel) {
+            (Carrier::Stream, _) => bytes_max,
+            (Carrier::Datagrams, None) => Carrier::DATAGRAM,
+            (Carrier::Datagrams, Some(channel)) => SessionConfig::datagram(channel.agreed.packet_max),
+        };
+        let mut packets = 0;
+        if let Some((ack, _)) = &self.unconfirmed {
+            out.extend_from_slice(ack);
+        }
+        let front = out.len();
+        loop {
+            let used = out.len() - begin;
+            let room = if packets == 0 { usize::MAX } else { bytes_max.saturating_sub(used) };
+            if !self.append_next(now, out, room) {
+                break;
+            }
+            packets += 1;
+            if !self.joins_packets() {
+                break;
+            }
+        }
+        if packets == 0 {
+            let Some((_, again_at)) = self.unconfirmed.as_mut().filter(|(_, at)| *at <= now) else {
+                out.truncate(begin);
+                return false;
+            };
+            *again_at = now + Rtt::TIMEOUT_FIRST;
+            packets = 1;
+        } else if out.len() > front
+            && let Some((_, again_at)) = &mut self.unconfirmed
+        {
+            *again_at = now + Rtt::TIMEOUT_FIRST;
+        }
+        self.counters.packets_sent += packets;
+        self.sent_at = now;
+        true
+    }
+
+    /// Appends one packet that fits, if there is one.
+    pub(super) fn append_next(&mut self, now: Instant, out: &mut Vec<u8>, room: usize) -> bool {
+        if self.control.front().is_some_and(|packet| packet.len() <= room)
+            && let Some(packet) = self.control.pop_front()
+        {
+            out.extend_from_slice(&packet);
+            return true;
+        }
+        let Some(channel) = self.channel.as_mut().filter(|_| self.state != State::SynReceived) else {
+            return false;
+        };
+        let control_fits = HEAD_BYTES + CONTROL_LEN <= room;
+        if control_fits && let Some(Ack { seq, number, says }) = channel.acks.pop_front() {
+            if says == ACK && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
+                let mut payload = [0; ACK.len() + 8];
+                let before = channel.receiver.before(number).to_be_bytes();
+                payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
+                append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, &payload);
+                return true;
+            }
+            append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, says);
+            return true;
+        }
+        if !matches!(self.state, State::Open | State::Closing { .. }) {
+            return false;
+        }
+        if control_fits && let Some(sign) = channel.sign.take() {
+            append(out, PacketType::KeepAlive.byte(), Seq(0), 0, &channel.checksum, sign);
+            return true;
+        }
+        if let Some(data) = channel.sender.poll_packet(now, room) {
+            let typ = match data.is_last {
+                true if channel.agreed.later => PacketType::KeepAlive,
+                true => PacketType::Data,
+                false => PacketType::Fragment,
+            };
+            append(out, typ.byte(), Seq::of(data.number), data.number, &channel.checksum, &data.payload);
+            return true;
+        }
+        if let State::Closing { sends, again_at } = &mut self.state
+            && control_fits
+            && *again_at <= now
+            && *sends < Self::DISCONNECTS
+        {
+            let number = channel.sender.next();
+            append(
+                out,
+                PacketType::Disconnect.byte(),
+                Seq::of(number),
+                number,
+                &channel.checksum,
+                DISCONNECT,
+            );
+            *again_at = now + channel.sender.flow().rtt.timeout_after(*sends);
+            *sends += 1;
+            return true;
+        }
+        false
+    }
+
+    /// What happened next.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called, whatever happens before.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let of_state = match self.state {
+            State::SynSent { again_at, .. } => again_at,
+            State::Closing { again_at, .. } => Some(again_at),
+            State::Lingering { until } => return Some(until),
+            State::Over => return None,
+            State::Listening | State::SynReceived | State::Open => None,
+        };
+        let handshake = self.in_handshake().then_some(self.deadline);
+        let confirm = self.unconfirmed.as_ref().map(|(_, again_at)| *again_at);
+        let gone = self.gone_at();
+        let keep_alive = self.keep_alive_at();
+        let channel = self.channel.as_mut().filter(|_| handshake.is_none());
+        let (hold, sender) =
+            channel.map_or((None, None), |channel| (channel.hold_at, channel.sender.poll_timeout()));
+        [of_state, handshake, confirm, gone, keep_alive, hold, sender].into_iter().flatten().min()
+    }
+
+    pub(super) fn keep_alive_at(&self) -> Option<Instant> {
+        let interval = self.channel.as_ref()?.agreed.keep_alive.filter(|_| self.state == State::Open)?;
+        Some(self.sent_at + interval)
+    }
+
+    /// When the peer is taken for gone unless it is heard before.
+    pub(super) fn gone_at(&self) -> Option<Instant> {
+        let channel =
+            self.channel.as_ref().filter(|_| matches!(self.state, State::Open | State::Closing { .. }))?;
+        let interval = channel.agreed.keep_alive.filter(|_| self.wants_input());
+        let silent = interval.map(|interval| self.heard_at + interval * 3);
+        let waiting =
+            channel.sender.waiting_since().map(|since| since.max(self.heard_at) + self.config.gone_after);
+        let confirm = self.unconfirmed.as_ref().map(|_| self.heard_at + self.config.gone_after);
+        [silent, waiting, confirm].into_iter().flatten().min()
+    }
+
+    /// Its time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.in_handshake() && now >= self.deadline {
+            if self.state != State::Listening {
+                self.say_error(ErrorCode::Handshake, "the handshake takes too long");
+            }
+            return self.end(Ending::HandshakeTimeout);
+        }
+        match self.state {
+            State::SynSent { again_at: Some(at), .. } if at <= now => self.send_syn(now),
+            State::Lingering { until } if until <= now => self.state = State::Over,
+            State::Closing { sends, again_at } if sends >= Self::DISCONNECTS && again_at <= now => {
+                // Everything was acknowledged; only the farewell was not.
+                self.end(Ending::Closed);
+            }
+            _ => {}
+        }
+        if !matches!(self.state, State::Open | State::Closing { .. }) {
+            return;
+        }
+        if self.gone_at().is_some_and(|at| at <= now) {
+            return self.end(Ending::Gone);
+        }
+        if self.keep_alive_at().is_some_and(|at| at <= now) {
+            self.sign(b"");
+        }
+        let Some(channel) = &mut self.channel else { return };
+        if channel.hold_at.is_some_and(|at| at <= now) {
+            channel.hold_at = Some(now + Self::HOLD);
+            self.sign(HOLD);
+        }
+        let Some(channel) = &mut self.channel else { return };
+        if channel.sender.handle_timeout(now).is_err() {
+            self.end(Ending::Gone);
+        }
+    }
+}
