@@ -206,6 +206,33 @@ mod tests {
     }
 
     #[test]
+    fn the_vectors_are_read_and_written() {
+        let vectors = include_str!("../../../../docs/protocol/vectors/cnp.txt");
+        let lines = vectors.lines().filter(|line| !line.starts_with('#'));
+        let mut count = 0;
+        for line in lines {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let &[kind, session, number, typ, payload, packet] = &fields[..] else { panic!("{line}") };
+            let checksum = if kind == "md5" { Checksum::Md5 } else { Checksum::crc32c(session) };
+            let bytes = |hex: &str| if hex == "-" { Vec::new() } else { hex::decode(hex).unwrap() };
+            let (number, typ): (u64, _) = (number.parse().unwrap(), bytes(typ)[0]);
+            let (payload, packet) = (bytes(payload), bytes(packet));
+            let mut written = Vec::new();
+            append(&mut written, typ, Seq::of(number), number, &checksum, &payload);
+            assert_eq!(written, packet, "{line}");
+            let head = Head::parse(&packet, 4096).unwrap().unwrap();
+            assert_eq!(
+                (head.typ, head.seq, head.packet_len()),
+                (typ, Seq::of(number), packet.len()),
+                "{line}"
+            );
+            assert!(checksum.verify(&head, number, &payload), "{line}");
+            count += 1;
+        }
+        assert_eq!(count, 21);
+    }
+
+    #[test]
     fn an_error_has_a_code_or_is_all_sentence() {
         let error = PeerError::parse(b"too-large: a message of 7 bytes");
         assert_eq!((error.code.as_deref(), &*error.sentence), (Some("too-large"), "a message of 7 bytes"));
