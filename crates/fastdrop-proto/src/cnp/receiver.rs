@@ -167,3 +167,57 @@ impl Receiver {
         self.messages.push_back(message);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handshake::Protocol;
+    use super::super::repeat;
+    use super::*;
+
+    fn receiver(protocol: Protocol, limits: MessageLimits) -> Receiver {
+        Receiver::new(repeat::of(Some(protocol)), 100, limits)
+    }
+
+    fn small() -> MessageLimits {
+        MessageLimits { message_max: 10, receive_max: 300, send_max: 1 }
+    }
+
+    #[test]
+    fn case_72_a_message_that_becomes_longer_than_it_may_be_is_refused() {
+        let mut receiver = receiver(Protocol::SelectiveRepeat, small());
+        assert_eq!(receiver.handle_data(0, false, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(1, false, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(2, true, b"6"), Taken::TooLarge);
+    }
+
+    #[test]
+    fn what_is_behind_a_gap_is_kept_or_not_as_the_protocol_says() {
+        let mut repeat = receiver(Protocol::SelectiveRepeat, small());
+        assert_eq!(repeat.handle_data(1, true, b"b"), Taken::New);
+        assert_eq!(repeat.handle_data(1, true, b"b"), Taken::Again);
+        assert_eq!((repeat.poll_message(), repeat.before(3)), (None, u64::MAX & !0b101));
+        assert_eq!(repeat.handle_data(0, true, b"a"), Taken::New);
+        assert_eq!(repeat.poll_message().as_deref(), Some(&b"a"[..]));
+        assert_eq!(repeat.poll_message().as_deref(), Some(&b"b"[..]));
+        let mut back = receiver(Protocol::GoBackN, small());
+        assert_eq!(back.handle_data(1, true, b"b"), Taken::BehindGap);
+        assert_eq!(back.handle_data(0, true, b"a"), Taken::New);
+        assert_eq!((back.expected(), back.memory()), (1, 1 + Receiver::OVERHEAD));
+    }
+
+    #[test]
+    fn there_is_room_for_so_much_and_again_when_it_was_taken() {
+        let mut receiver = receiver(Protocol::SelectiveRepeat, small());
+        let mut number = 0;
+        while receiver.has_room() {
+            assert_eq!(receiver.handle_data(number, true, b"x"), Taken::New);
+            number += 1;
+        }
+        assert_eq!(receiver.handle_data(number, true, b"x"), Taken::NoRoom);
+        assert_eq!(receiver.handle_data(number + 1, true, b"x"), Taken::Dropped);
+        assert_eq!(receiver.handle_data(number + 100, true, b"x"), Taken::Dropped);
+        let taken = (0..number).filter(|_| receiver.on_taken(1)).count();
+        assert_eq!(taken, 1, "told once that there is room again");
+        assert_eq!(receiver.handle_data(number, true, b"x"), Taken::New);
+    }
+}
