@@ -94,6 +94,11 @@ fn servers_of_the_field_are_spoken_to() {
         ("--window 4 --zero-acks", "--window 4"),
         ("--size 3", "--operation-mode step-by-step"),
         ("hello from the server", "--operation-mode step-by-step"),
+        ("--later sr --terse --answer-protocol --window 4 one two", "--window 3"),
+        (
+            "--later gbn --terse --answer-protocol --window 4 --size-name max_fragment_size one",
+            "--repeat all",
+        ),
         ("--window 4 one two three", "--operation-mode burst"),
     ] {
         let (output, printed) = send_to_peer(peer, &["one", "two", "3", "4", "5", "6"], extra);

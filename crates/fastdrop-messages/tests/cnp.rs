@@ -166,6 +166,31 @@ async fn errors_say_whose_fault_they_are() {
 }
 
 #[tokio::test]
+async fn what_a_later_server_sends_as_0x04_is_a_message_and_from_an_older_one_a_sign_of_life() {
+    for (mode, is_message) in [("", true), (r#","operation_mode":"burst""#, false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            next(&mut stream).await;
+            let answer = format!(r#"{{"status":"ok","session_id":1,"protocol":"sr","max_size":99{mode}}}"#);
+            stream.write_all(&packet(2, answer.as_bytes())).await.unwrap();
+            assert_eq!(next(&mut stream).await.0, 3);
+            for payload in [&b"four"[..], b""] {
+                stream.write_all(&packet(4, payload)).await.unwrap();
+                assert_eq!(next(&mut stream).await, (2, b"ACK".to_vec()));
+            }
+            stream.write_all(&packet(5, b"Disconnect")).await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+        });
+        let client = Client::connect(address).await.unwrap();
+        let first = soon(client.recv()).await.unwrap();
+        assert_eq!(first.as_deref(), is_message.then_some(&b"four"[..]));
+        soon(peer).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_is_aborted_tells_the_peer_why() {
     for udp in [false, true] {
         let mut server = server().await;

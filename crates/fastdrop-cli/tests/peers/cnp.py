@@ -62,7 +62,7 @@ class Peer:
 
     def take(self, kind, seq, payload):
         """What is no acknowledgement: a message, or the end."""
-        if kind == self.data:
+        if kind in (self.data, DATA):
             self.early.append(payload.decode())
             self.write(ACK, b"ACK", 0 if self.args.zero_acks else seq)
         elif kind == DISCONNECT:
@@ -178,12 +178,12 @@ def serve(args):
         try:
             while True:
                 kind, seq, payload = peer.read()
-                if kind == peer.data and skipped:
+                if kind in (peer.data, DATA) and skipped:
                     # As if it had not come: it comes again.
                     skipped -= 1
                     continue
                 peer.take(kind, seq, payload)
-                count += kind == peer.data
+                count += kind in (peer.data, DATA)
                 if count == args.die_after:
                     return
         except EOFError:

@@ -123,7 +123,7 @@ pub struct Agreed {
     pub fragments: Option<usize>,
     /// How long silence may last.
     pub keep_alive: Option<Duration>,
-    /// Whether the peer is a later program, whose data have the type 0x04.
+    /// Whether the peer is a later program, whose data have the type 0x04, and which knows no keep-alive.
     pub later: bool,
 }
 
@@ -373,7 +373,7 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         checksum,
         fragments: fields.fragments(),
         keep_alive: fields.keep_alive(config.keep_alive),
-        later: false,
+        later: fields.operation_mode.is_none() && fields.protocol.is_some(),
     })
 }
 

@@ -82,7 +82,8 @@ impl Session {
         }
         if let Some(data) = channel.sender.poll_packet(now, room) {
             let typ = match data.is_last {
-                true if channel.agreed.later => PacketType::KeepAlive,
+                // A client has said `operation_mode`, and so its data are what they always were.
+                true if channel.agreed.later && self.is_server => PacketType::KeepAlive,
                 true => PacketType::Data,
                 false => PacketType::Fragment,
             };
