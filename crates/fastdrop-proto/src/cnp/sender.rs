@@ -92,6 +92,8 @@ pub(super) struct Sender {
     newest_acknowledged: Option<u64>,
     /// How often the peer has said that something behind a gap came, since a round trip after the oldest was sent.
     gaps: u32,
+    /// No packet behind the gap and before this number is on its way.
+    behind_gap: u64,
     /// Whether one packet may leave whatever the controller says, to find out whether anything gets through.
     probes: bool,
     timeouts: u32,
@@ -129,6 +131,7 @@ impl Sender {
             orders: 0,
             newest_acknowledged: None,
             gaps: 0,
+            behind_gap: 0,
             probes: false,
             timeouts: 0,
             timed_out_at: None,
@@ -268,6 +271,7 @@ impl Sender {
         self.orders += 1;
         slot.state = SlotState::OnItsWay;
         slot.in_flight = true;
+        self.behind_gap = self.behind_gap.min(number);
         slot.order = self.orders;
         slot.sends += 1;
         self.sent.push_back((self.orders, number));
@@ -288,8 +292,10 @@ impl Sender {
         if number >= self.next() || (number < self.base && before == 0) {
             return;
         }
+        // What is before the window is known already.
+        let unknown = number.saturating_sub(self.base).min(64);
         let too =
-            (0..64).filter(|bit| before & (1 << bit) != 0).filter_map(|bit| number.checked_sub(bit + 1));
+            (0..unknown).filter(|bit| before & (1 << bit) != 0).filter_map(|bit| number.checked_sub(bit + 1));
         let of_repeat = self.repeat.acknowledged(self.base, number);
         let mut bytes = 0;
         let mut newest: Option<(u64, Stamp)> = None;
@@ -348,8 +354,11 @@ impl Sender {
         let trip = self.flow.rtt.smallest().min(Rtt::TIMEOUT_FIRST);
         let is_about = |slot: &Slot| now >= slot.stamp.sent_at + trip;
         self.gaps += u32::from(self.slots.front().is_some_and(is_about));
-        let behind = self.slots.iter_mut().skip(1).find(|slot| slot.in_flight && is_about(slot));
-        if let Some(slot) = behind {
+        self.behind_gap = self.behind_gap.max(self.base + 1);
+        while self.slot(self.behind_gap).is_some_and(|slot| !slot.in_flight) {
+            self.behind_gap += 1;
+        }
+        if let Some(slot) = self.slot_mut(self.behind_gap).filter(|slot| is_about(slot)) {
             slot.in_flight = false;
             let (bytes, stamp) = (slot.bytes(), slot.stamp);
             self.flow.on_delivered(now, bytes, &stamp, None);

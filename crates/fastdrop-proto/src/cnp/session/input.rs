@@ -325,7 +325,10 @@ impl Session {
             } else {
                 Ending::PeerClosed
             });
-            self.state = State::Lingering { until: now + Self::LINGER_MIN.max(timeout * 3) };
+            // On a stream the acknowledgement is not lost.
+            if self.config.carrier == Carrier::Datagrams {
+                self.state = State::Lingering { until: now + Self::LINGER_MIN.max(timeout * 3) };
+            }
         }
     }
 }
