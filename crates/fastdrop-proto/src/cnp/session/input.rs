@@ -98,7 +98,10 @@ impl Session {
         }
         match PacketType::of(head.typ) {
             Some(PacketType::Ack) => {}
-            Some(PacketType::Error) => return self.end(Ending::PeerError(PeerError::parse(payload))),
+            // A SYN-ACK whose type was damaged, which its checksum does not tell, is as good as lost.
+            Some(PacketType::Error) if payload.first() != Some(&b'{') => {
+                return self.end(Ending::PeerError(PeerError::parse(payload)));
+            }
             _ if self.config.carrier == Carrier::Datagrams => return,
             _ => return self.fail(ErrorCode::Handshake, "not a SYN-ACK"),
         }
