@@ -12,11 +12,12 @@
     missing_docs
 )]
 
+mod peer;
+
 use bytes::Bytes;
 use fastdrop_messages::vstp::{self as ours, FrameBytes, FrameType, HeadersBuf};
-use std::io::{BufRead, BufReader, Write};
+use peer::{Peer, say};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -59,7 +60,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if arguments.first().map(String::as_str) == Some("peer") {
         let size = arguments[3].parse().unwrap();
-        runtime.block_on(peer(&arguments[1], Who::of(&arguments[2]), size));
+        runtime.block_on(receive_as_peer(&arguments[1], Who::of(&arguments[2]), size));
         return;
     }
     let value = |flag: &str| {
@@ -159,7 +160,7 @@ impl Workload {
 
     /// Throughput: one figure. Latency: p50, p99, p99.9.
     fn measure(&self, who: Who, size: usize, runtime: &tokio::runtime::Runtime) -> Vec<f64> {
-        let mut peer = Peer::start(self.name, who, size);
+        let mut peer = Peer::start(&[self.name, who.name(), &size.to_string()]);
         let to = peer.address;
         let sent = runtime.block_on(async {
             match self.name {
@@ -173,7 +174,7 @@ impl Workload {
                 other => panic!("{other}"),
             }
         });
-        if sent.is_empty() { vec![peer.figure()] } else { sent }
+        if sent.is_empty() { vec![peer.line().parse().unwrap()] } else { sent }
     }
 }
 
@@ -187,46 +188,7 @@ fn percentiles(mut times: Vec<Duration>) -> Vec<f64> {
     [0.5, 0.99, 0.999].map(|part| times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6).to_vec()
 }
 
-/// The other process.
-struct Peer {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-    address: SocketAddr,
-}
-
-impl Peer {
-    fn start(workload: &str, who: Who, size: usize) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["peer", workload, who.name(), &size.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        Self { child, output, address: line.trim().parse().unwrap() }
-    }
-
-    fn figure(&mut self) -> f64 {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim().parse().unwrap()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn say(what: impl std::fmt::Display) {
-    println!("{what}");
-    std::io::stdout().flush().unwrap();
-}
-
-async fn peer(workload: &str, who: Who, size: usize) {
+async fn receive_as_peer(workload: &str, who: Who, size: usize) {
     match workload {
         "tcp-throughput" => tcp_receive(who, size, false).await,
         "tcp-frames" => tcp_receive(who, size, true).await,

@@ -1,12 +1,11 @@
 //! Messages of 64 bytes a second over loopback, from one process to another.
 
 use crate::median;
+use crate::peer::{Peer, say};
 use bytes::Bytes;
 use fastdrop_messages::cnp::{ChecksumKind, Client, ClientBuilder, Mode, Server};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,9 +31,10 @@ pub(crate) fn run(rounds: usize, runtime: &tokio::runtime::Runtime) -> Vec<Value
     for round in 0..=rounds {
         for turn in 0..WHO.len() {
             let at = (turn + round) % WHO.len();
-            let mut peer = Peer::start(WHO[at]);
+            let mut peer = Peer::start(&[WHO[at]]);
             let rate = runtime.block_on(send(WHO[at], peer.address));
-            peer.end();
+            // Everything has come, each once.
+            assert_eq!(peer.line(), "done");
             // The first round is for warming up.
             if round > 0 {
                 measured[at].push(rate);
@@ -109,47 +109,7 @@ async fn send(who: &str, to: SocketAddr) -> f64 {
     count as f64 / start.elapsed().as_secs_f64()
 }
 
-/// The other process.
-struct Peer {
-    child: Child,
-    output: BufReader<ChildStdout>,
-    address: SocketAddr,
-}
-
-impl Peer {
-    fn start(who: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["peer", who])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        Self { child, output, address: line.trim().parse().unwrap() }
-    }
-
-    /// Everything has come, each once.
-    fn end(&mut self) {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "done");
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn say(what: impl std::fmt::Display) {
-    println!("{what}");
-    std::io::stdout().flush().unwrap();
-}
-
-pub(crate) async fn peer(who: &str) {
+pub(crate) async fn receive(who: &str) {
     if !who.starts_with("raw") {
         let mut server = Server::bind("127.0.0.1:0").await.unwrap();
         say(server.local_addr());

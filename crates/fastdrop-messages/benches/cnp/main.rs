@@ -17,6 +17,8 @@
 mod cnp_pair;
 mod loopback;
 mod loss;
+#[path = "../peer/mod.rs"]
+mod peer;
 mod plot;
 mod relay;
 #[path = "../../../fastdrop-proto/tests/simulated/mod.rs"]
@@ -32,7 +34,7 @@ fn main() {
     if let [word, who, ..] = &arguments[..]
         && word == "peer"
     {
-        return runtime.block_on(loopback::peer(who));
+        return runtime.block_on(loopback::receive(who));
     }
     let value = |flag: &str| {
         arguments.iter().position(|argument| argument == flag).map(|at| arguments[at + 1].clone())

@@ -3,6 +3,7 @@
 use super::driver::{Shared, drive};
 use super::error::Error;
 use super::link::{Link, Source};
+use super::options::options_of_both_ends;
 use super::session::{Handle, Session};
 use crate::datagrams::{Room, Socket};
 use crate::incoming::set_options;
@@ -49,6 +50,8 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
+    options_of_both_ends!();
+
     /// By UDP. Default: by TCP.
     pub fn udp(mut self) -> Self {
         self.config.carrier = Carrier::Datagrams;
@@ -73,12 +76,6 @@ impl ClientBuilder {
         self
     }
 
-    /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024; at most 16 MiB, by UDP 65,000.
-    pub fn packet_max(mut self, bytes: usize) -> Self {
-        self.packet_max = Some(bytes);
-        self
-    }
-
     /// What packets are covered with. Default: CRC-32C, if the server knows it.
     pub fn checksum(mut self, checksum: ChecksumKind) -> Self {
         self.config.checksum = checksum;
@@ -88,36 +85,6 @@ impl ClientBuilder {
     /// How this client calls itself, in at most 128 bytes. Default: not at all.
     pub fn client_id(mut self, id: impl Into<String>) -> Self {
         self.config.client_id = Some(id.into());
-        self
-    }
-
-    /// How long silence may last, from 100 ms to an hour, with a server that knows keep-alives; None for none. Default 15 seconds.
-    pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
-        self.config.keep_alive = interval;
-        self
-    }
-
-    /// How long connecting and shaking hands may take. Default 10 seconds.
-    pub fn handshake_timeout(mut self, time: Duration) -> Self {
-        self.config.handshake_timeout = time;
-        self
-    }
-
-    /// How long the server may be silent while something waits for it. Default 60 seconds.
-    pub fn gone_after(mut self, time: Duration) -> Self {
-        self.config.gone_after = time;
-        self
-    }
-
-    /// How often in a row nothing may come back until the server is taken for gone. Default 15.
-    pub fn timeouts_max(mut self, count: u32) -> Self {
-        self.config.timeouts_max = count;
-        self
-    }
-
-    /// How long a packet that has begun to come by TCP may pause. Default 30 seconds.
-    pub fn packet_timeout(mut self, time: Duration) -> Self {
-        self.config.packet_timeout = time;
         self
     }
 

@@ -53,6 +53,7 @@ mod driver;
 mod error;
 mod link;
 mod listener;
+mod options;
 mod server;
 mod session;
 

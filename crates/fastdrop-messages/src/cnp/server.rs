@@ -5,6 +5,7 @@ use super::driver::{Budget, Shared, drive};
 use super::error::Error;
 use super::link::Link;
 use super::listener::Listener;
+use super::options::options_of_both_ends;
 use super::session::Session;
 use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Ending, Incoming, log_panic};
@@ -139,6 +140,8 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
+    options_of_both_ends!();
+
     /// Sessions whose handshake is done and that nobody has taken yet.
     const READY: usize = 256;
 
@@ -157,30 +160,6 @@ impl ServerBuilder {
     /// The largest window that is agreed to, from 1 to 32,767. Default 32,767; bytes are bounded by the limits.
     pub fn window(mut self, packets: u16) -> Self {
         self.config.window = packets;
-        self
-    }
-
-    /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024.
-    pub fn packet_max(mut self, bytes: usize) -> Self {
-        self.packet_max = Some(bytes);
-        self
-    }
-
-    /// How long silence may last, with clients that know keep-alives; None for none. Default 15 seconds.
-    pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
-        self.config.keep_alive = interval;
-        self
-    }
-
-    /// How long a handshake may take. Default 10 seconds.
-    pub fn handshake_timeout(mut self, time: Duration) -> Self {
-        self.config.handshake_timeout = time;
-        self
-    }
-
-    /// How long a packet that has begun to come by TCP may pause. Default 30 seconds.
-    pub fn packet_timeout(mut self, time: Duration) -> Self {
-        self.config.packet_timeout = time;
         self
     }
 
