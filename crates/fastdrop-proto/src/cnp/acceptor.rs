@@ -64,6 +64,11 @@ impl Acceptor {
         Self { config, waiting: HashMap::new(), order: VecDeque::new(), by_ip: HashMap::new() }
     }
 
+    /// Bytes of the longest datagram that can be of any use.
+    pub fn datagram_max(&self) -> usize {
+        (HEAD_BYTES + HANDSHAKE_PAYLOAD_MAX).max(SessionConfig::datagram(self.config.packet_max))
+    }
+
     /// How many have asked and not confirmed.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
@@ -118,7 +123,11 @@ impl Acceptor {
         if self.by_ip.get(&from.ip()).is_some_and(|count| *count >= Self::WAITING_MAX_BY_IP) {
             return Accepted::Nothing;
         }
-        while self.waiting.len() >= Self::WAITING_MAX || self.order.len() >= 2 * Self::WAITING_MAX {
+        if self.order.len() >= 2 * Self::WAITING_MAX {
+            let waiting = &self.waiting;
+            self.order.retain(|(at, from)| waiting.get(from).is_some_and(|one| one.since == *at));
+        }
+        while self.waiting.len() >= Self::WAITING_MAX {
             self.forget_oldest();
         }
         let Some(id) = new_id() else { return Accepted::Nothing };

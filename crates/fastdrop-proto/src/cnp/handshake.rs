@@ -138,9 +138,15 @@ impl Agreed {
         self.strict() && self.protocol != Some(Protocol::GoBackN)
     }
 
+    /// Whether the peer numbers as the specification says, which it must where numbers are covered by the checksum.
+    pub(super) fn counts(&self) -> bool {
+        self.strict() || self.checksum == ChecksumKind::Crc32c
+    }
+
     /// The longest message that can be sent.
     pub fn message_max(&self) -> usize {
-        self.fragments.map_or(self.packet_max, |max| max.max(self.packet_max))
+        // One that says nothing of it takes what one packet has.
+        self.fragments.filter(|max| *max > 0).unwrap_or(self.packet_max)
     }
 }
 
@@ -275,7 +281,7 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
     let burst = config.mode == Mode::Burst;
     json::write(&Fields {
         operation_mode: Some(config.mode),
-        max_packet_size: Some(config.packet_max as u64),
+        max_packet_size: Some(config.packet_max.min(config.limits.message_max) as u64),
         window_size: burst.then(|| config.window.into()),
         client_id: config.client_id.clone().map(SessionId::Text),
         protocol: burst.then_some(config.protocol),
@@ -320,7 +326,7 @@ impl Syn {
             mode: self.mode,
             protocol: fields.protocol.filter(|_| burst),
             window: if burst { fields.window(config.window) } else { 1 },
-            packet_max: self.size.unwrap_or(usize::MAX).min(config.packet_max),
+            packet_max: self.size.unwrap_or(usize::MAX).min(config.packet_max).min(config.limits.message_max),
             checksum: fields.checksum(),
             fragments: fields.fragments(),
             keep_alive: if self.later { None } else { fields.keep_alive(config.keep_alive) },
@@ -369,7 +375,7 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         mode: if burst { Mode::Burst } else { Mode::StepByStep },
         protocol: fields.protocol.filter(|_| burst),
         window: if burst { fields.window(config.window) } else { 1 },
-        packet_max: size.unwrap_or(usize::MAX).min(config.packet_max),
+        packet_max: size.unwrap_or(usize::MAX).min(config.packet_max).min(config.limits.message_max),
         checksum,
         fragments: fields.fragments(),
         keep_alive: fields.keep_alive(config.keep_alive),

@@ -21,8 +21,20 @@ pub(super) struct Numbering {
     taken: Option<(Seq, Seq)>,
     /// Whether all data that were taken had the number 0.
     constant: bool,
-    /// Whether an acknowledgement ever had another number than 0.
-    acks_count: bool,
+    acks: Acks,
+    /// Acknowledgements that are still to come for repetitions of what is acknowledged already, from a peer that does not say for which.
+    surplus: u32,
+}
+
+/// What a peer's acknowledgements say, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Acks {
+    /// All had the number 0.
+    Zero,
+    /// The number of what they are for.
+    Exact,
+    /// Anything.
+    Any,
 }
 
 impl Numbering {
@@ -32,7 +44,7 @@ impl Numbering {
             Mode::StepByStep => Rule::StepByStep,
             Mode::Burst => Rule::Burst,
         };
-        Self { rule, taken: None, constant: true, acks_count: false }
+        Self { rule, taken: None, constant: true, acks: Acks::Zero, surplus: 0 }
     }
 
     /// The number of data that came. `again`: whether they are the same bytes as the last ones, whose acknowledgement has not left yet.
@@ -59,14 +71,27 @@ impl Numbering {
 
     /// What an acknowledgement is for, where `base` is the oldest number that waits for one, and `waits` says whether another does.
     pub(super) fn of_ack(&mut self, seq: Seq, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
-        self.acks_count |= seq != Seq(0);
         let number = seq.nearest(base);
-        match self.rule {
-            Rule::Strict => number,
-            Rule::StepByStep => Some(base),
-            Rule::Burst if !self.acks_count && !number.is_some_and(waits) => Some(base),
-            Rule::Burst => number,
+        if self.rule == Rule::Strict {
+            return number;
         }
+        if self.acks == Acks::Zero && seq != Seq(0) {
+            let exact = self.rule == Rule::Burst || number == Some(base);
+            self.acks = if exact { Acks::Exact } else { Acks::Any };
+        }
+        if self.acks == Acks::Exact || (self.rule == Rule::Burst && number.is_some_and(waits)) {
+            return number;
+        }
+        if self.surplus > 0 {
+            self.surplus -= 1;
+            return None;
+        }
+        Some(base)
+    }
+
+    /// What was sent so often is acknowledged: each repetition may have an acknowledgement of its own.
+    pub(super) fn on_acknowledged(&mut self, sends: u32) {
+        self.surplus = self.surplus.saturating_add(sends.saturating_sub(1));
     }
 }
 
@@ -122,5 +147,19 @@ mod tests {
         assert_eq!(numbering.of_ack(Seq(0), 4, |_| false), Some(0));
         let mut numbering = Numbering::new(false, Mode::StepByStep);
         assert_eq!(numbering.of_ack(Seq(77), 5, |_| true), Some(5));
+    }
+
+    #[test]
+    fn the_second_acknowledgement_of_a_repeated_message_is_not_for_the_next_one() {
+        // A peer that counts says which it means.
+        let mut numbering = Numbering::new(false, Mode::StepByStep);
+        assert_eq!(numbering.of_ack(Seq(5), 5, |_| true), Some(5));
+        assert_eq!(numbering.of_ack(Seq(5), 6, |_| true), Some(5));
+        // One that does not has as many to send as it got copies.
+        let mut numbering = Numbering::new(false, Mode::StepByStep);
+        assert_eq!(numbering.of_ack(Seq(0), 1, |_| true), Some(1));
+        numbering.on_acknowledged(2);
+        assert_eq!(numbering.of_ack(Seq(0), 2, |_| true), None);
+        assert_eq!(numbering.of_ack(Seq(0), 2, |_| true), Some(2));
     }
 }

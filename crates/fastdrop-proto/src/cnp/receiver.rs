@@ -87,6 +87,13 @@ impl Receiver {
         self.untaken < self.limits.receive_max
     }
 
+    /// Nothing more will come.
+    pub(super) fn end(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
+        self.partial = Vec::new();
+    }
+
     pub(super) fn memory(&self) -> usize {
         self.untaken + self.ahead_bytes + self.partial.len()
     }
@@ -111,6 +118,9 @@ impl Receiver {
         }
         if number - self.expected >= self.window {
             return Taken::Dropped;
+        }
+        if payload.len() > self.limits.message_max {
+            return Taken::TooLarge;
         }
         if number > self.expected {
             return self.keep_ahead(number, is_last, payload);

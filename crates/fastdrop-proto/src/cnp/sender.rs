@@ -170,6 +170,23 @@ impl Sender {
         self.slot(number).is_some_and(|slot| slot.state != SlotState::Acknowledged)
     }
 
+    /// How often the packet with this number was sent; 0 if it does not wait any more.
+    pub(super) fn sends(&self, number: u64) -> u32 {
+        self.slot(number).filter(|slot| slot.state != SlotState::Acknowledged).map_or(0, |slot| slot.sends)
+    }
+
+    /// Nothing more will be sent or acknowledged.
+    pub(super) fn end(&mut self) {
+        self.waiting = VecDeque::new();
+        self.messages = VecDeque::new();
+        self.message_bytes = 0;
+        self.base = self.next();
+        self.slots = VecDeque::new();
+        self.lost = BTreeSet::new();
+        self.sent = VecDeque::new();
+        self.waiting_since = None;
+    }
+
     /// Whether everything that was given is acknowledged.
     pub(super) fn is_idle(&self) -> bool {
         self.messages.is_empty()

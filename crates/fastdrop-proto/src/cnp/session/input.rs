@@ -12,12 +12,28 @@ use crate::cnp::repeat;
 use crate::cnp::seq::Seq;
 use std::time::Instant;
 
+/// A packet of a handshake that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// This client's ACK.
+    Ack,
+    /// Somebody's ACK with another id.
+    OtherSession,
+    /// One that means nothing any more.
+    Nothing,
+}
+
 impl Session {
     /// A datagram came.
     pub fn handle_datagram(&mut self, now: Instant, mut datagram: &[u8]) {
         while let Ok(Some(head)) = Head::parse(datagram, self.payload_max()) {
             let Some((packet, rest)) = datagram.split_at_checked(head.packet_len()) else { break };
-            self.handle_packet(now, &head, packet.get(HEAD_BYTES..).unwrap_or_default());
+            let payload = packet.get(HEAD_BYTES..).unwrap_or_default();
+            if !self.in_handshake() && self.handshake_again(&head, payload) == Some(Again::OtherSession) {
+                // So is what comes with it.
+                return;
+            }
+            self.handle_packet(now, &head, payload);
             datagram = rest;
         }
         if !datagram.is_empty() {
@@ -138,11 +154,12 @@ impl Session {
 
     pub(super) fn handle_in_session(&mut self, now: Instant, head: &Head, payload: &[u8]) {
         match self.handshake_again(head, payload) {
-            Some(true) => {
+            // The client does not know that it has arrived.
+            Some(Again::Ack) => {
                 self.count(now, true);
                 return self.sign(ALIVE);
             }
-            Some(false) => return,
+            Some(Again::Nothing | Again::OtherSession) => return,
             None => {}
         }
         let Some(channel) = &mut self.channel else { return };
@@ -159,7 +176,7 @@ impl Session {
                 let base = if closing { sender.next() } else { sender.base() };
                 numbering.of_ack(head.seq, base, |number| closing || sender.waits_for(number))
             }
-            Some(PacketType::Disconnect) if channel.agreed.strict() => {
+            Some(PacketType::Disconnect) if channel.agreed.counts() => {
                 head.seq.nearest(channel.receiver.expected())
             }
             _ => Some(0),
@@ -180,17 +197,22 @@ impl Session {
         }
     }
 
-    /// Whether a packet of a handshake came again, at the server (datagrams): true for this client's ACK, which means that it knows of no answer.
-    pub(super) fn handshake_again(&self, head: &Head, payload: &[u8]) -> Option<bool> {
-        if !self.is_server || self.config.carrier == Carrier::Stream || payload.first() != Some(&b'{') {
+    /// Whether a packet of a handshake came again (datagrams), and which.
+    pub(super) fn handshake_again(&self, head: &Head, payload: &[u8]) -> Option<Again> {
+        let begins = head.seq == Seq(0) && payload.first() == Some(&b'{');
+        if !begins || self.config.carrier == Carrier::Stream || !Checksum::Md5.verify(head, 0, payload) {
             return None;
         }
-        match PacketType::of(head.typ) {
-            Some(PacketType::Data) if head.seq == Seq(0) && self.syn.as_deref() == Some(payload) => {
-                Some(false)
+        match (PacketType::of(head.typ), self.is_server) {
+            (Some(PacketType::Ack), false) => Some(Again::Nothing),
+            // With another checksum, data with the bytes of a SYN are data.
+            (Some(PacketType::Data), true) if self.syn.as_deref() == Some(payload) => {
+                let md5 = self.channel.as_ref().is_some_and(|channel| channel.checksum == Checksum::Md5);
+                md5.then_some(Again::Nothing)
             }
-            Some(PacketType::Ack | PacketType::Error) if Checksum::Md5.verify(head, 0, payload) => {
-                Some(Some(read_ack(payload).ok()?) == self.id)
+            (Some(PacketType::Ack | PacketType::Error), true) => {
+                let id = read_ack(payload).ok()?;
+                Some(if Some(&id) == self.id.as_ref() { Again::Ack } else { Again::OtherSession })
             }
             _ => None,
         }
@@ -231,9 +253,9 @@ impl Session {
             Taken::BehindGap => {
                 if let Some(before) = channel.receiver.expected().checked_sub(1) {
                     let back = u16::try_from(number - before).unwrap_or(0);
-                    let says = if channel.agreed.strict() { GAP } else { ACK };
+                    let gap = channel.agreed.strict();
                     let seq = Seq(head.seq.0.wrapping_sub(back));
-                    self.push_ack(Ack { seq, number: before, says });
+                    self.push_ack(Ack { seq, number: before, gap });
                 }
             }
             Taken::NoRoom => {
@@ -248,16 +270,16 @@ impl Session {
     }
 
     pub(super) fn acknowledge(&mut self, seq: Seq, number: u64) {
-        self.push_ack(Ack { seq, number, says: ACK });
+        self.push_ack(Ack { seq, number, gap: false });
     }
 
     pub(super) fn push_ack(&mut self, ack: Ack) {
         let Some(channel) = &mut self.channel else { return };
         // Between ours, an acknowledgement of Go-Back-N says what the ones before it say.
         let joins = channel.agreed.strict() && !repeat::of(channel.agreed.protocol).keeps_ahead();
-        let full = channel.acks.len() >= Self::ACKS_MAX + usize::from(channel.agreed.window);
+        let full = channel.acks.len() >= 2 * channel.acks_max();
         match channel.acks.back_mut() {
-            Some(last) if joins && last.says == ACK && last.number < ack.number => *last = ack,
+            Some(last) if joins && !last.gap && last.number < ack.number => *last = ack,
             // What comes again later is acknowledged then.
             _ if full => {}
             _ => channel.acks.push_back(ack),
@@ -290,6 +312,7 @@ impl Session {
             }
             return;
         }
+        channel.numbering.on_acknowledged(channel.sender.sends(number));
         match says_gap && channel.agreed.strict() {
             true => channel.sender.on_gap(now, number),
             false => channel.sender.on_ack(now, number, before.unwrap_or(0)),
@@ -304,8 +327,11 @@ impl Session {
     pub(super) fn handle_keep_alive(&mut self, now: Instant, seq: Seq, payload: &[u8]) {
         let Some(channel) = &mut self.channel else { return };
         if channel.agreed.keep_alive.is_none() {
-            // A peer of the field: everything is acknowledged.
-            return self.acknowledge(seq, 0);
+            // A peer of the field: there everything is acknowledged. By UDP that could be taken for the acknowledgement of data.
+            if self.config.carrier == Carrier::Stream && !channel.agreed.strict() {
+                self.acknowledge(seq, 0);
+            }
+            return;
         }
         match payload {
             ALIVE => {}
@@ -317,7 +343,7 @@ impl Session {
 
     pub(super) fn handle_disconnect(&mut self, now: Instant, seq: Seq, number: u64) {
         let Some(channel) = &mut self.channel else { return };
-        if channel.agreed.strict() && number != channel.receiver.expected() {
+        if channel.agreed.counts() && number != channel.receiver.expected() {
             return;
         }
         let timeout = channel.sender.flow().rtt.timeout_after(0);

@@ -96,7 +96,8 @@ pub struct Counters {
 struct Ack {
     seq: Seq,
     number: u64,
-    says: &'static [u8],
+    /// Whether something behind it came that was dropped.
+    gap: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,13 +153,25 @@ impl Channel {
             checksum: Checksum::new(agreed.checksum, &agreed.id),
             sender: Sender::new(repeat, agreed.window, agreed.packet_max, config.timeouts_max, flow),
             receiver: Receiver::new(repeat, agreed.window, config.limits),
-            numbering: Numbering::new(agreed.strict(), agreed.mode),
+            numbering: Numbering::new(agreed.counts() || config.carrier == Carrier::Datagrams, agreed.mode),
             acks: VecDeque::new(),
             last_data: None,
             sign: None,
             hold_at: None,
             agreed,
         }
+    }
+
+    /// Acknowledgements that wait for a peer that does not read; then nothing more is read from it.
+    fn acks_max(&self) -> usize {
+        usize::from(self.agreed.window) + 1024
+    }
+
+    /// Nothing more is sent or received: what was kept for that is dropped.
+    fn end(&mut self) {
+        self.sender.end();
+        self.receiver.end();
+        self.hold_at = None;
     }
 }
 
@@ -191,13 +204,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// How often a disconnect request is sent.
-    const DISCONNECTS: u32 = 5;
+    /// How long the peer has to answer a disconnect request on a stream.
+    const DISCONNECT_WAIT: Duration = Duration::from_secs(5);
     /// How long the end that was asked to close stays at least, in case that its acknowledgement is lost.
     const LINGER_MIN: Duration = Duration::from_secs(1);
     const HOLD: Duration = Duration::from_secs(1);
-    /// Acknowledgements that wait for a peer that does not read; then nothing more is read from it.
-    const ACKS_MAX: usize = 1 << 16;
+
+    /// How often a disconnect request is sent.
+    fn disconnects(carrier: Carrier) -> u32 {
+        match carrier {
+            Carrier::Stream => 1,
+            Carrier::Datagrams => 5,
+        }
+    }
 
     fn new(now: Instant, config: SessionConfig, state: State, id: Option<SessionId>) -> Self {
         let deadline = now + config.handshake_timeout;
@@ -273,7 +292,10 @@ impl Session {
 
     /// Bytes that are kept: messages that wait, in either direction.
     pub fn memory(&self) -> usize {
-        self.channel.as_ref().map_or(0, |channel| channel.sender.memory() + channel.receiver.memory())
+        self.channel.as_ref().map_or(0, |channel| {
+            let acks = channel.acks.len() * size_of::<Ack>();
+            channel.sender.memory() + channel.receiver.memory() + acks
+        })
     }
 
     /// Whether a message can be sent without keeping more than the limits say.
@@ -285,7 +307,8 @@ impl Session {
     /// acknowledgements itself it reads on, and drops data for which there is no room.
     pub fn wants_input(&self) -> bool {
         self.channel.as_ref().filter(|_| self.state == State::Open).is_none_or(|channel| {
-            channel.acks.len() < Self::ACKS_MAX && (channel.receiver.has_room() || !channel.sender.is_idle())
+            channel.acks.len() < channel.acks_max()
+                && (channel.receiver.has_room() || !channel.sender.is_idle())
         })
     }
 
@@ -445,6 +468,9 @@ impl Session {
         }
         self.state = State::Over;
         self.unconfirmed = None;
+        if let Some(channel) = &mut self.channel {
+            channel.end();
+        }
     }
 }
 

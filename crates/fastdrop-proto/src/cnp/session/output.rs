@@ -2,7 +2,7 @@
 
 use super::{Ack, CONTROL_LEN, Ending, Event, HOLD, Session, State};
 use crate::cnp::config::{Carrier, SessionConfig};
-use crate::cnp::packet::{ACK, DISCONNECT, ErrorCode, HEAD_BYTES, PacketType, append};
+use crate::cnp::packet::{ACK, DISCONNECT, ErrorCode, GAP, HEAD_BYTES, PacketType, append};
 use crate::cnp::seq::Seq;
 use crate::rtt::Rtt;
 use std::time::Instant;
@@ -62,14 +62,16 @@ impl Session {
             return false;
         };
         let control_fits = HEAD_BYTES + CONTROL_LEN <= room;
-        if control_fits && let Some(Ack { seq, number, says }) = channel.acks.pop_front() {
-            if says == ACK && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
+        let disconnects = Self::disconnects(self.config.carrier);
+        if control_fits && let Some(Ack { seq, number, gap }) = channel.acks.pop_front() {
+            if !gap && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
                 let mut payload = [0; ACK.len() + 8];
                 let before = channel.receiver.before(number).to_be_bytes();
                 payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
                 append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, &payload);
                 return true;
             }
+            let says = if gap { GAP } else { ACK };
             append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, says);
             return true;
         }
@@ -93,7 +95,7 @@ impl Session {
         if let State::Closing { sends, again_at } = &mut self.state
             && control_fits
             && *again_at <= now
-            && *sends < Self::DISCONNECTS
+            && *sends < disconnects
         {
             let number = channel.sender.next();
             append(
@@ -104,7 +106,11 @@ impl Session {
                 &channel.checksum,
                 DISCONNECT,
             );
-            *again_at = now + channel.sender.flow().rtt.timeout_after(*sends);
+            *again_at = now
+                + match self.config.carrier {
+                    Carrier::Stream => Self::DISCONNECT_WAIT,
+                    Carrier::Datagrams => channel.sender.flow().rtt.timeout_after(*sends),
+                };
             *sends += 1;
             return true;
         }
@@ -144,8 +150,13 @@ impl Session {
     pub(super) fn gone_at(&self) -> Option<Instant> {
         let channel =
             self.channel.as_ref().filter(|_| matches!(self.state, State::Open | State::Closing { .. }))?;
-        let interval = channel.agreed.keep_alive.filter(|_| self.wants_input());
-        let silent = interval.map(|interval| self.heard_at + interval * 3);
+        let silence = match (channel.agreed.keep_alive, self.config.carrier) {
+            (Some(interval), _) => Some(interval * 3),
+            // Nothing else would ever end it.
+            (None, Carrier::Datagrams) => Some(self.config.gone_after),
+            (None, Carrier::Stream) => None,
+        };
+        let silent = silence.filter(|_| self.wants_input()).map(|silence| self.heard_at + silence);
         let waiting =
             channel.sender.waiting_since().map(|since| since.max(self.heard_at) + self.config.gone_after);
         let confirm = self.unconfirmed.as_ref().map(|_| self.heard_at + self.config.gone_after);
@@ -163,7 +174,9 @@ impl Session {
         match self.state {
             State::SynSent { again_at: Some(at), .. } if at <= now => self.send_syn(now),
             State::Lingering { until } if until <= now => self.state = State::Over,
-            State::Closing { sends, again_at } if sends >= Self::DISCONNECTS && again_at <= now => {
+            State::Closing { sends, again_at }
+                if sends >= Self::disconnects(self.config.carrier) && again_at <= now =>
+            {
                 // Everything was acknowledged; only the farewell was not.
                 self.end(Ending::Closed);
             }
