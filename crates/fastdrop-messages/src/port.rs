@@ -6,13 +6,15 @@ use crate::incoming::Incoming;
 use crate::vstp::tcp::TcpConfig;
 use crate::vstp::udp::ReassemblyLimits;
 use crate::vstp::{VstpError, VstpTcpServer, VstpUdpServer};
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 
 /// The servers behind one port. When it is dropped, nothing more comes to them by TCP.
 pub struct Port {
@@ -58,12 +60,12 @@ pub struct PortConfig {
 }
 
 impl Port {
-    /// Connections whose first byte has not come.
+    /// Connections whose first byte has not come; one more, and the one that has waited longest is closed.
     const WAITING_MAX: usize = 1024;
-    /// How long the first byte may take, and a server to take the connection.
+    /// How long the first byte may take.
     const WAITING_TIME: Duration = Duration::from_secs(10);
-    /// Connections that were looked at, and that their server has not taken.
-    const HANDED_MAX: usize = 64;
+    /// Connections that were looked at, and that their server has not taken; one more is closed.
+    const HANDED_MAX: usize = 1024;
 
     /// Listens.
     pub async fn bind(addr: impl ToSocketAddrs, config: PortConfig) -> Result<Self, PortError> {
@@ -87,10 +89,13 @@ impl Port {
         if let Some(socket) = &socket {
             address = socket.local_addr()?;
         }
-        let (cnp, listener) = config.cnp.start(address, incoming, socket.clone(), false)?;
+        let (receives, received) = oneshot::channel();
+        let (cnp, listener) = config.cnp.start(address, incoming, socket.clone(), Some(received))?;
         let vstp_udp = match (socket, listener) {
             (Some(socket), Some(listener)) => {
                 let others = move |from, datagram: &[u8]| {
+                    // Dropped with this, upon which CNP receives for itself.
+                    let _: &oneshot::Sender<Infallible> = &receives;
                     if datagram.first() == Some(&0) {
                         listener
                             .lock()
@@ -120,11 +125,19 @@ type Handed = mpsc::Sender<(TcpStream, SocketAddr)>;
 
 /// Accepts, and hands each connection to whom its first byte is meant for.
 async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
-    let permits = Arc::new(Semaphore::new(Port::WAITING_MAX));
     let mut looking = JoinSet::new();
+    let mut oldest = VecDeque::new();
     loop {
         while looking.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        if oldest.len() >= 2 * Port::WAITING_MAX {
+            oldest.retain(|task: &AbortHandle| !task.is_finished());
+        }
+        while looking.len() >= Port::WAITING_MAX
+            && let Some(task) = oldest.pop_front()
+        {
+            task.abort();
+            looking.join_next().await;
+        }
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -134,8 +147,7 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
             }
         };
         let (vstp, cnp) = (vstp.clone(), cnp.clone());
-        looking.spawn(async move {
-            let _permit = permit;
+        oldest.push_back(looking.spawn(async move {
             let look = async {
                 let mut first = [0xff];
                 stream.peek(&mut first).await?;
@@ -147,13 +159,13 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
                         return Ok(());
                     }
                 };
-                to.send((stream, peer)).await.map_err(io::Error::other)
+                to.try_send((stream, peer)).map_err(|_| io::Error::other("too many connections"))
             };
             match tokio::time::timeout(Port::WAITING_TIME, look).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "gone before it said anything"),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "not handed on"),
                 Err(_) => tracing::debug!(%peer, "said nothing in time"),
             }
-        });
+        }));
     }
 }

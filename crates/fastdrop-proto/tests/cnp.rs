@@ -35,8 +35,11 @@ fn mixture(seed: u64) -> bool {
         _ => 1 << random.below(15),
     };
     let packet_max = 1 + random.below(1024) as usize;
-    let client =
+    let mut client =
         SessionConfig { mode, protocol, checksum, window, packet_max, ..SessionConfig::client(carrier) };
+    if random.chance(0.3) {
+        client.keep_alive = None;
+    }
     let server = SessionConfig::server(carrier);
     let link = Link {
         loss: level(&mut random, 300),

@@ -55,6 +55,26 @@ impl Budget {
     }
 }
 
+/// A session's part of a budget, until this is dropped.
+struct Kept {
+    budget: Option<Arc<Budget>>,
+    bytes: usize,
+}
+
+impl Kept {
+    /// The session keeps so many bytes; false if that is too much.
+    fn set(&mut self, bytes: usize) -> bool {
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        self.budget.as_ref().is_none_or(|budget| budget.change(before, bytes))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// Who waits for which acknowledgement.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
@@ -176,6 +196,11 @@ impl State {
 /// How long a session that nobody uses any more has for what it still has to send.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Turns in which something was sent before other tasks have theirs.
+const TURNS: u32 = 16;
+/// How often is looked after time while nothing can be sent.
+const BLOCKED: Duration = Duration::from_millis(100);
+
 /// What the task waits for.
 struct Turn {
     deadline: Option<Instant>,
@@ -185,8 +210,10 @@ struct Turn {
 
 /// Drives a session until it is finished. `budget`: what all sessions of its server may keep.
 pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Arc<Budget>>) {
-    let mut kept = 0;
-    let mut abandoned_at: Option<Instant> = None;
+    let ended = EndedWithoutWord(Arc::clone(&shared));
+    let mut kept = Kept { budget, bytes: 0 };
+    let mut turns = 0_u32;
+    let (mut abandoned_at, mut finished_at): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
         let turn = {
             let mut state = shared.lock();
@@ -200,12 +227,10 @@ pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Ar
                 state.session.handle_timeout(now);
             }
             let mut progress = state.take_events(now);
-            let now_kept = state.session.memory();
-            if budget.as_ref().is_some_and(|budget| !budget.change(kept, now_kept)) {
+            if !kept.set(state.session.memory()) {
                 state.session.abort(ErrorCode::Busy, "too much is waiting here");
                 progress |= state.take_events(now);
             }
-            kept = now_kept;
             link.take_output(now, &mut state.session);
             if progress {
                 shared.progress.notify_waiters();
@@ -220,13 +245,27 @@ pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Ar
             link.send();
             if !link.has_output() {
                 // There may be more. It comes to an end when the window is full.
+                turns += 1;
+                if turns % TURNS == 0 {
+                    tokio::task::yield_now().await;
+                }
                 continue;
             }
         } else if turn.finished {
             break;
         }
-        let linger = abandoned_at.map(|at| at + LINGER);
-        let deadline = [turn.deadline, linger, link.stalls_at()].into_iter().flatten().min();
+        let now = Instant::now();
+        if turn.finished && now >= *finished_at.get_or_insert(now) + LINGER {
+            // A peer that does not read what is said last.
+            break;
+        }
+        let lingers = [abandoned_at, finished_at].map(|since| Some(since? + LINGER).filter(|at| *at > now));
+        let deadlines = lingers.into_iter().chain([turn.deadline, link.stalls_at()]);
+        let mut deadline = deadlines.flatten().min();
+        if link.has_output() {
+            // What is due has to wait until the peer reads.
+            deadline = deadline.map(|at| at.max(now + BLOCKED));
+        }
         let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
         tokio::select! {
             () = link.ready(turn.wants_input) => {}
@@ -234,8 +273,21 @@ pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Ar
             () = shared.changed.notified() => {}
         }
     }
-    if let Some(budget) = &budget {
-        budget.change(kept, 0);
-    }
+    drop((kept, ended));
     link.farewell().await;
+}
+
+/// Tells callers that nothing will happen any more, whatever has ended the task.
+struct EndedWithoutWord(Arc<Shared>);
+
+impl Drop for EndedWithoutWord {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if state.ended.is_none() {
+            state.session.abort(ErrorCode::Shutdown, "the program ends");
+            state.take_events(Instant::now());
+        }
+        drop(state);
+        self.0.progress.notify_waiters();
+    }
 }

@@ -240,8 +240,8 @@ impl Stream {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::debug!(%error, "the connection broke");
-                    self.broken = true;
+                    // What the peer had said before may still be there to be read, and then the end.
+                    tracing::debug!(%error, "nothing can be written any more");
                     self.written = self.out.len();
                 }
             }

@@ -10,14 +10,21 @@ use fastdrop_proto::cnp::{
 };
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 struct Entry {
     inbox: mpsc::Sender<Vec<u8>>,
-    shared: Arc<Shared>,
+    shared: Weak<Shared>,
+}
+
+impl Entry {
+    /// Whether the session is over, or only waits in case that its last acknowledgement is lost.
+    fn is_over(&self) -> bool {
+        self.shared.upgrade().is_none_or(|shared| shared.lock().session.is_over())
+    }
 }
 
 /// The sessions of one socket.
@@ -52,6 +59,9 @@ impl Listener {
 
     /// A datagram came.
     pub(crate) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+        if datagram.len() > self.acceptor.datagram_max() {
+            return;
+        }
         if let Some(entry) = self.sessions.get(&from) {
             if entry.inbox.try_send(datagram.to_vec()).is_ok() && !Acceptor::is_handshake(datagram) {
                 return;
@@ -86,15 +96,15 @@ impl Listener {
             log_panic(result);
         }
         if self.sessions.len() >= self.sweep_at.min(self.sessions_max) {
-            // One that only waits in case that its last acknowledgement is lost need not.
-            self.sessions.retain(|_, entry| !entry.shared.lock().session.is_over());
+            self.sessions.retain(|_, entry| !entry.is_over());
             self.sweep_at = 2 * self.sessions.len().max(32);
         }
         let (inbox, datagrams) = mpsc::channel(Self::INBOX);
         let agreed = handshake.agreed().clone();
         let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
         machine.handle_datagram(Instant::now(), datagram);
-        let place = self.ready.try_reserve().ok().filter(|_| self.sessions.len() < self.sessions_max);
+        let fits = self.sessions.len() < self.sessions_max || self.sessions.contains_key(&from);
+        let place = self.ready.try_reserve().ok().filter(|_| fits);
         let Some(place) = place else {
             tracing::warn!(%from, "no more sessions");
             machine.abort(ErrorCode::Busy, "no more sessions here");
@@ -111,6 +121,7 @@ impl Listener {
         let link = Link::datagrams(Arc::clone(&self.socket), from, source);
         self.tasks.spawn(drive(Arc::clone(&shared), link, Some(Arc::clone(&self.budget))));
         // If there was one, its inbox is closed now, which is its end.
+        let shared = Arc::downgrade(&shared);
         if self.sessions.insert(from, Entry { inbox, shared }).is_some() {
             tracing::debug!(%from, "replaced by a new session");
         }
@@ -119,9 +130,9 @@ impl Listener {
     /// All sessions take leave.
     pub(super) fn close_all(&mut self) {
         self.sessions_max = 0;
-        for entry in self.sessions.values() {
-            entry.shared.lock().session.close(Instant::now());
-            entry.shared.changed.notify_one();
+        for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
+            shared.lock().session.close(Instant::now());
+            shared.changed.notify_one();
         }
     }
 

@@ -11,19 +11,20 @@ use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Ending, Incoming, log_panic};
 use bytes::Bytes;
 use fastdrop_proto::cnp::{Carrier, MessageLimits, Session as Machine, SessionConfig, SessionId};
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// The sessions of a socket, for whoever receives from it.
 pub(crate) type SharedListener = Arc<Mutex<Listener>>;
 
-/// Listens for clients. When it is dropped, its sessions are closed.
+/// Listens for clients. When it is dropped, its sessions are closed in the background, within the time that was set for that.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -110,6 +111,14 @@ impl Server {
         while let Some(result) = self.tasks.join_next().await {
             log_panic(result);
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.ending.send_replace(true);
+        // They end by themselves, within the time that was set for that.
+        self.tasks.detach_all();
     }
 }
 
@@ -229,17 +238,17 @@ impl ServerBuilder {
         if let Some(socket) = &socket {
             address = socket.local_addr()?;
         }
-        let (server, _) = self.start(address, incoming, socket, true)?;
+        let (server, _) = self.start(address, incoming, socket, None)?;
         Ok(server)
     }
 
-    /// Serves what comes from these. If it does not receive from the socket itself, what somebody else receives is to be given to the listener.
+    /// Serves what comes from these. If somebody else receives from the socket, what is for this server is to be given to the listener, until the other end of `others` is dropped.
     pub(crate) fn start(
         self,
         address: SocketAddr,
         incoming: Option<Incoming>,
         socket: Option<Arc<Socket>>,
-        receives: bool,
+        others: Option<oneshot::Receiver<Infallible>>,
     ) -> Result<(Server, Option<SharedListener>), Error> {
         let (ready, taken) = mpsc::channel(Self::READY);
         let (ending, ended) = watch::channel(false);
@@ -263,7 +272,7 @@ impl ServerBuilder {
             let listener = Listener::new(Arc::clone(&socket), config, self.sessions_max, ready, budget);
             let listener = Arc::new(Mutex::new(listener));
             shared_listener = Some(Arc::clone(&listener));
-            tasks.spawn(serve_datagrams(listener, receives.then_some(socket), ended, self.drain));
+            tasks.spawn(serve_datagrams(listener, socket, others, ended, self.drain));
         }
         let server = Server { address, ready: taken, ending, drain: self.drain, tasks };
         Ok((server, shared_listener))
@@ -308,10 +317,11 @@ async fn serve_stream(
     }
 }
 
-/// Receives, unless somebody else does, and waits for the end.
+/// Receives, as soon as nobody else does, and waits for the end.
 async fn serve_datagrams(
     listener: SharedListener,
-    socket: Option<Arc<Socket>>,
+    socket: Arc<Socket>,
+    mut others: Option<oneshot::Receiver<Infallible>>,
     mut ended: watch::Receiver<bool>,
     drain: Duration,
 ) {
@@ -323,12 +333,12 @@ async fn serve_datagrams(
     loop {
         let look = tokio::time::sleep(LOOK);
         tokio::select! {
-            readable = async { match &socket {
-                Some(socket) => socket.readable().await,
+            _ = async { match &mut others {
+                Some(others) => others.await,
                 None => std::future::pending().await,
-            }} => {
-                let Some(socket) = &socket else { continue };
-                if let Err(error) = readable.and_then(|()| receive(socket, &mut room, &mut lock())) {
+            }} => others = None,
+            readable = socket.readable(), if others.is_none() => {
+                if let Err(error) = readable.and_then(|()| receive(&socket, &mut room, &mut lock())) {
                     tracing::error!(%error, "the socket is of no use any more");
                     return;
                 }
