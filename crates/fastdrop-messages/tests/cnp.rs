@@ -8,6 +8,7 @@ use bytes::Bytes;
 use fastdrop_messages::cnp::{
     ChecksumKind, Client, Ending, Error, ErrorCode, Fault, MessageLimits, Mode, Protocol, Server, Session,
 };
+use fastdrop_messages::port::{Port, PortConfig};
 use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
 use fastdrop_proto::cnp::{Checksum, Head, Seq};
 use futures_core::Stream;
@@ -122,6 +123,47 @@ async fn a_server_that_closes_takes_leave_of_all() {
     }
     soon(serving).await.unwrap();
     assert!(Client::builder().connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_session_is_told_when_its_server_is_dropped() {
+    for udp in [false, true] {
+        let mut server = server().await;
+        let client = client(udp, server.local_addr()).await;
+        client.send("x").await.unwrap();
+        let session = soon(server.accept()).await.unwrap();
+        assert!(soon(session.recv()).await.unwrap().is_some());
+        let waiting = tokio::spawn({
+            let session = session.clone();
+            async move { session.recv().await }
+        });
+        drop(server);
+        assert!(matches!(soon(waiting).await.unwrap(), Ok(None)));
+        soon(session.close()).await.unwrap();
+        assert_eq!(soon(client.ended()).await, Ending::PeerClosed);
+    }
+    // A drain that is over is an end as well.
+    let mut server = Server::builder().drain(Duration::from_millis(50)).bind("127.0.0.1:0").await.unwrap();
+    let _silent = handshake(server.local_addr()).await;
+    let session = soon(server.accept()).await.unwrap();
+    session.submit("never acknowledged").await.unwrap();
+    server.close().await;
+    assert!(soon(session.flush()).await.is_err());
+}
+
+#[tokio::test]
+async fn one_port_goes_on_with_either_protocol_when_the_other_is_gone() {
+    let port = Port::bind("127.0.0.1:0", PortConfig::default()).await.unwrap();
+    let address = port.local_addr();
+    let (vstp_tcp, vstp_udp, cnp, _sorting) = port.into_parts();
+    tokio::spawn(cnp.run(|_, _| async {}));
+    let one = client(true, address).await;
+    soon(one.send("while both are there")).await.unwrap();
+    drop((vstp_tcp, vstp_udp));
+    soon(one.send("alone")).await.unwrap();
+    for udp in [false, true] {
+        soon(client(udp, address).await.send("a new one")).await.unwrap();
+    }
 }
 
 #[tokio::test]

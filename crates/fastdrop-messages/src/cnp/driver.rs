@@ -246,7 +246,7 @@ pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Ar
             if !link.has_output() {
                 // There may be more. It comes to an end when the window is full.
                 turns += 1;
-                if turns % TURNS == 0 {
+                if turns.is_multiple_of(TURNS) {
                     tokio::task::yield_now().await;
                 }
                 continue;

@@ -25,6 +25,18 @@ struct Side {
     ended: Option<Ending>,
     /// What has come of a stream and is not a whole packet yet.
     read: Vec<u8>,
+    read_at: Option<Instant>,
+    /// Whether it has closed its end of a stream.
+    closed: bool,
+}
+
+impl Side {
+    /// When a packet that has begun on a stream must have gone on.
+    fn stalls_at(&self) -> Option<Instant> {
+        let session =
+            self.session.as_ref().filter(|session| !self.read.is_empty() && session.wants_input())?;
+        Some(self.read_at? + session.packet_timeout())
+    }
 }
 
 impl Side {
@@ -39,6 +51,8 @@ impl Side {
             opened: false,
             ended: None,
             read: Vec::new(),
+            read_at: None,
+            closed: false,
         }
     }
 }
@@ -175,14 +189,24 @@ impl Pair {
         let arrival = self.wire.next_at();
         let timer = self.sides.iter_mut().filter_map(|side| side.session.as_mut()?.poll_timeout()).min();
         let taken = self.sides.iter().filter_map(|side| Some(side.untaken.front()?.0)).min();
-        let Some(next) = [arrival, timer, taken].into_iter().flatten().min() else { return false };
+        let stalled = self.sides.iter().filter_map(Side::stalls_at).min();
+        let Some(next) = [arrival, timer, taken, stalled].into_iter().flatten().min() else { return false };
         assert!(next > self.now || arrival == Some(next) || self.progress_at(next), "a deadline in the past");
         self.now = self.now.max(next);
         let now = self.now;
         if arrival == Some(next) {
             let Some((_, to, bytes)) = self.wire.pop() else { return false };
             match self.carrier {
-                Carrier::Stream => self.sides[to].read.extend_from_slice(&bytes),
+                Carrier::Stream if bytes.is_empty() => {
+                    self.handle_stream(to);
+                    if let Some(session) = &mut self.sides[to].session {
+                        session.handle_end();
+                    }
+                }
+                Carrier::Stream => {
+                    self.sides[to].read.extend_from_slice(&bytes);
+                    self.sides[to].read_at = Some(now);
+                }
                 Carrier::Datagrams => self.handle_datagram(to, &bytes),
             }
         } else {
@@ -191,6 +215,12 @@ impl Pair {
                     let (_, len) = side.untaken.pop_front().unwrap();
                     if let Some(session) = &mut side.session {
                         session.handle_taken(now, len);
+                    }
+                }
+                if side.stalls_at().is_some_and(|at| at <= now) {
+                    side.read.clear();
+                    if let Some(session) = &mut side.session {
+                        session.handle_stalled();
                     }
                 }
                 if let Some(session) = &mut side.session
@@ -295,8 +325,14 @@ impl Pair {
                 }
             }
             self.memory_max[node] = self.memory_max[node].max(session.memory());
+            let closes = self.carrier == Carrier::Stream && session.is_finished() && !side.closed;
+            side.closed |= closes;
             for out in outs {
                 self.transmit(node, &out);
+            }
+            if closes && !self.silent {
+                let at = self.in_order[node].max(self.now + self.wire.link.delay);
+                self.wire.deliver(at, node, 1 - node, &[]);
             }
         }
         let done = self.sides.iter().all(|side| side.acknowledged.len() == side.given.len());

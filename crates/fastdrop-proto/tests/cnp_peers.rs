@@ -1,0 +1,256 @@
+//! One end of CNP, told packets one by one as all kinds of peers write them.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
+
+use bytes::Bytes;
+use fastdrop_proto::cnp::handshake::{write_ack, write_syn};
+use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
+use fastdrop_proto::cnp::{
+    Accepted, Acceptor, Carrier, Checksum, ChecksumKind, Ending, Event, Head, MessageLimits, SendError, Seq,
+    Session, SessionConfig, SessionId,
+};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+const STEP_BY_STEP: &[u8] =
+    br#"{"operation_mode":"step-by-step","max_packet_size":1000,"x":"so that it may have an answer"}"#;
+const BURST: &[u8] =
+    br#"{"operation_mode":"burst","window_size":8,"max_packet_size":1000,"x":"so that it may have an answer"}"#;
+
+fn id(n: u8) -> SessionId {
+    SessionId::from_random([n; 16])
+}
+
+fn address() -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], 1))
+}
+
+fn packet(typ: u8, number: u64, checksum: &Checksum, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    append(&mut packet, typ, Seq::of(number), number, checksum, payload);
+    packet
+}
+
+fn md5(typ: u8, number: u64, payload: &[u8]) -> Vec<u8> {
+    packet(typ, number, &Checksum::Md5, payload)
+}
+
+/// A server's end by UDP, asked for by this SYN.
+fn by_udp(now: Instant, syn: &[u8]) -> Session {
+    let config = SessionConfig::server(Carrier::Datagrams);
+    let mut acceptor = Acceptor::new(config.clone());
+    let syn = md5(1, 0, syn);
+    let answer = acceptor.handle_datagram(now, address(), &syn, || Some(id(7)));
+    assert!(matches!(answer, Accepted::Answer(_)));
+    let ack = md5(3, 0, &write_ack(&id(7)));
+    let Accepted::Session(handshake) = acceptor.handle_datagram(now, address(), &ack, || None) else {
+        panic!("no session")
+    };
+    let mut session = Session::accepted(now, config, handshake);
+    session.handle_datagram(now, &ack);
+    events(&mut session);
+    session
+}
+
+/// A server's end by TCP, asked for by this SYN.
+fn by_tcp(now: Instant, syn: &[u8]) -> Session {
+    let mut session = Session::accept(now, SessionConfig::server(Carrier::Stream), id(7));
+    give(&mut session, now, &md5(1, 0, syn));
+    output(&mut session, now);
+    give(&mut session, now, &md5(3, 0, &write_ack(&id(7))));
+    events(&mut session);
+    session
+}
+
+/// A client's end by TCP, answered with this SYN-ACK.
+fn client(now: Instant, config: SessionConfig, syn_ack: &[u8]) -> Session {
+    let mut session = Session::connect(now, config);
+    output(&mut session, now);
+    give(&mut session, now, &md5(2, 0, syn_ack));
+    output(&mut session, now);
+    assert_eq!(events(&mut session), [Event::Opened]);
+    session
+}
+
+fn give(session: &mut Session, now: Instant, packet: &[u8]) {
+    let head = Head::parse(packet, session.payload_max()).unwrap().unwrap();
+    session.handle_packet(now, &head, &packet[HEAD_BYTES..]);
+}
+
+fn output(session: &mut Session, now: Instant) -> Vec<Vec<u8>> {
+    std::iter::from_fn(|| {
+        let mut out = Vec::new();
+        session.poll_transmit(now, &mut out, 1 << 20).then_some(out)
+    })
+    .collect()
+}
+
+fn events(session: &mut Session) -> Vec<Event> {
+    std::iter::from_fn(|| session.poll_event()).collect()
+}
+
+fn messages(session: &mut Session) -> Vec<Bytes> {
+    let message = |event| match event {
+        Event::Message(message) => Some(message),
+        _ => None,
+    };
+    events(session).into_iter().filter_map(message).collect()
+}
+
+#[test]
+fn by_udp_numbers_are_taken_as_the_specification_says_whoever_sends_them() {
+    let now = Instant::now();
+    for (syn, numbers, expected) in
+        [(STEP_BY_STEP, [0, 1, 0], &["0", "1"][..]), (BURST, [1, 0, 2], &["0", "1", "2"])]
+    {
+        let mut session = by_udp(now, syn);
+        for number in numbers {
+            session.handle_datagram(now, &md5(1, number, number.to_string().as_bytes()));
+            output(&mut session, now);
+        }
+        assert_eq!(messages(&mut session), expected);
+    }
+}
+
+#[test]
+fn a_sign_of_life_that_was_not_agreed_on_is_not_acknowledged_by_udp() {
+    let now = Instant::now();
+    let ours = SessionConfig { keep_alive: None, ..SessionConfig::client(Carrier::Datagrams) };
+    for syn in [write_syn(&ours), STEP_BY_STEP.to_vec()] {
+        let mut session = by_udp(now, &syn);
+        let checksum = match session.agreed().unwrap().checksum {
+            ChecksumKind::Md5 => Checksum::Md5,
+            ChecksumKind::Crc32c => Checksum::crc32c(&id(7).text()),
+        };
+        output(&mut session, now);
+        session.handle_datagram(now, &packet(4, 0, &checksum, b"alive"));
+        assert!(output(&mut session, now).is_empty());
+    }
+    // By TCP a peer of the field expects it.
+    let mut session = by_tcp(now, STEP_BY_STEP);
+    give(&mut session, now, &md5(4, 5, b""));
+    assert_eq!(output(&mut session, now), [md5(2, 5, b"ACK")]);
+}
+
+#[test]
+fn a_second_syn_ack_is_no_sign_that_the_ack_has_arrived() {
+    let mut now = Instant::now();
+    let config = SessionConfig { checksum: ChecksumKind::Md5, ..SessionConfig::client(Carrier::Datagrams) };
+    let mut acceptor = Acceptor::new(SessionConfig::server(Carrier::Datagrams));
+    let mut session = Session::connect(now, config);
+    let syn = output(&mut session, now).remove(0);
+    let answer = acceptor.handle_datagram(now, address(), &syn, || Some(id(7)));
+    let Accepted::Answer(syn_ack) = answer else { panic!("no answer") };
+    session.handle_datagram(now, &syn_ack);
+    let lost = output(&mut session, now);
+    assert!(!lost.is_empty());
+    session.handle_datagram(now, &syn_ack);
+    now += 2 * SECOND;
+    session.handle_timeout(now);
+    let again = output(&mut session, now);
+    let came = |one: &Vec<u8>| {
+        matches!(acceptor.handle_datagram(now, address(), one, || None), Accepted::Session(_))
+    };
+    assert!(again.iter().any(came), "the ACK does not come again");
+}
+
+#[test]
+fn what_comes_with_the_ack_of_another_session_is_that_sessions() {
+    let now = Instant::now();
+    let mut session = by_udp(now, BURST);
+    let mut datagram = md5(3, 0, &write_ack(&id(9)));
+    datagram.extend(md5(1, 0, b"for the new one"));
+    session.handle_datagram(now, &datagram);
+    assert_eq!(events(&mut session), []);
+    // Its own ACK once more is answered, and what comes with it is taken.
+    output(&mut session, now);
+    let mut datagram = md5(3, 0, &write_ack(&id(7)));
+    datagram.extend(md5(1, 0, b"for this one"));
+    session.handle_datagram(now, &datagram);
+    assert_eq!(messages(&mut session), ["for this one"]);
+    assert_eq!(output(&mut session, now).len(), 1);
+}
+
+#[test]
+fn crc32c_alone_covers_the_number_of_a_disconnect_request() {
+    let now = Instant::now();
+    let syn = br#"{"operation_mode":"burst","window_size":8,"max_packet_size":1000,"checksum":"crc32c"}"#;
+    let mut session = by_tcp(now, syn);
+    let checksum = Checksum::crc32c(&id(7).text());
+    give(&mut session, now, &packet(1, 0, &checksum, b"a"));
+    give(&mut session, now, &packet(5, 1, &checksum, b"Disconnect"));
+    assert_eq!(events(&mut session), [Event::Message("a".into()), Event::Ended(Ending::PeerClosed)]);
+    assert_eq!(
+        output(&mut session, now).concat(),
+        [packet(2, 0, &checksum, b"ACK"), packet(2, 1, &checksum, b"ACK")].concat()
+    );
+}
+
+#[test]
+fn a_message_is_no_longer_than_its_receiver_says_even_if_a_packet_could_be() {
+    let now = Instant::now();
+    let syn_ack = br#"{"status":"ok","session_id":"s","operation_mode":"burst","max_packet_size":5000,"window_size":9,"fragmentation":true,"max_message_size":1000}"#;
+    let mut session = client(now, SessionConfig::client(Carrier::Stream), syn_ack);
+    assert!(matches!(session.send(now, vec![0; 1001].into()), Err(SendError::TooLarge(_))));
+    assert!(session.send(now, vec![0; 1000].into()).is_ok());
+    // What this end says itself is as consistent.
+    let limits = MessageLimits { message_max: 700, ..MessageLimits::default() };
+    let config = SessionConfig { limits, ..SessionConfig::server(Carrier::Stream) };
+    let mut session = Session::accept(now, config, id(7));
+    give(&mut session, now, &md5(1, 0, BURST));
+    let answer = output(&mut session, now).concat();
+    assert!(String::from_utf8_lossy(&answer).contains(r#""max_packet_size":700"#));
+}
+
+#[test]
+fn the_second_acknowledgement_of_a_repeated_message_does_not_acknowledge_the_next() {
+    let mut now = Instant::now();
+    let syn_ack = br#"{"status":"ok","session_id":"s","operation_mode":"step-by-step","max_packet_size":99}"#;
+    let mut session = client(now, SessionConfig::client(Carrier::Stream), syn_ack);
+    for message in ["one", "two"] {
+        session.send(now, message.into()).unwrap();
+    }
+    assert_eq!(output(&mut session, now).len(), 1);
+    now += 2 * SECOND;
+    session.handle_timeout(now);
+    assert_eq!(output(&mut session, now), [md5(1, 0, b"one")]);
+    // Both copies are acknowledged, by a peer that says 0 to everything.
+    give(&mut session, now, &md5(2, 0, b"ACK"));
+    assert_eq!(output(&mut session, now), [md5(1, 1, b"two")]);
+    give(&mut session, now, &md5(2, 0, b"ACK"));
+    assert_eq!(session.counters().messages_acknowledged, 1);
+    give(&mut session, now, &md5(2, 0, b"ACK"));
+    assert_eq!(session.counters().messages_acknowledged, 2);
+}
+
+#[test]
+fn a_session_that_is_over_keeps_nothing() {
+    let now = Instant::now();
+    for carrier in [Carrier::Stream, Carrier::Datagrams] {
+        let mut session = if carrier == Carrier::Stream { by_tcp(now, BURST) } else { by_udp(now, BURST) };
+        session.send(now, vec![0; 900].into()).unwrap();
+        session.handle_datagram(now, &md5(1, 0, b"first"));
+        session.handle_datagram(now, &md5(1, 3, &[0; 500]));
+        assert!(session.memory() > 1400);
+        let taken = messages(&mut session);
+        session.handle_datagram(now, &md5(3, 0, b"busy: something is wrong"));
+        taken.iter().for_each(|message| session.handle_taken(now, message.len()));
+        output(&mut session, now);
+        assert!(session.is_finished());
+        assert_eq!(session.memory(), 0, "{carrier:?}");
+    }
+}
+
+#[test]
+fn case_96_by_udp_silence_is_the_end_also_without_signs_of_life() {
+    let mut now = Instant::now();
+    let mut session = by_udp(now, BURST);
+    output(&mut session, now);
+    while let Some(at) = session.poll_timeout() {
+        now = at;
+        session.handle_timeout(now);
+        output(&mut session, now);
+    }
+    assert_eq!(events(&mut session), [Event::Ended(Ending::Gone)]);
+}
