@@ -74,7 +74,11 @@ impl Incoming {
             Source::Listener(listener) => listener.accept().await?,
             Source::Handed(streams, _) => {
                 let next = streams.lock().await.recv().await;
-                next.ok_or(io::ErrorKind::NotConnected)?
+                match next {
+                    Some(handed) => handed,
+                    // Nobody hands on anything any more.
+                    None => std::future::pending().await,
+                }
             }
         };
         if let Err(error) = set_options(&stream) {
