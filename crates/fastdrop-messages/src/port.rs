@@ -62,8 +62,8 @@ pub struct PortConfig {
 impl Port {
     /// Connections whose first byte has not come; one more, and the one that has waited longest is closed.
     const WAITING_MAX: usize = 1024;
-    /// How long the first byte may take.
-    const WAITING_TIME: Duration = Duration::from_secs(10);
+    /// How long the first byte may take. Programs of VSTP may be silent at first.
+    const WAITING_TIME: Duration = Duration::from_secs(60);
     /// Connections that were looked at, and that their server has not taken; one more is closed.
     const HANDED_MAX: usize = 1024;
 
