@@ -192,7 +192,9 @@ fn flags_of_the_other_protocol_are_refused() {
     send(&["--protocol", "cnp", "--max-size", "0"]).expect_failure();
     fastdrop(args!["message", "listen", "--protocol", "cnp", "--port", "0", "--tls"]).run().expect(2);
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    fastdrop(args!["message", "send", "--protocol", "cnp", "x", hole]).run().expect(5);
+    for transport in ["--tcp", "--udp"] {
+        fastdrop(args!["message", "send", "--protocol", "cnp", "x", hole, transport]).run().expect(5);
+    }
 }
 
 #[test]

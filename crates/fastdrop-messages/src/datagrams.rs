@@ -56,6 +56,11 @@ impl Socket {
         Ok(Self { socket, state })
     }
 
+    /// Receives from this address alone from now on, and hears when nobody is there.
+    pub(crate) async fn connect(&self, peer: SocketAddr) -> io::Result<()> {
+        self.socket.connect(peer).await
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
@@ -67,6 +72,18 @@ impl Socket {
 
     pub(crate) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
+    }
+
+    /// Waits until something can be received; true if the system says instead that nobody is there, which it does once for each datagram.
+    pub(crate) async fn refused_or_readable(&self) -> bool {
+        let Ok(ready) = self.socket.ready(Interest::READABLE | Interest::ERROR).await else { return false };
+        if !ready.is_error() {
+            return false;
+        }
+        let error = self.socket.take_error().ok().flatten();
+        // It is taken, and to be waited for anew.
+        let _: io::Result<()> = self.socket.try_io(Interest::ERROR, || Err(io::ErrorKind::WouldBlock.into()));
+        error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     pub(crate) async fn writable(&self) -> io::Result<()> {

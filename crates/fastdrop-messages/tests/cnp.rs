@@ -200,6 +200,9 @@ async fn errors_say_whose_fault_they_are() {
     // The network's.
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     assert_eq!(fault(Client::connect(nobody).await.unwrap_err()), Fault::Network);
+    let unreachable = soon(Client::builder().udp().connect(nobody)).await.unwrap_err();
+    assert!(matches!(unreachable, Error::Ended(Ending::Unreachable)));
+    assert_eq!(unreachable.fault(), Fault::Network);
     let hole = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let patient = Client::builder().udp().handshake_timeout(Duration::from_millis(200));
     let silence = soon(patient.connect(hole.local_addr().unwrap())).await.unwrap_err();

@@ -269,7 +269,11 @@ fn code_of_cnp(error: &cnp::Error) -> ExitCode {
             ExitCode::Policy
         }
         cnp::Error::Ended(
-            Ending::PeerClosed | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost,
+            Ending::PeerClosed
+            | Ending::Unreachable
+            | Ending::HandshakeTimeout
+            | Ending::Gone
+            | Ending::ConnectionLost,
         ) => ExitCode::Network,
         cnp::Error::Config(_) => ExitCode::Usage,
         _ => ExitCode::Other,

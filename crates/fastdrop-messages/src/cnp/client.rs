@@ -126,7 +126,9 @@ async fn link(carrier: Carrier, addr: impl ToSocketAddrs) -> io::Result<(Link, S
             let peer = tokio::net::lookup_host(addr).await?.next();
             let peer = peer.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
             let any = if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = Arc::new(Socket::bind(any).await?);
+            let socket = Socket::bind(any).await?;
+            socket.connect(peer).await?;
+            let socket = Arc::new(socket);
             Ok((Link::datagrams(socket, peer, Source::Own(Room::new())), peer))
         }
     }

@@ -52,7 +52,9 @@ impl Error {
                 Ending::PeerClosed | Ending::PeerError(_) | Ending::Refused(_) | Ending::Protocol(_) => {
                     Fault::Peer
                 }
-                Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => Fault::Network,
+                Ending::Unreachable | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => {
+                    Fault::Network
+                }
             },
         }
     }

@@ -38,6 +38,8 @@ pub(super) struct Datagrams {
     peer: SocketAddr,
     source: Source,
     out: Vec<u8>,
+    /// Whether the system has said that nobody is there.
+    refused: bool,
     /// Where the next datagram in `out` begins, and the lengths of those that have not left.
     sent: usize,
     lengths: VecDeque<usize>,
@@ -74,7 +76,8 @@ impl Link {
 
     pub(super) fn datagrams(socket: Arc<Socket>, peer: SocketAddr, source: Source) -> Self {
         let (out, lengths) = (Vec::new(), VecDeque::new());
-        Self::Datagrams(Box::new(Datagrams { socket, peer, source, out, sent: 0, lengths }))
+        let refused = false;
+        Self::Datagrams(Box::new(Datagrams { socket, peer, source, out, refused, sent: 0, lengths }))
     }
 
     /// Gives the session what has come, as far as it wants it.
@@ -143,10 +146,10 @@ impl Link {
                 }
             }
             Self::Datagrams(link) => {
-                let Datagrams { socket, source, .. } = &mut **link;
+                let Datagrams { socket, source, refused, .. } = &mut **link;
                 let came = async {
                     match source {
-                        Source::Own(_) => drop(socket.readable().await),
+                        Source::Own(_) => *refused |= socket.refused_or_readable().await,
                         Source::Inbox(inbox, next) => {
                             if next.is_none() {
                                 *next = inbox.recv().await;
@@ -262,10 +265,14 @@ impl Datagrams {
                     });
                     match received {
                         Ok(()) => {}
-                        // Nobody is there, for now: the handshake or the session finds that out.
-                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                            self.refused = true;
+                        }
                         Err(_) => break,
                     }
+                }
+                if std::mem::take(&mut self.refused) {
+                    session.handle_unreachable();
                 }
             }
             Source::Inbox(inbox, next) => {

@@ -48,6 +48,13 @@ impl Session {
         self.fail(code, &error.to_string());
     }
 
+    /// The system says that nobody takes datagrams where they go. It is believed in the handshake alone: later somebody may come back.
+    pub fn handle_unreachable(&mut self) {
+        if matches!(self.state, State::SynSent { .. }) {
+            self.end(Ending::Unreachable);
+        }
+    }
+
     /// The stream has ended, or broken.
     pub fn handle_end(&mut self) {
         match self.state {

@@ -56,6 +56,9 @@ pub enum Ending {
     /// The peer sent what may not be.
     #[error("the peer has broken the protocol: {0}")]
     Protocol(String),
+    /// Nobody is there to answer a SYN, the system says.
+    #[error("nobody listens there")]
+    Unreachable,
     /// The handshake took too long.
     #[error("no session within the time for it")]
     HandshakeTimeout,
