@@ -135,8 +135,8 @@ fn ours_agree_on_everything_by_either_transport() {
         "--udp --operation-mode step-by-step",
         "--repeat all --window 1",
         "--udp --repeat all --window 32767",
-        "--checksum md5",
-        "--udp --checksum md5 --max-size 500",
+        "--packet-checksum md5",
+        "--udp --packet-checksum md5 --max-size 500",
     ]
     .iter()
     .enumerate()

@@ -61,7 +61,7 @@ fn client(send: &Send) -> ClientBuilder {
     if let Some(size) = send.max_size {
         client = client.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
     }
-    if send.checksum == Some(Checksum::Md5) {
+    if send.packet_checksum == Some(Checksum::Md5) {
         client = client.checksum(ChecksumKind::Md5);
     }
     if let Some(id) = &send.client_id {

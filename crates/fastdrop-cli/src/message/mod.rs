@@ -153,7 +153,7 @@ pub(crate) struct Send {
     pub(crate) max_size: Option<u64>,
     /// cnp: what packets are covered with [default: crc32c, if the listener knows it]
     #[arg(long, value_enum, value_name = "NAME")]
-    pub(crate) checksum: Option<Checksum>,
+    pub(crate) packet_checksum: Option<Checksum>,
     /// cnp: how this end calls itself
     #[arg(long, value_name = "NAME")]
     pub(crate) client_id: Option<String>,

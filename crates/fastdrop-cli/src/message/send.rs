@@ -146,7 +146,7 @@ impl Send {
                 (self.window.is_some(), "--window"),
                 (self.repeat.is_some(), "--repeat"),
                 (self.max_size.is_some(), "--max-size"),
-                (self.checksum.is_some(), "--checksum"),
+                (self.packet_checksum.is_some(), "--packet-checksum"),
                 (self.client_id.is_some(), "--client-id"),
                 (self.stats, "--stats"),
             ],
