@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// The servers behind one port. When it is dropped, nothing more comes to them by TCP.
+/// The servers behind one port, to be taken apart.
 pub struct Port {
     /// Frames by TCP.
     pub vstp_tcp: Option<VstpTcpServer>,
@@ -24,12 +24,13 @@ pub struct Port {
     pub vstp_udp: Option<VstpUdpServer>,
     /// Acknowledged messages by either.
     pub cnp: cnp::Server,
-    address: SocketAddr,
     /// Looks at connections that come, until it is dropped.
-    guard: Sorting,
+    pub sorting: Sorting,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
-/// The task that looks at the first byte of each connection.
+/// The task that looks at the first byte of each connection. When it is dropped, nothing more comes by TCP.
 #[derive(Debug)]
 pub struct Sorting(#[expect(dead_code, reason = "ends its task when it is dropped")] JoinSet<()>);
 
@@ -107,17 +108,7 @@ impl Port {
             }
             _ => None,
         };
-        Ok(Self { vstp_tcp, vstp_udp, cnp, address, guard: Sorting(sorting) })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The servers, each for itself, and what has to be kept as long as connections are to come.
-    pub fn into_parts(self) -> (Option<VstpTcpServer>, Option<VstpUdpServer>, cnp::Server, Sorting) {
-        (self.vstp_tcp, self.vstp_udp, self.cnp, self.guard)
+        Ok(Self { vstp_tcp, vstp_udp, cnp, sorting: Sorting(sorting), address })
     }
 }
 

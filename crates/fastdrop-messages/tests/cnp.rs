@@ -154,8 +154,7 @@ async fn whoever_waits_for_a_session_is_told_when_its_server_is_dropped() {
 #[tokio::test]
 async fn one_port_goes_on_with_either_protocol_when_the_other_is_gone() {
     let port = Port::bind("127.0.0.1:0", PortConfig::default()).await.unwrap();
-    let address = port.local_addr();
-    let (vstp_tcp, vstp_udp, cnp, _sorting) = port.into_parts();
+    let Port { vstp_tcp, vstp_udp, cnp, sorting: _sorting, address } = port;
     tokio::spawn(cnp.run(|_, _| async {}));
     let one = client(true, address).await;
     soon(one.send("while both are there")).await.unwrap();

@@ -218,6 +218,10 @@ fn the_second_acknowledgement_of_a_repeated_message_does_not_acknowledge_the_nex
     // Both copies are acknowledged, by a peer that says 0 to everything.
     give(&mut session, now, &md5(2, 0, b"ACK"));
     assert_eq!(output(&mut session, now), [md5(1, 1, b"two")]);
+    // Of one that is damaged nothing is learned.
+    let mut damaged = md5(2, 0, b"ACK");
+    damaged[HEAD_BYTES] ^= 1;
+    give(&mut session, now, &damaged);
     give(&mut session, now, &md5(2, 0, b"ACK"));
     assert_eq!(session.counters().messages_acknowledged, 1);
     give(&mut session, now, &md5(2, 0, b"ACK"));

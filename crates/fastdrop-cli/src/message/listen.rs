@@ -107,8 +107,8 @@ async fn bind(
             let cnp = by_cnp::server(listen, tcp, udp);
             let config = PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen), cnp };
             let port = Port::bind(address, config).await?;
-            address = port.local_addr();
-            let (vstp_tcp, vstp_udp, cnp, sorting) = port.into_parts();
+            address = port.address;
+            let Port { vstp_tcp, vstp_udp, cnp, sorting, .. } = port;
             servers = Servers { vstp_tcp, vstp_udp, cnp: Some(cnp), _sorting: Some(sorting) };
         }
     }

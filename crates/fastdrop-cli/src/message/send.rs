@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 /// Lines that are read ahead, and messages that wait for their acknowledgements together.
 pub(super) const BATCH: usize = 256;
+
 /// How a session fared.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stats {

@@ -37,6 +37,8 @@ pub(crate) struct Listener {
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
     tasks: JoinSet<()>,
+    /// Whether there are to be no new sessions, not even in the place of others.
+    closes: bool,
     /// How many sessions there may be before those that are over are looked for.
     sweep_at: usize,
 }
@@ -54,7 +56,18 @@ impl Listener {
     ) -> Self {
         let acceptor = Acceptor::new(config.clone());
         let (sessions, tasks) = (HashMap::new(), JoinSet::new());
-        Self { socket, config, sessions_max, acceptor, sessions, ready, budget, tasks, sweep_at: 64 }
+        Self {
+            socket,
+            config,
+            sessions_max,
+            acceptor,
+            sessions,
+            ready,
+            budget,
+            tasks,
+            closes: false,
+            sweep_at: 64,
+        }
     }
 
     /// A datagram came.
@@ -104,7 +117,7 @@ impl Listener {
         let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
         machine.handle_datagram(Instant::now(), datagram);
         let fits = self.sessions.len() < self.sessions_max || self.sessions.contains_key(&from);
-        let place = self.ready.try_reserve().ok().filter(|_| fits);
+        let place = self.ready.try_reserve().ok().filter(|_| fits && !self.closes);
         let Some(place) = place else {
             tracing::warn!(%from, "no more sessions");
             machine.abort(ErrorCode::Busy, "no more sessions here");
@@ -129,7 +142,7 @@ impl Listener {
 
     /// All sessions take leave.
     pub(super) fn close_all(&mut self) {
-        self.sessions_max = 0;
+        self.closes = true;
         for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
             shared.lock().session.close(Instant::now());
             shared.changed.notify_one();

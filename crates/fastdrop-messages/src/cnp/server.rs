@@ -178,7 +178,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by UDP more are not answered.
+    /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by UDP more are told that there is no room.
     pub fn sessions_max(mut self, count: usize) -> Self {
         self.sessions_max = count;
         self

@@ -201,11 +201,7 @@ impl Session {
     pub async fn close(&self) -> Result<(), Error> {
         self.0.shared.lock().session.close(Instant::now());
         self.0.shared.changed.notify_one();
-        match self.wait_until(|state| state.ended.is_some()).await {
-            Ok(()) => {}
-            Err(error) => return Err(error),
-        }
-        match self.ending() {
+        match self.ended().await {
             Ending::Closed => Ok(()),
             // The peer has closed first: fine, if it has everything.
             Ending::PeerClosed if self.0.shared.lock().receipts.are_done() => Ok(()),

@@ -337,7 +337,7 @@ impl Session {
         self.state == State::Over
     }
 
-    /// Whether the peer has been asked to close, or has asked.
+    /// Whether nothing more is sent or received but, perhaps, an acknowledgement of the peer's farewell.
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Lingering { .. } | State::Over)
     }
