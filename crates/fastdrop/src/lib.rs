@@ -9,6 +9,7 @@ mod decode;
 mod encode;
 mod engine;
 mod error;
+mod filter;
 mod journal;
 mod observe;
 mod protocol;
@@ -27,11 +28,11 @@ pub use client::{
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
 pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
+pub use filter::{Filter, FilterError};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
 pub use protocol::{Accept, Protocol, UnknownProtocol};
 pub use server::{Server, ServerError, ServerOptions};
 pub use stop::Stop;
-pub use walk::{Filter, FilterError};
 
 /// Shows a name that came from elsewhere: what could steer a terminal or break a line is escaped.
 pub fn shown(name: &[u8]) -> String {

@@ -3,9 +3,9 @@
 use super::{ClientOptions, Error, Limits, Walked};
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
+use crate::filter::Filter;
 use crate::observe::{Observer, Warning};
 use crate::protocol::Protocol;
-use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, Spent};
 use fastdrop_proto::units::EntryIndex;

@@ -4,10 +4,10 @@ use super::lock;
 use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
 use crate::archive::MEMBERS_MAX;
 use crate::error::Error;
+use crate::filter::Filter;
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::root::{Dirs, Root, rename, split};
 use crate::stage::{Leftovers, Stage, default_mode, set_attributes, write_all_at};
-use crate::walk::Filter;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Archive, Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason,

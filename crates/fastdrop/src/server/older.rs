@@ -5,7 +5,7 @@ use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::incoming::Incoming;
 use crate::error::Error;
-use crate::walk::Filter;
+use crate::filter::Filter;
 use fastdrop_proto::fastdp::Durability;
 use std::any::Any;
 use std::net::{SocketAddr, TcpStream};

@@ -10,11 +10,12 @@ use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, SendOptions, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
+use crate::filter::Filter;
 use crate::journal::FileKey;
 use crate::observe::Observer;
 use crate::root::Root;
 use crate::stage::{Busy, random};
-use crate::walk::{Filter, SourceTree, WalkOptions, walk};
+use crate::walk::{SourceTree, WalkOptions, walk};
 use fastdrop_proto::fastdp::{
     Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
     Sender, SenderConfig, Streams, Table, Transcript,
