@@ -1,5 +1,6 @@
 //! `fastdrop`: serves a folder, sends, gets and lists; and messages.
 
+mod address;
 mod args;
 mod config;
 mod exit;

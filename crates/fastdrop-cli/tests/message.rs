@@ -210,3 +210,44 @@ fn the_configuration_has_a_table_for_each_command_of_messages() {
     std::fs::write(&file, "[message.listen]\nports = 0\n").unwrap();
     fastdrop(args!["message", "listen", "--config", file]).run().expect(2);
 }
+
+/// Sends by everything that there is to an address and back.
+fn exchanges_on(bind: &str) {
+    let listener = Listener::start_on(bind, "all", &[]);
+    for (number, extra) in
+        ["--ack", "--udp --ack", "--protocol cnp", "--protocol cnp --udp"].iter().enumerate()
+    {
+        let text = format!("{number} to {bind}");
+        listener.send(&[&text], &extra.split(' ').collect::<Vec<_>>()).expect(0);
+        listener.message(&text);
+    }
+    listener.end();
+    let listener = Listener::start_on(bind, "vstp", &["--tls"]);
+    listener.send(&["secret"], &["--pin", &listener.certificate(), "--ack"]).expect(0);
+    listener.end();
+}
+
+#[test]
+fn ipv6_addresses_may_have_zones() {
+    for bind in ["[::1]", "[::1%lo]", "[::1%1]"] {
+        exchanges_on(bind);
+    }
+    fastdrop(args!["message", "listen", "--port", "0", "--bind", "fe80::1%nowhere"]).run().expect(2);
+    fastdrop(args!["message", "listen", "--port", "0", "--bind", "fe80::1"]).run().expect(2);
+    for target in ["[fe80::1%nowhere]", "[fe80::1]:6969", "[::1%nowhere]"] {
+        fastdrop(args!["message", "send", "x", target]).run().expect(2);
+    }
+}
+
+#[test]
+#[ignore = "needs an interface with a link-local IPv6 address"]
+fn a_link_local_address_is_reached_through_its_zone() {
+    let table = std::fs::read_to_string("/proc/net/if_inet6").unwrap();
+    let line = table.lines().find(|line| line.starts_with("fe80")).expect("a link-local address");
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let bits = u128::from_str_radix(fields[0], 16).unwrap();
+    let index = u32::from_str_radix(fields[1], 16).unwrap();
+    let ip = std::net::Ipv6Addr::from(bits);
+    exchanges_on(&format!("[{ip}%{}]", fields[5]));
+    exchanges_on(&format!("[{ip}%{index}]"));
+}

@@ -2,6 +2,7 @@
 
 use super::printer::Printer;
 use super::{Failure, Listen, Protocol, Spoken, by_cnp, by_vstp};
+use crate::address::Address;
 use crate::output::Output;
 use crate::run::Refused;
 use fastdrop::Stop;
@@ -81,7 +82,7 @@ async fn bind(
     output: Output,
 ) -> Result<Servers, Failure> {
     let default = if spoken == Spoken::Cnp { Protocol::Cnp } else { Protocol::Vstp };
-    let mut address = SocketAddr::new(listen.bind, listen.port.unwrap_or(default.default_port()));
+    let mut address = listen.bind.with_port(listen.port.unwrap_or(default.default_port()));
     let mut servers = Servers::default();
     match spoken {
         Spoken::Vstp => {
@@ -156,7 +157,7 @@ fn udp_limits(listen: &Listen) -> ReassemblyLimits {
 }
 
 fn say_listening(output: Output, protocol: &str, transport: &str, address: SocketAddr) {
-    let (ip, port) = (address.ip().to_string(), address.port());
+    let (ip, port) = (Address::from(address).to_string(), address.port());
     output.event(
         "listening",
         json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port }),

@@ -1,5 +1,6 @@
 //! `fastdrop message`: messages as lines.
 
+use crate::address::Address;
 use crate::args::Common;
 use crate::exit::ExitCode;
 use crate::output::{Output, complain};
@@ -13,7 +14,6 @@ use fastdrop_messages::vstp::VstpError;
 use fastdrop_messages::vstp::tcp::tls::Fingerprint;
 use serde_json::json;
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 mod by_cnp;
@@ -93,9 +93,9 @@ pub(crate) struct Listen {
     /// The protocol
     #[arg(long, value_enum, default_value = "all", value_name = "NAME")]
     pub(crate) protocol: Spoken,
-    /// Listen on this address; 0.0.0.0 or :: for every one of this machine
-    #[arg(long, alias = "host", default_value = "127.0.0.1", value_name = "ADDR")]
-    pub(crate) bind: IpAddr,
+    /// Listen on this address; 0.0.0.0 or :: for every one of this machine; a link-local one with its zone, as fe80::1%eth0
+    #[arg(long, alias = "host", default_value = "127.0.0.1", value_name = "ADDR", value_parser = str::parse::<Address>)]
+    pub(crate) bind: Address,
     /// Listen on this port; 0 picks one [default: 6969; for cnp alone 5000]
     #[arg(short, long)]
     pub(crate) port: Option<u16>,

@@ -1,10 +1,11 @@
 //! Sends messages.
 
 use super::{Failure, Protocol, Send, by_cnp, by_vstp};
+use crate::address::{Address, AddressError};
 use crate::output::Output;
 use crate::run::Refused;
 use crate::units::bytes;
-use fastdrop::{Stop, Target};
+use fastdrop::{Stop, Target, shown};
 use fastdrop_messages::cnp::Counters;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
@@ -54,7 +55,7 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
     let messages =
         messages(words.into_iter().map(OsStringExt::into_vec).collect(), send.file.clone(), send.whole);
     let mut sent = Sent::default();
-    let address = target.authority();
+    let address = authority(&target)?;
     let work = async {
         match (send.protocol, send.udp) {
             (Protocol::Cnp, _) => by_cnp::send(&send, &address, messages, &mut sent).await,
@@ -68,6 +69,15 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
     };
     summarise(&send, output, &sent, start.elapsed());
     Ok(result)
+}
+
+/// Host and port as the resolver takes them, which knows zones by number alone.
+fn authority(target: &Target) -> Result<String, Refused> {
+    match target.host.parse::<Address>() {
+        Ok(address) => Ok(address.with_port(target.port).to_string()),
+        Err(AddressError::NotAnAddress) => Ok(target.authority()),
+        Err(error) => Err(Refused::Usage(format!("{}: {error}", shown(target.host.as_bytes())))),
+    }
 }
 
 fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) {

@@ -14,14 +14,20 @@ pub struct Listener {
 impl Listener {
     /// Starts one on a free port.
     pub fn start(protocol: &str, extra: &[&str]) -> Self {
-        let mut words: Vec<OsString> = args!["message", "listen", "--protocol", protocol, "--port", "0"];
+        Self::start_on("127.0.0.1", protocol, extra)
+    }
+
+    /// The same on an address, which is spoken to as it is given.
+    pub fn start_on(bind: &str, protocol: &str, extra: &[&str]) -> Self {
+        let mut words: Vec<OsString> =
+            args!["message", "listen", "--protocol", protocol, "--port", "0", "--bind", bind];
         words.extend(extra.iter().map(OsString::from));
         let process = fastdrop(words).json().start();
         let port = process.stdout_line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
             (event["event"] == "listening").then(|| event["port"].as_u64()).flatten()
         });
-        Self { process, address: format!("127.0.0.1:{}", port.expect("a port")) }
+        Self { process, address: format!("{bind}:{}", port.expect("a port")) }
     }
 
     /// The first message that has this text.

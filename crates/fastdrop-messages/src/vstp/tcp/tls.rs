@@ -139,8 +139,10 @@ pub(crate) async fn connect(
     trust: &Trust,
 ) -> Result<TlsStream<TcpStream>, VstpError> {
     let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host).map_err(|_| VstpError::InvalidAddress)?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    // A zone says how to get there; certificates know none.
+    let host = host.split_once('%').map_or(host, |(host, _)| host);
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| VstpError::InvalidAddress)?;
     let connector = TlsConnector::from(trust.client_config()?);
     let handshake = tokio::time::timeout(HANDSHAKE_MAX, connector.connect(name, stream)).await;
     Ok(handshake.map_err(|_| VstpError::Timeout)??.into())
