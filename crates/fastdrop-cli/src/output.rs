@@ -1,8 +1,10 @@
 //! What the program prints: lines for people, or one JSON event a line.
 
+use crate::exit::ExitCode;
 use crate::units::{bytes, seconds};
 use fastdrop::{Durability, Error, ErrorKind, Listed, ListedKind, Summary, shown};
 use serde_json::{Map, Value, json};
+use signal_hook::consts::SIGPIPE;
 use std::io::Write;
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +19,41 @@ pub(crate) fn complain(why: &str) {
     let _ = writeln!(anstream::stderr(), "{ERROR} {why}");
 }
 
+/// A result or an event that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the output cannot be written: {}", reason(.0))]
+pub(crate) struct OutputError(#[from] std::io::Error);
+
+/// The words of the system, without the number that Rust adds.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+impl OutputError {
+    /// Reports whether the reader has gone away, as `head` does: nothing that needs words.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        self.0.kind() == std::io::ErrorKind::BrokenPipe
+    }
+
+    /// Complains, unless a pipe was closed, and returns the code for the end of the program:
+    /// after a closed pipe that of a program that SIGPIPE ended.
+    pub(crate) fn report(&self, before: &str) -> ExitCode {
+        if self.is_closed_pipe() {
+            return ExitCode::Signal(SIGPIPE as u8);
+        }
+        complain(&format!("{before}{self}"));
+        ExitCode::Other
+    }
+}
+
+/// Writes a text that was asked for to standard output, all of it.
+pub(crate) fn print(text: &[u8]) -> Result<(), OutputError> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text)?;
+    Ok(out.flush()?)
+}
+
 /// Where results go.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
@@ -27,20 +64,16 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Writes a line; a reader that has gone away is no reason to stop.
-    fn line(&self, text: &str) {
-        let _ = if self.data_on_stdout {
-            writeln!(std::io::stderr().lock(), "{text}")
-        } else {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{text}").and_then(|()| out.flush())
-        };
+    /// Writes a line.
+    fn line(&self, text: &str) -> Result<(), OutputError> {
+        let line = [text.as_bytes(), b"\n"].concat();
+        if self.data_on_stdout { Ok(std::io::stderr().lock().write_all(&line)?) } else { print(&line) }
     }
 
     /// Writes an event if events are wanted.
-    pub(crate) fn event(&self, name: &str, fields: Value) {
+    pub(crate) fn event(&self, name: &str, fields: Value) -> Result<(), OutputError> {
         if !self.json {
-            return;
+            return Ok(());
         }
         let mut event = Map::new();
         event.insert("event".into(), name.into());
@@ -48,26 +81,23 @@ impl Output {
             event.extend(fields);
         }
         event.insert("version".into(), EVENTS_VERSION.into());
-        self.line(&Value::Object(event).to_string());
+        self.line(&Value::Object(event).to_string())
     }
 
     /// Writes a line for people if lines are wanted.
-    pub(crate) fn say(&self, text: &str) {
-        if !self.json && !self.quiet {
-            self.line(text);
-        }
+    pub(crate) fn say(&self, text: &str) -> Result<(), OutputError> {
+        if self.json || self.quiet { Ok(()) } else { self.line(text) }
     }
 
-    /// Writes what was asked for, unless events are wanted.
-    pub(crate) fn result(&self, text: &str) {
-        if !self.json {
-            self.line(text);
-        }
+    /// Writes a result, unless events are wanted.
+    pub(crate) fn result(&self, text: &str) -> Result<(), OutputError> {
+        if self.json { Ok(()) } else { self.line(text) }
     }
 
     /// Reports an error, the last thing that is said.
     pub(crate) fn error(&self, error: &Error, code: u8) {
-        self.event("error", json!({ "message": error.to_string(), "exit": code }));
+        // If the event cannot be written, the complaint and the exit code still tell of the error.
+        let _ = self.event("error", json!({ "message": error.to_string(), "exit": code }));
         let kept = error.kind() == ErrorKind::Interrupted;
         complain(&if kept {
             format!("{error}; the same command goes on where it stopped")
@@ -76,51 +106,49 @@ impl Output {
         });
     }
 
-    /// Reports what a transfer came to.
-    pub(crate) fn summary(&self, verb: &str, summary: &Summary) {
+    /// Reports the outcome of a transfer.
+    pub(crate) fn summary(&self, verb: &str, summary: &Summary) -> Result<(), OutputError> {
+        // Complaints first: they are made even if nothing can be printed.
+        for warning in summary.warnings.iter().filter(|_| !self.quiet) {
+            let _ = writeln!(anstream::stderr(), "warning: {}: {}", shown(&warning.path), warning.message);
+        }
+        for failed in &summary.failed {
+            complain(&format!("{}: {}", shown(&failed.path), shown(failed.message.as_bytes())));
+        }
         for warning in &summary.warnings {
-            let path = shown(&warning.path);
-            self.event("warning", json!({ "path": path, "message": warning.message }));
-            if !self.quiet {
-                let _ = writeln!(anstream::stderr(), "warning: {path}: {}", warning.message);
-            }
+            self.event("warning", json!({ "path": shown(&warning.path), "message": warning.message }))?;
         }
         for failed in &summary.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
-            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }));
-            complain(&format!("{path}: {message}"));
+            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }))?;
         }
         for (path, hash) in &summary.hashes {
             let (path, hash) = (shown(path), hex::encode(hash));
-            self.event("file", json!({ "path": path, "blake3": hash }));
-            self.say(&format!("{hash}  {path}"));
+            self.event("file", json!({ "path": path, "blake3": hash }))?;
+            self.say(&format!("{hash}  {path}"))?;
         }
         if summary.dry_run {
             for listed in &summary.would_move {
                 let path = shown(&listed.path);
-                self.event("would", json!({ "path": path, "size": listed.size }));
-                self.say(&format!("would {} {path}", if verb == "sent" { "send" } else { "get" }));
+                self.event("would", json!({ "path": path, "size": listed.size }))?;
+                self.say(&format!("would {} {path}", if verb == "sent" { "send" } else { "get" }))?;
             }
         }
-        self.event("summary", fields(summary));
-        self.say(&line(verb, summary));
+        self.event("summary", fields(summary))?;
+        self.say(&line(verb, summary))
     }
 
     /// Shows names of which nothing else is known.
-    pub(crate) fn names(&self, names: &[Vec<u8>]) {
+    pub(crate) fn names(&self, names: &[Vec<u8>]) -> Result<(), OutputError> {
         for name in names.iter().map(|name| shown(name)) {
-            self.event("entry", json!({ "path": name, "kind": "file" }));
-            if !self.json {
-                self.line(&name);
-            }
+            self.event("entry", json!({ "path": name, "kind": "file" }))?;
+            self.result(&name)?;
         }
-        if self.json {
-            self.event("summary", json!({ "files": names.len() }));
-        }
+        self.event("summary", json!({ "files": names.len() }))
     }
 
-    /// Shows what a folder holds.
-    pub(crate) fn list(&self, listed: &[Listed]) {
+    /// Shows what a folder holds. A list is a result: it is printed however quiet the rest shall be.
+    pub(crate) fn list(&self, listed: &[Listed]) -> Result<(), OutputError> {
         for item in listed {
             let path = shown(&item.path);
             let (kind, letter) = match item.kind {
@@ -132,21 +160,16 @@ impl Output {
                 "entry",
                 json!({ "path": path, "kind": kind, "size": item.size, "mode": format!("{:04o}", item.mode),
                     "mtime": item.mtime.0, "mtime_nanos": item.mtime.1 }),
-            );
+            )?;
             let slash = if letter == 'd' { "/" } else { "" };
             let size = if letter == 'd' { String::new() } else { item.size.to_string() };
-            // A list is a result: it is printed however quiet the rest shall be.
-            if !self.json {
-                self.line(&format!(
-                    "{letter}{} {size:>14}  {}  {path}{slash}",
-                    permissions(item.mode),
-                    date(item.mtime.0)
-                ));
-            }
+            self.result(&format!(
+                "{letter}{} {size:>14}  {}  {path}{slash}",
+                permissions(item.mode),
+                date(item.mtime.0)
+            ))?;
         }
-        if self.json {
-            self.event("summary", json!({ "files": listed.len() }));
-        }
+        self.event("summary", json!({ "files": listed.len() }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::args::{Cli, Color, Command, Common, Compress, Get, List, Progress, Send, Serve, Transfer};
 use crate::exit::ExitCode;
-use crate::output::{Output, complain};
+use crate::output::{Output, OutputError, complain, print};
 use crate::progress::Shown;
 use crate::signals::Signals;
 use clap::{ArgMatches, FromArgMatches};
@@ -10,10 +10,14 @@ use fastdrop::{
     Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Protocol, Put, PutOptions,
     Server, ServerOptions, Stop, Summary, Target,
 };
+use rustix::io::Errno;
 use serde_json::json;
+use signal_hook::consts::SIGPIPE;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +26,13 @@ use std::sync::Arc;
 pub(crate) enum Refused {
     Usage(String),
     Failed(anyhow::Error),
+    Output(OutputError),
+}
+
+impl From<OutputError> for Refused {
+    fn from(error: OutputError) -> Self {
+        Refused::Output(error)
+    }
 }
 
 impl From<anyhow::Error> for Refused {
@@ -34,10 +45,7 @@ impl From<anyhow::Error> for Refused {
 pub(crate) fn run(matches: ArgMatches) -> ExitCode {
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::Usage;
-        }
+        Err(error) => return answer(&error),
     };
     match cli.common.color {
         Color::Auto => {}
@@ -50,11 +58,8 @@ pub(crate) fn run(matches: ArgMatches) -> ExitCode {
         Command::Get(get) => self::get(&cli.common, get),
         Command::List(list) => self::list(&cli.common, list),
         Command::Message(message) => crate::message::run(&cli.common, message),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut crate::config::command(), "fastdrop", &mut std::io::stdout());
-            Ok(ExitCode::Done)
-        }
-        Command::Man => man().map_err(Refused::Failed),
+        Command::Completions { shell } => completions(shell),
+        Command::Man => man(),
     };
     match result {
         Ok(code) => code,
@@ -66,11 +71,32 @@ pub(crate) fn run(matches: ArgMatches) -> ExitCode {
             complain(&format!("{error:#}"));
             ExitCode::Other
         }
+        Err(Refused::Output(error)) => error.report(""),
     }
 }
 
-fn man() -> anyhow::Result<ExitCode> {
-    clap_mangen::Man::new(crate::config::command()).render(&mut std::io::stdout())?;
+/// Prints what clap has to say: help and version are results, everything else is a complaint.
+pub(crate) fn answer(error: &clap::Error) -> ExitCode {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    match printed.map_err(OutputError::from) {
+        _ if error.use_stderr() => ExitCode::Usage,
+        Ok(()) => ExitCode::Done,
+        Err(error) => error.report(""),
+    }
+}
+
+/// Made in memory first: the generators panic where their output cannot be written.
+fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Refused> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut crate::config::command(), "fastdrop", &mut script);
+    print(&script)?;
+    Ok(ExitCode::Done)
+}
+
+fn man() -> Result<ExitCode, Refused> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(crate::config::command()).render(&mut page).map_err(anyhow::Error::from)?;
+    print(&page)?;
     Ok(ExitCode::Done)
 }
 
@@ -120,9 +146,9 @@ pub(crate) fn begin(common: &Common, default_level: &str) -> Result<(Stop, Signa
 fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     let (stop, signals) = begin(common, "info")?;
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
-    let mut options = ServerOptions::new(serve.dir);
+    let mut options = ServerOptions::new(serve.dir.clone());
     options.bind = serve.bind.iter().map(|&address| SocketAddr::new(address, serve.port)).collect();
-    options.accept = serve.accept;
+    options.accept = serve.accept.clone();
     options.fastdownloader = serve.fastdownloader;
     options.nextdp_gzip = serve.nextdp_gzip;
     options.keep_archive = serve.keep_archive;
@@ -142,9 +168,21 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
             return Ok(ExitCode::of_kind(error.kind()));
         }
     };
+    match announce(&server, &serve, output) {
+        // Whoever wanted the address has it, and goes.
+        Err(error) if error.is_closed_pipe() => {}
+        announced => announced?,
+    }
+    server.run().map_err(anyhow::Error::from)?;
+    Ok(signals.seen().map_or(ExitCode::Done, ExitCode::Signal))
+}
+
+/// Says where the server listens, and how it is reached.
+fn announce(server: &Server, serve: &Serve, output: Output) -> Result<(), OutputError> {
     for address in server.addresses() {
         let (ip, port) = (address.ip(), address.port());
-        output.event("listening", json!({ "protocol": "fastdp", "address": ip.to_string(), "port": port }));
+        output
+            .event("listening", json!({ "protocol": "fastdp", "address": ip.to_string(), "port": port }))?;
         // A server on every address is reached by the machine's name.
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let host = if ip.is_unspecified() {
@@ -153,21 +191,20 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
             address.to_string()
         };
         let host = if ip.is_unspecified() { host.replace(['[', ']'], "") } else { host };
-        output.say(&format!("listening on http://{address}"));
+        output.say(&format!("listening on http://{address}"))?;
         if !serve.read_only {
-            output.say(&format!("  fastdrop send FILE... {host}"));
+            output.say(&format!("  fastdrop send FILE... {host}"))?;
         }
         if !serve.write_only {
-            output.say(&format!("  fastdrop get {host}/ DIR"));
+            output.say(&format!("  fastdrop get {host}/ DIR"))?;
         }
     }
     for address in server.fastdownloader_addresses() {
         let (ip, port) = (address.ip().to_string(), address.port());
-        output.event("listening", json!({ "protocol": "fastdownloader", "address": ip, "port": port }));
-        output.say(&format!("listening on {address} for fastdownloader"));
+        output.event("listening", json!({ "protocol": "fastdownloader", "address": ip, "port": port }))?;
+        output.say(&format!("listening on {address} for fastdownloader"))?;
     }
-    server.run().map_err(anyhow::Error::from)?;
-    Ok(signals.seen().map_or(ExitCode::Done, ExitCode::Signal))
+    Ok(())
 }
 
 // ---- send, get, list ----
@@ -257,12 +294,18 @@ fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
     let options = options(&get.transfer)?;
     let to_output = get.dest == Path::new("-");
     let destination = if to_output {
-        Destination::Output(Box::new(std::io::stdout()))
+        Destination::Output(Box::new(standard_output()?))
     } else {
         Destination::Path(get.dest)
     };
     let how = GetOptions { dry_run: get.transfer.dry_run, keep_archive: get.keep_archive };
     transfer(common, target, options, to_output, "got", |client| client.get(destination, how))
+}
+
+/// Standard output without a buffer in which the last bytes could be lost.
+fn standard_output() -> Result<File, Refused> {
+    let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(OutputError::from)?;
+    Ok(File::from(output))
 }
 
 fn transfer(
@@ -283,9 +326,17 @@ fn transfer(
     drop(shown);
     Ok(match result {
         Ok(summary) => {
-            output.summary(verb, &summary);
-            if summary.files_failed > 0 { ExitCode::Partly } else { ExitCode::Done }
+            let code = if summary.files_failed > 0 { ExitCode::Partly } else { ExitCode::Done };
+            match output.summary(verb, &summary) {
+                Err(error) if !error.is_closed_pipe() => {
+                    let lost = error.report(&format!("{verb} as summarised, but the summary is lost: "));
+                    if code == ExitCode::Done { lost } else { code }
+                }
+                // Whoever does not read the summary is not told of it.
+                _ => code,
+            }
         }
+        Err(Error::System { errno: Errno::PIPE, .. }) if data_on_stdout => ExitCode::Signal(SIGPIPE as u8),
         Err(error) => {
             let code = ExitCode::of(&error, signals.seen());
             output.error(&error, code.number());
@@ -306,7 +357,10 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
         other => return Err(Refused::Usage(format!("{other} has no list"))),
     };
     Ok(match listed {
-        Ok(()) => ExitCode::Done,
+        Ok(printed) => {
+            printed?;
+            ExitCode::Done
+        }
         Err(error) => {
             let code = ExitCode::of(&error, signals.seen());
             output.error(&error, code.number());

@@ -3,7 +3,7 @@
 use super::printer::Printer;
 use super::{Failure, Listen, Protocol, Spoken, by_cnp, by_vstp};
 use crate::address::Address;
-use crate::output::Output;
+use crate::output::{Output, OutputError};
 use crate::run::Refused;
 use fastdrop::Stop;
 use fastdrop_messages::cnp;
@@ -116,7 +116,7 @@ async fn bind(
     let names = [("vstp", spoken != Spoken::Cnp), ("cnp", spoken != Spoken::Vstp)];
     for (protocol, _) in names.into_iter().filter(|(_, speaks)| *speaks) {
         for (transport, _) in [("tcp", tcp), ("udp", udp)].into_iter().filter(|(_, listens)| *listens) {
-            say_listening(output, protocol, transport, address);
+            say_listening(output, protocol, transport, address)?;
         }
     }
     Ok(servers)
@@ -140,8 +140,8 @@ async fn bind_tcp(listen: &Listen, address: SocketAddr, output: Output) -> Resul
         _ => return Ok(VstpTcpServer::bind_with_config(address, config).await?),
     };
     let fingerprint = identity.fingerprint().to_string();
-    output.event("certificate", json!({ "fingerprint": fingerprint }));
-    output.say(&format!("certificate {fingerprint}"));
+    output.event("certificate", json!({ "fingerprint": fingerprint }))?;
+    output.say(&format!("certificate {fingerprint}"))?;
     Ok(VstpTcpServer::bind_tls(address, &identity, config).await?)
 }
 
@@ -156,11 +156,16 @@ fn udp_limits(listen: &Listen) -> ReassemblyLimits {
     limits
 }
 
-fn say_listening(output: Output, protocol: &str, transport: &str, address: SocketAddr) {
+fn say_listening(
+    output: Output,
+    protocol: &str,
+    transport: &str,
+    address: SocketAddr,
+) -> Result<(), OutputError> {
     let (ip, port) = (Address::from(address).to_string(), address.port());
     output.event(
         "listening",
         json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port }),
-    );
-    output.say(&format!("listening on {address} for {protocol} by {transport}"));
+    )?;
+    output.say(&format!("listening on {address} for {protocol} by {transport}"))
 }

@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::args::Common;
 use crate::exit::ExitCode;
-use crate::output::{Output, complain};
+use crate::output::{Output, OutputError, complain};
 use crate::run::{Refused, begin};
 use crate::units::parse_size;
 use clap::builder::FalseyValueParser;
@@ -207,11 +207,15 @@ pub(crate) fn run(common: &Common, message: Message) -> Result<ExitCode, Refused
         Message::Listen(listen) => runtime.block_on(listen::listen(listen, output, &stop))?,
         Message::Send(send) => runtime.block_on(send::send(send, output, &stop))?,
     };
+    if let Err(Failure::Output(error)) = result {
+        return Err(Refused::Output(error));
+    }
     if let Err(error) = &result {
         let code = error.code();
         // What a peer has said is among it.
         let text = fastdrop::shown(error.to_string().as_bytes());
-        output.event("error", json!({ "message": text, "exit": code.number() }));
+        // If the event cannot be written, the complaint and the exit code still tell of the error.
+        let _ = output.event("error", json!({ "message": text, "exit": code.number() }));
         complain(&text);
         return Ok(code);
     }
@@ -229,6 +233,8 @@ enum Failure {
     Port(#[from] PortError),
     #[error(transparent)]
     Input(#[from] std::io::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
 impl Failure {
@@ -237,7 +243,7 @@ impl Failure {
             Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
             Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
             Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
-            Self::Port(_) => ExitCode::Other,
+            Self::Port(_) | Self::Output(_) => ExitCode::Other,
         }
     }
 }

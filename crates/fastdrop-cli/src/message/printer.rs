@@ -35,9 +35,9 @@ impl Printer {
                 Ok(text) => fields["text"] = text.into(),
                 Err(_) => fields["base64"] = STANDARD.encode(message).into(),
             }
-            self.output.event("message", fields);
+            let _ = self.output.event("message", fields);
         } else {
-            self.output.result(&shown(message));
+            let _ = self.output.result(&shown(message));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Failure, Protocol, Send, by_cnp, by_vstp};
 use crate::address::{Address, AddressError};
-use crate::output::Output;
+use crate::output::{Output, OutputError};
 use crate::run::Refused;
 use crate::units::bytes;
 use fastdrop::{Stop, Target, shown};
@@ -67,8 +67,10 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
         result = work => result,
         () = stop.wait() => Ok(()),
     };
-    summarise(&send, output, &sent, start.elapsed());
-    Ok(result)
+    match summarise(&send, output, &sent, start.elapsed()) {
+        Err(error) if !error.is_closed_pipe() && result.is_ok() => Ok(Err(error.into())),
+        _ => Ok(result),
+    }
 }
 
 /// Host and port as the resolver takes them, which knows zones by number alone.
@@ -80,7 +82,7 @@ fn authority(target: &Target) -> Result<String, Refused> {
     }
 }
 
-fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) {
+fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) -> Result<(), OutputError> {
     let Sent { messages, bytes: count, acknowledged, stats } = *sent;
     let mut fields = json!({
         "messages": messages, "bytes": count, "acknowledged": acknowledged, "seconds": time.as_secs_f64(),
@@ -104,8 +106,8 @@ fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) {
         };
         lines.push(format!("{trip}, {again} retransmissions, {}/s acknowledged", bytes(goodput as u64)));
     }
-    output.event("summary", fields);
-    lines.iter().for_each(|line| output.say(line));
+    output.event("summary", fields)?;
+    lines.iter().try_for_each(|line| output.say(line))
 }
 
 /// Messages as they come: from the arguments, or line by line from a thread that may wait for its input for ever.

@@ -122,20 +122,12 @@ pub struct Cmd {
     cwd: Option<PathBuf>,
     envs: Vec<(OsString, OsString)>,
     json: bool,
-    stdout_closed: bool,
+    stdout: Option<Stdio>,
 }
 
 /// A run of the program with these arguments.
 pub fn fastdrop(args: Vec<OsString>) -> Cmd {
-    Cmd {
-        args,
-        wrapper: Vec::new(),
-        stdin: None,
-        cwd: None,
-        envs: Vec::new(),
-        json: false,
-        stdout_closed: false,
-    }
+    Cmd { args, wrapper: Vec::new(), stdin: None, cwd: None, envs: Vec::new(), json: false, stdout: None }
 }
 
 /// Runs a command with `--json` to its end.
@@ -180,9 +172,21 @@ impl Cmd {
         self
     }
 
-    /// Nobody reads what the program prints.
-    pub fn stdout_closed(mut self) -> Self {
-        self.stdout_closed = true;
+    /// A pipe whose reader has gone, as standard output.
+    pub fn stdout_closed(self) -> Self {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        self.stdout_to(writer)
+    }
+
+    /// A device on which nothing can be written, as standard output.
+    pub fn stdout_full(self) -> Self {
+        self.stdout_to(std::fs::File::options().write(true).open("/dev/full").unwrap())
+    }
+
+    /// Standard output goes there instead of to the test.
+    pub fn stdout_to(mut self, to: impl Into<Stdio>) -> Self {
+        self.stdout = Some(to.into());
         self
     }
 
@@ -191,7 +195,7 @@ impl Cmd {
         let all = [self.wrapper, vec![PROGRAM.into()], self.args].concat();
         let shown = all.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let mut command = command(&all);
-        command.envs(self.envs).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(self.envs).stdout(self.stdout.unwrap_or_else(Stdio::piped)).stderr(Stdio::piped());
         command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         if let Some(dir) = self.cwd {
             command.current_dir(dir);
@@ -202,10 +206,10 @@ impl Cmd {
             // The program may leave without having read all.
             std::thread::spawn(move || drop(stdin.write_all(&bytes)));
         }
-        let mut stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().unwrap());
-        if self.stdout_closed {
-            stdout = Box::new(std::io::empty());
-        }
+        let stdout: Box<dyn Read + Send> = match child.stdout.take() {
+            Some(stdout) => Box::new(stdout),
+            None => Box::new(std::io::empty()),
+        };
         let stdout = Collected::of(stdout);
         let stderr = Collected::of(child.stderr.take().unwrap());
         Running { child, stdout: Some(stdout), stderr: Some(stderr), shown, json: self.json }
