@@ -19,6 +19,8 @@ use twox_hash::XxHash3_64;
 pub(crate) const NAME: &str = "journal";
 /// Its name until it is complete.
 const NEW: &str = "journal.new";
+/// All names that a journal may have.
+pub(crate) const NAMES: [&str; 2] = [NAME, NEW];
 const MAGIC: &[u8] = b"fastdrop journal 1\n";
 const RECORD_MAX: usize = 8192;
 /// More journal than this is not read.
@@ -258,13 +260,17 @@ pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
     if rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
         return Found::Busy;
     }
-    let size = rustix::fs::fstat(&fd).map_or(0, |stat| stat.st_size as u64);
+    // What cannot be read now may be readable later: no verdict either.
+    let Ok(stat) = rustix::fs::fstat(&fd) else { return Found::Busy };
+    let size = stat.st_size as u64;
     if size > BYTES_MAX {
         return Found::Worthless;
     }
     let mut bytes = vec![0; size as usize];
-    if crate::source::read_exact_at(&fd, &mut bytes, 0).is_err() {
-        return Found::Worthless;
+    match crate::source::read_exact_at(&fd, &mut bytes, 0) {
+        Ok(()) => {}
+        Err(Errno::NODATA) => return Found::Worthless,
+        Err(_) => return Found::Busy,
     }
     match replay(&bytes) {
         Some((Record::Opened { algorithm, one_chunk, boot: then, named }, files)) => {

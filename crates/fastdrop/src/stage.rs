@@ -80,22 +80,9 @@ impl Stage {
     ) -> Result<Self, Error> {
         let system = |errno| Error::system("making a folder for unfinished files", errno);
         let name = hex::encode(random::<16>()?);
-        // Another transfer that ends may take the outer folder away between the two calls.
-        let folder = (0..100).find_map(|_| {
-            let made = match rustix::fs::mkdirat(&*root, HIDDEN, Mode::from_raw_mode(0o700)) {
-                Ok(()) | Err(Errno::EXIST) => root
-                    .open_dir(HIDDEN)
-                    .and_then(|outer| rustix::fs::mkdirat(&outer, &name[..], Mode::from_raw_mode(0o700))),
-                Err(errno) => Err(errno),
-            };
-            match made {
-                Ok(()) => Some(root.open_dir(&hidden_path(&name))),
-                Err(Errno::NOENT) => None,
-                Err(errno) => Some(Err(errno)),
-            }
-        });
-        let folder = folder.unwrap_or(Err(Errno::NOENT)).map_err(system)?;
-        let journal = Journal::create(folder.as_fd(), algorithm, one_chunk, named).map_err(system)?;
+        let (folder, journal) =
+            make_folder(root.as_fd(), &name, |folder| Journal::create(folder, algorithm, one_chunk, named))
+                .map_err(system)?;
         Ok(Self {
             root,
             folder,
@@ -289,6 +276,45 @@ pub(crate) fn is_poison(error: &Error) -> bool {
     matches!(error, Error::Violation(violation) if violation.message.starts_with("syncing failed"))
 }
 
+/// Makes `.fastdrop/name` beneath `base`, and in it what `fill` makes. Leaves nothing behind if it fails.
+fn make_folder<T>(
+    base: BorrowedFd<'_>,
+    name: &str,
+    fill: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno>,
+) -> Result<(OwnedFd, T), Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |at: BorrowedFd<'_>, name: &[u8]| rustix::fs::openat(at, name, flags, Mode::empty());
+    let private = Mode::from_raw_mode(0o700);
+    let attempt = || {
+        match rustix::fs::mkdirat(base, HIDDEN, private) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let outer = open(base, HIDDEN)?;
+        rustix::fs::mkdirat(&outer, name, private)?;
+        Ok(outer)
+    };
+    // Another transfer that ends may take the outer folder away between the calls.
+    let outer = (0..100).map(|_| attempt()).find(|made| !matches!(made, Err(Errno::NOENT)));
+    let made = outer.unwrap_or(Err(Errno::NOENT)).and_then(|outer| {
+        let filled = open(outer.as_fd(), name.as_bytes()).and_then(|folder| {
+            let filled = fill(folder.as_fd()).inspect_err(|_| {
+                for file in journal::NAMES {
+                    let _ = rustix::fs::unlinkat(&folder, file, AtFlags::empty());
+                }
+            });
+            Ok((folder, filled?))
+        });
+        filled.inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(&outer, name, AtFlags::REMOVEDIR);
+        })
+    });
+    made.inspect_err(|_| {
+        // It stays while there is other unfinished work in it.
+        let _ = rustix::fs::unlinkat(base, HIDDEN, AtFlags::REMOVEDIR);
+    })
+}
+
 fn remove_folder(root: &Root, name: &str) {
     let path = hidden_path(name);
     let Ok(folder) = root.open_dir(&path) else { return };
@@ -390,7 +416,9 @@ impl Leftovers {
             match state {
                 Found::Recovered(recovered) => {
                     // Nothing was brought, and nothing begun under a name that still exists.
-                    let begun = recovered.named.as_deref().is_some_and(|named| root.stat(named).is_ok());
+                    let is_there =
+                        |path: &[u8]| !matches!(root.stat(path), Err(Errno::NOENT | Errno::NOTDIR));
+                    let begun = recovered.named.as_deref().is_some_and(is_there);
                     if recovered.files.is_empty() && !begun {
                         remove_folder(root, &name);
                         continue;

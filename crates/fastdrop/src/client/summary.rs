@@ -169,7 +169,7 @@ impl Tally {
     /// Notes something that cannot be sent, before anything is.
     pub(super) fn fail(&mut self, path: &[u8], code: u16, message: &str) {
         let failed = Failed { path: path.to_vec(), code, message: message.to_owned() };
-        self.failed.insert(path.to_vec(), failed);
+        self.failed.entry(path.to_vec()).or_insert(failed);
         self.never_offered = self.failed.len() as u64;
     }
 
@@ -207,7 +207,7 @@ impl Tally {
         observer.files_done.store(observer.files_total.load(Ordering::Relaxed), Ordering::Relaxed);
         for failed in transmission.abandoned() {
             self.summary.files_skipped = self.summary.files_skipped.saturating_sub(1);
-            self.failed.insert(failed.path.clone(), failed);
+            self.failed.entry(failed.path.clone()).or_insert(failed);
         }
         self.note_hashes(transmission.hashes(), manifest);
         self.summary.bytes = manifest.bytes();
@@ -218,7 +218,7 @@ impl Tally {
         self.note_hashes(reception.hashes(), manifest);
         self.spent = Some(reception.spent());
         for failed in reception.failed() {
-            self.failed.insert(failed.path.clone(), failed);
+            self.failed.entry(failed.path.clone()).or_insert(failed);
         }
         self.summary.bytes = manifest.bytes();
         self.summary.files = count_files(manifest);

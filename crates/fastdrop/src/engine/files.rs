@@ -3,7 +3,7 @@
 use super::lock;
 use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
 use crate::archive::MEMBERS_MAX;
-use crate::error::Error;
+use crate::error::{Error, reason};
 use crate::filter::Filter;
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::root::{Dirs, Root, rename, split};
@@ -88,7 +88,32 @@ pub(crate) struct FileSink {
     /// Directories in which names have been given since they were synced.
     pub(super) named_in: Mutex<BTreeSet<Vec<u8>>>,
     pub(super) named_any: AtomicBool,
+    /// A complete file could not be given its name, and stays in the stage for the next attempt.
+    unnamed: AtomicBool,
     pub(super) default_file_mode: u32,
+}
+
+/// An error that says something about the name itself: the next attempt would meet it again.
+fn is_about_the_name(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EXIST
+            | Errno::NOTDIR
+            | Errno::ISDIR
+            | Errno::NOTEMPTY
+            | Errno::NAMETOOLONG
+            | Errno::INVAL
+            | Errno::ILSEQ
+            | Errno::LOOP
+    )
+}
+
+/// The reason why a complete file did not get its name, in words.
+pub(super) fn naming_reason(errno: Errno) -> String {
+    match errno {
+        Errno::EXIST => "another one was put there meanwhile".to_owned(),
+        errno => reason(errno),
+    }
 }
 
 impl FileSink {
@@ -111,6 +136,7 @@ impl FileSink {
             stream: Mutex::default(),
             named_in: Mutex::default(),
             named_any: AtomicBool::new(false),
+            unnamed: AtomicBool::new(false),
             default_file_mode: default_mode(false),
         }
     }
@@ -126,6 +152,22 @@ impl FileSink {
         // If names have been given beneath a name of its own, the journal has to tell the next attempt so.
         let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
         begun || names.len() > 1 + usize::from(lock(&self.stream).is_some())
+    }
+
+    /// Keeps a complete file that could not be given its name, unless the name itself is the reason.
+    pub(super) fn keep_unnamed(&self, entry: &Entry<'_>, temp: u32, errno: Errno) {
+        // The journal knows nothing of empty files and streams: nobody could continue them.
+        let is_journaled = matches!(entry.kind, EntryKind::File { size } if size > 0);
+        if is_journaled && !is_about_the_name(errno) {
+            self.unnamed.store(true, Ordering::Relaxed);
+        } else {
+            self.stage.remove_temp(temp);
+        }
+    }
+
+    /// Whether a complete file is kept for the next attempt.
+    pub(super) fn has_unnamed(&self) -> bool {
+        self.unnamed.load(Ordering::Relaxed)
     }
 
     pub(super) fn check_space(&self, needed: u64, total: u64) -> Result<(), Error> {
@@ -230,9 +272,10 @@ impl FileSink {
         if entry.kind == EntryKind::Stream {
             *lock(&self.stream) = Some(temp);
         } else {
-            rustix::fs::ftruncate(&fd, entry.size())?;
             let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
-            self.stage.journal().append(&[Record::File { temp, key }])?;
+            rustix::fs::ftruncate(&fd, entry.size())
+                .and_then(|()| self.stage.journal().append(&[Record::File { temp, key }]))
+                .inspect_err(|_| self.stage.remove_temp(temp))?;
         }
         let staged = Arc::new(Staged { temp, fd, dirty: false });
         open.insert(index, Arc::clone(&staged));
@@ -257,13 +300,11 @@ impl FileSink {
     pub(super) fn make_small(&self, entry: &Entry<'_>, bytes: &[u8]) -> Result<u32, Errno> {
         let mode = self.file_mode(entry);
         let (temp, fd) = self.stage.new_temp(mode)?;
-        write_all_at(fd.as_fd(), bytes, 0)?;
         // Creating it gave it this mode already, unless the umask took something away.
-        self.set_file_attributes(
-            &fd,
-            entry,
-            mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0,
-        )?;
+        let set_mode = mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0;
+        write_all_at(fd.as_fd(), bytes, 0)
+            .and_then(|()| self.set_file_attributes(&fd, entry, set_mode))
+            .inspect_err(|_| self.stage.remove_temp(temp))?;
         Ok(temp)
     }
 

@@ -1,6 +1,6 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
-use super::files::{FileSink, Ready, ReceiveOptions};
+use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
 use super::output::{OutputSink, output_error};
 use super::place::{Placement, Verdict, judge};
 use super::turns::{PATIENCE, Turn, Turns};
@@ -20,7 +20,6 @@ use fastdrop_proto::fastdp::{
     Control, Done, Durability, EntryKind, Failed, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
-use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -573,7 +572,8 @@ impl Reception {
 
     fn note_failed(&self, entry: EntryIndex, code: u16, message: impl Into<String>) {
         let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
-        lock(&self.failed).insert(entry, Failed { path, code, message: message.into() });
+        // What follows from a failure is no reason of its own.
+        lock(&self.failed).entry(entry).or_insert(Failed { path, code, message: message.into() });
     }
 
     fn drop_abandoned(&self, entry: EntryIndex, code: u16, reason: String) {
@@ -616,12 +616,8 @@ impl Reception {
                     self.observer.files_done.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(errno) => {
-                    sink.stage.remove_temp(temp);
-                    let message = match errno {
-                        Errno::EXIST => "another one was put there meanwhile".to_owned(),
-                        errno => reason(errno),
-                    };
-                    self.note_failed(index, code_of(errno), message);
+                    sink.keep_unnamed(&entry, temp, errno);
+                    self.note_failed(index, code_of(errno), naming_reason(errno));
                 }
             }
         }
@@ -715,7 +711,11 @@ impl Reception {
             }
         }
         sink.sync_names()?;
-        sink.stage.remove();
+        if sink.has_unnamed() {
+            sink.stage.sync_journal()?;
+        } else {
+            sink.stage.remove();
+        }
         // Who waited for this has nothing left to sync.
         self.done.store(true, Ordering::SeqCst);
         Ok(())

@@ -389,7 +389,7 @@ impl Transmission {
             let path =
                 self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
             let failed = Failed { path, code: unreadable.code, message: unreadable.reason };
-            lock(&self.abandoned).insert(entry, failed);
+            lock(&self.abandoned).entry(entry).or_insert(failed);
             self.wake.notify_all();
             return Ok(());
         }

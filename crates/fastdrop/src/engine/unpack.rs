@@ -53,10 +53,10 @@ impl Reception {
         )?;
         let Sink::Files(inner) = &reception.sink else { return Ok(()) };
         let unpacked = self.extract(&reception, inner, unpack, archive()?);
-        if let Err(error) = unpacked.and_then(|()| reception.finish_files(inner)) {
-            inner.stage.remove();
-            return Err(error);
-        }
+        let finished = unpacked.and_then(|()| reception.finish_files(inner));
+        // The journal knows nothing of what was unpacked: the next attempt unpacks it again.
+        inner.stage.remove();
+        finished?;
         *lock(&self.unpacked) = Some(reception.report());
         sink.stage.remove();
         Ok(())

@@ -226,8 +226,23 @@ impl<'a> ChunkWorker<'a> {
         slices: &[(EntryIndex, u32)],
         sums: &[Checksum],
     ) -> Result<Vec<Ready>, Error> {
-        let mut rest = &self.plain[..];
         let mut made = Vec::with_capacity(slices.len());
+        self.make_slices(sink, slices, sums, &mut made).inspect_err(|_| {
+            // What is not in the journal is of no use to anybody.
+            made.iter().for_each(|ready: &Ready| sink.stage.remove_temp(ready.temp));
+        })?;
+        Ok(made)
+    }
+
+    /// Makes the files of a pack, and notes them in the journal.
+    fn make_slices(
+        &self,
+        sink: &FileSink,
+        slices: &[(EntryIndex, u32)],
+        sums: &[Checksum],
+        made: &mut Vec<Ready>,
+    ) -> Result<(), Error> {
+        let mut rest = &self.plain[..];
         let mut records = Vec::with_capacity(slices.len());
         for (&(index, size), &checksum) in slices.iter().zip(sums) {
             let (bytes, after) = rest.split_at(size as usize);
@@ -241,8 +256,7 @@ impl<'a> ChunkWorker<'a> {
                 lock(&self.reception.hashes).insert(index, hash);
             }
         }
-        sink.stage.journal().append(&records).map_err(|errno| Error::system("writing the journal", errno))?;
-        Ok(made)
+        sink.stage.journal().append(&records).map_err(|errno| Error::system("writing the journal", errno))
     }
 
     /// Readies what has become complete for its name.

@@ -326,10 +326,10 @@ impl Transfer {
         incoming.file().try_clone_to_owned().map_err(|_| Refusal::new(503, "no descriptor left"))
     }
 
+    /// Gives the file up; the first reason is the one that counts.
     fn fail(&mut self, refusal: Refusal) -> Refusal {
         self.placed = None;
-        self.failed = Some(refusal.clone());
-        refusal
+        self.failed.get_or_insert(refusal).clone()
     }
 }
 
