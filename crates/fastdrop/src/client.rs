@@ -479,10 +479,7 @@ impl Client {
             Put::Stream(read) => {
                 let (_, name) = split(&self.target.path);
                 if name.is_empty() {
-                    return Err(Error::with_code(
-                        400,
-                        "standard input needs the name of a file in the target",
-                    ));
+                    return Err(Error::with_code(400, "a stream needs the name of a file in the target"));
                 }
                 stream = Some(name.to_vec());
                 input = Some(read);

@@ -226,16 +226,19 @@ impl Transmission {
 
     fn result(&self, control: &Connection) -> Result<Done, Error> {
         let outcome = self.machine().outcome().cloned();
-        let error = match outcome {
-            Some(Outcome::Done(done)) => {
+        let input_error = lock(&self.input_error).take();
+        let error = match (outcome, input_error) {
+            (Some(Outcome::Done(done)), _) => {
                 control.close();
                 return Ok(done);
             }
-            Some(Outcome::Refused(refuse)) => Error::Refused(refuse),
+            (Some(Outcome::Refused(refuse)), _) => Error::Refused(refuse),
             _ if self.stop.is_stopped() => Error::Interrupted,
-            Some(Outcome::Failed(violation)) => Error::Violation(violation),
-            Some(Outcome::Lost(why)) => Error::Network(why),
-            None => lock(&self.input_error).take().unwrap_or(Error::Interrupted),
+            // It ended the streams, which were lost for no other reason.
+            (_, Some(error)) => error,
+            (Some(Outcome::Failed(violation)), None) => Error::Violation(violation),
+            (Some(Outcome::Lost(why)), None) => Error::Network(why),
+            (None, None) => Error::Interrupted,
         };
         if !matches!(error, Error::Network(_) | Error::Refused(_)) {
             let _ = control.send_control(&Control::Refuse(error.refusal()));
@@ -488,7 +491,7 @@ impl Transmission {
                 *lock(&self.input_error) = Some(match error.raw_os_error() {
                     Some(errno) => {
                         let errno = rustix::io::Errno::from_raw_os_error(errno);
-                        Error::system("reading standard input", errno)
+                        Error::system("reading the input", errno)
                     }
                     None => Error::with_code(410, error.to_string()),
                 });
