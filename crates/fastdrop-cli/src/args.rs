@@ -164,7 +164,7 @@ impl From<Ceiling> for Existing {
 
 #[derive(Debug, Args)]
 pub(crate) struct Send {
-    /// Files and folders (with a slash at the end: what is in the folder; `-`: standard input), then host[:port][/path]
+    /// Files and folders (with a slash at the end: what is in the folder; `-` or a pipe: a stream, alone), then host[:port][/path] or http://host[:port][/path]
     #[arg(required = true, num_args = 1.., value_names = ["PATH", "TARGET"])]
     pub(crate) paths: Vec<OsString>,
     #[command(flatten)]
@@ -173,7 +173,7 @@ pub(crate) struct Send {
 
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// host[:port][/path]; with a slash at the end: what is in the folder
+    /// host[:port][/path], or as a URL with http; with a slash at the end: what is in the folder
     pub(crate) target: OsString,
     /// Into this folder, or as this name; `-` for standard output
     #[arg(default_value = ".")]
@@ -187,7 +187,7 @@ pub(crate) struct Get {
 
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// host[:port][/path]
+    /// host[:port][/path], or as a URL with http
     pub(crate) target: OsString,
     /// Attempts after a loss
     #[arg(long, default_value_t = 5, value_name = "N")]

@@ -95,11 +95,10 @@ impl Output {
     }
 
     /// Reports an error, the last thing that is said.
-    pub(crate) fn error(&self, error: &Error, code: u8) {
+    pub(crate) fn error(&self, error: &Error, code: u8, resumes: bool) {
         // If the event cannot be written, the complaint and the exit code still tell of the error.
         let _ = self.event("error", json!({ "message": error.to_string(), "exit": code }));
-        let kept = error.kind() == ErrorKind::Interrupted;
-        complain(&if kept {
+        complain(&if resumes && error.kind() == ErrorKind::Interrupted {
             format!("{error}; the same command goes on where it stopped")
         } else {
             error.to_string()

@@ -65,21 +65,29 @@ fn what(phase: Phase) -> &'static str {
 
 fn show_bar(observer: &Observer, over: &(Mutex<bool>, Condvar)) {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}";
+    let known = "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta}";
+    let unknown = "{msg} {spinner} {bytes} {binary_bytes_per_sec}";
     let counting = "{msg} {spinner}";
     let style =
         |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style(counting));
-    let mut moving = false;
+    let mut template = counting;
+    bar.set_style(style(template));
     while !wait(over, BAR_EVERY) {
         let phase = observer.phase();
-        if phase == Phase::Moving && !moving {
-            moving = true;
-            bar.set_style(style(template));
-            bar.reset();
+        let (bytes_done, bytes_total) =
+            (observer.bytes_done.load(Relaxed), observer.bytes_total.load(Relaxed));
+        if phase == Phase::Moving || template != counting {
+            let wanted = if is_known(bytes_done, bytes_total) { known } else { unknown };
+            if template == counting {
+                bar.reset();
+            }
+            if template != wanted {
+                template = wanted;
+                bar.set_style(style(template));
+            }
         }
-        bar.set_length(observer.bytes_total.load(Relaxed).max(1));
-        bar.set_position(observer.bytes_done.load(Relaxed));
+        bar.set_length(bytes_total.max(1));
+        bar.set_position(bytes_done);
         let (done, total) = (observer.files_done.load(Relaxed), observer.files_total.load(Relaxed));
         bar.set_message(match phase {
             Phase::Moving => format!("{done}/{total} files"),
@@ -95,22 +103,53 @@ fn show_lines(observer: &Observer, over: &(Mutex<bool>, Condvar)) {
     let mut before = (start, 0);
     while !wait(over, LINE_EVERY) {
         let now = Instant::now();
-        let (done, total) = (observer.bytes_done.load(Relaxed), observer.bytes_total.load(Relaxed));
+        let done = observer.bytes_done.load(Relaxed);
         let rate = (done - before.1.min(done)) as f64 / (now - before.0).as_secs_f64();
         before = (now, done);
-        let left = total.saturating_sub(done) as f64 / rate;
+        let total = observer.bytes_total.load(Relaxed);
+        let files = (observer.files_done.load(Relaxed), observer.files_total.load(Relaxed));
+        let _ = writeln!(std::io::stderr().lock(), "{}", line(observer.phase(), (done, total), rate, files));
+    }
+}
+
+/// Reports whether a total can be one: that of a stream or an archive is not known before its end.
+fn is_known(done: u64, total: u64) -> bool {
+    total > 0 && done <= total
+}
+
+/// One line: bytes and files, each as done and total, and the rate in bytes a second.
+fn line(phase: Phase, (done, total): (u64, u64), rate: f64, files: (u64, u64)) -> String {
+    let mut parts = vec![bytes(done)];
+    let known = is_known(done, total);
+    if known {
+        parts[0] += &format!(" of {}", bytes(total));
+    }
+    parts.push(format!("{}/s", bytes(rate as u64)));
+    if known {
+        let left = (total - done) as f64 / rate;
         let eta =
             if left.is_finite() { seconds(Duration::from_secs_f64(left.min(1e9))) } else { "unknown".into() };
-        let files = (observer.files_done.load(Relaxed), observer.files_total.load(Relaxed));
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "{}: {} of {}, {}/s, ETA {eta}, {} of {} files",
-            what(observer.phase()),
-            bytes(done),
-            bytes(total),
-            bytes(rate as u64),
-            files.0,
-            files.1,
-        );
+        parts.push(format!("ETA {eta}"));
+    }
+    parts.push(format!("{} of {} files", files.0, files.1));
+    format!("{}: {}", what(phase), parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_total_is_shown_only_where_it_is_known() {
+        const MIB: u64 = 1 << 20;
+        for (done, total, rate, expected) in [
+            (0, 0, 0.0, "moving: 0 B, 0 B/s, 0 of 1 files"),
+            (2 * MIB, 0, 1048576.0, "moving: 2.00 MiB, 1.00 MiB/s, 0 of 1 files"),
+            (3 * MIB, 2 * MIB, 1048576.0, "moving: 3.00 MiB, 1.00 MiB/s, 0 of 1 files"),
+            (0, 2 * MIB, 0.0, "moving: 0 B of 2.00 MiB, 0 B/s, ETA unknown, 0 of 1 files"),
+            (MIB, 2 * MIB, 1048576.0, "moving: 1.00 MiB of 2.00 MiB, 1.00 MiB/s, ETA 1.0 s, 0 of 1 files"),
+        ] {
+            assert_eq!(line(Phase::Moving, (done, total), rate, (0, 1)), expected);
+        }
     }
 }

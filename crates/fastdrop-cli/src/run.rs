@@ -1,5 +1,6 @@
 //! From resolved arguments to what is done.
 
+use crate::address::{Address, AddressError};
 use crate::args::{Cli, Color, Command, Common, Compress, Get, List, Progress, Send, Serve, Transfer};
 use crate::exit::ExitCode;
 use crate::output::{Output, OutputError, complain, print};
@@ -8,17 +9,18 @@ use crate::signals::Signals;
 use clap::{ArgMatches, FromArgMatches};
 use fastdrop::{
     Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Protocol, Put, PutOptions,
-    Server, ServerOptions, Stop, Summary, Target,
+    Server, ServerOptions, Stop, Summary, Target, shown,
 };
 use rustix::io::Errno;
 use serde_json::json;
 use signal_hook::consts::SIGPIPE;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -210,7 +212,12 @@ fn announce(server: &Server, serve: &Serve, output: Output) -> Result<(), Output
 // ---- send, get, list ----
 
 fn target(text: &OsStr, protocol: Protocol) -> Result<Target, Refused> {
-    Target::parse(text, protocol.port()).map_err(|error| Refused::Usage(error.to_string()))
+    let target = Target::parse(text, protocol.port()).map_err(|error| Refused::Usage(error.to_string()))?;
+    // The resolver's words for a zone that is missing or wrong say nothing.
+    match target.host.parse::<Address>() {
+        Ok(_) | Err(AddressError::NotAnAddress) => Ok(target),
+        Err(error) => Err(Refused::Usage(format!("{}: {error}", shown(target.host.as_bytes())))),
+    }
 }
 
 fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
@@ -245,9 +252,7 @@ fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
     } else {
         std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
     };
-    read.map_err(|error| {
-        Refused::Usage(format!("{}: {error}", fastdrop::shown(file.as_os_str().as_bytes())))
-    })?;
+    read.map_err(|error| Refused::Usage(format!("{}: {error}", shown(file.as_os_str().as_bytes()))))?;
     let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let lines = lines
         .map(|line| line.strip_prefix(b"./").unwrap_or(line))
@@ -266,10 +271,6 @@ fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
     if send.paths.is_empty() {
         return Err(Refused::Usage("nothing to send was named; the last argument is the target".into()));
     }
-    let input = send.paths.iter().any(|path| path == "-");
-    if input && send.paths.len() > 1 {
-        return Err(Refused::Usage("standard input is sent alone".into()));
-    }
     if send.transfer.files_from.is_some() {
         // The list is relative to the folder.
         let [path] = &mut send.paths[..] else {
@@ -280,13 +281,39 @@ fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
         }
     }
     let options = options(&send.transfer)?;
-    let what = if input {
-        Put::Stream(Box::new(std::io::stdin()))
-    } else {
-        Put::Paths(send.paths.iter().map(PathBuf::from).collect())
-    };
+    let what = sources(&send.paths, &target)?;
     let dry_run = send.transfer.dry_run;
     transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))
+}
+
+/// Standard input, and a pipe that is named, is sent as a stream; everything else by its path.
+fn sources(paths: &[OsString], target: &Target) -> Result<Put, Refused> {
+    let is_pipe = |path: &OsString| std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    if !paths.iter().any(|path| path == "-" || is_pipe(path)) {
+        return Ok(Put::Paths(paths.iter().map(PathBuf::from).collect()));
+    }
+    let [path] = paths else {
+        return Err(Refused::Usage("standard input or a pipe is sent alone".into()));
+    };
+    if target.path.is_empty() || target.path.ends_with(b"/") {
+        return Err(Refused::Usage(
+            "standard input or a pipe has no name: name the file in the target, as in HOST/FILE".into(),
+        ));
+    }
+    let failed = |error: std::io::Error| {
+        let name = if path == "-" { "standard input".into() } else { shown(path.as_bytes()) };
+        Refused::Failed(anyhow::anyhow!("{name}: {error}"))
+    };
+    let stream = if path == "-" {
+        std::io::stdin().as_fd().try_clone_to_owned().map(File::from)
+    } else {
+        File::open(path)
+    };
+    let stream = stream.map_err(failed)?;
+    if stream.metadata().map_err(failed)?.is_dir() {
+        return Err(Refused::Usage("standard input is a folder: name its path instead".into()));
+    }
+    Ok(Put::Stream(Box::new(stream)))
 }
 
 fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
@@ -321,9 +348,10 @@ fn transfer(
     let observer = Arc::new(Observer::default());
     let quiet = common.quiet || (common.json && common.progress == Progress::Auto);
     let how = if quiet { Progress::None } else { common.progress };
-    let shown = Shown::start(how, Arc::clone(&observer));
+    let progress = Shown::start(how, Arc::clone(&observer));
+    let resumes = options.protocol == Protocol::FastDp;
     let result = work(&Client::new(target, options, observer, stop));
-    drop(shown);
+    drop(progress);
     Ok(match result {
         Ok(summary) => {
             let code = if summary.files_failed > 0 { ExitCode::Partly } else { ExitCode::Done };
@@ -337,12 +365,16 @@ fn transfer(
             }
         }
         Err(Error::System { errno: Errno::PIPE, .. }) if data_on_stdout => ExitCode::Signal(SIGPIPE as u8),
-        Err(error) => {
-            let code = ExitCode::of(&error, signals.seen());
-            output.error(&error, code.number());
-            code
-        }
+        Err(error) => fail(error, output, &signals, resumes),
     })
+}
+
+/// Reports why nothing, or not all, was done. After a signal it is the reason, whatever broke because of it.
+fn fail(error: Error, output: Output, signals: &Signals, resumes: bool) -> ExitCode {
+    let error = if signals.seen().is_some() { Error::Interrupted } else { error };
+    let code = ExitCode::of(&error, signals.seen());
+    output.error(&error, code.number(), resumes);
+    code
 }
 
 fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
@@ -361,10 +393,6 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
             printed?;
             ExitCode::Done
         }
-        Err(error) => {
-            let code = ExitCode::of(&error, signals.seen());
-            output.error(&error, code.number());
-            code
-        }
+        Err(error) => fail(error, output, &signals, false),
     })
 }

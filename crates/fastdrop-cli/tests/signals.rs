@@ -55,3 +55,39 @@ fn case_91_a_server_under_nohup_outlives_its_terminal() {
     server.assert_serves("SIGHUP and SIGINT that are ignored");
     assert_eq!(server.term(), 143);
 }
+
+/// An interrupted client ends with the signal's code and one sentence, with every protocol, whatever broke because of it.
+#[test]
+fn case_91_an_interruption_is_told_as_one() {
+    let own = scratch();
+    let file = own.path().join("file");
+    write_file(&file, 3 * MIB, 1);
+    let mut commands = vec![
+        args!["list"],
+        args!["list", "--protocol", "fastdownloader"],
+        args!["get"],
+        args!["get", "--protocol", "fastdownloader"],
+        args!["send", "--compress", "targz", file],
+    ];
+    for protocol in ["fastdp", "fastdp1.0", "fastdp1.1", "ultradp", "nextdp"] {
+        commands.push(args!["send", "--protocol", protocol, file]);
+    }
+    let interrupt = &|mut args: Vec<OsString>, signal: &str, code: i32| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        args.push(format!("{}/x", listener.local_addr().unwrap()).into());
+        let running = fastdrop(args).cwd(own.path()).start();
+        // It takes what comes and never answers.
+        let (_silent, _) = listener.accept().unwrap();
+        running.signal(signal);
+        let out = running.wait().expect(code);
+        let said: Vec<_> = out.stderr.lines().collect();
+        assert!(matches!(said[..], [line] if line.starts_with("error: interrupted")), "{out}");
+    };
+    std::thread::scope(|scope| {
+        for (signal, code) in [("INT", 130), ("TERM", 143)] {
+            for args in &commands {
+                scope.spawn(move || interrupt(args.clone(), signal, code));
+            }
+        }
+    });
+}

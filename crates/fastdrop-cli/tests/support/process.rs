@@ -159,12 +159,22 @@ pub struct Cmd {
     cwd: Option<PathBuf>,
     envs: Vec<(OsString, OsString)>,
     json: bool,
+    stdin_from: Option<Stdio>,
     stdout: Option<Stdio>,
 }
 
 /// A run of the program with these arguments.
 pub fn fastdrop(args: Vec<OsString>) -> Cmd {
-    Cmd { args, wrapper: Vec::new(), stdin: None, cwd: None, envs: Vec::new(), json: false, stdout: None }
+    Cmd {
+        args,
+        wrapper: Vec::new(),
+        stdin: None,
+        cwd: None,
+        envs: Vec::new(),
+        json: false,
+        stdin_from: None,
+        stdout: None,
+    }
 }
 
 /// Runs a command with `--json` to its end.
@@ -188,6 +198,12 @@ impl Cmd {
     /// What the program reads on its standard input; without this, nothing.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// What the program's standard input is.
+    pub fn stdin_from(mut self, from: Stdio) -> Self {
+        self.stdin_from = Some(from);
         self
     }
 
@@ -233,7 +249,8 @@ impl Cmd {
         let shown = all.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let mut command = command(&all);
         command.envs(self.envs).stdout(self.stdout.unwrap_or_else(Stdio::piped)).stderr(Stdio::piped());
-        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        command.stdin(self.stdin_from.unwrap_or(stdin));
         if let Some(dir) = self.cwd {
             command.current_dir(dir);
         }
