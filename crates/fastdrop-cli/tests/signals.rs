@@ -74,6 +74,7 @@ fn case_91_an_interruption_is_told_as_one() {
     }
     let interrupt = &|mut args: Vec<OsString>, signal: &str, code: i32| {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        args.extend(args!["--progress", "none"]);
         args.push(format!("{}/x", listener.local_addr().unwrap()).into());
         let running = fastdrop(args).cwd(own.path()).start();
         // It takes what comes and never answers.
