@@ -1,11 +1,11 @@
 //! The command line as it is typed.
 
+use crate::address::Address;
 use crate::units::{Checkpoint, parse_checkpoint, parse_duration, parse_rate, parse_size};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fastdrop::{Accept, Algorithm, Durability, Existing, Links, Protocol, Streams};
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,9 +95,9 @@ pub(crate) struct Serve {
     /// The folder
     #[arg(default_value = ".")]
     pub(crate) dir: PathBuf,
-    /// Listen on this address; 0.0.0.0 or :: for every one of this machine
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDR", value_delimiter = ',')]
-    pub(crate) bind: Vec<IpAddr>,
+    /// Listen on these addresses: 0.0.0.0 is every one of IPv4, :: every one; fe80::1%eth0 has a zone
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDR", value_delimiter = ',', value_parser = str::parse::<Address>)]
+    pub(crate) bind: Vec<Address>,
     /// Listen on this port; 0 picks one
     #[arg(short, long, default_value_t = 8888)]
     pub(crate) port: u16,

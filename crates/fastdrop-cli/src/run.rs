@@ -149,7 +149,7 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     let (stop, signals) = begin(common, "info")?;
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
     let mut options = ServerOptions::new(serve.dir.clone());
-    options.bind = serve.bind.iter().map(|&address| SocketAddr::new(address, serve.port)).collect();
+    options.bind = serve.bind.iter().map(|address| address.with_port(serve.port)).collect();
     options.accept = serve.accept.clone();
     options.fastdownloader = serve.fastdownloader;
     options.nextdp_gzip = serve.nextdp_gzip;
@@ -182,18 +182,15 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
 /// Says where the server listens, and how it is reached.
 fn announce(server: &Server, serve: &Serve, output: Output) -> Result<(), OutputError> {
     for address in server.addresses() {
-        let (ip, port) = (address.ip(), address.port());
-        output
-            .event("listening", json!({ "protocol": "fastdp", "address": ip.to_string(), "port": port }))?;
+        listening(output, "fastdp", address)?;
+        output.say(&format!("listening on {}", url(address)))?;
         // A server on every address is reached by the machine's name.
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let host = if ip.is_unspecified() {
-            SocketAddr::new(ip, port).to_string().replace(&ip.to_string(), &name)
+        let host = if address.ip().is_unspecified() {
+            let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            format!("{name}:{}", address.port())
         } else {
             address.to_string()
         };
-        let host = if ip.is_unspecified() { host.replace(['[', ']'], "") } else { host };
-        output.say(&format!("listening on http://{address}"))?;
         if !serve.read_only {
             output.say(&format!("  fastdrop send FILE... {host}"))?;
         }
@@ -202,11 +199,20 @@ fn announce(server: &Server, serve: &Serve, output: Output) -> Result<(), Output
         }
     }
     for address in server.fastdownloader_addresses() {
-        let (ip, port) = (address.ip().to_string(), address.port());
-        output.event("listening", json!({ "protocol": "fastdownloader", "address": ip, "port": port }))?;
+        listening(output, "fastdownloader", address)?;
         output.say(&format!("listening on {address} for fastdownloader"))?;
     }
     Ok(())
+}
+
+fn listening(output: Output, protocol: &str, address: SocketAddr) -> Result<(), OutputError> {
+    let (ip, port) = (Address::from(address).to_string(), address.port());
+    output.event("listening", json!({ "protocol": protocol, "address": ip, "port": port }))
+}
+
+/// The URL of a server; the percent sign before a zone is encoded in it (RFC 6874).
+fn url(address: SocketAddr) -> String {
+    format!("http://{}", address.to_string().replace('%', "%25"))
 }
 
 // ---- send, get, list ----

@@ -1,5 +1,6 @@
 //! FastDownloader: gives files over ports that are made for each of them. The server speaks first, on a port of its own.
 
+use super::listen::canonical;
 use super::older::Older;
 use super::{Shared, lock};
 use crate::connection::{Connection, FrameReader};
@@ -77,7 +78,10 @@ impl Drop for Downloader<'_> {
 
 /// Gives one file: what, and how many bytes; None if the client did not want one.
 fn give(shared: &Arc<Shared>, older: Older) -> Result<Option<(Vec<u8>, u64)>, Error> {
-    let local = older.socket.local_addr().map_err(|error| Error::Network(error.to_string()))?.ip();
+    let local = older.socket.local_addr().map_err(|error| Error::Network(error.to_string()))?;
+    // The zone of a link-local address stays.
+    let mut local = canonical(local);
+    local.set_port(0);
     let (mut reader, peer, _held) = older.connect(shared)?;
     let connection = Arc::clone(reader.connection());
     let _downloader = Downloader::new(shared, peer.ip())?;
@@ -103,8 +107,7 @@ fn give(shared: &Arc<Shared>, older: Older) -> Result<Option<(Vec<u8>, u64)>, Er
         say(&connection, WRONG_INPUT.as_bytes())?;
         return Err(Error::with_code(413, format!("{} is too large for this protocol", crate::shown(&name))));
     }
-    let listeners: Result<Vec<_>, _> =
-        (0..streams_for(size)).map(|_| TcpListener::bind((local, 0))).collect();
+    let listeners: Result<Vec<_>, _> = (0..streams_for(size)).map(|_| TcpListener::bind(local)).collect();
     let listeners =
         listeners.map_err(|error| Error::with_code(503, format!("no ports to be had: {error}")))?;
     let ports: Result<Vec<_>, _> =

@@ -4,12 +4,12 @@ mod fastdownloader;
 mod fastdp1;
 mod handshake;
 mod http;
+mod listen;
 mod nextdp;
 mod older;
 mod session;
 mod ultradp;
 
-use crate::connection::prepare_socket;
 use crate::engine::lock;
 use crate::engine::place::Placement;
 use crate::engine::receive::Reception;
@@ -41,7 +41,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 pub struct ServerOptions {
     /// The folder that is served.
     pub folder: PathBuf,
-    /// Where to listen; port 0 picks one.
+    /// Where to listen. Addresses with port 0 share one that is picked. `::` takes IPv4 too, unless an IPv4
+    /// address stands beside it.
     pub bind: Vec<SocketAddr>,
     /// The protocols that are answered. Default: all.
     pub accept: Accept,
@@ -146,24 +147,6 @@ pub struct Server {
 enum Serves {
     OnePort,
     FastDownloader,
-}
-
-fn listen(address: SocketAddr) -> Result<std::net::TcpListener, ServerError> {
-    let failed = |error: std::io::Error| {
-        let why = error.to_string();
-        ServerError::Bind(address, why.split(" (os error").next().unwrap_or_default().to_owned())
-    };
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
-    socket.set_reuse_address(true).map_err(failed)?;
-    prepare_socket(&socket, address.ip());
-    if address.is_ipv6() {
-        socket.set_only_v6(true).map_err(failed)?;
-    }
-    socket.bind(&address.into()).map_err(failed)?;
-    socket.listen(1024).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    Ok(socket.into())
 }
 
 /// A transfer under way.
@@ -272,15 +255,21 @@ impl Server {
         let root = Root::open(&options.folder)
             .map_err(|errno| ServerError::Folder(shown, reason(errno), kind_of(code_of(errno))))?;
         let root = Arc::new(root);
-        let mut listeners = Vec::new();
-        for &address in &options.bind {
-            listeners.push((Serves::OnePort, listen(address)?));
-        }
-        if let Some(port) = options.fastdownloader {
-            for address in &options.bind {
-                listeners.push((Serves::FastDownloader, listen(SocketAddr::new(address.ip(), port))?));
+        let one_port = listen::listen(&options.bind)?;
+        let downloaders = match options.fastdownloader {
+            Some(port) => {
+                let on_port = |&address: &SocketAddr| {
+                    let mut address = address;
+                    address.set_port(port);
+                    address
+                };
+                listen::listen(&options.bind.iter().map(on_port).collect::<Vec<_>>())?
             }
-        }
+            None => Vec::new(),
+        };
+        let mut listeners: Vec<_> =
+            one_port.into_iter().map(|listener| (Serves::OnePort, listener)).collect();
+        listeners.extend(downloaders.into_iter().map(|listener| (Serves::FastDownloader, listener)));
         let shared = Shared {
             options,
             root,
@@ -377,6 +366,7 @@ async fn accept(
                 continue;
             }
         };
+        let peer = listen::canonical(peer);
         let mut permit = Arc::clone(&permits).try_acquire_owned();
         if permit.is_err() && shared.evict(None) {
             tokio::task::yield_now().await;

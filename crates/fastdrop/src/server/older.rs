@@ -1,5 +1,6 @@
 //! What the older protocols have in common on the server: a connection that brings one file, and its place.
 
+use super::listen::canonical;
 use super::{Shared, lock};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
@@ -29,7 +30,7 @@ impl Older {
         shared: &Shared,
     ) -> Result<(FrameReader, SocketAddr, Box<dyn Any + Send>), Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
-        let here = self.socket.local_addr().is_ok_and(|local| local.ip() == self.peer.ip());
+        let here = self.socket.local_addr().is_ok_and(|local| canonical(local).ip() == self.peer.ip());
         // Nothing else tells how long the path is, and only sending depends on it.
         let rtt = if here { Duration::from_micros(100) } else { Duration::from_millis(1) };
         let connection = Arc::new(Connection::new(self.socket, rtt).map_err(lost)?);
