@@ -23,6 +23,8 @@ const NEW: &str = "journal.new";
 pub(crate) const NAMES: [&str; 2] = [NAME, NEW];
 const MAGIC: &[u8] = b"fastdrop journal 1\n";
 const RECORD_MAX: usize = 8192;
+/// Bytes of a journal in which all parts of a stage have been noted.
+const PARTS_BYTES_MAX: usize = 1 << 20;
 /// More journal than this is not read.
 const BYTES_MAX: u64 = 4 << 30;
 
@@ -30,6 +32,9 @@ const OPENED: u8 = 0x01;
 const FILE: u8 = 0x02;
 const PIECE: u8 = 0x03;
 const SMALL: u8 = 0x04;
+const PART: u8 = 0x10;
+const LENT: u8 = 0x11;
+const RETURNED: u8 = 0x12;
 
 /// A file as it will be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +76,12 @@ pub(crate) enum Record {
     Piece { temp: u32, piece: u32, checksum: Checksum },
     /// The temporary file `temp` is all of this small file, with this H.
     Small { temp: u32, checksum: Checksum, key: FileKey },
+    /// The stage may have a part of this number at this place.
+    Part { part: u8, place: PartPlace },
+    /// The folder `path`, whose permissions were `mode`, is about to get more of them for the time of the transfer.
+    Lent { mode: u32, path: Vec<u8> },
+    /// The folder `path` has the permissions that it is to have.
+    Returned { path: Vec<u8> },
 }
 
 impl Record {
@@ -102,6 +113,21 @@ impl Record {
                 out.push(checksum.as_bytes().len() as u8);
                 out.extend_from_slice(checksum.as_bytes());
                 key.encode(out);
+            }
+            Record::Part { part, place: PartPlace { base, mount_len } } => {
+                out.push(PART);
+                out.push(*part);
+                out.extend_from_slice(&(*mount_len as u32).to_be_bytes());
+                out.extend_from_slice(base);
+            }
+            Record::Lent { mode, path } => {
+                out.push(LENT);
+                out.extend_from_slice(&mode.to_be_bytes());
+                out.extend_from_slice(path);
+            }
+            Record::Returned { path } => {
+                out.push(RETURNED);
+                out.extend_from_slice(path);
             }
         }
         let body = &out[start + 8..];
@@ -137,6 +163,13 @@ impl Record {
                 let checksum = Checksum::from_slice(cursor.bytes(len).ok()?);
                 Record::Small { temp, checksum, key: FileKey::decode(&mut cursor)? }
             }
+            PART => {
+                let (part, mount_len) = (cursor.u8().ok()?, cursor.u32().ok()? as usize);
+                let base = cursor.rest().to_vec();
+                Record::Part { part, place: PartPlace { base, mount_len } }
+            }
+            LENT => Record::Lent { mode: cursor.u32().ok()?, path: cursor.rest().to_vec() },
+            RETURNED => Record::Returned { path: cursor.rest().to_vec() },
             _ => return None,
         })
     }
@@ -215,6 +248,15 @@ pub(crate) enum LeftContent {
     Whole(Checksum),
 }
 
+/// Where a part of a stage is that is not at the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PartPlace {
+    /// The folder in whose `.fastdrop` it is.
+    pub(crate) base: Vec<u8>,
+    /// Bytes of `base` that are the place of the mount.
+    pub(crate) mount_len: usize,
+}
+
 /// A journal that was found.
 #[derive(Debug)]
 pub(crate) struct Recovered {
@@ -224,6 +266,10 @@ pub(crate) struct Recovered {
     pub(crate) same_boot: bool,
     pub(crate) named: Option<Vec<u8>>,
     pub(crate) files: Vec<Left>,
+    /// The parts of its stage that are not at the root, by their numbers.
+    pub(crate) parts: BTreeMap<u8, PartPlace>,
+    /// Folders that have been lent permissions, with those that they had.
+    pub(crate) lent: BTreeMap<Vec<u8>, u32>,
     /// Keeps the lock.
     _fd: OwnedFd,
 }
@@ -273,27 +319,46 @@ pub(crate) fn recover(folder: BorrowedFd<'_>) -> Found {
         Err(_) => return Found::Busy,
     }
     match replay(&bytes) {
-        Some((Record::Opened { algorithm, one_chunk, boot: then, named }, files)) => {
-            Found::Recovered(Recovered {
-                algorithm,
-                one_chunk,
-                same_boot: then == boot(),
-                named,
-                files,
-                _fd: fd,
-            })
-        }
+        Some(Replayed {
+            opened: Record::Opened { algorithm, one_chunk, boot: then, named },
+            files,
+            parts,
+            lent,
+        }) => Found::Recovered(Recovered {
+            algorithm,
+            one_chunk,
+            same_boot: then == boot(),
+            named,
+            files,
+            parts,
+            lent,
+            _fd: fd,
+        }),
         _ => Found::Worthless,
     }
 }
 
-/// The path that the transfer in `folder` was given as a name, if it was; also while it is under way.
-pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
+/// The parts of the stage that has this folder at the root, also while its transfer is under way.
+pub(crate) fn parts(folder: BorrowedFd<'_>) -> BTreeMap<u8, PartPlace> {
+    // They are noted before anything else is.
+    read_prefix(folder, PARTS_BYTES_MAX)
+        .and_then(|bytes| replay(&bytes))
+        .map_or(BTreeMap::new(), |replayed| replayed.parts)
+}
+
+fn read_prefix(folder: BorrowedFd<'_>, bytes_max: usize) -> Option<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(folder, NAME, flags, Mode::empty()).ok()?;
-    let mut bytes = vec![0; MAGIC.len() + RECORD_MAX];
+    let mut bytes = vec![0; bytes_max];
     let count = rustix::io::pread(&fd, &mut bytes, 0).ok()?;
-    match (Records { rest: bytes.get(..count)?.strip_prefix(MAGIC)? }).next()? {
+    bytes.truncate(count);
+    Some(bytes)
+}
+
+/// The path that the transfer in `folder` was given as a name, if it was; also while it is under way.
+pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let bytes = read_prefix(folder, MAGIC.len() + RECORD_MAX)?;
+    match (Records { rest: bytes.strip_prefix(MAGIC)? }).next()? {
         Record::Opened { named, .. } => named,
         _ => None,
     }
@@ -304,12 +369,20 @@ fn boot() -> u64 {
     XxHash3_64::oneshot(&std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default())
 }
 
+struct Replayed {
+    opened: Record,
+    files: Vec<Left>,
+    parts: BTreeMap<u8, PartPlace>,
+    lent: BTreeMap<Vec<u8>, u32>,
+}
+
 /// What the valid prefix of a journal says.
-fn replay(bytes: &[u8]) -> Option<(Record, Vec<Left>)> {
+fn replay(bytes: &[u8]) -> Option<Replayed> {
     let mut records = Records { rest: bytes.strip_prefix(MAGIC)? };
     let opened = records.next()?;
     let Record::Opened { algorithm, .. } = opened else { return None };
     let mut files: BTreeMap<u32, Left> = BTreeMap::new();
+    let (mut parts, mut lent) = (BTreeMap::new(), BTreeMap::new());
     for record in records {
         match record {
             Record::Opened { .. } => break,
@@ -327,9 +400,18 @@ fn replay(bytes: &[u8]) -> Option<(Record, Vec<Left>)> {
             Record::Small { temp, checksum, key } => {
                 files.insert(temp, Left { temp, key, content: LeftContent::Whole(checksum) });
             }
+            Record::Part { part, place } => {
+                parts.insert(part, place);
+            }
+            Record::Lent { mode, path } => {
+                lent.insert(path, mode);
+            }
+            Record::Returned { path } => {
+                lent.remove(&path);
+            }
         }
     }
-    Some((opened, files.into_values().collect()))
+    Some(Replayed { opened, files: files.into_values().collect(), parts, lent })
 }
 
 struct Records<'a> {

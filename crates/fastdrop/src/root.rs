@@ -1,7 +1,7 @@
 //! A folder that nothing done through it can leave.
 
 use fastdrop_proto::fastdp::HIDDEN;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -78,9 +78,10 @@ impl Root {
         rustix::fs::fstat(self.open_at(path, OFlags::PATH | follow, Mode::empty())?)
     }
 
-    /// Makes the directory at `path` and those above it that are missing.
+    /// Makes the directory at `path` and those above it that are missing. What is returned need not be readable.
     pub(crate) fn make_dirs(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        match self.open_dir(path) {
+        let open = || self.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty());
+        match open() {
             Err(Errno::NOENT) => {}
             result => return result,
         }
@@ -90,7 +91,28 @@ impl Root {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
-        self.open_dir(path)
+        open()
+    }
+}
+
+/// A mount. Files cannot be renamed from one to another, even if both show the same device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MountId(u64);
+
+impl MountId {
+    /// The mount that an open file or folder is on.
+    pub(crate) fn of(fd: impl AsFd) -> Result<Self, Errno> {
+        let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+        if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
+            return Ok(Self(stat.stx_mnt_id));
+        }
+        // Before Linux 5.8 only the device is known.
+        Ok(Self(u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor)))
+    }
+
+    /// The mount of the folder at `path`, which need not be readable.
+    pub(crate) fn of_folder(root: &Root, path: &[u8]) -> Result<Self, Errno> {
+        Self::of(root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?)
     }
 }
 
@@ -134,7 +156,8 @@ impl Dirs {
     /// The directory at `path`; None if there is none.
     pub(crate) fn find(&mut self, root: &Root, path: &[u8]) -> Result<Option<BorrowedFd<'_>>, Errno> {
         if self.last.as_ref().is_none_or(|(last, _)| last != path) {
-            let fd = match root.open_dir(path) {
+            // To look something up in a folder it need not be readable.
+            let fd = match root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty()) {
                 Ok(fd) => Some(fd),
                 Err(Errno::NOENT) => None,
                 Err(errno) => return Err(errno),

@@ -1,17 +1,25 @@
-//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a journal.
+//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a journal; and one on each
+//! other mount that files of the transfer will live on.
+
+mod lent;
+mod part;
+
+pub(crate) use part::{PARTS_MAX, PartIndex};
 
 use crate::error::Error;
-use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, Record, Recovered};
-use crate::root::Root;
+use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, PartPlace, Record, Recovered};
+use crate::root::{MountId, Root};
 use crate::source::{STEP, read_exact_at};
 use fastdrop_proto::checksum::{Algorithm, Checksum, PieceChecksum};
 use fastdrop_proto::fastdp::{Durability, HIDDEN};
 use fastdrop_proto::units::{ChunkSize, Mtime};
+use lent::Lendable;
+use part::Part;
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -31,15 +39,21 @@ const LOOKS_MAX: u32 = 10;
 /// A folder without a journal is taken for a transfer that is just beginning for so long.
 const BEGINNING_MAX: Duration = Duration::from_secs(60);
 
-/// The folder of one transfer.
+/// The folders of one transfer.
 #[derive(Debug)]
 pub(crate) struct Stage {
     root: Arc<Root>,
-    folder: OwnedFd,
+    /// The first is at the root, and has the journal.
+    home: Part,
+    elsewhere: Vec<Part>,
+    /// Folders on other mounts on which names are given: what is synced for all of them.
+    mounts: Vec<OwnedFd>,
     name: String,
     journal: Journal,
     next_temp: AtomicU32,
     durability: Durability,
+    /// Folders that have been lent permissions, with those that they had.
+    lent: Mutex<BTreeMap<Vec<u8>, u32>>,
     /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once, and whoever syncs next
     /// would be told that all is well.
     poisoned: Mutex<bool>,
@@ -83,13 +97,23 @@ impl Stage {
         let (folder, journal) =
             make_folder(root.as_fd(), &name, |folder| Journal::create(folder, algorithm, one_chunk, named))
                 .map_err(system)?;
+        let mount = match MountId::of(&folder) {
+            Ok(mount) => mount,
+            Err(errno) => {
+                remove_folder(&root, &name, &BTreeMap::new());
+                return Err(system(errno));
+            }
+        };
         Ok(Self {
             root,
-            folder,
+            home: Part { folder, place: PartPlace { base: Vec::new(), mount_len: 0 }, mount },
+            elsewhere: Vec::new(),
+            mounts: Vec::new(),
             name,
             journal,
             next_temp: AtomicU32::new(0),
             durability,
+            lent: Mutex::default(),
             poisoned: Mutex::new(false),
         })
     }
@@ -99,9 +123,74 @@ impl Stage {
         &self.name
     }
 
-    /// The folder.
-    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
+    /// The part for files in one of `folders`, which exist, and are on `mount`; made if there is none yet.
+    pub(crate) fn part_for(&mut self, folders: &[Vec<u8>], mount: MountId) -> Result<PartIndex, Error> {
+        let system = |errno| Error::system("making a folder for unfinished files", errno);
+        if mount == self.home.mount {
+            return Ok(PartIndex::HOME);
+        }
+        if let Some(at) = self.elsewhere.iter().position(|part| part.mount == mount) {
+            return Ok(PartIndex(at as u8 + 1));
+        }
+        let part = self.elsewhere.len() + 1;
+        if part >= PARTS_MAX {
+            return Err(Error::with_code(413, "files on more mounts than one transfer may write to"));
+        }
+        let mut result = Err(Errno::NOENT);
+        for place in part::places(&self.root, folders, mount) {
+            if let Err(errno) = part::check_writable(&self.root, &place) {
+                result = Err(errno);
+                continue;
+            }
+            // Noted first: no crash leaves a folder that nobody finds.
+            let record = Record::Part { part: part as u8, place: place.clone() };
+            self.journal.append(&[record]).map_err(system)?;
+            result = Part::make(&self.root, place, &self.name, mount);
+            if !matches!(result, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::XDEV)) {
+                break;
+            }
+        }
+        self.elsewhere.push(result.map_err(system)?);
+        Ok(PartIndex(part as u8))
+    }
+
+    /// Whether files on this mount are staged at the root.
+    pub(crate) fn is_home(&self, mount: MountId) -> bool {
+        mount == self.home.mount
+    }
+
+    /// Notes that names are given on another mount, on which `folder` is.
+    pub(crate) fn note_mount(&mut self, folder: OwnedFd) {
+        self.mounts.push(folder);
+    }
+
+    fn part(&self, part: PartIndex) -> &Part {
+        let elsewhere = usize::from(part.0).checked_sub(1).and_then(|at| self.elsewhere.get(at));
+        elsewhere.unwrap_or(&self.home)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.home).chain(&self.elsewhere)
+    }
+
+    /// The folder of a part.
+    pub(crate) fn folder(&self, part: PartIndex) -> BorrowedFd<'_> {
+        self.part(part).folder.as_fd()
+    }
+
+    /// The folder that a temporary file is in.
+    pub(crate) fn folder_of(&self, temp: u32) -> BorrowedFd<'_> {
+        self.folder(PartIndex::of(temp))
+    }
+
+    /// How many temporary files there are.
+    pub(crate) fn temps_count(&self) -> usize {
+        self.parts().map(|part| part::temps(part.folder.as_fd()).len()).sum()
+    }
+
+    /// Where a part is, for people; empty for the root.
+    pub(crate) fn place_of(&self, part: PartIndex) -> &[u8] {
+        &self.part(part).place.base
     }
 
     /// The journal.
@@ -114,12 +203,13 @@ impl Stage {
         temp_name(&self.name, temp)
     }
 
-    /// Creates a temporary file that was not there before.
-    pub(crate) fn new_temp(&self, mode: u32) -> Result<(u32, OwnedFd), Errno> {
+    /// Creates a temporary file in `part` that was not there before.
+    pub(crate) fn new_temp(&self, part: PartIndex, mode: u32) -> Result<(u32, OwnedFd), Errno> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         for _ in 0..PLANTED_MAX {
-            let temp = self.next_temp.fetch_add(1, Ordering::Relaxed);
-            match rustix::fs::openat(&self.folder, self.temp_name(temp), flags, Mode::from_raw_mode(mode)) {
+            let temp = self.next_number(part)?;
+            let name = self.temp_name(temp);
+            match rustix::fs::openat(self.folder(part), name, flags, Mode::from_raw_mode(mode)) {
                 Err(Errno::EXIST) => {}
                 result => return result.map(|fd| (temp, fd)),
             }
@@ -127,14 +217,13 @@ impl Stage {
         Err(Errno::EXIST)
     }
 
+    fn next_number(&self, part: PartIndex) -> Result<u32, Errno> {
+        part.number(self.next_temp.fetch_add(1, Ordering::Relaxed)).ok_or(Errno::OVERFLOW)
+    }
+
     /// Opens a temporary file of this stage.
     pub(crate) fn open_temp(&self, temp: u32) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(
-            &self.folder,
-            self.temp_name(temp),
-            OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
+        self.open_with(temp, OFlags::RDWR)
     }
 
     /// Gives a temporary file that is complete its time and permissions, whatever they are now.
@@ -144,11 +233,11 @@ impl Stage {
         mtime: Option<Mtime>,
         mode: u32,
     ) -> Result<(), Errno> {
-        let name = self.temp_name(temp);
-        rustix::fs::chmodat(&self.folder, &name[..], Mode::from_raw_mode(mode), AtFlags::empty())?;
+        let (folder, name) = (self.folder_of(temp), self.temp_name(temp));
+        rustix::fs::chmodat(folder, &name[..], Mode::from_raw_mode(mode), AtFlags::empty())?;
         match mtime {
             Some(mtime) => {
-                rustix::fs::utimensat(&self.folder, &name[..], &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)
+                rustix::fs::utimensat(folder, &name[..], &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)
             }
             None => Ok(()),
         }
@@ -156,13 +245,13 @@ impl Stage {
 
     /// Deletes a temporary file.
     pub(crate) fn remove_temp(&self, temp: u32) {
-        let _ = rustix::fs::unlinkat(&self.folder, self.temp_name(temp), AtFlags::empty());
+        let _ = rustix::fs::unlinkat(self.folder_of(temp), self.temp_name(temp), AtFlags::empty());
     }
 
-    /// Moves a verified file of an earlier transfer in here: journaled first, so that a crash in between loses only a name.
-    pub(crate) fn adopt(&self, from: &Leftovers, left: &Left) -> Result<u32, Error> {
+    /// Moves a verified file of an earlier transfer into `part`: journaled first, so that a crash in between loses only a name.
+    pub(crate) fn adopt(&self, from: &Leftovers, left: &Left, part: PartIndex) -> Result<u32, Error> {
         let system = |errno| Error::system("continuing unfinished work", errno);
-        let temp = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        let temp = self.next_number(part).map_err(system)?;
         let mut records = Vec::new();
         match &left.content {
             LeftContent::Pieces(pieces) => {
@@ -176,9 +265,43 @@ impl Stage {
         }
         self.journal.append(&records).map_err(system)?;
         let (old, new) = (temp_name(&from.name, left.temp), self.temp_name(temp));
-        crate::root::rename(from.folder.as_fd(), old.as_bytes(), self.folder.as_fd(), new.as_bytes(), false)
-            .map_err(system)?;
+        let from_folder = from.folder_of(left.temp).ok_or_else(|| system(Errno::NOENT))?;
+        match crate::root::rename(from_folder, old.as_bytes(), self.folder(part), new.as_bytes(), false) {
+            // What was mounted there then is not what is mounted there now.
+            Err(Errno::XDEV) => self.copy(from_folder, &old, temp).map_err(system)?,
+            result => result.map_err(system)?,
+        }
         Ok(temp)
+    }
+
+    /// Moves the file `old` of an earlier stage to where it cannot be renamed to.
+    fn copy(&self, from: BorrowedFd<'_>, old: &str, temp: u32) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(from, old, flags, Mode::empty())?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let target = rustix::fs::openat(self.folder_of(temp), self.temp_name(temp), flags, mode)?;
+        let size = rustix::fs::fstat(&source)?.st_size as u64;
+        let copied = rustix::fs::ftruncate(&target, size).and_then(|()| {
+            let mut buffer = vec![0; STEP];
+            (0..size).step_by(STEP).try_for_each(|at| {
+                let step = &mut buffer[..STEP.min((size - at) as usize)];
+                read_exact_at(&source, step, at)?;
+                // Holes stay holes.
+                if step.iter().any(|&byte| byte != 0) {
+                    write_all_at(target.as_fd(), step, at)
+                } else {
+                    Ok(())
+                }
+            })
+        });
+        match copied {
+            Ok(()) => {
+                let _ = rustix::fs::unlinkat(from, old, AtFlags::empty());
+            }
+            Err(_) => self.remove_temp(temp),
+        }
+        copied
     }
 
     /// Syncs the contents of these temporary files.
@@ -192,7 +315,7 @@ impl Stage {
             if temps.len() > SYNC_EACH_MAX { Err(Errno::MFILE) } else { temps.iter().map(open).collect() };
         self.sync(|| match &files {
             Ok(files) => files.iter().try_for_each(rustix::fs::fsync),
-            Err(_) => rustix::fs::syncfs(&self.folder),
+            Err(_) => self.parts().try_for_each(|part| rustix::fs::syncfs(&part.folder)),
         })
     }
 
@@ -209,12 +332,8 @@ impl Stage {
     }
 
     fn open_with(&self, temp: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(
-            &self.folder,
-            self.temp_name(temp),
-            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(self.folder_of(temp), self.temp_name(temp), flags, Mode::empty())
     }
 
     /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives. It only helps.
@@ -236,9 +355,10 @@ impl Stage {
     /// Syncs the journal, and the names of the temporary files.
     pub(crate) fn sync_journal(&self) -> Result<(), Error> {
         match self.durability {
-            Durability::Commit => {
-                self.sync(|| rustix::fs::fsync(&self.folder).and_then(|()| self.journal.sync()))
-            }
+            Durability::Commit => self.sync(|| {
+                self.parts().try_for_each(|part| rustix::fs::fsync(&part.folder))?;
+                self.journal.sync()
+            }),
             Durability::None => Ok(()),
         }
     }
@@ -253,13 +373,72 @@ impl Stage {
             if paths.len() > SYNC_EACH_MAX { Err(Errno::MFILE) } else { paths.iter().map(open).collect() };
         self.sync(|| match &dirs {
             Ok(dirs) => dirs.iter().try_for_each(rustix::fs::fsync),
-            Err(_) => rustix::fs::syncfs(&*self.root),
+            Err(_) => {
+                rustix::fs::syncfs(&*self.root)?;
+                self.mounts.iter().try_for_each(rustix::fs::syncfs)
+            }
         })
     }
 
-    /// Takes the folder away, with everything in it.
+    /// Lends `folder`, and the folders above it, the permissions that they lack; whether there was any to lend.
+    pub(crate) fn lend(&self, folder: &[u8]) -> Result<bool, Errno> {
+        let mut any = false;
+        while let Some(lendable) = Lendable::find(&self.root, folder)? {
+            let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+            let mode = *lent.entry(lendable.path.clone()).or_insert(lendable.mode);
+            // Noted first: whoever finds this journal after a crash gives them back.
+            self.journal.append(&[Record::Lent { mode, path: lendable.path.clone() }])?;
+            lendable.lend()?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Notes that `folder` has got the permissions that it is to have.
+    pub(crate) fn note_settled(&self, folder: &[u8]) -> Result<(), Errno> {
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).remove(folder);
+        match lent {
+            Some(_) => self.journal.append(&[Record::Returned { path: folder.to_vec() }]),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives all folders back the permissions that they had.
+    pub(crate) fn give_back(&self) {
+        let lent = std::mem::take(&mut *self.lent.lock().unwrap_or_else(PoisonError::into_inner));
+        lent::give_back(&self.root, &lent);
+        let returned: Vec<_> = lent.into_keys().map(|path| Record::Returned { path }).collect();
+        if !returned.is_empty() {
+            // Who finds the journal would only look once more.
+            let _ = self.journal.append(&returned);
+        }
+    }
+
+    /// Bytes that may still be written into a part, and the device that they are on.
+    pub(crate) fn free(&self, part: PartIndex) -> Result<(u64, u64), Errno> {
+        let folder = self.folder(part);
+        let stat = rustix::fs::fstatvfs(folder)?;
+        Ok((rustix::fs::fstat(folder)?.st_dev, stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    /// Takes all parts but that at the root away, with everything in them.
+    pub(crate) fn remove_elsewhere(&self) {
+        for part in &self.elsewhere {
+            part::remove(&self.root, &self.name, &part.place);
+        }
+    }
+
+    /// Takes the folders away, with everything in them.
     pub(crate) fn remove(&self) {
-        remove_folder(&self.root, &self.name);
+        self.give_back();
+        let places = (1..).zip(&self.elsewhere).map(|(at, part)| (at, part.place.clone()));
+        remove_folder(&self.root, &self.name, &places.collect());
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -315,8 +494,13 @@ fn make_folder<T>(
     })
 }
 
-fn remove_folder(root: &Root, name: &str) {
+/// Removes a stage with these `parts`, and its journal last: nothing that it names is forgotten.
+fn remove_folder(root: &Root, name: &str, parts: &BTreeMap<u8, PartPlace>) {
     let path = hidden_path(name);
+    let removed = parts.values().filter(|place| part::remove(root, name, place)).count();
+    if removed < parts.len() {
+        return;
+    }
     let Ok(folder) = root.open_dir(&path) else { return };
     for (name, _) in crate::walk::names(folder.as_fd()).unwrap_or_default() {
         let _ = rustix::fs::unlinkat(&folder, &name[..], AtFlags::empty());
@@ -344,6 +528,22 @@ pub(crate) fn set_attributes(
     }
     if let Some(mtime) = mtime {
         rustix::fs::futimens(fd, &timestamps(mtime))?;
+    }
+    Ok(())
+}
+
+/// Gives an open folder, which need not be readable, its time and permissions.
+pub(crate) fn set_dir_attributes(
+    folder: &OwnedFd,
+    mtime: Option<Mtime>,
+    mode: Option<u32>,
+) -> Result<(), Errno> {
+    let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    if let Some(mode) = mode {
+        rustix::fs::chmod(&path[..], Mode::from_raw_mode(mode))?;
+    }
+    if let Some(mtime) = mtime {
+        rustix::fs::utimensat(rustix::fs::CWD, &path[..], &timestamps(mtime), AtFlags::empty())?;
     }
     Ok(())
 }
@@ -379,6 +579,8 @@ pub(crate) enum Busy {
 pub(crate) struct Leftovers {
     root: Arc<Root>,
     folder: OwnedFd,
+    /// The parts of it that are not at the root.
+    elsewhere: BTreeMap<u8, OwnedFd>,
     pub(crate) name: String,
     recovered: Recovered,
 }
@@ -415,12 +617,13 @@ impl Leftovers {
             };
             match state {
                 Found::Recovered(recovered) => {
+                    lent::give_back(root, &recovered.lent);
                     // Nothing was brought, and nothing begun under a name that still exists.
                     let is_there =
                         |path: &[u8]| !matches!(root.stat(path), Err(Errno::NOENT | Errno::NOTDIR));
                     let begun = recovered.named.as_deref().is_some_and(is_there);
                     if recovered.files.is_empty() && !begun {
-                        remove_folder(root, &name);
+                        remove_folder(root, &name, &recovered.parts);
                         continue;
                     }
                     let same_name = named.is_some() && recovered.named.as_deref() == named;
@@ -430,24 +633,33 @@ impl Leftovers {
                     // What was written and not journaled counts for nothing.
                     let known: BTreeSet<_> =
                         recovered.files.iter().map(|left| temp_name(&name, left.temp).into_bytes()).collect();
-                    for (file, _) in crate::walk::names(folder.as_fd()).unwrap_or_default() {
-                        if file != journal::NAME.as_bytes() && !known.contains(&file) {
-                            let _ = rustix::fs::unlinkat(&folder, &file[..], AtFlags::empty());
+                    let elsewhere = part::open_all(root, &name, &recovered.parts);
+                    for folder in std::iter::once(&folder).chain(elsewhere.values()) {
+                        for file in part::temps(folder.as_fd()).iter().filter(|&file| !known.contains(file)) {
+                            let _ = rustix::fs::unlinkat(folder, &file[..], AtFlags::empty());
                         }
                     }
-                    found.push(Leftovers { root: Arc::clone(root), folder, name, recovered });
+                    found.push(Leftovers { root: Arc::clone(root), folder, elsewhere, name, recovered });
                 }
                 Found::Busy => {}
-                Found::Worthless => remove_folder(root, &name),
+                Found::Worthless => remove_folder(root, &name, &journal::parts(folder.as_fd())),
                 Found::Nothing => {
                     let touched = rustix::fs::fstat(&folder).map_or(0, |stat| stat.st_mtime);
                     if since(touched) > BEGINNING_MAX {
-                        remove_folder(root, &name);
+                        remove_folder(root, &name, &BTreeMap::new());
                     }
                 }
             }
         }
         found
+    }
+
+    /// The folder that a file is in; None if it cannot be reached now.
+    fn folder_of(&self, temp: u32) -> Option<BorrowedFd<'_>> {
+        match PartIndex::of(temp) {
+            PartIndex::HOME => Some(self.folder.as_fd()),
+            PartIndex(part) => self.elsewhere.get(&part).map(AsFd::as_fd),
+        }
     }
 
     /// The files, by what they are to become; the index is that of the file in [`Self::file`].
@@ -464,7 +676,7 @@ impl Leftovers {
         }
         let name = temp_name(&self.name, left.temp);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.folder, name, flags, Mode::empty()).ok()?;
+        let fd = rustix::fs::openat(self.folder_of(left.temp)?, name, flags, Mode::empty()).ok()?;
         let stat = rustix::fs::fstat(&fd).ok()?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
             || stat.st_size as u64 != left.key.size
@@ -490,16 +702,18 @@ impl Leftovers {
 
     /// Deletes one file.
     pub(crate) fn discard(&self, at: usize) {
-        if let Some(left) = self.recovered.files.get(at) {
-            let _ = rustix::fs::unlinkat(&self.folder, temp_name(&self.name, left.temp), AtFlags::empty());
+        if let Some(left) = self.recovered.files.get(at)
+            && let Some(folder) = self.folder_of(left.temp)
+        {
+            let _ = rustix::fs::unlinkat(folder, temp_name(&self.name, left.temp), AtFlags::empty());
         }
     }
 
-    /// Takes the folder away if only the journal is left in it.
+    /// Takes the folders away if only the journal is left in them.
     pub(crate) fn close(self) {
-        let names = crate::walk::names(self.folder.as_fd()).unwrap_or_default();
-        if names.iter().all(|(name, _)| name == journal::NAME.as_bytes()) {
-            remove_folder(&self.root, &self.name);
+        let mut folders = std::iter::once(&self.folder).chain(self.elsewhere.values());
+        if folders.all(|folder| part::temps(folder.as_fd()).is_empty()) {
+            remove_folder(&self.root, &self.name, &self.recovered.parts);
         }
     }
 }
@@ -581,9 +795,14 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
             Mode::empty(),
         );
         let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
-        if since(touched) > age && !matches!(journal::recover(folder.as_fd()), Found::Busy) {
+        // Locked as long as this looks at it.
+        let found = journal::recover(folder.as_fd());
+        if let Found::Recovered(recovered) = &found {
+            lent::give_back(root, &recovered.lent);
+        }
+        if since(touched) > age && !matches!(found, Found::Busy) {
             tracing::info!(folder = %name, "removing unfinished work that nobody came back for");
-            remove_folder(root, &name);
+            remove_folder(root, &name, &journal::parts(folder.as_fd()));
         }
     }
 }
@@ -606,7 +825,7 @@ mod tests {
         let (_root, stage) = stage(dir.path());
         let planted = dir.path().join(".fastdrop").join(stage.name()).join(stage.temp_name(0));
         std::os::unix::fs::symlink("/etc/passwd", &planted).unwrap();
-        let (temp, fd) = stage.new_temp(0o600).unwrap();
+        let (temp, fd) = stage.new_temp(PartIndex::HOME, 0o600).unwrap();
         assert_eq!(temp, 1);
         write_all_at(fd.as_fd(), b"x", 0).unwrap();
         assert!(planted.is_symlink());
@@ -617,7 +836,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (root, first) = stage(dir.path());
         let second = Stage::create(root, Algorithm::None, ChunkSize::MIN, Durability::None, None).unwrap();
-        first.new_temp(0o600).unwrap();
+        first.new_temp(PartIndex::HOME, 0o600).unwrap();
         first.remove();
         assert!(dir.path().join(".fastdrop").exists());
         second.remove();
@@ -628,7 +847,7 @@ mod tests {
     fn case_36_what_the_journal_says_is_believed_only_if_the_data_agrees() {
         let dir = tempfile::tempdir().unwrap();
         let (root, stage) = stage(dir.path());
-        let (temp, fd) = stage.new_temp(0o600).unwrap();
+        let (temp, fd) = stage.new_temp(PartIndex::HOME, 0o600).unwrap();
         write_all_at(fd.as_fd(), &[1; 1024], 0).unwrap();
         write_all_at(fd.as_fd(), &[2; 1024], 1024).unwrap();
         let key = FileKey { path: b"f".to_vec(), size: 2048, mtime: (0, 0) };

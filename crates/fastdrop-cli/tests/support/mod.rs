@@ -134,6 +134,37 @@ impl Drop for Mount {
     }
 }
 
+/// Something that is mounted at a place of the test's own, until it is dropped.
+pub struct MountAt {
+    place: PathBuf,
+}
+
+impl MountAt {
+    /// A file system in memory, with the given mount options, at `place`, a folder that is made if it is missing.
+    pub fn tmpfs(place: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(place).unwrap();
+        tool("mount", args!["-t", "tmpfs", "-o", options, "tmpfs", place]);
+        Self { place: place.into() }
+    }
+
+    /// The file or folder `source` once more, at `place`, which is there.
+    pub fn bind(source: &Path, place: &Path) -> Self {
+        tool("mount", args!["--bind", source, place]);
+        Self { place: place.into() }
+    }
+
+    /// Changes the mount's options.
+    pub fn remount(&self, options: &str) {
+        tool("mount", args!["-o", format!("remount,bind,{options}"), self.place]);
+    }
+}
+
+impl Drop for MountAt {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.place).output();
+    }
+}
+
 /// Writes zeros into `path` until the file system is full.
 pub fn fill_up(path: &Path) {
     use std::io::Write as _;

@@ -7,9 +7,10 @@ use crate::filter::Filter;
 use crate::observe::{Observer, Warning};
 use crate::protocol::Protocol;
 use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, Spent};
+use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, RelPath, Spent};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,8 @@ pub(super) struct Tally {
     failed: BTreeMap<Vec<u8>, Failed>,
     /// How many of them never were in a manifest.
     never_offered: u64,
+    /// What was offered last.
+    manifest: Arc<Manifest>,
     /// How the sender spent its time, if that is the other end.
     spent: Option<Spent>,
     pub(super) attempts: u32,
@@ -129,6 +132,7 @@ impl Tally {
             start,
             failed: BTreeMap::new(),
             never_offered: 0,
+            manifest: Arc::default(),
             spent: None,
             attempts: 0,
             congestion: String::new(),
@@ -185,9 +189,10 @@ impl Tally {
     pub(super) fn note_sent(
         &mut self,
         transmission: &Transmission,
-        manifest: &Manifest,
+        manifest: &Arc<Manifest>,
         observer: &Observer,
     ) {
+        self.manifest = Arc::clone(manifest);
         {
             let machine = transmission.machine();
             let mut files = 0;
@@ -214,7 +219,8 @@ impl Tally {
         self.summary.files = count_files(manifest);
     }
 
-    pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Manifest) {
+    pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Arc<Manifest>) {
+        self.manifest = Arc::clone(manifest);
         self.note_hashes(reception.hashes(), manifest);
         self.spent = Some(reception.spent());
         for failed in reception.failed() {
@@ -225,7 +231,8 @@ impl Tally {
     }
 
     /// Counts what was sent in an archive; what the receiver did not take it had already.
-    pub(super) fn note_packed(&mut self, contents: &Manifest, done: &Done) {
+    pub(super) fn note_packed(&mut self, contents: &Arc<Manifest>, done: &Done) {
+        self.manifest = Arc::clone(contents);
         self.contents = Some(contents.bytes());
         self.summary.bytes = contents.bytes();
         self.summary.files = count_files(contents);
@@ -300,6 +307,11 @@ impl Tally {
         self.summary
     }
 
+    fn is_directory(&self, path: &[u8]) -> bool {
+        let entry = RelPath::new(path).ok().and_then(|path| self.manifest.find(path));
+        entry.is_some_and(|(_, entry)| entry.kind == EntryKind::Directory)
+    }
+
     /// Closes the tally with how the last attempt ended.
     pub(super) fn finish(mut self, done: Result<Done, Error>, observer: &Observer) -> Result<Summary, Error> {
         let done = done?;
@@ -345,9 +357,14 @@ impl Tally {
         if self.contents.is_none() {
             self.summary.bytes = self.summary.bytes.max(done.bytes);
         }
-        self.summary.files = self.summary.files.saturating_sub(self.failed.len() as u64 - self.never_offered);
+        let had_files = self.summary.files > 0;
+        let is_file = |failed: &&Failed| !self.is_directory(&failed.path);
+        let files_failed = self.failed.values().filter(is_file).count() as u64;
+        self.summary.files =
+            self.summary.files.saturating_sub(files_failed.saturating_sub(self.never_offered));
+        let all_failed = self.failed.len() as u64 >= u64::from(self.manifest.len());
         match self.failed.values().next() {
-            Some(failed) if self.summary.files == 0 => {
+            Some(failed) if self.summary.files == 0 && (had_files || all_failed) => {
                 let message =
                     format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
                 Err(Error::with_code(failed.code, message))

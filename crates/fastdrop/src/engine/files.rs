@@ -1,19 +1,22 @@
 //! Files beneath a root, by way of a stage: where a reception's bytes end up.
 
 use super::lock;
+use super::mounts::Mounts;
 use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
 use crate::archive::MEMBERS_MAX;
 use crate::error::{Error, reason};
 use crate::filter::Filter;
 use crate::journal::{FileKey, Left, LeftContent, Record};
 use crate::root::{Dirs, Root, rename, split};
-use crate::stage::{Leftovers, Stage, default_mode, set_attributes, write_all_at};
+use crate::stage::{
+    Leftovers, PartIndex, Stage, default_mode, set_attributes, set_dir_attributes, write_all_at,
+};
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Archive, Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,6 +39,20 @@ pub(crate) struct ReceiveOptions {
     pub(crate) filter: Filter,
     /// What arrives is an archive of which only the contents are to stay.
     pub(crate) unpack: Option<Unpack>,
+}
+
+impl ReceiveOptions {
+    /// Checks that `needed` bytes fit where `free` are, in the folder `place`, and that a transfer may have `total`.
+    pub(super) fn check_room(&self, needed: u64, free: u64, total: u64, place: &[u8]) -> Result<(), Error> {
+        if self.size_max.is_some_and(|max| total > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        if free.saturating_sub(self.free_min) >= needed {
+            return Ok(());
+        }
+        let place = if place.is_empty() { String::new() } else { format!(" in {}", crate::shown(place)) };
+        Err(Error::with_code(507, format!("no space{place}: {needed} bytes are needed and {free} are free")))
+    }
 }
 
 /// How an archive is unpacked.
@@ -75,6 +92,7 @@ pub(crate) struct FileSink {
     pub(super) root: Arc<Root>,
     pub(super) placement: Placement,
     pub(super) stage: Stage,
+    mounts: Mounts,
     pub(super) options: ReceiveOptions,
     /// What does not simply go to its place.
     pub(super) exceptions: HashMap<EntryIndex, Verdict>,
@@ -112,6 +130,8 @@ fn is_about_the_name(errno: Errno) -> bool {
 pub(super) fn naming_reason(errno: Errno) -> String {
     match errno {
         Errno::EXIST => "another one was put there meanwhile".to_owned(),
+        Errno::XDEV => "something was mounted or unmounted there meanwhile".to_owned(),
+        Errno::BUSY => "something is mounted on it".to_owned(),
         errno => reason(errno),
     }
 }
@@ -121,6 +141,7 @@ impl FileSink {
         root: Arc<Root>,
         placement: Placement,
         stage: Stage,
+        mounts: Mounts,
         options: ReceiveOptions,
         exceptions: HashMap<EntryIndex, Verdict>,
     ) -> Self {
@@ -128,6 +149,7 @@ impl FileSink {
             root,
             placement,
             stage,
+            mounts,
             options,
             exceptions,
             open: Mutex::default(),
@@ -147,11 +169,10 @@ impl FileSink {
 
     /// Whether anything here is worth keeping for another attempt.
     pub(super) fn has_something(&self) -> bool {
-        let names = crate::walk::names(self.stage.folder()).unwrap_or_default();
-        // Not the journal; and not a stream, which cannot be continued: its beginning would have to be read again.
+        // Not a stream, which cannot be continued: its beginning would have to be read again.
         // If names have been given beneath a name of its own, the journal has to tell the next attempt so.
         let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
-        begun || names.len() > 1 + usize::from(lock(&self.stream).is_some())
+        begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
     }
 
     /// Keeps a complete file that could not be given its name, unless the name itself is the reason.
@@ -170,17 +191,37 @@ impl FileSink {
         self.unnamed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn check_space(&self, needed: u64, total: u64) -> Result<(), Error> {
-        if self.options.size_max.is_some_and(|max| total > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+    /// Checks that there is room for so many bytes in each part of the stage. Parts on one device share what is free there.
+    pub(super) fn check_space(&self, needed: &BTreeMap<PartIndex, u64>, total: u64) -> Result<(), Error> {
+        let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
+        for (&part, &bytes) in needed {
+            let (device, free) = self.stage.free(part).unwrap_or((0, u64::MAX));
+            let needed = devices.entry(device).or_default();
+            *needed = needed.saturating_add(bytes);
+            self.options.check_room(*needed, free, total, self.stage.place_of(part))?;
         }
-        let free = rustix::fs::fstatvfs(&*self.root).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        match free {
-            Ok(free) if free.saturating_sub(self.options.free_min) < needed => {
-                Err(Error::with_code(507, format!("no space: {needed} bytes are needed and {free} are free")))
-            }
-            _ => Ok(()),
+        Ok(())
+    }
+
+    /// Bytes that are still to be written into each part of the stage.
+    pub(super) fn needed(&self, machine: &Receiver) -> BTreeMap<PartIndex, u64> {
+        if self.mounts.is_one() {
+            let part = self.mounts.part_of(EntryIndex(0)).unwrap_or_default();
+            return BTreeMap::from([(part, machine.totals().bytes)]);
         }
+        let mut needed = BTreeMap::new();
+        for (index, entry) in machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)) {
+            let Ok(part) = self.mounts.part_of(index) else { continue };
+            let bytes: &mut u64 = needed.entry(part).or_default();
+            *bytes = bytes.saturating_add(missing_bytes(machine, index, &entry));
+        }
+        needed
+    }
+
+    /// The part of the stage that an entry's temporary file is in.
+    pub(super) fn part_of(&self, index: EntryIndex) -> Result<PartIndex, Errno> {
+        // Entries that can have none are not asked for.
+        self.mounts.part_of(index).map_err(|_| Errno::XDEV)
     }
 
     /// Moves in what earlier transfers left of the files that are needed. How many whole files that was, and bytes.
@@ -210,7 +251,8 @@ impl FileSink {
                 leftovers.discard(at);
                 continue;
             };
-            let temp = self.stage.adopt(leftovers, &left)?;
+            let part = self.part_of(index).map_err(|errno| self.system(&entry, errno))?;
+            let temp = self.stage.adopt(leftovers, &left, part)?;
             bytes += self.hold(machine, index, &entry, temp, &left, hashes)?;
             whole += u64::from(matches!(left.content, LeftContent::Whole(_)));
         }
@@ -268,7 +310,7 @@ impl FileSink {
         if let Some(staged) = open.get(&index) {
             return Ok(Arc::clone(staged));
         }
-        let (temp, fd) = self.stage.new_temp(0o600)?;
+        let (temp, fd) = self.stage.new_temp(self.part_of(index)?, 0o600)?;
         if entry.kind == EntryKind::Stream {
             *lock(&self.stream) = Some(temp);
         } else {
@@ -297,15 +339,28 @@ impl FileSink {
     }
 
     /// Writes a small file under a temporary name, complete with its attributes.
-    pub(super) fn make_small(&self, entry: &Entry<'_>, bytes: &[u8]) -> Result<u32, Errno> {
+    pub(super) fn make_small(
+        &self,
+        index: EntryIndex,
+        entry: &Entry<'_>,
+        bytes: &[u8],
+    ) -> Result<u32, Errno> {
         let mode = self.file_mode(entry);
-        let (temp, fd) = self.stage.new_temp(mode)?;
+        let (temp, fd) = self.stage.new_temp(self.part_of(index)?, mode)?;
         // Creating it gave it this mode already, unless the umask took something away.
         let set_mode = mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0;
         write_all_at(fd.as_fd(), bytes, 0)
             .and_then(|()| self.set_file_attributes(&fd, entry, set_mode))
             .inspect_err(|_| self.stage.remove_temp(temp))?;
         Ok(temp)
+    }
+
+    /// Does something in a folder; once more, if it may not, after lending the folder what it lacks.
+    fn in_folder<T>(&self, folder: &[u8], mut work: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+        match work() {
+            Err(Errno::ACCESS) if self.stage.lend(folder)? => work(),
+            result => result,
+        }
     }
 
     /// Gives a complete file its name, without replacing anything that it was not told to.
@@ -317,39 +372,20 @@ impl FileSink {
         temp: u32,
     ) -> Result<(), Errno> {
         let path = self.placement.of(entry.path);
-        let temp = self.stage.temp_name(temp);
+        let (from, temp) = (self.stage.folder_of(temp), self.stage.temp_name(temp));
         let (folder, name) = split(&path);
         let exception = self.exceptions.get(&index);
-        let to = dirs.make(&self.root, folder)?;
-        match exception {
-            Some(exception) => self.rename_as(exception, &temp, to, name)?,
-            None => rename(self.stage.folder(), temp.as_bytes(), to, name, false)?,
-        }
+        self.in_folder(folder, || {
+            let to = dirs.make(&self.root, folder)?;
+            match exception {
+                Some(exception) => rename_as(exception, from, &temp, to, name),
+                None => rename(from, temp.as_bytes(), to, name, false),
+            }
+        })?;
         self.named_any.store(true, Ordering::Relaxed);
         let mut named_in = lock(&self.named_in);
         note_with_ancestors(&mut named_in, folder);
         Ok(())
-    }
-
-    /// Moves a temporary file to where something else is, as it was decided for it.
-    pub(super) fn rename_as(
-        &self,
-        how: &Verdict,
-        temp: &str,
-        to: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> Result<(), Errno> {
-        let from = self.stage.folder();
-        if *how != Verdict::Renamed {
-            return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
-        }
-        for n in 1..NUMBERED_MAX {
-            match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
-                Err(Errno::EXIST) => {}
-                result => return result,
-            }
-        }
-        Err(Errno::EXIST)
     }
 
     pub(super) fn make_link(
@@ -360,42 +396,74 @@ impl FileSink {
         target: &[u8],
     ) -> Result<(), Errno> {
         let (folder, name) = split(path);
-        let folder_fd = dirs.make(&self.root, folder)?;
-        match self.exceptions.get(&index) {
-            None => rustix::fs::symlinkat(target, folder_fd, name)?,
-            Some(exception) => {
-                let temp = format!("{}.link", self.stage.temp_name(index.0));
-                rustix::fs::symlinkat(target, self.stage.folder(), &temp[..])?;
-                let renamed = self.rename_as(exception, &temp, folder_fd, name);
-                if renamed.is_err() {
-                    let _ = rustix::fs::unlinkat(self.stage.folder(), &temp[..], AtFlags::empty());
-                }
-                renamed?;
-            }
-        }
+        self.in_folder(folder, || {
+            let folder_fd = dirs.make(&self.root, folder)?;
+            let Some(exception) = self.exceptions.get(&index) else {
+                return rustix::fs::symlinkat(target, folder_fd, name);
+            };
+            let from = self.stage.folder(self.part_of(index)?);
+            let temp = format!("{}.link", self.stage.temp_name(index.0));
+            rustix::fs::symlinkat(target, from, &temp[..])?;
+            rename_as(exception, from, &temp, folder_fd, name).inspect_err(|_| {
+                let _ = rustix::fs::unlinkat(from, &temp[..], AtFlags::empty());
+            })
+        })?;
         note_with_ancestors(&mut lock(&self.named_in), folder);
         Ok(())
     }
 
     pub(super) fn finish_dir(&self, path: &[u8]) -> Result<(), Errno> {
-        self.root.make_dirs(path)?;
+        self.in_folder(split(path).0, || self.root.make_dirs(path))?;
         note_with_ancestors(&mut lock(&self.named_in), path);
         Ok(())
     }
 
     pub(super) fn set_dir_attributes(&self, path: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
-        let fd = self.root.open_dir(path)?;
-        set_attributes(
-            fd.as_fd(),
+        let fd = self.in_folder(split(path).0, || {
+            self.root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
+        })?;
+        set_dir_attributes(
+            &fd,
             self.options.times.then_some(entry.mtime),
             self.options.mode.then_some(entry.mode),
-        )
+        )?;
+        if self.options.mode { self.stage.note_settled(path) } else { Ok(()) }
     }
 
     pub(super) fn sync_names(&self) -> Result<(), Error> {
         let dirs: Vec<_> = std::mem::take(&mut *lock(&self.named_in)).into_iter().collect();
         self.stage.sync_dirs(&dirs)
     }
+}
+
+/// Bytes of an entry that are not held yet.
+fn missing_bytes(machine: &Receiver, index: EntryIndex, entry: &Entry<'_>) -> u64 {
+    let one = u64::from(machine.table().one_chunk().bytes());
+    let Some((first, count)) = machine.table().chunks_of(index) else { return entry.size() };
+    let held = (0..count).filter(|piece| machine.checksum(ChunkIndex(first.0 + piece)).is_some());
+    held.fold(entry.size(), |left, piece| {
+        left.saturating_sub(one.min(entry.size().saturating_sub(u64::from(piece) * one)))
+    })
+}
+
+/// Moves a temporary file to where something else is, as it was decided for it.
+fn rename_as(
+    how: &Verdict,
+    from: BorrowedFd<'_>,
+    temp: &str,
+    to: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<(), Errno> {
+    if *how != Verdict::Renamed {
+        return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
+    }
+    for n in 1..NUMBERED_MAX {
+        match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
+            Err(Errno::EXIST) => {}
+            result => return result,
+        }
+    }
+    Err(Errno::EXIST)
 }
 
 /// Notes a folder, and those above it: any of them may be new.

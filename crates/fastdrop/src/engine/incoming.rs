@@ -1,6 +1,7 @@
 //! One file that arrives by one of the older protocols: written under a temporary name, and named when it is complete.
 
 use super::files::{FileSink, ReceiveOptions};
+use super::mounts::{Mounts, Refusal};
 use super::place::{Placement, Verdict, judge};
 use crate::error::{Error, reason};
 use crate::journal::{FileKey, Record};
@@ -10,7 +11,7 @@ use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
@@ -58,11 +59,18 @@ impl Incoming {
             }
             Verdict::New => HashMap::new(),
         };
-        let stage =
+        let mut mounts = Mounts::default();
+        mounts.note(root, &mut dirs, ONLY, path, true)?;
+        let mut stage =
             Stage::create(Arc::clone(root), Algorithm::None, ChunkSize::COMMON, options.durability, None)?;
-        let sink = FileSink::new(Arc::clone(root), placement, stage, options, exceptions);
-        let made = sink.check_space(size, size).and_then(|()| {
-            let made = sink.stage.new_temp(0o600);
+        let staged = mounts.stage(root, &mut stage).and_then(|()| {
+            let part = mounts.part_of(ONLY);
+            part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
+        });
+        let sink = FileSink::new(Arc::clone(root), placement, stage, mounts, options, exceptions);
+        let made = staged.and_then(|part| {
+            sink.check_space(&BTreeMap::from([(part, size)]), size)?;
+            let made = sink.stage.new_temp(part, 0o600);
             made.map_err(|errno| Error::system(format!("writing {}", crate::shown(path)), errno))
         });
         match made {
@@ -86,7 +94,7 @@ impl Incoming {
 
     /// One more temporary file, for what waits for its turn. It goes when the stage does.
     pub(crate) fn spool(&self) -> Result<OwnedFd, Error> {
-        let made = self.sink.stage.new_temp(0o600);
+        let made = self.sink.part_of(ONLY).and_then(|part| self.sink.stage.new_temp(part, 0o600));
         made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
     }
 

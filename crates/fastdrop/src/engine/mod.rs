@@ -3,6 +3,7 @@
 mod compress;
 pub(crate) mod files;
 pub(crate) mod incoming;
+mod mounts;
 pub(crate) mod output;
 pub(crate) mod place;
 pub(crate) mod receive;

@@ -1,6 +1,7 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
+use super::mounts::{Mounts, Refusal};
 use super::output::{OutputSink, output_error};
 use super::place::{Placement, Verdict, judge};
 use super::turns::{PATIENCE, Turn, Turns};
@@ -127,11 +128,13 @@ impl Reception {
         let mut conflict_count = 0u64;
         let mut told = 0;
         let mut dirs = Dirs::default();
+        let mut mounts = Mounts::default();
         for (index, entry) in manifest.iter() {
             if stop.is_stopped() {
                 return Err(Error::Interrupted);
             }
             if unpack {
+                mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
                 continue;
             }
             if options.filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory) {
@@ -140,6 +143,14 @@ impl Reception {
             }
             let path = placement.of(entry.path);
             let verdict = judge(&root, &mut dirs, &path, &entry, options.existing, options.times)?;
+            if !matches!(verdict, Verdict::Conflict(_)) {
+                let is_staged = match entry.kind {
+                    EntryKind::Directory => false,
+                    EntryKind::Link { .. } => matches!(verdict, Verdict::Replace | Verdict::Renamed),
+                    _ => !matches!(verdict, Verdict::Identical | Verdict::Left),
+                };
+                mounts.note(&root, &mut dirs, index, &path, is_staged)?;
+            }
             match verdict {
                 Verdict::New => {}
                 Verdict::Identical if entry.kind == EntryKind::Directory => {}
@@ -171,8 +182,16 @@ impl Reception {
             return Err(Error::Refused(fastdrop_proto::fastdp::Refuse { code: 409, message, paths }));
         }
         let one_chunk = machine.table().one_chunk();
-        let stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named)?;
-        let sink = FileSink::new(Arc::clone(&root), placement, stage, options, exceptions);
+        let mut stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named)?;
+        let failed =
+            match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut machine)) {
+                Ok(failed) => failed,
+                Err(error) => {
+                    stage.remove();
+                    return Err(error);
+                }
+            };
+        let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions);
         let mut hashes = BTreeMap::new();
         match sink.take_over(leftovers, &mut machine, algorithm, &mut hashes) {
             Ok((held, bytes)) => {
@@ -188,8 +207,7 @@ impl Reception {
             }
         }
         let answer = machine.answer();
-        let need = machine.totals();
-        if let Err(error) = sink.check_space(need.bytes, manifest.bytes()) {
+        if let Err(error) = sink.check_space(&sink.needed(&machine), manifest.bytes()) {
             // What an earlier transfer left was moved in here: it stays for when there is room.
             if bytes_resumed == 0 {
                 sink.stage.remove();
@@ -197,6 +215,7 @@ impl Reception {
             return Err(error);
         }
         let reception = Self::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes);
+        lock(&reception.failed).extend(failed);
         Ok(Prepared { reception, answer, skipped, bytes_skipped, bytes_resumed })
     }
 
@@ -410,6 +429,7 @@ impl Reception {
     /// Keeps what can be continued, and takes away what cannot.
     fn give_up(&self, error: &Error) {
         let Sink::Files(sink) = &self.sink else { return };
+        sink.stage.give_back();
         let hopeless = is_poison(error) || matches!(error, Error::Violation(Violation { code: 422, .. }));
         if hopeless || !sink.has_something() {
             sink.stage.remove();
@@ -666,7 +686,7 @@ impl Reception {
             let Some(entry) = self.manifest.get(index) else { continue };
             match entry.kind {
                 EntryKind::File { size: 0 } => {
-                    let made = sink.make_small(&entry, b"");
+                    let made = sink.make_small(index, &entry, b"");
                     ready.push(Ready {
                         entry: index,
                         temp: made.map_err(|errno| sink.system(&entry, errno))?,
@@ -701,6 +721,10 @@ impl Reception {
                 Err(errno) => self.note_failed(index, code_of(errno), reason(errno)),
             }
         }
+        // They may be in folders of which the times are about to be set.
+        if !sink.has_unnamed() {
+            sink.stage.remove_elsewhere();
+        }
         for &index in needed.iter().rev() {
             let Some(entry) = self.manifest.get(index) else { continue };
             if entry.kind == EntryKind::Directory {
@@ -710,6 +734,7 @@ impl Reception {
                 }
             }
         }
+        sink.stage.give_back();
         sink.sync_names()?;
         if sink.has_unnamed() {
             sink.stage.sync_journal()?;
@@ -751,6 +776,37 @@ impl Reception {
             }
         }
         done
+    }
+}
+
+/// Gives up the entries that would live where no temporary file can be.
+///
+/// # Errors
+///
+/// The reason, if nothing else is needed.
+fn give_up_unstaged(mounts: &Mounts, machine: &mut Receiver) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
+    let mut failed = BTreeMap::new();
+    if !mounts.has_refused() {
+        return Ok(failed);
+    }
+    let manifest = Arc::clone(machine.manifest());
+    let mut others = false;
+    for (index, entry) in manifest.iter() {
+        if entry.kind == EntryKind::Directory || !machine.is_needed(index) {
+            continue;
+        }
+        match mounts.part_of(index) {
+            Err(Refusal { code, message }) => {
+                machine.skip(index, SkipReason::Policy);
+                let path = entry.path.as_bytes().to_vec();
+                failed.insert(index, Failed { path, code: *code, message: message.clone() });
+            }
+            Ok(_) => others = true,
+        }
+    }
+    match failed.values().next() {
+        Some(first) if !others => Err(Error::with_code(first.code, first.message.clone())),
+        _ => Ok(failed),
     }
 }
 

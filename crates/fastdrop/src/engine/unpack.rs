@@ -2,10 +2,12 @@
 
 use super::files::{FileSink, Ready, Unpack};
 use super::lock;
+use super::mounts::Mounts;
 use super::receive::{Prepared, Reception, Sink};
 use crate::archive::{Content, Member, MemberKind, read_tar_gz, read_zip};
 use crate::decode::{DecodeError, expect_end, fill};
 use crate::error::Error;
+use crate::root::Dirs;
 use crate::stage::{Busy, write_all_at};
 use fastdrop_proto::fastdp::{
     Archive, Entry, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
@@ -67,6 +69,7 @@ impl Reception {
         let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
         let mut members = Vec::new();
         let (mut bytes, mut names) = (0_u64, 0);
+        let (mut mounts, mut dirs) = (Mounts::default(), Dirs::default());
         let members_max = unpack.members_max;
         each(unpack, file, &mut |member, _| {
             self.may_go_on()?;
@@ -78,12 +81,14 @@ impl Reception {
                 return Err(DecodeError::Failed(Error::with_code(413, "too many files in the archive")));
             }
             let bad = |why| refuse(format!("{} in the archive: {why}", crate::shown(&member.path)));
-            RelPath::new(&member.path).map_err(|error| bad(error.to_string()))?;
+            let path = RelPath::new(&member.path).map_err(|error| bad(error.to_string()))?;
             if matches!(member.path[..], [letter, b':', b'\\' | b'/', ..] if letter.is_ascii_alphabetic()) {
                 return Err(bad("it begins with the letter of a drive".into()));
             }
             bytes = bytes.saturating_add(member.size());
-            sink.check_space(bytes, bytes).map_err(DecodeError::Failed)?;
+            // All of it is checked once it is known; this ends early what is far too large.
+            let place = sink.placement.of(path);
+            mounts.check_room(sink, &mut dirs, &place, member.size(), bytes).map_err(DecodeError::Failed)?;
             members.push(member.clone());
             Ok(())
         })?;
@@ -138,7 +143,7 @@ impl Reception {
         let system = |errno| DecodeError::Failed(sink.system(entry, errno));
         let count = fill(content, buffer)?;
         if (count as u64) < SMALL_MAX {
-            let temp = sink.make_small(entry, &buffer[..count]).map_err(system)?;
+            let temp = sink.make_small(index, entry, &buffer[..count]).map_err(system)?;
             lock(&sink.ready).push(Ready { entry: index, temp });
             return Ok(());
         }

@@ -248,7 +248,7 @@ impl<'a> ChunkWorker<'a> {
             let (bytes, after) = rest.split_at(size as usize);
             rest = after;
             let Some(entry) = self.reception.manifest.get(index) else { continue };
-            let temp = sink.make_small(&entry, bytes).map_err(|errno| sink.system(&entry, errno))?;
+            let temp = sink.make_small(index, &entry, bytes).map_err(|errno| sink.system(&entry, errno))?;
             made.push(Ready { entry: index, temp });
             let key = FileKey::new(sink.placement.of(entry.path), size.into(), entry.mtime);
             records.push(Record::Small { temp, checksum, key });
