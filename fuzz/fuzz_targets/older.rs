@@ -72,6 +72,7 @@ fn fastdp1(input: &Input) {
         compression: if input.zstd { v1::Compression::Zstd } else { v1::Compression::None },
         file_name: None,
         checksum: None,
+        confirm: false,
     };
     let mut receiver = v1::Receiver::new(&header).unwrap();
     let mut bytes = 0;

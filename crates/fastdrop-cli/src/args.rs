@@ -167,6 +167,9 @@ pub(crate) struct Send {
     /// Files and folders (with a slash at the end: what is in the folder; `-` or a pipe: a stream, alone), then host[:port][/path] or http://host[:port][/path]
     #[arg(required = true, num_args = 1.., value_names = ["PATH", "TARGET"])]
     pub(crate) paths: Vec<OsString>,
+    /// Exit with 0 instead of 10 when everything was sent with a protocol that cannot confirm that it arrived
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) unconfirmed_ok: bool,
     #[command(flatten)]
     pub(crate) transfer: Transfer,
 }

@@ -25,6 +25,8 @@ pub(crate) enum ExitCode {
     Space,
     /// Refused by policy.
     Policy,
+    /// Sent, but the protocol cannot confirm that it arrived.
+    Unconfirmed,
     /// Ended by this signal.
     Signal(u8),
 }
@@ -42,6 +44,7 @@ impl ExitCode {
             ExitCode::Integrity => 7,
             ExitCode::Space => 8,
             ExitCode::Policy => 9,
+            ExitCode::Unconfirmed => 10,
             ExitCode::Signal(signal) => 128 + signal,
         }
     }

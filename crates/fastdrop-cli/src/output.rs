@@ -207,6 +207,7 @@ fn fields(summary: &Summary) -> Value {
         "seconds": summary.time.as_secs_f64(),
         "bytes_per_second": rate(summary),
         "protocol": summary.protocol.name(),
+        "confirmed": summary.confirmed,
         "checksum": summary.checksum,
         "durability": summary.durability.map(|durability| match durability {
             Durability::Commit => "commit",
@@ -256,6 +257,9 @@ fn line(verb: &str, summary: &Summary) -> String {
     parts.push(format!("{} skipped, {} failed", summary.files_skipped, summary.files_failed));
     if summary.retries > 0 {
         parts.push(plural(summary.retries.into(), "reconnection"));
+    }
+    if !summary.confirmed {
+        parts.push(format!("sent, not confirmed: {} does not tell whether it arrived", summary.protocol));
     }
     parts.push(match summary.checksum {
         "none" => "not verified".to_owned(),

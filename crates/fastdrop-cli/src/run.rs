@@ -289,7 +289,9 @@ fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
     let options = options(&send.transfer)?;
     let what = sources(&send.paths, &target)?;
     let dry_run = send.transfer.dry_run;
-    transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))
+    let code =
+        transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))?;
+    Ok(if code == ExitCode::Unconfirmed && send.unconfirmed_ok { ExitCode::Done } else { code })
 }
 
 /// Standard input, and a pipe that is named, is sent as a stream; everything else by its path.
@@ -360,7 +362,11 @@ fn transfer(
     drop(progress);
     Ok(match result {
         Ok(summary) => {
-            let code = if summary.files_failed > 0 { ExitCode::Partly } else { ExitCode::Done };
+            let code = match (summary.files_failed, summary.confirmed) {
+                (1.., _) => ExitCode::Partly,
+                (0, true) => ExitCode::Done,
+                (0, false) => ExitCode::Unconfirmed,
+            };
             match output.summary(verb, &summary) {
                 Err(error) if !error.is_closed_pipe() => {
                     let lost = error.report(&format!("{verb} as summarised, but the summary is lost: "));

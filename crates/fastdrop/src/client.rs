@@ -227,6 +227,21 @@ impl Input {
     }
 }
 
+/// A connection after the upgrade.
+struct Upgraded {
+    connection: Arc<Connection>,
+    /// Bytes that came with the answer.
+    early: Vec<u8>,
+    rtt: Duration,
+    /// The server is a FastDrop.
+    is_fastdrop: bool,
+}
+
+/// The key of a connection, or of all connections of a transfer of version 1.0.0.
+fn new_key() -> Result<String, Error> {
+    Ok(STANDARD_NO_PAD.encode(random::<16>()?))
+}
+
 /// A connection after the upgrade and the headers.
 struct Agreed {
     reader: FrameReader,
@@ -244,10 +259,17 @@ impl Client {
 
     // ---- connecting ----
 
-    /// Connects and upgrades.
+    /// Connects and upgrades, with a key of its own.
     fn connect(&self, version: Version) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+        let Upgraded { connection, early, rtt, .. } =
+            self.connect_as(&UpgradeRequest::new(new_key()?, version))?;
+        Ok((connection, early, rtt))
+    }
+
+    /// Connects and upgrades.
+    fn connect_as(&self, request: &UpgradeRequest) -> Result<Upgraded, Error> {
         let (socket, rtt) = self.dial(self.target.port)?;
-        self.upgrade(socket, rtt, version).map_err(|error| match error {
+        self.upgrade(socket, rtt, request).map_err(|error| match error {
             Error::Network(why) => {
                 let host = crate::shown(self.target.host.as_bytes());
                 Error::Network(format!("{host} port {}: {why}", self.target.port))
@@ -287,15 +309,8 @@ impl Client {
         Err(unreachable(last))
     }
 
-    fn upgrade(
-        &self,
-        socket: TcpStream,
-        rtt: Duration,
-        version: Version,
-    ) -> Result<(Arc<Connection>, Vec<u8>, Duration), Error> {
+    fn upgrade(&self, socket: TcpStream, rtt: Duration, request: &UpgradeRequest) -> Result<Upgraded, Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
-        let key = STANDARD_NO_PAD.encode(random::<16>()?);
-        let request = UpgradeRequest::new(key, version);
         socket.set_nodelay(true).map_err(lost)?;
         socket.set_write_timeout(Some(HANDSHAKE_PATIENCE)).map_err(lost)?;
         (&socket).write_all(&request.encode(&self.target.authority())).map_err(lost)?;
@@ -316,23 +331,28 @@ impl Client {
                             "the peer closed the connection during the handshake".into(),
                         ));
                     }
-                    parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), &request)?;
+                    parse_answer(&[&bytes[..], b"\r\n\r\n"].concat(), request)?;
                     return Err(Error::Network("the peer closed the connection during the handshake".into()));
                 }
                 Ok(count) => bytes.extend_from_slice(&buffer[..count]),
                 Err(error) if is_wait(&error) => continue,
                 Err(error) => return Err(lost(error)),
             }
-            if let Some(answer) = parse_answer(&bytes, &request)? {
+            if let Some(answer) = parse_answer(&bytes, request)? {
                 let early = bytes.split_off(answer.len);
                 let connection = Connection::new(socket, rtt).map_err(lost)?;
-                // A busy machine makes a round trip look longer, never shorter.
-                let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-                *reached = Some(reached.map_or(rtt, |before| before.min(rtt)));
-                drop(reached);
-                return Ok((Arc::new(connection), early, rtt));
+                self.note_reached(rtt);
+                let connection = Arc::new(connection);
+                return Ok(Upgraded { connection, early, rtt, is_fastdrop: answer.is_fastdrop });
             }
         }
+    }
+
+    /// Notes that a connection works.
+    fn note_reached(&self, rtt: Duration) {
+        // A busy machine makes a round trip look longer, never shorter.
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        *reached = Some(reached.map_or(rtt, |before| before.min(rtt)));
     }
 
     /// Connects, and sends the header, the OPEN and, in a put, the manifest; reads the server's header.
@@ -648,7 +668,7 @@ impl Client {
 
     /// The names that a FastDownloader server offers.
     pub fn names(&self) -> Result<Vec<Vec<u8>>, Error> {
-        fastdownloader::list(self)
+        self.with_attempts(|| fastdownloader::list(self))
     }
 
     // ---- get ----

@@ -7,7 +7,7 @@ use rustix::net::RecvFlags;
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,15 @@ pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
         // It only helps; where the kernel refuses it, the bytes move all the same.
         let _ = rustix::net::sockopt::set_tcp_congestion(socket, SHORT_PATH_CONGESTION);
     }
+}
+
+/// Has the kernel reset a connection when its last descriptor goes, or end it in good order as usual.
+///
+/// Where a protocol has no words, an end in good order is its only sign of success. So whatever ends such a connection before
+/// that, a process that dies among them, has to reset it.
+pub(crate) fn reset_on_close(socket: &impl AsFd, reset: bool) {
+    // Only what is no socket would refuse.
+    let _ = socket2::SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO));
 }
 
 /// How a wait for bytes ended without them.
@@ -78,6 +87,10 @@ pub(crate) struct Connection {
     socket: TcpStream,
     writing: Mutex<()>,
     stopped: AtomicBool,
+    /// A call has reported that the peer reset it. The system says so once; later reads look like an end in good order.
+    was_reset: AtomicBool,
+    /// Bytes that were read.
+    received: AtomicU64,
     /// The path is shorter than [`SMALL_BUFFER_RTT`].
     shortest: bool,
 }
@@ -104,6 +117,8 @@ impl Connection {
             socket,
             writing: Mutex::new(()),
             stopped: AtomicBool::new(false),
+            was_reset: AtomicBool::new(false),
+            received: AtomicU64::new(0),
             shortest: rtt < SMALL_BUFFER_RTT,
         })
     }
@@ -135,6 +150,35 @@ impl Connection {
         self.stopped.store(true, Ordering::SeqCst);
     }
 
+    /// Resets it now, whoever else still has it.
+    pub(crate) fn reset_now(&self) {
+        self.reset();
+        let _ = rustix::net::connect_unspec(&self.socket);
+    }
+
+    /// Has it reset when it goes, or ended in good order.
+    pub(crate) fn reset_on_close(&self, reset: bool) {
+        reset_on_close(&self.socket, reset);
+    }
+
+    /// The peer has reset it, as far as reads and writes have told.
+    pub(crate) fn was_reset(&self) -> bool {
+        self.was_reset.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that were read so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// The peer has ended it or its own direction, also if bytes from before that are still to be read.
+    pub(crate) fn peer_has_left(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(ended)
+    }
+
     /// Has reading end with [`Ended::Stopped`], while a last frame can still be sent.
     pub(crate) fn stop_reading(&self) {
         self.stopped.store(true, Ordering::SeqCst);
@@ -149,6 +193,17 @@ impl Connection {
     /// Gives the peer a moment to read the last frame: closing with unread bytes would take it back.
     pub(crate) fn linger(&self) {
         self.finish_writing();
+        self.drain();
+    }
+
+    /// Ends in good order a connection that would have been reset: what it brought is complete.
+    pub(crate) fn finish(&self) {
+        self.reset_on_close(false);
+        self.linger();
+    }
+
+    /// Reads and drops what comes, until the peer has ended or two seconds are over.
+    pub(crate) fn drain(&self) {
         let until = Instant::now() + Duration::from_secs(2);
         let mut rest = [0u8; 16 << 10];
         let _ = self.socket.set_read_timeout(Some(Duration::from_millis(200)));
@@ -244,11 +299,15 @@ impl Connection {
 
     /// Decides whether a call that brought nothing is worth repeating.
     fn waited(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
-        use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+        use std::io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
         if self.stopped.load(Ordering::SeqCst) {
             return Err(Ended::Stopped);
         }
         match error.kind() {
+            ConnectionReset | BrokenPipe => {
+                self.was_reset.store(true, Ordering::SeqCst);
+                Err(Ended::Broken(error.to_string()))
+            }
             Interrupted => Ok(()),
             WouldBlock | TimedOut if moved_at.elapsed() < SILENT_MAX => Ok(()),
             WouldBlock | TimedOut => Err(Ended::Silent),
@@ -324,6 +383,7 @@ impl FrameReader {
                 Ok((0, _)) if filled == 0 => return Err(Ended::Closed),
                 Ok((0, _)) => return Err(Ended::Broken("it ended inside a frame".into())),
                 Ok((count, _)) => {
+                    self.connection.received.fetch_add(count as u64, Ordering::Relaxed);
                     filled += count;
                     moved_at = Instant::now();
                 }
@@ -344,7 +404,10 @@ impl FrameReader {
         loop {
             match rustix::net::recv(&self.connection.socket, &mut *buffer, RecvFlags::empty()) {
                 Ok((0, _)) if self.connection.stopped.load(Ordering::SeqCst) => return Err(Ended::Stopped),
-                Ok((count, _)) => return Ok(count),
+                Ok((count, _)) => {
+                    self.connection.received.fetch_add(count as u64, Ordering::Relaxed);
+                    return Ok(count);
+                }
                 Err(errno) => self.connection.waited(&errno.into(), moved_at)?,
             }
         }

@@ -32,7 +32,7 @@ pub use sender::{Action, Outcome, Sender, SenderConfig, StreamId, Streams};
 pub use table::{ChunkContent, Table, TableError};
 pub use tuner::Tuner;
 pub use upgrade::{
-    ENDPOINT, HEAD_BYTES_MAX, UpgradeAnswer, UpgradeError, UpgradeRequest, head_len, is_endpoint,
+    ENDPOINT, HEAD_BYTES_MAX, SERVER, UpgradeAnswer, UpgradeError, UpgradeRequest, head_len, is_endpoint,
     parse_answer, parse_request,
 };
 pub use version::{VERSION, Version, Versions};

@@ -4,6 +4,10 @@ use super::{Version, Versions};
 
 /// Where a server answers.
 pub const ENDPOINT: &str = "/fastdp-endpoint";
+/// What a FastDrop server calls itself in its 101.
+pub const SERVER: &str = concat!("FastDrop/", env!("CARGO_PKG_VERSION"));
+/// How every version of it begins.
+const SERVER_NAME: &str = "FastDrop/";
 /// Longest head in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;
 const FIELDS_MAX: usize = 64;
@@ -167,7 +171,7 @@ impl UpgradeRequest {
     pub fn accept(&self) -> Vec<u8> {
         format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n\
-             Sec-FastDP-Key: {}\r\nSec-FastDP-Version: {}\r\n\r\n",
+             Sec-FastDP-Key: {}\r\nSec-FastDP-Version: {}\r\nServer: {SERVER}\r\n\r\n",
             self.key, self.version
         )
         .into_bytes()
@@ -215,6 +219,8 @@ impl UpgradeError {
 pub struct UpgradeAnswer {
     /// The version that the server speaks.
     pub version: String,
+    /// The server is a FastDrop, by its own word.
+    pub is_fastdrop: bool,
     /// How many bytes of what was read belong to the answer.
     pub len: usize,
 }
@@ -273,7 +279,9 @@ pub fn parse_answer(bytes: &[u8], request: &UpgradeRequest) -> Result<Option<Upg
             format!("the peer answers in version {version:?}, not in {}", request.version),
         ));
     }
-    Ok(Some(UpgradeAnswer { version: version.into(), len }))
+    // A name that is given twice is nobody's.
+    let server = fields.only("server").ok().flatten().unwrap_or_default();
+    Ok(Some(UpgradeAnswer { version: version.into(), is_fastdrop: server.starts_with(SERVER_NAME), len }))
 }
 
 #[cfg(test)]
@@ -393,6 +401,18 @@ mod tests {
         );
         let plain = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
         assert_eq!(parse_answer(plain.as_bytes(), &native()).unwrap_err().status, 0);
+    }
+
+    #[test]
+    fn case_105_the_answer_of_a_fastdrop_says_so_and_no_other_does() {
+        let answer = String::from_utf8(native().accept()).unwrap();
+        let is_fastdrop = |text: &str| parse_answer(text.as_bytes(), &native()).unwrap().unwrap().is_fastdrop;
+        assert!(is_fastdrop(&answer));
+        assert!(is_fastdrop(&answer.replace(SERVER, "FastDrop/99.0").replace("Server", "sErVeR")));
+        let line = format!("Server: {SERVER}\r\n");
+        for other in ["", "Server: nginx\r\n", "Server: NotFastDrop/1\r\n", "Server:\r\n", &line.repeat(2)] {
+            assert!(!is_fastdrop(&answer.replace(&line, other)), "{other}");
+        }
     }
 
     proptest! {

@@ -1,19 +1,37 @@
 //! Versions 1.0.0 and 1.1.0, after their upgrade. The specification is `docs/protocol/fastdp1.md`.
 
+mod handover;
 mod header;
 mod receiver;
 
-pub use header::{Compression, Header, ONE_CHUNK_MAX};
+pub use handover::{Arrival, ArrivalNumber, Handover, TransferNumber};
+pub use header::{Compression, Header, HeaderAnswer, ONE_CHUNK_MAX, Refusal};
 pub use receiver::{CHUNKS_MAX, ChunkPrefix, Receiver, Verdict, Waiting};
 
 /// What a receiver of 1.0.0 says before it closes so that the sender comes back.
 pub const RECONNECT: &[u8] = b"RECONNECT";
 /// After so many bytes programs of 1.0.0 reconnect.
 pub const RECONNECT_EVERY: u64 = 500 << 20;
-/// What a receiver of 1.1.0 answers when all is well.
+/// The text of a receiver of 1.1.0 that has the file, and of one of 1.0.0 that was asked to confirm.
 pub const SUCCESS: &str = "File received successfully.";
 /// What stands before the reason when it is not.
 pub const FAILURE: &str = "ERROR: ";
+/// The reason of a failure as the text of 1.1.0 carries it: a code of version 2's section 11, a space and a sentence.
+pub fn encode_failure(code: u16, reason: &str) -> String {
+    format!("{FAILURE}{code:03} {reason}")
+}
+
+/// The code and the sentence of a failure's text; None if the text tells of none. A text without a code has the code 400.
+pub fn parse_failure(text: &str) -> Option<(u16, &str)> {
+    let reason = text.strip_prefix(FAILURE)?;
+    let coded = reason.split_once(' ').and_then(|(code, sentence)| {
+        let is_code = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit());
+        let code = code.parse().ok().filter(|code| is_code && (400..600).contains(code))?;
+        Some((code, sentence))
+    });
+    Some(coded.unwrap_or((400, reason)))
+}
+
 /// What a file without `FileName` is called.
 pub const UNNAMED: &str = "received_file";
 
@@ -23,5 +41,24 @@ pub fn one_chunk_for(bytes: u64) -> u32 {
         0..=0xa0_0000 => 256 << 10,
         0xa0_0001..=0x4000_0000 => 1 << 20,
         _ => 4 << 20,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_105_a_failure_of_1_1_0_has_a_code_or_only_words() {
+        for code in [400, 403, 409, 422, 503, 507] {
+            let text = encode_failure(code, "f: it exists");
+            assert_eq!(parse_failure(&text), Some((code, "f: it exists")));
+        }
+        for words in
+            ["the moon is full", "4096 bytes are missing", "40 winks", "200 fine", "999 x", "", "507"]
+        {
+            assert_eq!(parse_failure(&format!("{FAILURE}{words}")), Some((400, words)));
+        }
+        assert_eq!(parse_failure(SUCCESS), None);
     }
 }

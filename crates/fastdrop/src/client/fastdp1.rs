@@ -1,16 +1,17 @@
 //! fastdp 1.0.0 and 1.1.0: sends one file.
 
-use super::older::{SourceFile, changed, send_all};
-use super::{Client, Compress, Error};
+use super::older::{Delivery, SourceFile, changed, refused_by_reset, send_all};
+use super::{Client, Compress, Error, Upgraded, new_key};
 use crate::archive::{Member, MemberKind, TarGzWriter, write_one_zip};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::encode::zstd;
 use crate::observe::Phase;
 use crate::throttle::Throttle;
-use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{
-    ChunkPrefix, Compression, FAILURE, Header, RECONNECT, RECONNECT_EVERY, SUCCESS, one_chunk_for,
+    ChunkPrefix, Compression, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
+    one_chunk_for, parse_failure,
 };
+use fastdrop_proto::fastdp::{Refuse, UpgradeRequest, Version};
 use fastdrop_proto::units::Mtime;
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
@@ -41,10 +42,11 @@ pub(super) fn send(
     file: &SourceFile,
     version: Version,
     throttle: Option<&Throttle>,
-) -> Result<(), Error> {
+) -> Result<Delivery, Error> {
     let payload = make_payload(client, file, version)?;
     if version == Version::V1_1 {
-        client.persist(|_| send_once(client, file, &payload, throttle))
+        client.with_attempts(|| send_once(client, file, &payload, throttle))?;
+        Ok(Delivery::Confirmed)
     } else {
         send_and_return(client, file, &payload, throttle)
     }
@@ -72,7 +74,15 @@ fn make_payload(client: &Client, file: &SourceFile, version: Version) -> Result<
     let file_name = Some(name.to_owned());
     Ok(Payload {
         file: packed,
-        header: Header { version, one_chunk, full_size, compression, file_name, checksum },
+        header: Header {
+            version,
+            one_chunk,
+            full_size,
+            compression,
+            file_name,
+            checksum,
+            confirm: version == Version::V1_0,
+        },
     })
 }
 
@@ -136,21 +146,24 @@ fn sha256(file: &SourceFile) -> Result<[u8; 32], Error> {
     })
 }
 
-/// A connection after the upgrade, on which the header has been sent.
-fn open(client: &Client, payload: &Payload) -> Result<(Arc<Connection>, FrameReader), Error> {
-    let (connection, early, _) = client.connect(payload.header.version)?;
+/// Sends the header on a connection after its upgrade, and reads the receiver's if there is one. True if the receiver will say
+/// that it has the file.
+fn exchange_headers(
+    client: &Client,
+    payload: &Payload,
+    upgraded: Upgraded,
+) -> Result<(FrameReader, bool), Error> {
+    let Upgraded { connection, early, .. } = upgraded;
     client.stop.watch(&connection);
     let mut reader = FrameReader::new(Arc::clone(&connection), early);
     send_all(&connection, &payload.header.encode())?;
-    if payload.header.version == Version::V1_0 {
-        read_header(&mut reader)?;
-    }
+    let confirms = payload.header.version == Version::V1_0 && read_header(&mut reader)?;
     client.observer.set_phase(Phase::Moving);
-    Ok((connection, reader))
+    Ok((reader, confirms))
 }
 
-/// The receiver's header, which says nothing new: it has to be one, of our sizes or of its own.
-fn read_header(reader: &mut FrameReader) -> Result<(), Error> {
+/// Reads the receiver's header, which has to be one, of our sizes or of its own. True if it promises to confirm.
+fn read_header(reader: &mut FrameReader) -> Result<bool, Error> {
     let mut prefix = [0; 4];
     reader.fill(&mut prefix)?;
     let len = u32::from_be_bytes(prefix);
@@ -158,8 +171,15 @@ fn read_header(reader: &mut FrameReader) -> Result<(), Error> {
         return Err(Error::Foreign("the receiver's header is too long".into()));
     }
     let json = reader.payload(len)?;
-    let parsed: Result<serde_json::Map<String, serde_json::Value>, _> = fastdrop_proto::json::parse(&json);
-    parsed.map(|_| ()).map_err(|error| Error::Foreign(format!("the receiver's header: {error}")))
+    match HeaderAnswer::parse(&json) {
+        Ok(HeaderAnswer::Accepted { confirms }) => Ok(confirms),
+        Ok(HeaderAnswer::Refused(Refusal { code, reason })) => Err(refused(code, reason)),
+        Err(error) => Err(Error::Foreign(format!("the receiver's header: {error}"))),
+    }
+}
+
+fn refused(code: u16, message: String) -> Error {
+    Error::Refused(Refuse { code, message, paths: Vec::new() })
 }
 
 fn send_chunk(
@@ -193,7 +213,9 @@ fn send_once(
     payload: &Payload,
     throttle: Option<&Throttle>,
 ) -> Result<(), Error> {
-    let (connection, mut reader) = open(client, payload)?;
+    let request = UpgradeRequest::new(new_key()?, Version::V1_1);
+    let (mut reader, _) = exchange_headers(client, payload, client.connect_as(&request)?)?;
+    let connection = Arc::clone(reader.connection());
     let count = chunks(payload);
     let sent = (0..count).try_for_each(|index| {
         if index + 1 == count {
@@ -211,23 +233,26 @@ fn send_once(
         }
     }
     connection.finish_writing();
-    match (answer(client, &mut reader), sent) {
-        (Ok(text), _) if text == SUCCESS => Ok(()),
-        (Ok(text), _) if text.starts_with(FAILURE) => Err(Error::with_code(
-            400,
-            format!("the receiver refused: {}", crate::shown(text.trim_start_matches(FAILURE).as_bytes())),
-        )),
-        (_, Err(error)) | (Err(error), _) => Err(error),
-        (Ok(text), Ok(())) if text.is_empty() => {
-            Err(Error::Network("the receiver closed without saying that the file had arrived".into()))
+    let (text, sent) = match (answer(client, &mut reader), sent) {
+        (Ok(text), sent) if !text.is_empty() => (text, sent),
+        (_, Err(error)) | (Err(error), _) => return Err(error),
+        (Ok(_), Ok(())) => {
+            return Err(Error::Network(
+                "the receiver closed without saying that the file had arrived".into(),
+            ));
         }
-        (Ok(text), Ok(())) => {
-            Err(Error::Foreign(format!("the receiver says {:?}", crate::shown(text.as_bytes()))))
-        }
+    };
+    match parse_failure(&text) {
+        Some((code, reason)) => Err(refused(code, reason.to_owned())),
+        None if text == SUCCESS => Ok(()),
+        None => match sent {
+            Err(error) => Err(error),
+            Ok(()) => Err(Error::Foreign(format!("the receiver says {:?}", crate::shown(text.as_bytes())))),
+        },
     }
 }
 
-/// What the receiver says until it closes.
+/// Reads what the receiver says until it closes.
 fn answer(client: &Client, reader: &mut FrameReader) -> Result<String, Error> {
     let until = Instant::now() + END_PATIENCE;
     let mut text = Vec::new();
@@ -251,94 +276,171 @@ fn answer(client: &Client, reader: &mut FrameReader) -> Result<String, Error> {
 
 // ---- 1.0.0: no answer, and connections that end in between ----
 
+/// The chunks that the receiver may lack.
+struct Lacking {
+    /// For each of them, how far from the beginning of a connection it was sent at best; what was sent early has arrived rather
+    /// than what was sent late.
+    best: BTreeMap<u64, u64>,
+}
+
+impl Lacking {
+    fn all(count: u64) -> Self {
+        Self { best: (0..count).map(|index| (index, u64::MAX)).collect() }
+    }
+
+    /// Each of them has been sent before.
+    fn are_all_sent(&self) -> bool {
+        self.best.values().all(|&best| best < u64::MAX)
+    }
+
+    /// The order in which to send: the least certain first, so that each connection brings something new, however soon it ends.
+    fn order(&self) -> Vec<u64> {
+        let mut order: Vec<_> = self.best.iter().map(|(&index, &best)| (Reverse(best), index)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, index)| index).collect()
+    }
+
+    /// Takes account of the chunks that a connection carried, each with its end; true if the receiver may have something new.
+    fn note_sent(&mut self, sent: &[(u64, u64)], asked_again: bool) -> bool {
+        let before = self.best.len();
+        let mut is_new = false;
+        let position = sent.last().map_or(0, |&(_, end)| end);
+        for (number, &(index, end)) in sent.iter().enumerate() {
+            // A receiver that asks for another connection has read something of this one.
+            if end + IN_FLIGHT_MAX <= position || (number == 0 && asked_again) {
+                self.best.remove(&index);
+            } else if let Some(best) = self.best.get_mut(&index) {
+                is_new |= *best == u64::MAX;
+                *best = end.min(*best);
+            }
+        }
+        is_new || self.best.len() < before
+    }
+}
+
 fn send_and_return(
     client: &Client,
     source: &SourceFile,
     payload: &Payload,
     throttle: Option<&Throttle>,
-) -> Result<(), Error> {
+) -> Result<Delivery, Error> {
+    // By it the receiver knows the connections of this file.
+    let request = UpgradeRequest::new(new_key()?, Version::V1_0);
     let count = chunks(payload);
-    // For each chunk that the receiver may lack, how far from the beginning of a connection it was sent at best; what was
-    // sent early has arrived rather than what was sent late.
-    let mut lacking: BTreeMap<u64, u64> = (0..count).map(|index| (index, u64::MAX)).collect();
+    let mut lacking = Lacking::all(count);
+    // A FastDrop ends a connection in good order only when it has the file.
+    let mut is_fastdrop = false;
+    let mut in_vain = 0;
     let most = CONNECTIONS_MAX + 2 * payload.file.size.div_ceil(RECONNECT_EVERY);
-    for connections in 1..=most {
+    for _ in 0..most {
         if client.stop.is_stopped() {
             return Err(Error::Interrupted);
         }
-        let all_sent = lacking.values().all(|&best| best < u64::MAX);
-        let (connection, mut reader) = match open(client, payload) {
+        let were_all_sent = lacking.are_all_sent();
+        let opened = client.connect_as(&request).and_then(|upgraded| {
+            is_fastdrop = upgraded.is_fastdrop;
+            let connection = Arc::clone(&upgraded.connection);
+            exchange_headers(client, payload, upgraded).map_err(|error| match error {
+                Error::Network(_) if is_fastdrop && connection.was_reset() => refused_by_reset(),
+                error => error,
+            })
+        });
+        let (mut reader, confirms) = match opened {
             Ok(opened) => opened,
-            // A receiver that is gone has what it wanted.
-            Err(Error::Network(_)) if all_sent => return Ok(()),
-            Err(Error::Network(_)) if connections > 1 => {
-                client.pause(connections.min(6) as u32)?;
+            // A receiver that is gone may have what it wanted.
+            Err(Error::Network(_)) if count > 0 && were_all_sent && !is_fastdrop => {
+                return Ok(Delivery::Unconfirmed);
+            }
+            Err(error) => {
+                in_vain += 1;
+                if in_vain > client.options.retries || !client.is_worth_a_retry(&error) {
+                    return Err(error);
+                }
+                client.pause(in_vain)?;
                 continue;
             }
-            Err(error) => return Err(error),
         };
-        // The least certain first: so each connection brings something new, however soon it ends.
-        let mut order: Vec<_> = lacking.iter().map(|(&index, &best)| (Reverse(best), index)).collect();
-        order.sort_unstable();
-        let mut sent = Vec::new();
-        let mut position = 0;
-        let mut ended = false;
-        for (_, index) in order {
+        let connection = Arc::clone(reader.connection());
+        let mut sent: Vec<(u64, u64)> = Vec::new();
+        let mut outcome = Ok(());
+        let mut is_ended = false;
+        for index in lacking.order() {
             if reader.comes_within(Duration::ZERO) {
-                ended = true;
+                is_ended = true;
                 break;
             }
             if index + 1 == count {
                 source.check()?;
             }
             match send_chunk(client, &connection, payload, index, throttle) {
-                Ok(size) => {
-                    position += size;
-                    sent.push((index, position));
-                }
-                Err(Error::Network(_)) => {
-                    ended = true;
-                    break;
-                }
+                Ok(size) => sent.push((index, sent.last().map_or(0, |&(_, end)| end) + size)),
                 Err(error) => {
-                    connection.close();
-                    return Err(error);
+                    is_ended = true;
+                    outcome = Err(error);
+                    break;
                 }
             }
         }
-        if !ended {
+        match outcome {
+            // How the receiver ended it follows.
+            Ok(()) | Err(Error::Network(_)) => {}
+            Err(error) => {
+                connection.reset_now();
+                return Err(error);
+            }
+        }
+        if !is_ended {
             client.observer.set_phase(Phase::Finishing);
             connection.finish_writing();
         }
-        let farewell = farewell(client, &mut reader)?;
-        let asked = matches!(farewell, Farewell::Reconnect);
-        for (number, (index, at)) in sent.into_iter().enumerate() {
-            // A receiver that asks for another connection has read something of this one.
-            if at + IN_FLIGHT_MAX <= position || (number == 0 && asked) {
-                lacking.remove(&index);
-            } else if let Some(best) = lacking.get_mut(&index) {
-                *best = at.min(*best);
-            }
-        }
+        let farewell = farewell(client, &mut reader, confirms)?;
+        let has_gained = lacking.note_sent(&sent, farewell == Farewell::Reconnect);
         match farewell {
-            // Everything has been sent, and taken without a word.
-            Farewell::Closed if !ended => return Ok(()),
-            // There was nothing new in it: who closes has it all.
-            Farewell::Closed | Farewell::Broken if all_sent => return Ok(()),
+            Farewell::Confirmed => return Ok(Delivery::Confirmed),
+            // It would have said so. Somebody between has ended the connection.
+            Farewell::Closed if confirms => {}
+            Farewell::Closed if is_fastdrop => return Ok(Delivery::Confirmed),
+            // Everything has been sent, and taken without a word; or there was nothing new in it: who closes has it all.
+            Farewell::Closed if !is_ended || were_all_sent => return Ok(Delivery::Unconfirmed),
+            // One that closes with unread bytes cannot end in good order.
+            Farewell::Broken if were_all_sent && !is_fastdrop => return Ok(Delivery::Unconfirmed),
             Farewell::Closed | Farewell::Broken | Farewell::Reconnect => {}
         }
+        if farewell == Farewell::Reconnect || (has_gained && is_ended) {
+            in_vain = 0;
+            continue;
+        }
+        in_vain += 1;
+        if in_vain > client.options.retries {
+            return Err(match farewell {
+                Farewell::Broken if is_fastdrop => refused_by_reset(),
+                _ => Error::Network("the receiver ends the connection again and again".into()),
+            });
+        }
+        if is_fastdrop && !is_ended {
+            // It lacks something that was taken for delivered: it has been started anew, say.
+            lacking = Lacking::all(count);
+        }
+        client.pause(in_vain)?;
     }
     Err(Error::Network("the receiver reconnects again and again".into()))
 }
 
+/// The end of a connection, as the receiver made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Farewell {
+    /// It asks for another connection.
     Reconnect,
+    /// It says that it has the file.
+    Confirmed,
+    /// In good order.
     Closed,
+    /// By a reset, or by silence.
     Broken,
 }
 
-/// How the receiver ends the connection.
-fn farewell(client: &Client, reader: &mut FrameReader) -> Result<Farewell, Error> {
+/// Waits for the end of a connection.
+fn farewell(client: &Client, reader: &mut FrameReader, confirms: bool) -> Result<Farewell, Error> {
     let until = Instant::now() + END_PATIENCE;
     let mut said = Vec::new();
     while Instant::now() < until && said.len() < 4096 {
@@ -354,6 +456,9 @@ fn farewell(client: &Client, reader: &mut FrameReader) -> Result<Farewell, Error
             _ if said.windows(RECONNECT.len()).any(|window| window == RECONNECT) => {
                 return Ok(Farewell::Reconnect);
             }
+            _ if confirms && said == SUCCESS.as_bytes() => return Ok(Farewell::Confirmed),
+            // What looks like an end in good order is none if a write has been told of a reset before.
+            Ok(_) if reader.connection().was_reset() => return Ok(Farewell::Broken),
             Ok(_) => return Ok(Farewell::Closed),
             Err(Ended::Stopped) => return Err(Error::Interrupted),
             Err(_) => return Ok(Farewell::Broken),

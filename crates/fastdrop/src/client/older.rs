@@ -8,7 +8,7 @@ use crate::protocol::Protocol;
 use crate::source::read_exact_at;
 use crate::throttle::Throttle;
 use crate::walk::SourceTree;
-use fastdrop_proto::fastdp::{Done, Entry, EntryKind, Manifest, Version};
+use fastdrop_proto::fastdp::{Done, Entry, EntryKind, Manifest, Refuse, Version};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -99,6 +99,21 @@ impl SourceFile {
     }
 }
 
+/// What is known about a file that was sent without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// The receiver has said that it has it.
+    Confirmed,
+    /// The protocol does not tell.
+    Unconfirmed,
+}
+
+/// The error for a connection that the receiver has reset, where a protocol has no words for a refusal.
+pub(super) fn refused_by_reset() -> Error {
+    let message = "it reset the connection; its log says why".into();
+    Error::Refused(Refuse { code: 403, message, paths: Vec::new() })
+}
+
 pub(super) fn changed() -> Error {
     Error::with_code(410, "the source changed while it was sent")
 }
@@ -125,13 +140,15 @@ impl Client {
                 match protocol {
                     Protocol::FastDp10 => fastdp1::send(self, &file, Version::V1_0, throttle.as_ref()),
                     Protocol::FastDp11 => fastdp1::send(self, &file, Version::V1_1, throttle.as_ref()),
-                    Protocol::UltraDp => ultradp::send(self, &file, throttle.as_ref()),
-                    Protocol::NextDp => nextdp::send(self, &file, throttle.as_ref()),
+                    Protocol::UltraDp => self.with_attempts(|| ultradp::send(self, &file, throttle.as_ref())),
+                    Protocol::NextDp => {
+                        nextdp::send(self, &file, throttle.as_ref()).map(|()| Delivery::Confirmed)
+                    }
                     _ => Err(Error::with_code(400, format!("nothing can be sent with {protocol}"))),
                 }
             });
             match sent {
-                Ok(()) => tally.note_file(entry.size()),
+                Ok(delivery) => tally.note_delivered(entry.size(), delivery),
                 // One file that cannot be sent keeps no other back; a network that fails does.
                 Err(error)
                     if manifest.len() > 1 && !matches!(error, Error::Network(_) | Error::Interrupted) =>
@@ -161,8 +178,39 @@ impl Client {
         let (socket, rtt) = self.dial(port)?;
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
         let connection = Arc::new(Connection::new(socket, rtt).map_err(lost)?);
+        self.note_reached(rtt);
         self.stop.watch(&connection);
         Ok(connection)
+    }
+
+    /// Calls `attempt`, which begins anew each time, until it succeeds or fails for good; after a loss at most as often as there are
+    /// retries, whatever was moved in vain.
+    pub(super) fn with_attempts<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        let before = self.observer.bytes_done.load(Ordering::Relaxed);
+        let mut failed = 0;
+        loop {
+            let error = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            failed += 1;
+            if failed > self.options.retries || !self.is_worth_a_retry(&error) {
+                return Err(error);
+            }
+            tracing::info!(%error, attempt = failed, "trying again");
+            self.observer.bytes_done.store(before, Ordering::Relaxed);
+            self.observer.set_phase(Phase::Waiting);
+            self.pause(failed)?;
+        }
+    }
+
+    /// Another attempt may succeed after this.
+    pub(super) fn is_worth_a_retry(&self, error: &Error) -> bool {
+        match error {
+            Error::Network(_) => self.reached.lock().is_ok_and(|reached| reached.is_some()),
+            Error::Refused(refuse) => matches!(refuse.code, 408 | 503),
+            _ => false,
+        }
     }
 
     /// Sends `len` bytes of a file, counts them, and keeps the pace.

@@ -1,5 +1,6 @@
 //! What a call of the client came to.
 
+use super::older::Delivery;
 use super::{ClientOptions, Error, Limits, Walked};
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
@@ -44,6 +45,9 @@ pub struct Summary {
     pub protocol: Protocol,
     /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`.
     pub checksum: &'static str,
+    /// The other end has said that all of it is there. False where the protocol of a put cannot tell: then it was sent, and no more
+    /// is known.
+    pub confirmed: bool,
     /// What was promised, and kept; None where the protocol does not tell.
     pub durability: Option<Durability>,
     /// Attempts after the first.
@@ -153,6 +157,7 @@ impl Tally {
                 time: Duration::ZERO,
                 protocol: options.protocol,
                 checksum: checksum(options),
+                confirmed: true,
                 durability: tells_durability(options.protocol).then_some(options.durability),
                 retries: 0,
                 limits: None,
@@ -266,10 +271,16 @@ impl Tally {
         self.summary.bytes = self.summary.would_move.iter().map(|listed| listed.size).sum();
     }
 
-    /// Counts a file that has been sent by one of the older protocols.
+    /// Counts a file that an older protocol has moved.
     pub(super) fn note_file(&mut self, bytes: u64) {
         self.summary.files += 1;
         self.summary.bytes += bytes;
+    }
+
+    /// Counts a file that has been sent by one of the older protocols.
+    pub(super) fn note_delivered(&mut self, bytes: u64, delivery: Delivery) {
+        self.note_file(bytes);
+        self.summary.confirmed &= delivery == Delivery::Confirmed;
     }
 
     /// Counts a file of unknown size that would be fetched.

@@ -1,6 +1,6 @@
 //! UltraDP: sends one file, and waits until the receiver has closed.
 
-use super::older::{SourceFile, send_all, send_paced};
+use super::older::{Delivery, SourceFile, refused_by_reset, send_all, send_paced};
 use super::{Client, Compress, Error};
 use crate::connection::{Connection, FrameReader};
 use crate::encode::ZSTD_LEVEL;
@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 /// How long the receiver may take to sync and name what it has.
 const END_PATIENCE: Duration = Duration::from_secs(600);
 
-pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<(), Error> {
+pub(super) fn send(
+    client: &Client,
+    file: &SourceFile,
+    throttle: Option<&Throttle>,
+) -> Result<Delivery, Error> {
     let compressed = match client.options.compress {
         Compress::Auto | Compress::None => false,
         Compress::Zstd => true,
@@ -25,7 +29,29 @@ pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttl
     })?;
     let connection = client.bare(client.target.port)?;
     client.observer.set_phase(Phase::Moving);
-    send_all(&connection, &line)?;
+    let sent = transmit(client, &connection, &line, file, compressed, throttle);
+    match sent.and_then(|()| finish(client, &connection)) {
+        // Nobody says whether the file is there, or whose end that was.
+        Ok(()) => Ok(Delivery::Unconfirmed),
+        // The one thing that a receiver can say.
+        Err(Error::Network(_)) if connection.was_reset() => Err(refused_by_reset()),
+        Err(error) => {
+            // The receiver is not to take it for the end of the file.
+            connection.reset_now();
+            Err(error)
+        }
+    }
+}
+
+fn transmit(
+    client: &Client,
+    connection: &Connection,
+    line: &[u8],
+    file: &SourceFile,
+    compressed: bool,
+    throttle: Option<&Throttle>,
+) -> Result<(), Error> {
+    send_all(connection, line)?;
     let mut offset = 0;
     while offset < file.size {
         let len = u64::from(CHUNK).min(file.size - offset);
@@ -37,23 +63,23 @@ pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttl
             file.read_at(&mut plain, offset)?;
             let frame = zstd::bulk::compress(&plain, ZSTD_LEVEL)
                 .map_err(|error| Error::with_code(500, format!("compressing: {error}")))?;
-            send_all(&connection, &(frame.len() as u64).to_be_bytes())?;
-            send_paced(&connection, &frame, throttle)?;
+            send_all(connection, &(frame.len() as u64).to_be_bytes())?;
+            send_paced(connection, &frame, throttle)?;
             client.note_moved(len);
         } else {
-            send_all(&connection, &len.to_be_bytes())?;
-            client.send_part(&connection, file, offset, len, throttle)?;
+            send_all(connection, &len.to_be_bytes())?;
+            client.send_part(connection, file, offset, len, throttle)?;
         }
         offset += len;
     }
-    finish(client, connection)
+    Ok(())
 }
 
 /// Says that this is all, and waits until the receiver has closed too.
-fn finish(client: &Client, connection: Arc<Connection>) -> Result<(), Error> {
+fn finish(client: &Client, connection: &Arc<Connection>) -> Result<(), Error> {
     client.observer.set_phase(Phase::Finishing);
     connection.finish_writing();
-    let reader = &mut FrameReader::new(connection, Vec::new());
+    let reader = &mut FrameReader::new(Arc::clone(connection), Vec::new());
     let until = Instant::now() + END_PATIENCE;
     while Instant::now() < until && !client.stop.is_stopped() {
         if reader.comes_within(Duration::from_millis(900)) {
@@ -62,6 +88,9 @@ fn finish(client: &Client, connection: Arc<Connection>) -> Result<(), Error> {
                 _ => Err(Error::Foreign("the receiver answers, which UltraDP does not".into())),
             };
         }
+    }
+    if client.stop.is_stopped() {
+        return Err(Error::Interrupted);
     }
     Err(Error::Network("the receiver did not close the connection".into()))
 }

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 /// Bytes of a buffer: they stay in the processor's caches from being received to being written.
 pub(crate) const BUFFER: usize = 256 << 10;
@@ -152,16 +153,16 @@ impl Incoming {
             if let Some(look) = look {
                 let (before, to_look) = sync_channel::<Full>(BUFFERS);
                 let after = std::mem::replace(&mut full, before);
-                scope.spawn(move || {
+                spawn(scope, move || {
                     for full in to_look {
                         look(full.buffer.get(..full.len).unwrap_or_default(), full.at);
                         if after.send(full).is_err() {
                             return;
                         }
                     }
-                });
+                })?;
             }
-            let writer = scope.spawn(move || {
+            let writer = spawn(scope, move || {
                 to_write.iter().try_for_each(|Full { buffer, len, at }| {
                     write_all_at(file, buffer.get(..len).unwrap_or_default(), at)?;
                     self.sink.stage.begin_writeback(file, at, len as u64);
@@ -169,7 +170,7 @@ impl Incoming {
                     let _ = written.send(buffer);
                     Ok(())
                 })
-            });
+            })?;
             let mut behind = WriteBehind { full, empty, spare: Vec::new(), made: 0 };
             let received = receive(&mut behind);
             drop(behind);
@@ -237,6 +238,15 @@ impl WriteBehind {
     pub(crate) fn give_back(&mut self, buffer: Vec<u8>) {
         self.spare.push(buffer);
     }
+}
+
+/// Starts a thread, which the system may refuse.
+fn spawn<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Error> {
+    let spawned = std::thread::Builder::new().spawn_scoped(scope, work);
+    spawned.map_err(|error| Error::with_code(503, format!("no thread to be had: {error}")))
 }
 
 fn gone() -> Error {

@@ -90,6 +90,8 @@ fn give(shared: &Arc<Shared>, older: Older) -> Result<Option<(Vec<u8>, u64)>, Er
     }
     let listed = listed(shared)?;
     say(&connection, &encode_list(listed.iter().map(|name| &name[..])))?;
+    // Whoever is refused has been reset by now; what follows has words, or lacks chunks.
+    connection.reset_on_close(false);
     if listed.is_empty() {
         connection.linger();
         return Ok(None);

@@ -4,28 +4,29 @@ mod chunks;
 mod direct;
 mod in_order;
 mod payload;
+mod returns;
 
 use self::chunks::Chunks;
 use self::direct::direct;
 use self::in_order::in_order;
 use self::payload::Decoded;
+pub(super) use self::returns::Returns;
+use self::returns::{Arrived, Identity, Return};
+use super::Shared;
 use super::older::{Older, Placed};
-use super::{Shared, lock};
 use crate::archive::{one_file, read_zip};
-use crate::connection::{Connection, Ended, FrameReader};
+use crate::connection::{Connection, Ended};
 use crate::decode::DecodeError;
 use crate::error::Error;
 use fastdrop_proto::fastdp::Version;
-use fastdrop_proto::fastdp::v1::{Compression, FAILURE, Header, SUCCESS, UNNAMED};
+use fastdrop_proto::fastdp::v1::{Compression, Header, Receiver, Refusal, SUCCESS, UNNAMED, encode_failure};
 use std::any::Any;
 use std::io::IoSlice;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a 1.0.0 transfer waits for its next connection.
-const RETURN_PATIENCE: Duration = Duration::from_secs(60);
 /// Connections in a row that may bring nothing new.
 const IN_VAIN_MAX: u32 = 16;
 
@@ -41,87 +42,123 @@ pub(super) struct Handshaken {
     pub(super) early: Vec<u8>,
 }
 
-/// What a connection must have in common with an earlier one to continue its transfer.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Identity {
-    key: String,
-    address: IpAddr,
-    name: Option<String>,
-    size: u64,
-    one_chunk: u32,
-    compression: &'static str,
-}
-
-/// A connection on its way to the transfer that waits for it.
-pub(super) struct Return {
-    reader: FrameReader,
-    held: Box<dyn Any + Send>,
-}
-
 /// Serves a connection to its end.
 pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken, held: Box<dyn Any + Send>) {
     let Handshaken { socket, peer, key, header, header_bytes, early } = shaken;
-    let identity = Identity {
-        key,
-        address: peer.ip(),
-        name: header.file_name.clone(),
-        size: header.full_size,
-        one_chunk: header.one_chunk,
-        compression: header.compression.name(),
-    };
     let older = Older { socket, peer, early, held };
     let (reader, peer, held) = match older.connect(shared) {
         Ok(connected) => connected,
         Err(error) => return tracing::debug!(%peer, %error, "the connection went away"),
     };
-    let connection = Arc::clone(reader.connection());
-    let version = header.version;
-    if version == Version::V1_0 {
-        // The sender's header governs.
-        let own = Header { file_name: None, ..header.clone() };
-        if send(&connection, &own.encode()).is_err() {
-            return;
-        }
+    let arrived = Return { reader, held };
+    match header.version {
+        Version::V1_0 => serve_1_0(shared, peer, key, header, header_bytes, arrived),
+        _ => serve_1_1(shared, peer, header, header_bytes, arrived),
     }
-    let mut arrived = Return { reader, held };
-    let waiting = lock(&shared.returns).remove(&identity);
-    if let Some(waiting) = waiting {
-        match waiting.send(arrived) {
-            Ok(()) => return,
-            // It has just given up.
-            Err(unsent) => arrived = unsent.0,
-        }
-    }
+}
+
+/// Receives over one connection, and answers with a text.
+fn serve_1_1(shared: &Arc<Shared>, peer: SocketAddr, header: Header, header_bytes: Vec<u8>, arrived: Return) {
     let started = Instant::now();
-    let name = crate::shown(header.file_name.as_deref().unwrap_or(UNNAMED).as_bytes());
-    let first = Arc::clone(arrived.reader.connection());
-    let (result, connection) = match Chunks::new(shared, arrived, header, header_bytes, identity) {
-        Ok(mut chunks) => (receive(shared, &mut chunks), Arc::clone(chunks.reader.connection())),
-        Err(error) => (Err(error), first),
+    let connection = Arc::clone(arrived.reader.connection());
+    let result = prepare(shared, &header).and_then(|(placed, machine)| {
+        let mut chunks = Chunks::new(shared, arrived, header.clone(), header_bytes, None, machine);
+        receive(shared, &mut chunks, placed)
+    });
+    report(peer, &header, started, &result);
+    let answer = match &result {
+        Ok(()) => SUCCESS.to_owned(),
+        Err(error) => encode_failure(error.code(), &crate::shown(error.to_string().as_bytes())),
     };
-    let seconds = started.elapsed().as_secs_f64();
-    match &result {
-        Ok(()) => tracing::info!(%peer, protocol = %version, name, seconds, "received"),
-        Err(error) => tracing::warn!(%peer, protocol = %version, name, seconds, %error, "failed"),
-    }
-    if version == Version::V1_1 {
-        let answer = match &result {
-            Ok(()) => SUCCESS.to_owned(),
-            Err(error) => format!("{FAILURE}{}", crate::shown(error.to_string().as_bytes())),
-        };
-        let _ = send(&connection, answer.as_bytes());
-    }
+    let _ = send(&connection, answer.as_bytes());
     connection.linger();
+}
+
+/// Receives over this connection and those that continue it, or hands it to the transfer that it continues. All of them are reset,
+/// but the last one of a transfer that is complete.
+fn serve_1_0(
+    shared: &Arc<Shared>,
+    peer: SocketAddr,
+    key: String,
+    header: Header,
+    header_bytes: Vec<u8>,
+    arrived: Return,
+) {
+    let started = Instant::now();
+    // The sender's header governs.
+    let answer = header.encode_answer();
+    let identity = Identity::new(key, peer.ip(), &header);
+    let connection = Arc::clone(arrived.reader.connection());
+    let mut is_answered = false;
+    let mut arrived = shared.returns.arrive(&identity, arrived);
+    if !matches!(arrived, Arrived::Begins(..)) {
+        // If this fails, so does reading it, wherever that happens.
+        let _ = send(&connection, &answer);
+        is_answered = true;
+    }
+    if let Arrived::Waits(number) = arrived {
+        arrived = match shared.returns.wait(&identity, number, &shared.stop) {
+            Some((joined, connection)) => Arrived::Begins(joined, connection),
+            None => Arrived::Continues,
+        };
+    }
+    let Arrived::Begins(joined, arrived) = arrived else { return };
+    let prepared = prepare(shared, &header);
+    let words = match &prepared {
+        Ok(_) => answer,
+        Err(error) => {
+            let reason = crate::shown(error.to_string().as_bytes());
+            Refusal { code: error.code(), reason }.encode(Some(&header))
+        }
+    };
+    if !is_answered {
+        let _ = send(&connection, &words);
+        if prepared.is_err() {
+            // A moment to read them, before the reset.
+            connection.drain();
+        }
+    }
+    let result = prepared.and_then(|(placed, machine)| {
+        // From here on the connection is that of the chunks: it is reset as soon as they go on with another one.
+        drop(connection);
+        let mut chunks = Chunks::new(shared, arrived, header.clone(), header_bytes, Some(joined), machine);
+        receive(shared, &mut chunks, placed)?;
+        let connection = chunks.reader.connection();
+        connection.reset_on_close(false);
+        if header.confirm {
+            let _ = send(connection, SUCCESS.as_bytes());
+        }
+        connection.linger();
+        Ok(())
+    });
+    report(peer, &header, started, &result);
+}
+
+fn report(peer: SocketAddr, header: &Header, started: Instant, result: &Result<(), Error>) {
+    let name = crate::shown(path_of(header));
+    let (protocol, seconds) = (header.version, started.elapsed().as_secs_f64());
+    match result {
+        Ok(()) => tracing::info!(%peer, %protocol, name, seconds, "received"),
+        Err(error) => tracing::warn!(%peer, %protocol, name, seconds, %error, "failed"),
+    }
+}
+
+fn path_of(header: &Header) -> &[u8] {
+    header.file_name.as_deref().unwrap_or(UNNAMED).as_bytes()
+}
+
+/// Makes the place of the file, before anything of it is taken.
+fn prepare(shared: &Arc<Shared>, header: &Header) -> Result<(Placed, Receiver), Error> {
+    let machine = Receiver::new(header)?;
+    Ok((Placed::create(shared, path_of(header), header.full_size)?, machine))
 }
 
 fn send(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {
     connection.send(&mut [IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)
 }
 
-fn receive(shared: &Arc<Shared>, chunks: &mut Chunks<'_>) -> Result<(), Error> {
+fn receive(shared: &Arc<Shared>, chunks: &mut Chunks<'_>, placed: Placed) -> Result<(), Error> {
     let header = chunks.header.clone();
-    let path = header.file_name.as_deref().unwrap_or(UNNAMED).as_bytes().to_vec();
-    let placed = Placed::create(shared, &path, header.full_size)?;
     let incoming = placed.incoming()?;
     match header.compression {
         Compression::None => direct(chunks, incoming, incoming.file())?,

@@ -3,6 +3,7 @@
 
 use super::http::Upgraded;
 use super::{KeyGuard, Shared, fastdp1};
+use crate::connection::reset_on_close;
 use crate::protocol::Protocol;
 use fastdrop_proto::fastdp::{
     Control, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest, Version, Versions,
@@ -18,6 +19,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long a request may take, from the connection to its last byte.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a peer that is refused may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long header and OPEN may take after that.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -83,6 +86,10 @@ pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: Soc
         Begins::Unknown { .. } => "nothing that is spoken here",
     };
     tracing::info!(%peer, why, "refused");
+    if matches!(begins, Begins::Tls | Begins::Unknown { .. }) {
+        // Nobody who speaks one of these takes that for success.
+        reset_on_close(&socket, false);
+    }
     let like_http = early.first().is_some_and(u8::is_ascii_alphabetic);
     let answer = match begins {
         Begins::Undecided if like_http => Some(UpgradeError::new(408, "the request did not come in time")),
@@ -106,6 +113,7 @@ async fn handshake(
     early: Vec<u8>,
     deadline: Instant,
 ) -> Option<Begun> {
+    reset_on_close(&socket, false);
     let versions = shared.options.accept.versions();
     let head = match read_head(&mut socket, early, deadline).await {
         Ok(head) => head,
@@ -148,6 +156,8 @@ async fn end(
 pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Begun> {
     let Upgraded { mut socket, request, key, early } = upgraded;
     let Some(key) = key else {
+        // 1.0.0 has no words behind its upgrade.
+        reset_on_close(&socket, request.version == Version::V1_0);
         let shaken = older(&mut socket, peer, request, early).await?;
         return shaken.finish(socket);
     };
@@ -176,23 +186,60 @@ async fn refuse_frame(socket: &mut TcpStream, violation: Violation) {
     refuse(socket, &[header, Control::Refuse(last).encode()].concat()).await;
 }
 
-/// Says a last thing, and gives the peer a moment to read it: closing with unread bytes would take it back.
-async fn refuse(socket: &mut TcpStream, bytes: &[u8]) {
-    let until = Instant::now() + Duration::from_secs(2);
-    let _ = timeout_at(until, async {
-        socket.write_all(bytes).await?;
-        socket.shutdown().await?;
-        let mut rest = [0; 4096];
-        let mut left = 256usize << 10;
-        while left > 0 {
-            match socket.read(&mut rest).await? {
-                0 => break,
-                count => left = left.saturating_sub(count),
+/// Refuses a connection for which there is no thread.
+pub(super) async fn turn_away(begun: Begun) {
+    let refused = Violation::with_code(503, "no thread to be had");
+    match begun {
+        Begun::FastDp(Handshaken { socket, .. }) => {
+            if let Ok(mut socket) = TcpStream::from_std(socket) {
+                refuse_frame(&mut socket, refused).await;
             }
         }
-        std::io::Result::Ok(())
+        Begun::FastDp1(fastdp1::Handshaken { socket, header, .. }) => {
+            if let Ok(mut socket) = TcpStream::from_std(socket) {
+                refuse_older(&mut socket, header.version, &refused).await;
+            }
+        }
+        // Their connections are reset when they go.
+        Begun::UltraDp { .. } | Begun::FastDownloader { .. } | Begun::Http { .. } => {}
+    }
+}
+
+/// Refuses a connection of an older version: 1.1.0 has a text for it, 1.0.0 a header and a reset.
+async fn refuse_older(socket: &mut TcpStream, version: Version, refused: &Violation) {
+    if version == Version::V1_1 {
+        return refuse(socket, v1::encode_failure(refused.code, &refused.message).as_bytes()).await;
+    }
+    let refusal = v1::Refusal { code: refused.code, reason: refused.message.clone() };
+    let _ = timeout_at(Instant::now() + LAST_WORDS, async {
+        socket.write_all(&refusal.encode(None)).await?;
+        drain(socket).await
     })
     .await;
+}
+
+/// Says a last thing, and gives the peer a moment to read it: closing with unread bytes would take it back.
+async fn refuse(socket: &mut TcpStream, bytes: &[u8]) {
+    reset_on_close(socket, false);
+    let _ = timeout_at(Instant::now() + LAST_WORDS, async {
+        socket.write_all(bytes).await?;
+        socket.shutdown().await?;
+        drain(socket).await
+    })
+    .await;
+}
+
+/// Reads and drops what comes until the peer has ended, at most 256 KiB.
+async fn drain(socket: &mut TcpStream) -> std::io::Result<()> {
+    let mut rest = [0; 4096];
+    let mut left = 256usize << 10;
+    while left > 0 {
+        match socket.read(&mut rest).await? {
+            0 => break,
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 /// Reads the head of the first request; an error without a reason if the peer leaves first.
@@ -258,10 +305,7 @@ async fn older(
         }
     };
     tracing::info!(%peer, protocol = %version, why = %crate::shown(refused.message.as_bytes()), "refused");
-    // 1.0.0 has no words for it.
-    let said =
-        if version == Version::V1_1 { format!("{}{}", v1::FAILURE, refused.message) } else { String::new() };
-    refuse(socket, said.as_bytes()).await;
+    refuse_older(socket, version, &refused).await;
     None
 }
 

@@ -3,11 +3,11 @@
 use super::{KeyGuard, Shared, nextdp};
 use crate::protocol::Protocol;
 use bytes::Bytes;
-use fastdrop_proto::fastdp::{ENDPOINT, UpgradeError, UpgradeRequest};
+use fastdrop_proto::fastdp::{ENDPOINT, SERVER, UpgradeError, UpgradeRequest};
 use fastdrop_proto::nextdp::PATH;
 use http_body_util::Full;
 use hyper::body::Incoming as Body;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER as SERVER_FIELD, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
@@ -132,6 +132,7 @@ fn accept(request: &UpgradeRequest) -> Response<Full<Bytes>> {
         headers.insert("sec-fastdp-key", key);
     }
     headers.insert("sec-fastdp-version", HeaderValue::from_static(request.version.name()));
+    headers.insert(SERVER_FIELD, HeaderValue::from_static(SERVER));
     response
 }
 

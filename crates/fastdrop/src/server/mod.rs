@@ -10,6 +10,7 @@ mod older;
 mod session;
 mod ultradp;
 
+use crate::connection::reset_on_close;
 use crate::engine::lock;
 use crate::engine::place::Placement;
 use crate::engine::receive::Reception;
@@ -222,8 +223,8 @@ struct Shared {
     preparing: Mutex<Vec<Preparing>>,
     /// The stages of files that come by the older protocols.
     placed: Mutex<BTreeSet<String>>,
-    /// Transfers of fastdp 1.0.0 that wait for their next connection.
-    returns: Mutex<BTreeMap<fastdp1::Identity, std::sync::mpsc::Sender<fastdp1::Return>>>,
+    /// Transfers of fastdp 1.0.0, and the connections that may continue them.
+    returns: Arc<fastdp1::Returns>,
     /// Transfers of NextDP.
     nextdp: nextdp::Transfers,
     /// Clients of FastDownloader, by address.
@@ -277,7 +278,7 @@ impl Server {
             sessions: Mutex::default(),
             preparing: Mutex::default(),
             placed: Mutex::default(),
-            returns: Mutex::default(),
+            returns: Arc::default(),
             nextdp: Mutex::default(),
             downloaders: Mutex::default(),
             room: nextdp::Room::default(),
@@ -367,6 +368,8 @@ async fn accept(
             }
         };
         let peer = listen::canonical(peer);
+        // Until it is known that it speaks something with answers, whatever ends it is a refusal.
+        reset_on_close(&socket, true);
         let mut permit = Arc::clone(&permits).try_acquire_owned();
         if permit.is_err() && shared.evict(None) {
             tokio::task::yield_now().await;
@@ -379,7 +382,8 @@ async fn accept(
         if serves == Serves::FastDownloader {
             // The server speaks first: there is nothing to be found out.
             if let Ok(socket) = socket.into_std() {
-                shared.spawn(Begun::FastDownloader { socket, peer }, permit);
+                // Without a thread it is reset, as all that are refused before they have been given a list.
+                drop(shared.spawn(Begun::FastDownloader { socket, peer }, permit));
             }
             continue;
         }
@@ -396,8 +400,10 @@ async fn accept(
                         None => None,
                     };
                 }
-                if let Some(begun) = begun {
-                    shared.spawn(begun, permit);
+                if let Some(begun) = begun
+                    && let Some((begun, _permit)) = shared.spawn(begun, permit)
+                {
+                    handshake::turn_away(begun).await;
                 }
             }
         });
@@ -463,12 +469,19 @@ impl Shared {
         key.map(Some).ok_or_else(|| UpgradeError::new(409, "a connection with this key is under way"))
     }
 
-    /// Hands a connection over to the blocking plane.
-    fn spawn(self: &Arc<Self>, begun: Begun, permit: tokio::sync::OwnedSemaphorePermit) {
+    /// Hands a connection over to the blocking plane. Returns it if there is no thread for it.
+    fn spawn(
+        self: &Arc<Self>,
+        begun: Begun,
+        permit: tokio::sync::OwnedSemaphorePermit,
+    ) -> Option<(Begun, tokio::sync::OwnedSemaphorePermit)> {
         let shared = Arc::clone(self);
+        let connection = Arc::new(Mutex::new(Some((begun, permit))));
+        let handed = Arc::clone(&connection);
         self.threads.fetch_add(1, Ordering::SeqCst);
         let guard = ThreadGuard(Arc::clone(self));
         let spawned = std::thread::Builder::new().name("connection".into()).spawn(move || {
+            let Some((begun, permit)) = lock(&handed).take() else { return };
             let held: Box<dyn std::any::Any + Send> = Box::new((guard, permit));
             match begun {
                 Begun::FastDp(shaken) => session::serve(&shared, shaken, held),
@@ -483,9 +496,9 @@ impl Shared {
                 }
             }
         });
-        if let Err(error) = spawned {
-            tracing::error!(%error, "no thread for a connection");
-        }
+        let error = spawned.err()?;
+        tracing::error!(%error, "no thread for a connection");
+        lock(&connection).take()
     }
 
     /// Reserves buffers for up to `wanted` streams; at least one is always granted.
@@ -512,8 +525,9 @@ impl Shared {
         transfer: Transfer,
         streams: u16,
     ) -> Result<SessionGuard, Error> {
+        let placed = lock(&self.placed).len();
         let mut sessions = lock(&self.sessions);
-        if sessions.len() >= self.options.transfers_max {
+        if placed + sessions.len() >= self.options.transfers_max {
             return Err(Error::with_code(503, "too many transfers at once"));
         }
         sessions.insert(id.0, Session { transfer, streams, joined: Arc::default() });

@@ -275,8 +275,8 @@ impl Transfer {
                 }
                 Some(_) => {}
                 None => {
-                    let size = bytes.len() as u64 * u64::from(*chunks);
-                    let least = size.saturating_sub(bytes.len() as u64);
+                    // How long the last chunk is, is known only if this one is the last.
+                    let least = bytes.len() as u64 * u64::from(chunks.saturating_sub(1).max(1));
                     let placed = Placed::create(shared, name.as_bytes(), least);
                     this.placed = Some(placed.map_err(refusal).map_err(|refusal| this.fail(refusal))?);
                     this.name = name.clone();
@@ -294,6 +294,7 @@ impl Transfer {
                 return Ok(false);
             }
             Verdict::Take(at) => {
+                this.check_end(shared, at + bytes.len() as u64)?;
                 let file = this.file()?;
                 this.writing += 1;
                 drop(this);
@@ -311,6 +312,7 @@ impl Transfer {
         {
             let early = this.spool.read(number).map_err(|refusal| this.fail(refusal))?;
             if let Verdict::Take(at) = verdict {
+                this.check_end(shared, at + early.len() as u64)?;
                 let written = write_all_at(this.file()?.as_fd(), &early, at);
                 written
                     .map_err(|errno| refusal(Error::system("writing", errno)))
@@ -318,6 +320,14 @@ impl Transfer {
             }
         }
         Ok(this.assembly.is_complete() && this.writing == 0 && this.placed.is_some())
+    }
+
+    /// Refuses a chunk that ends at `end`, beyond what a file may have: the length of the last one is known only now.
+    fn check_end(&mut self, shared: &Shared, end: u64) -> Result<(), Refusal> {
+        if shared.options.size_max.is_some_and(|max| end > max) {
+            return Err(self.fail(Refusal::new(413, "more bytes than one transfer may have here")));
+        }
+        Ok(())
     }
 
     fn file(&self) -> Result<OwnedFd, Refusal> {

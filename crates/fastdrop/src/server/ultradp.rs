@@ -1,4 +1,4 @@
-//! UltraDP: receives one file from a connection on which nothing is answered.
+//! UltraDP: receives one file from a connection on which nothing is answered. It is reset unless the file gets its name.
 
 use super::Shared;
 use super::older::{Older, Placed};
@@ -33,6 +33,7 @@ fn receive(shared: &Arc<Shared>, older: Older) -> Result<(String, u64), Error> {
         return Err(refused(UltraDpError::Announcement("it is not complete")));
     };
     let (mut reader, _, _held) = older.connect(shared)?;
+    let connection = Arc::clone(reader.connection());
     reader.fill(&mut vec![0; used])?;
     let placed = Placed::create(shared, announcement.name.as_bytes(), announcement.size)?;
     let mut receiver = Receiver::new(&announcement);
@@ -51,6 +52,8 @@ fn receive(shared: &Arc<Shared>, older: Older) -> Result<(String, u64), Error> {
         }
         Err(error) => return Err(error),
     }
+    // The only sign of success that there is: whatever has failed before this resets the connection.
+    connection.finish();
     Ok((announcement.name, announcement.size))
 }
 

@@ -57,6 +57,8 @@ pub struct Header {
     pub file_name: Option<String>,
     /// SHA-256 of the payload; in 1.1.0 only, and always there.
     pub checksum: Option<[u8; 32]>,
+    /// The sender asks to be told when the receiver has the file; in 1.0.0 only.
+    pub confirm: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +74,89 @@ struct Json {
     file_name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checksum: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    confirm: bool,
+    #[serde(skip_deserializing, skip_serializing_if = "std::ops::Not::not")]
+    confirms: bool,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    refused: Option<u16>,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Longest `Reason` in bytes.
+const REASON_MAX: usize = 4096;
+
+/// The answer of a receiver of 1.0.0 to the sender's header, as far as it says anything new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderAnswer {
+    /// It takes the file; with `confirms` it says so when it has it.
+    Accepted {
+        /// [`super::SUCCESS`] comes before the end of the connection, or the receiver does not have the file.
+        confirms: bool,
+    },
+    /// It does not take the file.
+    Refused(Refusal),
+}
+
+impl HeaderAnswer {
+    /// Parses the `json` of a receiver's header, which may be any object.
+    ///
+    /// # Errors
+    ///
+    /// If it is no JSON object.
+    pub fn parse(json: &[u8]) -> Result<Self, Violation> {
+        let fields: serde_json::Map<String, serde_json::Value> = json::parse(json)?;
+        let code = fields.get("Refused").and_then(serde_json::Value::as_u64);
+        Ok(match code.and_then(|code| u16::try_from(code).ok()) {
+            Some(code) => {
+                let reason = fields.get("Reason").and_then(serde_json::Value::as_str);
+                Self::Refused(Refusal { code, reason: reason.unwrap_or("without a reason").into() })
+            }
+            None => {
+                let confirms = fields.get("Confirms").and_then(serde_json::Value::as_bool).unwrap_or(false);
+                Self::Accepted { confirms }
+            }
+        })
+    }
+}
+
+/// A refusal in the header of a receiver of 1.0.0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// A code of version 2's section 11.
+    pub code: u16,
+    /// A sentence for people.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// The header that carries it, as on the wire: length and JSON. The other fields repeat those of the sender's `header`,
+    /// if it sent one.
+    pub fn encode(&self, header: Option<&Header>) -> Vec<u8> {
+        let nothing = Header {
+            version: Version::V1_0,
+            one_chunk: 1,
+            full_size: 0,
+            compression: Compression::None,
+            file_name: None,
+            checksum: None,
+            confirm: false,
+        };
+        let mut json = header.unwrap_or(&nothing).json();
+        (json.file_name, json.confirm) = (None, false);
+        json.refused = Some(self.code);
+        let cut = (0..=REASON_MAX.min(self.reason.len())).rev().find(|&at| self.reason.is_char_boundary(at));
+        json.reason = self.reason.get(..cut.unwrap_or(0)).map(str::to_owned);
+        json.encode()
+    }
+}
+
+impl Json {
+    fn encode(&self) -> Vec<u8> {
+        let text = json::write(self);
+        [&(text.len() as u32).to_be_bytes()[..], &text].concat()
+    }
 }
 
 impl Header {
@@ -87,8 +172,19 @@ impl Header {
 
     /// As on the wire: length and JSON.
     pub fn encode(&self) -> Vec<u8> {
+        self.json().encode()
+    }
+
+    /// The header with which a receiver of 1.0.0 answers this one, as on the wire.
+    pub fn encode_answer(&self) -> Vec<u8> {
+        let mut json = self.json();
+        (json.file_name, json.confirm, json.confirms) = (None, false, self.confirm);
+        json.encode()
+    }
+
+    fn json(&self) -> Json {
         let one_chunk = u64::from(self.one_chunk.max(1));
-        let text = json::write(&Json {
+        Json {
             one_chunk,
             full_chunk: match self.version {
                 Version::V1_1 => self.full_size.div_ceil(one_chunk),
@@ -99,8 +195,11 @@ impl Header {
             compress_type: self.compression,
             file_name: self.file_name.clone(),
             checksum: self.checksum.map(hex::encode),
-        });
-        [&(text.len() as u32).to_be_bytes()[..], &text].concat()
+            confirm: self.confirm && self.version == Version::V1_0,
+            confirms: false,
+            refused: None,
+            reason: None,
+        }
     }
 
     /// Takes a header of `version` from the beginning of `bytes`, and says how long it is; None if more bytes are needed.
@@ -139,6 +238,7 @@ impl Header {
             compression: json.compress_type,
             file_name: json.file_name,
             checksum,
+            confirm: json.confirm && version == Version::V1_0,
         };
         Ok(Some((header, 4 + len as usize)))
     }
@@ -147,6 +247,44 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn case_105_a_refusal_is_found_in_the_header_that_carries_it() {
+        let header = Header {
+            version: Version::V1_0,
+            one_chunk: 262_144,
+            full_size: 300_000,
+            compression: Compression::None,
+            file_name: Some("f".into()),
+            checksum: None,
+            confirm: false,
+        };
+        let json = |wire: Vec<u8>| wire[4..].to_vec();
+        assert_eq!(
+            HeaderAnswer::parse(&json(header.encode())),
+            Ok(HeaderAnswer::Accepted { confirms: false })
+        );
+        let confirms = Header { confirm: true, ..header.clone() };
+        // Not by one that only repeats what it was sent.
+        let repeated = HeaderAnswer::parse(&json(confirms.encode()));
+        assert_eq!(repeated, Ok(HeaderAnswer::Accepted { confirms: false }));
+        let unasked = HeaderAnswer::parse(&json(header.encode_answer()));
+        assert_eq!(unasked, Ok(HeaderAnswer::Accepted { confirms: false }));
+        let accepted = HeaderAnswer::parse(&json(confirms.encode_answer()));
+        assert_eq!(accepted, Ok(HeaderAnswer::Accepted { confirms: true }));
+        assert_eq!(Header::decode(&confirms.encode(), Version::V1_0).unwrap().unwrap().0, confirms);
+        let refusal = Refusal { code: 409, reason: "f: it exists".into() };
+        for of in [Some(&header), None] {
+            let answer = HeaderAnswer::parse(&json(refusal.encode(of)));
+            assert_eq!(answer, Ok(HeaderAnswer::Refused(refusal.clone())));
+        }
+        let endless = Refusal { code: 500, reason: "ü".repeat(100_000) };
+        let HeaderAnswer::Refused(found) = HeaderAnswer::parse(&json(endless.encode(None))).unwrap() else {
+            panic!("it refuses")
+        };
+        assert_eq!(found.reason.len(), REASON_MAX);
+        HeaderAnswer::parse(b"[]").unwrap_err();
+    }
 
     fn framed(text: &str) -> Vec<u8> {
         [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat()
@@ -179,6 +317,7 @@ mod tests {
                         compression: serde_json::from_str(&format!("\"{kind}\"")).unwrap(),
                         file_name: given(name),
                         checksum: given(checksum).map(|hex| hex::decode(hex).unwrap().try_into().unwrap()),
+                        confirm: false,
                     };
                     assert_eq!(hex::encode(header.encode()), expected);
                     let bytes = hex::decode(expected).unwrap();

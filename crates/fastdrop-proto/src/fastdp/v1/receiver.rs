@@ -324,7 +324,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn header(version: Version, compression: Compression, full_size: u64) -> Header {
-        Header { version, one_chunk: 10, full_size, compression, file_name: None, checksum: None }
+        Header {
+            version,
+            one_chunk: 10,
+            full_size,
+            compression,
+            file_name: None,
+            checksum: None,
+            confirm: false,
+        }
     }
 
     /// Sends the chunks of `payload` in `order`, numbered from `first`, and puts together what comes out.

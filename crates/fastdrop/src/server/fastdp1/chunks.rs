@@ -1,19 +1,17 @@
 //! Chunks off the connections of one transfer, one after the other.
 
+use super::IN_VAIN_MAX;
 use super::payload::{Hash, io_error};
-use super::{IN_VAIN_MAX, Identity, RETURN_PATIENCE, Return};
+use super::returns::{Joined, Return};
 use crate::connection::{Ended, FrameReader};
 use crate::engine::incoming::BUFFER;
 use crate::error::Error;
-use crate::server::{Shared, lock};
+use crate::server::Shared;
 use crate::source::read_exact_at;
-use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Header, Receiver};
 use std::any::Any;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
 
 /// The chunks of a transfer, from whichever connection brings them.
 pub(super) struct Chunks<'a> {
@@ -24,7 +22,8 @@ pub(super) struct Chunks<'a> {
     header_bytes: Vec<u8>,
     /// A second header may still come.
     fresh: bool,
-    identity: Identity,
+    /// The line in which its next connections wait; 1.1.0 has none.
+    joined: Option<Joined>,
     pub(super) machine: Receiver,
     in_vain: u32,
     bytes_before: u64,
@@ -36,22 +35,22 @@ impl<'a> Chunks<'a> {
         arrived: Return,
         header: Header,
         header_bytes: Vec<u8>,
-        identity: Identity,
-    ) -> Result<Self, Error> {
+        joined: Option<Joined>,
+        machine: Receiver,
+    ) -> Self {
         let Return { reader, held } = arrived;
-        let machine = Receiver::new(&header)?;
-        Ok(Self {
+        Self {
             shared,
             reader,
             held,
             header,
             header_bytes,
             fresh: true,
-            identity,
+            joined,
             machine,
             in_vain: 0,
             bytes_before: 0,
-        })
+        }
     }
 
     pub(super) fn payload_bytes(&self) -> u64 {
@@ -97,39 +96,27 @@ impl<'a> Chunks<'a> {
 
     /// Waits for the connection that continues the transfer.
     pub(super) fn reconnect(&mut self, ended: Ended) -> Result<(), Error> {
-        if self.header.version != Version::V1_0 || self.shared.stop.is_stopped() {
-            return Err(match ended {
-                Ended::Closed => Error::with_code(400, "the sender ended before everything had come"),
-                ended => ended.into(),
-            });
-        }
-        let bytes = self.payload_bytes();
+        let joined = match &self.joined {
+            Some(joined) if !self.shared.stop.is_stopped() => joined,
+            _ => {
+                return Err(match ended {
+                    Ended::Closed => Error::with_code(400, "the sender ended before everything had come"),
+                    ended => ended.into(),
+                });
+            }
+        };
+        let bytes = self.machine.bytes();
         self.in_vain = if bytes > self.bytes_before { 0 } else { self.in_vain + 1 };
         self.bytes_before = bytes;
         if self.in_vain > IN_VAIN_MAX {
             return Err(Error::with_code(400, "the sender comes again and again, and brings nothing new"));
         }
-        self.reader.connection().linger();
+        // An end in good order would say that the file is complete.
+        self.reader.connection().reset_now();
         self.held = Box::new(());
-        let (sender, returns) = channel();
-        let until = Instant::now() + RETURN_PATIENCE;
-        lock(&self.shared.returns).insert(self.identity.clone(), sender);
-        let arrived = loop {
-            match returns.recv_timeout(Duration::from_millis(200)) {
-                Err(RecvTimeoutError::Timeout)
-                    if Instant::now() < until && !self.shared.stop.is_stopped() => {}
-                arrived => break arrived,
-            }
-        };
-        let Ok(Return { reader, held }) = arrived else {
-            lock(&self.shared.returns).remove(&self.identity);
-            // One that came in this very moment is not lost either.
-            let Ok(Return { reader, held }) = returns.try_recv() else {
-                return Err(Error::Network("the sender did not come back".into()));
-            };
-            (self.reader, self.held, self.fresh) = (reader, held, true);
-            return Ok(());
-        };
+        let next = joined.next(&self.shared.stop);
+        let Return { reader, held } =
+            next.ok_or_else(|| Error::Network("the sender did not come back".into()))?;
         (self.reader, self.held, self.fresh) = (reader, held, true);
         Ok(())
     }
