@@ -107,7 +107,17 @@ fuzz_target!(|steps: Vec<Step>| {
         }
         while let Some(event) = endpoint.poll_event() {
             match event {
-                Event::Received { frame, .. } => endpoint.handle_taken(&frame),
+                Event::Received { from, frame, acknowledgement } => {
+                    endpoint.handle_taken(&frame);
+                    if let Some(wanted) = acknowledgement {
+                        // Some are handled at once, some are dropped, and some never settled.
+                        match frame.payload.len() % 3 {
+                            0 => endpoint.acknowledge(now, from, wanted),
+                            1 => endpoint.forgo(now, from, wanted),
+                            _ => {}
+                        }
+                    }
+                }
                 Event::Outcome { send, .. } => assert!(sends.remove(&send), "one outcome each"),
             }
         }

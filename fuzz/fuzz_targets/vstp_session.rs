@@ -52,8 +52,11 @@ fuzz_target!(|input: Input| {
                 let verdict = session.handle_frame(now, &frame.as_ref(), crc.into());
                 match verdict {
                     Verdict::Acknowledged(number) => assert!(waiting.remove(&number), "acknowledged, and never sent"),
-                    Verdict::Deliver => {
+                    Verdict::Deliver(wanted) => {
                         assert!(!over);
+                        if let Some(wanted) = wanted.filter(|_| crc % 2 == 0) {
+                            session.acknowledge(now, wanted);
+                        }
                         let wants = frame.flags.contains(Flags::REQ_ACK);
                         if wants && !matches!(typ, FrameType::Ack | FrameType::Err) {
                             assert!(seen.insert((msg_id, crc)), "handed on twice");

@@ -35,6 +35,13 @@ async fn client(udp: bool, server: SocketAddr) -> Client {
     soon(if udp { builder.udp() } else { builder }.connect(server)).await.unwrap()
 }
 
+/// Sends a message from one end to the application of the other, and waits for its acknowledgement.
+async fn passes(from: &Session, to: &Session, message: impl Into<Bytes>) -> Bytes {
+    let (sent, received) = tokio::join!(soon(from.send(message)), soon(to.recv()));
+    sent.unwrap();
+    received.unwrap().expect("a message")
+}
+
 /// A packet as peers of the field write it.
 fn packet(typ: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
@@ -53,21 +60,23 @@ async fn what_is_sent_has_arrived_and_messages_are_a_stream() {
         assert_eq!(session.agreed(), client.agreed());
         assert_eq!(session.transport(), if udp { "udp" } else { "tcp" });
         let long = Bytes::from(vec![7; 3_000_000]);
-        soon(client.send(long.clone())).await.unwrap();
-        soon(client.send("")).await.unwrap();
-        assert_eq!(soon(session.recv()).await.unwrap(), Some(long));
-        assert_eq!(soon(session.recv()).await.unwrap(), Some(Bytes::new()));
+        for message in [long, Bytes::new()] {
+            assert_eq!(passes(&client, &session, message.clone()).await, message);
+        }
         // The other way, as a stream, which ends with the session.
         for n in 0..100 {
             session.submit(format!("{n}")).await.unwrap();
         }
-        soon(session.close()).await.unwrap();
-        let mut messages = pin!(client.messages());
-        let mut next = async || soon(std::future::poll_fn(|cx| messages.as_mut().poll_next(cx))).await;
-        for n in 0..100 {
-            assert_eq!(next().await, Some(n.to_string().into()));
-        }
-        assert_eq!(next().await, None);
+        let take = async {
+            let mut messages = pin!(client.messages());
+            let mut next = async || soon(std::future::poll_fn(|cx| messages.as_mut().poll_next(cx))).await;
+            for n in 0..100 {
+                assert_eq!(next().await, Some(n.to_string().into()));
+            }
+            assert_eq!(next().await, None);
+        };
+        let (closed, ()) = tokio::join!(soon(session.close()), take);
+        closed.unwrap();
         assert_eq!(soon(client.ended()).await, Ending::PeerClosed);
         assert!(matches!(client.send("too late").await, Err(Error::Ended(Ending::PeerClosed))));
     }
@@ -77,6 +86,7 @@ async fn what_is_sent_has_arrived_and_messages_are_a_stream() {
 async fn a_receipt_says_when_its_message_has_arrived() {
     let server = server().await;
     let client = client(true, server.local_addr()).await;
+    tokio::spawn(server.run(|_, _| async {}));
     let first = client.submit_with_receipt("first").await.unwrap();
     let second = client.submit_with_receipt("second").await.unwrap();
     soon(second.acknowledged()).await.unwrap();
@@ -130,9 +140,8 @@ async fn whoever_waits_for_a_session_is_told_when_its_server_is_dropped() {
     for udp in [false, true] {
         let mut server = server().await;
         let client = client(udp, server.local_addr()).await;
-        client.send("x").await.unwrap();
         let session = soon(server.accept()).await.unwrap();
-        assert!(soon(session.recv()).await.unwrap().is_some());
+        passes(&client, &session, "x").await;
         let waiting = tokio::spawn({
             let session = session.clone();
             async move { session.recv().await }
@@ -169,6 +178,7 @@ async fn one_port_goes_on_with_either_protocol_when_the_other_is_gone() {
 async fn errors_say_whose_fault_they_are() {
     let server = server().await;
     let address = server.local_addr();
+    tokio::spawn(server.run(|_, _| async {}));
     let fault = |error: Error| error.fault();
     // The caller's.
     for builder in [
@@ -230,6 +240,7 @@ async fn what_a_later_server_sends_as_0x04_is_a_message_and_from_an_older_one_a_
         let client = Client::connect(address).await.unwrap();
         let first = soon(client.recv()).await.unwrap();
         assert_eq!(first.as_deref(), is_message.then_some(&b"four"[..]));
+        while soon(client.recv()).await.unwrap().is_some() {}
         soon(peer).await.unwrap();
     }
 }
@@ -239,7 +250,7 @@ async fn a_session_that_is_aborted_tells_the_peer_why() {
     for udp in [false, true] {
         let mut server = server().await;
         let client = client(udp, server.local_addr()).await;
-        client.send("x").await.unwrap();
+        client.submit("x").await.unwrap();
         let session = soon(server.accept()).await.unwrap();
         session.abort(ErrorCode::Busy, "not now");
         let Ending::PeerError(error) = soon(client.ended()).await else { panic!("another end") };
@@ -335,7 +346,7 @@ async fn cases_70_71_74_and_75_strangers_by_udp_get_little_and_change_nothing() 
     assert!(len <= 3 * syn.len());
     // Somebody else's session is not troubled by what comes from another address.
     let client = client(true, server.local_addr()).await;
-    client.send("x").await.unwrap();
+    client.submit("x").await.unwrap();
     let session = soon(server.accept()).await.unwrap();
     assert_eq!(session.peer_addr().ip(), server.local_addr().ip());
     assert_eq!(soon(session.recv()).await.unwrap().as_deref(), Some(&b"x"[..]));
@@ -425,8 +436,7 @@ async fn case_96_a_client_that_falls_silent_is_gone() {
     let client = Client::builder().keep_alive(keep_alive).connect(server.local_addr()).await.unwrap();
     let there = soon(server.accept()).await.unwrap();
     assert_eq!(soon(silent.ended()).await, Ending::Gone);
-    client.send("x").await.unwrap();
-    assert_eq!(soon(there.recv()).await.unwrap().as_deref(), Some(&b"x"[..]));
+    assert_eq!(passes(&client, &there, "x").await, "x");
 }
 
 #[tokio::test]
@@ -481,9 +491,10 @@ async fn case_97_an_application_that_crawls_holds_the_sender_back_and_loses_noth
 async fn what_all_sessions_keep_is_bounded() {
     let mut server = Server::builder().memory_max(1 << 20).bind("127.0.0.1:0").await.unwrap();
     let modest = client(false, server.local_addr()).await;
-    modest.send("little").await.unwrap();
+    let of_modest = soon(server.accept()).await.unwrap();
+    passes(&modest, &of_modest, "little").await;
     let greedy = client(false, server.local_addr()).await;
-    let sessions = [soon(server.accept()).await.unwrap(), soon(server.accept()).await.unwrap()];
+    let of_greedy = soon(server.accept()).await.unwrap();
     for _ in 0..10 {
         if greedy.submit(vec![0; 300_000]).await.is_err() {
             break;
@@ -491,8 +502,8 @@ async fn what_all_sessions_keep_is_bounded() {
     }
     let Ending::PeerError(error) = soon(greedy.ended()).await else { panic!("another end") };
     assert_eq!(error.code.as_deref(), Some("busy"));
-    modest.send("still here").await.unwrap();
-    drop(sessions);
+    passes(&modest, &of_modest, "still here").await;
+    drop(of_greedy);
 }
 
 #[tokio::test]

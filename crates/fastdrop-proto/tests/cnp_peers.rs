@@ -6,8 +6,8 @@ use bytes::Bytes;
 use fastdrop_proto::cnp::handshake::{write_ack, write_syn};
 use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
 use fastdrop_proto::cnp::{
-    Accepted, Acceptor, Carrier, Checksum, ChecksumKind, Ending, Event, Head, MessageLimits, SendError, Seq,
-    Session, SessionConfig, SessionId,
+    Accepted, Acceptor, Carrier, Checksum, ChecksumKind, Ending, Event, Head, MessageLimits, ReceiveId,
+    SendError, Seq, Session, SessionConfig, SessionId,
 };
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -180,7 +180,11 @@ fn crc32c_alone_covers_the_number_of_a_disconnect_request() {
     let checksum = Checksum::crc32c(&id(7).text());
     give(&mut session, now, &packet(1, 0, &checksum, b"a"));
     give(&mut session, now, &packet(5, 1, &checksum, b"Disconnect"));
-    assert_eq!(events(&mut session), [Event::Message("a".into()), Event::Ended(Ending::PeerClosed)]);
+    assert_eq!(events(&mut session), [Event::Message("a".into())]);
+    // Both wait until the message is handled.
+    assert!(output(&mut session, now).is_empty());
+    session.acknowledge(now, ReceiveId(0));
+    assert_eq!(events(&mut session), [Event::Ended(Ending::PeerClosed)]);
     assert_eq!(
         output(&mut session, now).concat(),
         [packet(2, 0, &checksum, b"ACK"), packet(2, 1, &checksum, b"ACK")].concat()
@@ -239,7 +243,7 @@ fn a_session_that_is_over_keeps_nothing() {
         assert!(session.memory() > 1400);
         let taken = messages(&mut session);
         session.handle_datagram(now, &md5(3, 0, b"busy: something is wrong"));
-        taken.iter().for_each(|message| session.handle_taken(now, message.len()));
+        (0..taken.len() as u64).for_each(|id| session.acknowledge(now, ReceiveId(id)));
         output(&mut session, now);
         assert!(session.is_finished());
         assert_eq!(session.memory(), 0, "{carrier:?}");
@@ -257,4 +261,103 @@ fn case_96_by_udp_silence_is_the_end_also_without_signs_of_life() {
         output(&mut session, now);
     }
     assert_eq!(events(&mut session), [Event::Ended(Ending::Gone)]);
+}
+
+#[test]
+fn case_110_a_peer_of_the_field_has_its_acknowledgement_when_the_message_is_handled() {
+    let mut now = Instant::now();
+    for (syn, numbers) in [(STEP_BY_STEP, [0, 0]), (STEP_BY_STEP, [7, 8]), (BURST, [3, 4]), (BURST, [0, 1])] {
+        let mut session = by_tcp(now, syn);
+        for (id, number) in numbers.into_iter().enumerate() {
+            let message = md5(1, number, format!("message {id}").as_bytes());
+            give(&mut session, now, &message);
+            assert_eq!(messages(&mut session).len(), 1);
+            // Neither a repetition nor a sign of life gets what could be taken for the acknowledgement.
+            if syn == STEP_BY_STEP || number > 0 {
+                give(&mut session, now, &message);
+            }
+            give(&mut session, now, &md5(4, 0, b""));
+            now += 3 * SECOND;
+            session.handle_timeout(now);
+            assert!(output(&mut session, now).is_empty(), "something was said");
+            assert_eq!(messages(&mut session), [""; 0], "it came twice");
+            session.acknowledge(now, ReceiveId(id as u64));
+            session.acknowledge(now, ReceiveId(id as u64));
+            assert_eq!(output(&mut session, now), [md5(2, number, b"ACK")]);
+        }
+    }
+}
+
+#[test]
+fn case_110_messages_that_are_handled_in_any_order_are_acknowledged_in_theirs() {
+    let now = Instant::now();
+    let mut session = by_tcp(now, BURST);
+    for number in 0..4 {
+        give(&mut session, now, &md5(1, number, &[b'x'; 10]));
+    }
+    assert_eq!(messages(&mut session).len(), 4);
+    session.acknowledge(now, ReceiveId(2));
+    session.acknowledge(now, ReceiveId(1));
+    assert!(output(&mut session, now).is_empty());
+    session.acknowledge(now, ReceiveId(0));
+    assert_eq!(output(&mut session, now), [0, 1, 2].map(|number| md5(2, number, b"ACK")));
+    // One that was dropped is not acknowledged, and neither is what is behind it.
+    session.discard(now, ReceiveId(3));
+    give(&mut session, now, &md5(1, 4, b"later"));
+    session.acknowledge(now, ReceiveId(4));
+    assert!(output(&mut session, now).is_empty());
+    assert_eq!((messages(&mut session).len(), session.memory()), (0, 0));
+}
+
+#[test]
+fn case_110_a_peer_that_takes_leave_too_early_has_no_acknowledgement_before_its_messages_are_handled() {
+    let now = Instant::now();
+    for ends in [false, true] {
+        let mut session = by_tcp(now, STEP_BY_STEP);
+        give(&mut session, now, &md5(1, 1, b"message"));
+        give(&mut session, now, &md5(5, 2, b"Disconnect"));
+        assert_eq!(events(&mut session), [Event::Message("message".into())]);
+        assert!(output(&mut session, now).is_empty());
+        if ends {
+            session.handle_end();
+        } else {
+            session.acknowledge(now, ReceiveId(0));
+            assert_eq!(output(&mut session, now), [md5(2, 1, b"ACK"), md5(2, 2, b"ACK")]);
+        }
+        assert_eq!(events(&mut session), [Event::Ended(Ending::PeerClosed)]);
+    }
+}
+
+#[test]
+fn case_110_between_ours_received_is_not_handled_and_handled_is_asked_for() {
+    let mut now = Instant::now();
+    let config = SessionConfig { checksum: ChecksumKind::Md5, ..SessionConfig::client(Carrier::Datagrams) };
+    let syn_ack = br#"{"status":"ok","session_id":"s","operation_mode":"burst","protocol":"sr","max_packet_size":9,"window_size":9,"fragmentation":true,"max_message_size":1000,"handled":true}"#;
+    let mut session = Session::connect(now, config);
+    output(&mut session, now);
+    session.handle_datagram(now, &md5(2, 0, syn_ack));
+    events(&mut session);
+    let ids = ["first", "a second of two packets"].map(|text| session.send(now, text.into()).unwrap());
+    output(&mut session, now);
+    for number in 0..4 {
+        session.handle_datagram(now, &md5(2, number, b"ACK\0\0\0\0\0\0\0\0"));
+    }
+    assert_eq!(events(&mut session), []);
+    // It asks what is handled, and does not send again what was received.
+    now = session.poll_timeout().unwrap();
+    session.handle_timeout(now);
+    assert_eq!(output(&mut session, now), [md5(7, 0, b"")]);
+    let told = |count: u64| md5(7, 0, &count.to_be_bytes());
+    for (count, expected) in
+        [(0, None), (1, Some(ids[0])), (1, None), (3, None), (99, None), (4, Some(ids[1]))]
+    {
+        session.handle_datagram(now, &told(count));
+        assert_eq!(events(&mut session), expected.map(Event::Acknowledged).into_iter().collect::<Vec<_>>());
+    }
+    // What is no count, and one from a peer that has not agreed to any.
+    session.handle_datagram(now, &md5(7, 0, b"1234567"));
+    assert!(matches!(events(&mut session)[..], [Event::Ended(Ending::Protocol(_))]));
+    let mut session = by_tcp(now, BURST);
+    give(&mut session, now, &told(0));
+    assert!(matches!(events(&mut session)[..], [Event::Ended(Ending::Protocol(_))]));
 }

@@ -8,7 +8,7 @@ mod simulated;
 
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
-    Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
+    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
 };
 use simulated::{Link, Random, Wire, payload};
 use std::collections::BTreeMap;
@@ -25,8 +25,10 @@ struct Net {
     outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
     sent_bytes: Vec<u64>,
     memory_max: usize,
-    /// Whether the applications take what comes.
+    /// Whether the applications take what comes, and acknowledge it.
     takes: bool,
+    /// Acknowledgements that applications which take nothing owe.
+    untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
 }
 
 fn address(node: usize) -> SocketAddr {
@@ -56,6 +58,7 @@ impl Net {
             sent_bytes: vec![0; nodes],
             memory_max: 0,
             takes: true,
+            untaken: vec![Vec::new(); nodes],
         }
     }
 
@@ -75,11 +78,19 @@ impl Net {
                 self.transmit(node, transmit.to, datagram);
             }
         }
+        let mut acknowledged = false;
         while let Some(event) = self.nodes[node].1.poll_event() {
             match event {
-                Event::Received { from, frame } => {
+                Event::Received { from, frame, acknowledgement } => {
                     if self.takes {
                         self.nodes[node].1.handle_taken(&frame);
+                        if let Some(wanted) = acknowledgement {
+                            self.nodes[node].1.acknowledge(now, from, wanted);
+                            // It leaves in the next turn.
+                            acknowledged = true;
+                        }
+                    } else {
+                        self.untaken[node].extend(acknowledgement.map(|wanted| (from, wanted)));
                     }
                     self.received[node].push((from, frame));
                 }
@@ -89,6 +100,9 @@ impl Net {
             }
         }
         self.memory_max = self.memory_max.max(self.nodes[node].1.memory());
+        if acknowledged {
+            self.drain(node);
+        }
     }
 
     fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
@@ -352,4 +366,56 @@ fn a_peer_that_was_not_there_is_asked_again() {
     let sent = net.send(0, 1, message(MIB, 2), false);
     net.run(60 * SECOND);
     assert_eq!(net.outcomes[0].get(&sent), Some(&Ok(())));
+}
+
+/// Small frames and large messages over a bad line, to an application that takes its time over each and drops
+/// every third.
+#[test]
+fn case_110_what_is_not_handled_is_not_acknowledged_and_nothing_comes_twice() {
+    let (mut handled, mut lost) = (0, 0);
+    for seed in 0..seeds(200) {
+        let mut random = Random(seed ^ 0x110);
+        let link = Link { loss: 0.2, duplicate: 0.2, reorder: 0.2, ..Link::clean(50e6, SECOND / 50) };
+        let mut net = Net::new(seed, link, 2);
+        net.takes = false;
+        let lens: Vec<usize> = (0..9).map(|_| [10, 3000, 400_000][random.below(3) as usize]).collect();
+        let sends: Vec<SendId> =
+            lens.iter().zip(0..).map(|(len, n)| net.send(0, 1, message(*len, n), true)).collect();
+        // Longer than it takes to ask several times, and shorter than the sender's patience.
+        let until = net.now + SECOND * 2;
+        while net.now < until && net.step() {
+            assert!(net.outcomes[0].is_empty(), "seed {seed}: an outcome that nobody knows");
+        }
+        let untaken = std::mem::take(&mut net.untaken[1]);
+        let arrived: Vec<FrameBytes> = net.received[1].iter().map(|(_, frame)| frame.clone()).collect();
+        assert_eq!(untaken.len(), arrived.len(), "seed {seed}");
+        let now = net.now;
+        for (n, (from, wanted)) in untaken.into_iter().enumerate() {
+            if n % 3 == 2 {
+                net.nodes[1].1.forgo(now, from, wanted);
+            } else {
+                net.nodes[1].1.acknowledge(now, from, wanted);
+            }
+        }
+        net.drain(1);
+        net.run(SECOND * 60);
+        for (at, (_, frame)) in net.received[1].iter().enumerate() {
+            let again = net.received[1].iter().skip(at + 1).any(|(_, other)| other.payload == frame.payload);
+            assert!(!again, "seed {seed}: something came twice");
+        }
+        for (n, (len, send)) in lens.iter().zip(&sends).enumerate() {
+            let payload = message(*len, n as u64).payload;
+            let place = arrived.iter().position(|frame| frame.payload == payload);
+            let expected = match place {
+                Some(place) if place % 3 != 2 => Ok(()),
+                _ => Err(Failure::TimedOut),
+            };
+            // The acknowledgements that remain may all be lost, though hardly ever.
+            let outcome = &net.outcomes[0][send];
+            assert!(*outcome == expected || expected.is_ok(), "seed {seed}, message {n}: {outcome:?}");
+            handled += u64::from(expected.is_ok());
+            lost += u64::from(*outcome != expected);
+        }
+    }
+    assert!(lost * 20 <= handled, "{lost} of {handled} acknowledgements were lost for good");
 }

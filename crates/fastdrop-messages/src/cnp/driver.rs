@@ -2,7 +2,7 @@
 
 use super::link::Link;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Ending, ErrorCode, Event, SendId, Session};
+use fastdrop_proto::cnp::{Ending, ErrorCode, Event, ReceiveId, SendId, Session};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,9 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) session: Session,
     pub(super) opened: bool,
-    pub(super) received: VecDeque<Bytes>,
+    /// Messages that the application has not taken, and how many came before them.
+    pub(super) received: VecDeque<(ReceiveId, Bytes)>,
+    next_received: u64,
     pub(super) readers: Vec<Waker>,
     pub(super) receipts: Receipts,
     pub(super) ended: Option<Ending>,
@@ -137,6 +139,7 @@ impl Shared {
             session,
             opened: false,
             received: VecDeque::new(),
+            next_received: 0,
             readers: Vec::new(),
             receipts: Receipts::default(),
             ended: None,
@@ -159,8 +162,8 @@ impl State {
         } else if now == since {
             self.session.close(now);
         }
-        while let Some(message) = self.received.pop_front() {
-            self.session.handle_taken(now, message.len());
+        while let Some((id, _)) = self.received.pop_front() {
+            self.session.discard(now, id);
         }
     }
 
@@ -170,10 +173,16 @@ impl State {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Opened => (self.opened, progress) = (true, true),
-                Event::Message(message) if self.abandoned => self.session.handle_taken(now, message.len()),
                 Event::Message(message) => {
-                    self.received.push_back(message);
-                    came = true;
+                    let id = ReceiveId(self.next_received);
+                    self.next_received += 1;
+                    if self.abandoned {
+                        // Nobody handles it.
+                        self.session.discard(now, id);
+                    } else {
+                        self.received.push_back((id, message));
+                        came = true;
+                    }
                 }
                 Event::Acknowledged(id) => {
                     self.receipts.acknowledge(id);

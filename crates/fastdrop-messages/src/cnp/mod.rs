@@ -47,8 +47,12 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! An application that has to do something with a message before it may be acknowledged takes a [`Delivery`]:
+//! [`Session::recv_delivery`], [`Server::serve_until`].
 
 mod client;
+mod delivery;
 mod driver;
 mod error;
 mod link;
@@ -58,6 +62,7 @@ mod server;
 mod session;
 
 pub use client::{Client, ClientBuilder};
+pub use delivery::Delivery;
 pub use error::{Error, Fault};
 pub use fastdrop_proto::cnp::{
     Agreed, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, MessageLimits, Mode, PeerError, Protocol,

@@ -1,6 +1,7 @@
 //! The end that is asked for sessions, by TCP, by UDP, or by both on one port.
 
 use super::client::open;
+use super::delivery::Delivery;
 use super::driver::{Budget, Shared, drive};
 use super::error::Error;
 use super::link::Link;
@@ -65,9 +66,24 @@ impl Server {
     }
 
     /// The same until `end`: then nobody is accepted any more, and all sessions are closed, within the time that was set for that.
-    pub async fn run_until<F, Fut>(mut self, end: impl Future<Output = ()>, handler: F)
+    pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F)
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        self.serve_until(end, move |delivery| {
+            let (session, message) = (delivery.session().clone(), delivery.message().clone());
+            delivery.acknowledge();
+            handler(session, message)
+        })
+        .await;
+    }
+
+    /// Hands every message of every session to `handler`, one after the other for each session, until `end`. A message
+    /// is acknowledged when the handler says so.
+    pub async fn serve_until<F, Fut>(mut self, end: impl Future<Output = ()>, handler: F)
+    where
+        F: Fn(Delivery) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send,
     {
         let mut sessions = JoinSet::new();
@@ -85,8 +101,8 @@ impl Server {
             let handler = handler.clone();
             sessions.spawn(async move {
                 loop {
-                    match session.recv().await {
-                        Ok(Some(message)) => handler(session.clone(), message).await,
+                    match session.recv_delivery().await {
+                        Ok(Some(delivery)) => handler(delivery).await,
                         Ok(None) => break,
                         Err(error) => {
                             tracing::debug!(peer = %session.peer_addr(), %error, "the session ended");

@@ -1,9 +1,10 @@
 //! A session as its application sees it.
 
+use super::delivery::Delivery;
 use super::driver::{Shared, State};
 use super::error::Error;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, SendError};
+use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, ReceiveId, SendError};
 use futures_core::Stream;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -166,9 +167,19 @@ impl Session {
         }
     }
 
-    /// The next message; None when the peer has closed the session, or this end has. May be dropped while it waits, and nothing is lost.
+    /// The next message, which is acknowledged since the application has taken it; None when the peer has closed the session, or this end has. May be dropped while it waits, and nothing is lost.
     pub async fn recv(&self) -> Result<Option<Bytes>, Error> {
         poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// The next message, to be acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&self) -> Result<Option<Delivery>, Error> {
+        let taken = poll_fn(|cx| self.poll_take(cx)).await?;
+        Ok(taken.map(|(id, message)| Delivery::new(self.clone(), id, message)))
     }
 
     /// The messages that come, as a stream. It ends when the session does, however it does.
@@ -177,13 +188,18 @@ impl Session {
     }
 
     fn poll_recv(&self, cx: &Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        let mut state = self.0.shared.lock();
-        if let Some(message) = state.received.pop_front() {
-            state.session.handle_taken(Instant::now(), message.len());
-            drop(state);
-            // There may be room again.
+        let taken = std::task::ready!(self.poll_take(cx))?;
+        Poll::Ready(Ok(taken.map(|(id, message)| {
+            self.0.shared.lock().session.acknowledge(Instant::now(), id);
             self.0.shared.changed.notify_one();
-            return Poll::Ready(Ok(Some(message)));
+            message
+        })))
+    }
+
+    fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
+        let mut state = self.0.shared.lock();
+        if let Some(taken) = state.received.pop_front() {
+            return Poll::Ready(Ok(Some(taken)));
         }
         match &state.ended {
             Some(Ending::Closed | Ending::PeerClosed) => Poll::Ready(Ok(None)),

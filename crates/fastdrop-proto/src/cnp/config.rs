@@ -66,6 +66,9 @@ pub struct SessionConfig {
     pub client_id: Option<String>,
     /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15 seconds.
     pub keep_alive: Option<Duration>,
+    /// Whether messages that are handled are told from packets that are received, with a peer that knows that; else the
+    /// acknowledgement of a message's last packet waits until the message is handled. Default true.
+    pub handled: bool,
     /// Bounds in bytes.
     pub limits: MessageLimits,
     /// How often a packet may time out before the peer is taken for gone, at least 1. Default 15.
@@ -107,6 +110,7 @@ impl SessionConfig {
             checksum: ChecksumKind::Crc32c,
             client_id: None,
             keep_alive: Some(Duration::from_secs(15)),
+            handled: true,
             limits: MessageLimits::default(),
             timeouts_max: 15,
             gone_after: Duration::from_secs(60),

@@ -123,6 +123,9 @@ pub struct Agreed {
     pub fragments: Option<usize>,
     /// How long silence may last.
     pub keep_alive: Option<Duration>,
+    /// Whether an acknowledgement of a packet says only that it was received, and a packet of its own that messages
+    /// were handled.
+    pub handled: bool,
     /// Whether the peer is a later program, whose data have the type 0x04, and which knows no keep-alive.
     pub later: bool,
 }
@@ -208,6 +211,8 @@ struct Fields {
     checksum: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_alive: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handled: Option<bool>,
 }
 
 impl Fields {
@@ -266,6 +271,11 @@ impl Fields {
         }
     }
 
+    /// Whether the peer tells messages that are handled from packets that are received; only one of ours does.
+    fn handled(&self) -> bool {
+        self.handled == Some(true) && self.fragmentation == Some(true)
+    }
+
     fn keep_alive(&self, ours: Option<Duration>) -> Option<Duration> {
         let theirs = Duration::from_millis(self.keep_alive?);
         Some(theirs.min(ours?).clamp(SessionConfig::KEEP_ALIVE_MIN, SessionConfig::KEEP_ALIVE_MAX))
@@ -289,6 +299,7 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
         max_message_size: Some(config.limits.message_max as u64),
         checksum: (config.checksum == ChecksumKind::Crc32c).then(|| config.checksum.as_str().into()),
         keep_alive: config.keep_alive.map(millis),
+        handled: config.handled.then_some(true),
         ..Fields::default()
     })
 }
@@ -330,6 +341,7 @@ impl Syn {
             checksum: fields.checksum(),
             fragments: fields.fragments(),
             keep_alive: if self.later { None } else { fields.keep_alive(config.keep_alive) },
+            handled: config.handled && fields.handled(),
             later: self.later,
         };
         let ours = agreed.strict();
@@ -343,6 +355,7 @@ impl Syn {
             max_message_size: ours.then_some(config.limits.message_max as u64),
             checksum: (agreed.checksum == ChecksumKind::Crc32c).then(|| agreed.checksum.as_str().into()),
             keep_alive: agreed.keep_alive.map(millis),
+            handled: agreed.handled.then_some(true),
             ..Fields::default()
         };
         answer.set_size(self.size_name, agreed.packet_max);
@@ -379,6 +392,7 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         checksum,
         fragments: fields.fragments(),
         keep_alive: fields.keep_alive(config.keep_alive),
+        handled: config.handled && fields.handled(),
         later: fields.operation_mode.is_none() && fields.protocol.is_some(),
     })
 }

@@ -23,6 +23,7 @@ pub use checksum::Checksum;
 pub use config::{Carrier, ConfigError, MessageLimits, SessionConfig, WINDOW_MAX};
 pub use handshake::{Agreed, ChecksumKind, Mode, Protocol, SessionId};
 pub use packet::{ErrorCode, Head, PacketError, PacketType, PeerError};
+pub use receiver::ReceiveId;
 pub use sender::{SendId, TooLarge};
 pub use seq::Seq;
 pub use session::{Counters, Ending, Event, SendError, Session};

@@ -30,12 +30,21 @@ pub enum PacketType {
     Disconnect,
     /// A fragment that is not the last of its message.
     Fragment,
+    /// A count of packets whose messages have been handled, or a question for it.
+    Handled,
 }
 
 impl PacketType {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Data, Self::Ack, Self::Error, Self::KeepAlive, Self::Disconnect, Self::Fragment];
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::Ack,
+        Self::Error,
+        Self::KeepAlive,
+        Self::Disconnect,
+        Self::Fragment,
+        Self::Handled,
+    ];
 
     /// The byte on the wire.
     pub fn byte(self) -> u8 {
@@ -46,6 +55,7 @@ impl PacketType {
             Self::KeepAlive => 0x04,
             Self::Disconnect => 0x05,
             Self::Fragment => 0x06,
+            Self::Handled => 0x07,
         }
     }
 
@@ -135,6 +145,8 @@ pub enum ErrorCode {
     Busy,
     /// The program ends and cannot wait.
     Shutdown,
+    /// A message was dropped before it was handled.
+    Unhandled,
 }
 
 impl ErrorCode {
@@ -148,6 +160,7 @@ impl ErrorCode {
             Self::Timeout => "timeout",
             Self::Busy => "busy",
             Self::Shutdown => "shutdown",
+            Self::Unhandled => "unhandled",
         }
     }
 }
@@ -229,7 +242,7 @@ mod tests {
             assert!(checksum.verify(&head, number, &payload), "{line}");
             count += 1;
         }
-        assert_eq!(count, 21);
+        assert_eq!(count, 23);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::config::MessageLimits;
 use super::repeat::Repeat;
+use super::seq::Seq;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +17,7 @@ pub(super) enum Taken {
     BehindGap,
     /// There is no room: as good as lost, until the application has taken something.
     NoRoom,
-    /// They are outside the window, or there is no room for what is behind a gap: as good as lost.
+    /// They are outside the window, there is no room for what is behind a gap, or nothing more is taken: as good as lost.
     Dropped,
     /// Their message is longer than it may be.
     TooLarge,
@@ -24,14 +25,39 @@ pub(super) enum Taken {
 
 #[derive(Debug)]
 struct Ahead {
+    seq: Seq,
     is_last: bool,
     payload: Box<[u8]>,
+}
+
+/// Which message of those that came, in their order, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReceiveId(pub u64);
+
+/// A message that the application has not handled, or that is behind one that it has not.
+#[derive(Debug)]
+struct Unhandled {
+    /// The last packet of the message, by whose acknowledgement the message is acknowledged.
+    last: PacketId,
+    /// Bytes that count until the application is done with it.
+    bytes: usize,
+    handled: bool,
+}
+
+/// A packet, and what its header says of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PacketId {
+    pub(super) seq: Seq,
+    pub(super) number: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Receiver {
     repeat: &'static dyn Repeat,
     window: u64,
+    /// Whether the acknowledgement of a message's last packet says that the message was handled, so that it has to wait
+    /// for that; else a packet of its own says so.
+    withholds: bool,
     limits: MessageLimits,
     expected: u64,
     /// What is behind a gap.
@@ -40,7 +66,14 @@ pub(super) struct Receiver {
     /// The fragments of the message that is not complete.
     partial: Vec<u8>,
     messages: VecDeque<Bytes>,
-    /// Bytes of messages that the application has not taken.
+    /// All messages from `first_unhandled` on.
+    unhandled: VecDeque<Unhandled>,
+    first_unhandled: u64,
+    /// All packets below this belong to messages that have been handled.
+    handled_below: u64,
+    /// Whether the application has dropped a message that it had not handled.
+    discarded: bool,
+    /// Bytes of messages that the application is not done with.
     untaken: usize,
     /// Whether something had to be dropped since there was room last.
     refused: bool,
@@ -50,16 +83,26 @@ impl Receiver {
     /// What a message counts beside its bytes.
     const OVERHEAD: usize = 64;
 
-    pub(super) fn new(repeat: &'static dyn Repeat, window: u16, limits: MessageLimits) -> Self {
+    pub(super) fn new(
+        repeat: &'static dyn Repeat,
+        window: u16,
+        withholds: bool,
+        limits: MessageLimits,
+    ) -> Self {
         Self {
             repeat,
             window: window.into(),
+            withholds,
             limits,
             expected: 0,
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
             partial: Vec::new(),
             messages: VecDeque::new(),
+            unhandled: VecDeque::new(),
+            first_unhandled: 0,
+            handled_below: 0,
+            discarded: false,
             untaken: 0,
             refused: false,
         }
@@ -70,16 +113,45 @@ impl Receiver {
         self.expected
     }
 
-    /// Which of the 64 numbers before this one have come: bit *i* for the one *i* + 1 before it.
+    /// Which of the 64 numbers before this one are acknowledged: bit *i* for the one *i* + 1 before it.
     pub(super) fn before(&self, number: u64) -> u64 {
-        if number <= self.expected {
+        let all = if self.withholds { self.acknowledged_below() } else { self.expected };
+        if number <= all {
             return u64::MAX;
         }
-        let has = |bit: u64| {
-            let one = number.checked_sub(bit + 1);
-            one.is_none_or(|one| one < self.expected || self.ahead.contains_key(&one))
-        };
+        let has = |bit: u64| number.checked_sub(bit + 1).is_none_or(|one| self.acknowledges(one));
         (0..64).filter(|bit| has(*bit)).fold(0, |bits, bit| bits | 1 << bit)
+    }
+
+    /// All packets below this are acknowledged; the others are not, where one acknowledgement is for all before it.
+    pub(super) fn acknowledged_below(&self) -> u64 {
+        let withheld = self.unhandled.front().filter(|_| self.withholds);
+        withheld.map_or(self.expected, |message| message.last.number)
+    }
+
+    /// Whether the packet with this number has come and is to be acknowledged: not the last one of a message that has
+    /// not been handled, where that would acknowledge the message.
+    pub(super) fn acknowledges(&self, number: u64) -> bool {
+        if number >= self.expected {
+            return self.ahead.get(&number).is_some_and(|ahead| !(self.withholds && ahead.is_last));
+        }
+        if !self.withholds {
+            return true;
+        }
+        if !self.repeat.keeps_ahead() {
+            return number < self.acknowledged_below();
+        }
+        self.unhandled.binary_search_by_key(&number, |message| message.last.number).is_err()
+    }
+
+    /// Whether a message has not been handled.
+    pub(super) fn has_unhandled(&self) -> bool {
+        !self.unhandled.is_empty()
+    }
+
+    /// The count of packets, from the first one on, that belong to messages that have been handled.
+    pub(super) fn handled_below(&self) -> u64 {
+        self.handled_below
     }
 
     /// Whether data that come now would be taken.
@@ -98,50 +170,85 @@ impl Receiver {
         self.untaken + self.ahead_bytes + self.partial.len()
     }
 
-    /// The next message, which counts until it is [taken](Self::on_taken).
+    /// The next message, which counts until it is [handled](Self::on_handled) or [discarded](Self::on_discarded).
     pub(super) fn poll_message(&mut self) -> Option<Bytes> {
         self.messages.pop_front()
     }
 
-    /// The application has taken a message of so many bytes; true if there is room again after something was dropped.
-    pub(super) fn on_taken(&mut self, len: usize) -> bool {
-        self.untaken = self.untaken.saturating_sub(len + Self::OVERHEAD);
+    /// The application has handled a message. Messages are released in their order, by [`Self::poll_released`].
+    pub(super) fn on_handled(&mut self, id: ReceiveId) {
+        self.free(id);
+        if let Some(message) = self.unhandled_mut(id) {
+            message.handled = true;
+        }
+    }
+
+    /// The application keeps a message no longer, and has not handled it: nothing behind it will be acknowledged, and so
+    /// nothing more is taken.
+    pub(super) fn on_discarded(&mut self, id: ReceiveId) {
+        self.discarded |= self.unhandled_mut(id).is_some();
+        self.free(id);
+    }
+
+    fn free(&mut self, id: ReceiveId) {
+        if let Some(message) = self.unhandled_mut(id) {
+            let bytes = std::mem::take(&mut message.bytes);
+            self.untaken = self.untaken.saturating_sub(bytes);
+        }
+    }
+
+    fn unhandled_mut(&mut self, id: ReceiveId) -> Option<&mut Unhandled> {
+        self.unhandled.get_mut(usize::try_from(id.0.checked_sub(self.first_unhandled)?).ok()?)
+    }
+
+    /// The last packet of the next message that has been handled, as have all before it.
+    pub(super) fn poll_released(&mut self) -> Option<PacketId> {
+        self.unhandled.front().filter(|message| message.handled)?;
+        let message = self.unhandled.pop_front()?;
+        self.first_unhandled += 1;
+        self.handled_below = message.last.number + 1;
+        Some(message.last)
+    }
+
+    /// Whether there is room again after something was dropped; true once.
+    pub(super) fn poll_room(&mut self) -> bool {
         let again = self.refused && self.untaken <= self.limits.receive_max / 2;
         self.refused &= !again;
         again
     }
 
     /// A packet with this number came.
-    pub(super) fn handle_data(&mut self, number: u64, is_last: bool, payload: &[u8]) -> Taken {
+    pub(super) fn handle_data(&mut self, packet: PacketId, is_last: bool, payload: &[u8]) -> Taken {
+        let number = packet.number;
         if number < self.expected || self.ahead.contains_key(&number) {
             return Taken::Again;
         }
-        if number - self.expected >= self.window {
+        if self.discarded || number - self.expected >= self.window {
             return Taken::Dropped;
         }
         if payload.len() > self.limits.message_max {
             return Taken::TooLarge;
         }
         if number > self.expected {
-            return self.keep_ahead(number, is_last, payload);
+            return self.keep_ahead(packet, is_last, payload);
         }
         if !self.has_room() {
             self.refused = true;
             return Taken::NoRoom;
         }
-        if !self.join(is_last, payload) {
+        if !self.join(packet.seq, is_last, payload) {
             return Taken::TooLarge;
         }
         while let Some(next) = self.ahead.remove(&self.expected) {
             self.ahead_bytes -= next.payload.len() + Self::OVERHEAD;
-            if !self.join(next.is_last, &next.payload) {
+            if !self.join(next.seq, next.is_last, &next.payload) {
                 return Taken::TooLarge;
             }
         }
         Taken::New
     }
 
-    fn keep_ahead(&mut self, number: u64, is_last: bool, payload: &[u8]) -> Taken {
+    fn keep_ahead(&mut self, PacketId { seq, number }: PacketId, is_last: bool, payload: &[u8]) -> Taken {
         if !self.repeat.keeps_ahead() {
             return Taken::BehindGap;
         }
@@ -150,30 +257,33 @@ impl Receiver {
             return Taken::Dropped;
         }
         self.ahead_bytes += bytes;
-        self.ahead.insert(number, Ahead { is_last, payload: payload.into() });
+        self.ahead.insert(number, Ahead { seq, is_last, payload: payload.into() });
         Taken::New
     }
 
     /// Adds the next packet to the message that is under way; false if that becomes too long.
-    fn join(&mut self, is_last: bool, payload: &[u8]) -> bool {
+    fn join(&mut self, seq: Seq, is_last: bool, payload: &[u8]) -> bool {
         if self.partial.len() + payload.len() > self.limits.message_max {
             return false;
         }
+        let last = PacketId { seq, number: self.expected };
         self.expected += 1;
         if is_last && self.partial.is_empty() {
-            self.hand_on(Bytes::copy_from_slice(payload));
+            self.hand_on(last, Bytes::copy_from_slice(payload));
             return true;
         }
         self.partial.extend_from_slice(payload);
         if is_last {
             let message = std::mem::take(&mut self.partial);
-            self.hand_on(message.into());
+            self.hand_on(last, message.into());
         }
         true
     }
 
-    fn hand_on(&mut self, message: Bytes) {
-        self.untaken += message.len() + Self::OVERHEAD;
+    fn hand_on(&mut self, last: PacketId, message: Bytes) {
+        let bytes = message.len() + Self::OVERHEAD;
+        self.untaken += bytes;
+        self.unhandled.push_back(Unhandled { last, bytes, handled: false });
         self.messages.push_back(message);
     }
 }
@@ -185,7 +295,11 @@ mod tests {
     use super::*;
 
     fn receiver(protocol: Protocol, limits: MessageLimits) -> Receiver {
-        Receiver::new(repeat::of(Some(protocol)), 100, limits)
+        Receiver::new(repeat::of(Some(protocol)), 100, false, limits)
+    }
+
+    fn packet(number: u64) -> PacketId {
+        PacketId { seq: Seq::of(number), number }
     }
 
     fn small() -> MessageLimits {
@@ -195,23 +309,23 @@ mod tests {
     #[test]
     fn case_72_a_message_that_becomes_longer_than_it_may_be_is_refused() {
         let mut receiver = receiver(Protocol::SelectiveRepeat, small());
-        assert_eq!(receiver.handle_data(0, false, b"12345"), Taken::New);
-        assert_eq!(receiver.handle_data(1, false, b"12345"), Taken::New);
-        assert_eq!(receiver.handle_data(2, true, b"6"), Taken::TooLarge);
+        assert_eq!(receiver.handle_data(packet(0), false, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(1), false, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(2), true, b"6"), Taken::TooLarge);
     }
 
     #[test]
     fn what_is_behind_a_gap_is_kept_or_not_as_the_protocol_says() {
         let mut repeat = receiver(Protocol::SelectiveRepeat, small());
-        assert_eq!(repeat.handle_data(1, true, b"b"), Taken::New);
-        assert_eq!(repeat.handle_data(1, true, b"b"), Taken::Again);
+        assert_eq!(repeat.handle_data(packet(1), true, b"b"), Taken::New);
+        assert_eq!(repeat.handle_data(packet(1), true, b"b"), Taken::Again);
         assert_eq!((repeat.poll_message(), repeat.before(3)), (None, !0b101));
-        assert_eq!(repeat.handle_data(0, true, b"a"), Taken::New);
+        assert_eq!(repeat.handle_data(packet(0), true, b"a"), Taken::New);
         assert_eq!(repeat.poll_message().as_deref(), Some(&b"a"[..]));
         assert_eq!(repeat.poll_message().as_deref(), Some(&b"b"[..]));
         let mut back = receiver(Protocol::GoBackN, small());
-        assert_eq!(back.handle_data(1, true, b"b"), Taken::BehindGap);
-        assert_eq!(back.handle_data(0, true, b"a"), Taken::New);
+        assert_eq!(back.handle_data(packet(1), true, b"b"), Taken::BehindGap);
+        assert_eq!(back.handle_data(packet(0), true, b"a"), Taken::New);
         assert_eq!((back.expected(), back.memory()), (1, 1 + Receiver::OVERHEAD));
     }
 
@@ -220,14 +334,18 @@ mod tests {
         let mut receiver = receiver(Protocol::SelectiveRepeat, small());
         let mut number = 0;
         while receiver.has_room() {
-            assert_eq!(receiver.handle_data(number, true, b"x"), Taken::New);
+            assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::New);
             number += 1;
         }
-        assert_eq!(receiver.handle_data(number, true, b"x"), Taken::NoRoom);
-        assert_eq!(receiver.handle_data(number + 1, true, b"x"), Taken::Dropped);
-        assert_eq!(receiver.handle_data(number + 100, true, b"x"), Taken::Dropped);
-        let taken = (0..number).filter(|_| receiver.on_taken(1)).count();
+        assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::NoRoom);
+        assert_eq!(receiver.handle_data(packet(number + 1), true, b"x"), Taken::Dropped);
+        assert_eq!(receiver.handle_data(packet(number + 100), true, b"x"), Taken::Dropped);
+        let handle = |id| {
+            receiver.on_handled(ReceiveId(id));
+            receiver.poll_room()
+        };
+        let taken = (0..number).map(handle).filter(|room| *room).count();
         assert_eq!(taken, 1, "told once that there is room again");
-        assert_eq!(receiver.handle_data(number, true, b"x"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::New);
     }
 }

@@ -66,6 +66,15 @@ struct Message {
     len: usize,
     /// Packets of it that have not been acknowledged.
     packets: usize,
+    /// The number of its last packet, once that is in the window.
+    last: Option<u64>,
+}
+
+/// When the peer is to be asked what it has handled.
+#[derive(Debug, Clone, Copy)]
+struct Question {
+    at: Instant,
+    interval: Duration,
 }
 
 #[derive(Debug)]
@@ -74,6 +83,8 @@ pub(super) struct Sender {
     window: usize,
     packet_max: usize,
     timeouts_max: u32,
+    /// How the peer says that a message is handled.
+    handling: Handling,
     flow: Flow,
     /// What of messages is not in the window yet.
     waiting: VecDeque<(u64, Bytes)>,
@@ -101,8 +112,21 @@ pub(super) struct Sender {
     paced_until: Option<Instant>,
     /// Since when something has been waiting for the peer.
     waiting_since: Option<Instant>,
+    /// Everything that was sent has been received, and something of it has not been handled.
+    question: Option<Question>,
     retransmissions: u64,
     bytes_acknowledged: u64,
+}
+
+/// How a peer says that a message is handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handling {
+    /// By acknowledging all of its packets.
+    Acknowledged,
+    /// By a packet of its own; several messages may be under way.
+    Told,
+    /// By a packet of its own, before which no other message is sent.
+    ToldOneByOne,
 }
 
 impl Sender {
@@ -111,6 +135,7 @@ impl Sender {
         window: u16,
         packet_max: usize,
         timeouts_max: u32,
+        handling: Handling,
         flow: Flow,
     ) -> Self {
         Self {
@@ -118,6 +143,7 @@ impl Sender {
             window: window.into(),
             packet_max,
             timeouts_max,
+            handling,
             flow,
             waiting: VecDeque::new(),
             messages: VecDeque::new(),
@@ -137,6 +163,7 @@ impl Sender {
             timed_out_at: None,
             paced_until: None,
             waiting_since: None,
+            question: None,
             retransmissions: 0,
             bytes_acknowledged: 0,
         }
@@ -185,6 +212,7 @@ impl Sender {
         self.lost = BTreeSet::new();
         self.sent = VecDeque::new();
         self.waiting_since = None;
+        self.question = None;
     }
 
     /// Whether everything that was given is acknowledged.
@@ -206,13 +234,15 @@ impl Sender {
     const GAPS: u32 = 3;
     /// What a message counts beside its bytes.
     const OVERHEAD: usize = 64;
+    /// The longest time between two questions.
+    const QUESTIONS: Duration = Duration::from_secs(5);
 
     /// Takes a message, to be sent when the window allows.
     pub(super) fn send(&mut self, now: Instant, message: Bytes) -> SendId {
         let id = self.first_message + self.messages.len() as u64;
         let packets = message.len().div_ceil(self.packet_max).max(1);
         self.message_bytes += message.len() + Self::OVERHEAD;
-        self.messages.push_back(Message { len: message.len(), packets });
+        self.messages.push_back(Message { len: message.len(), packets, last: None });
         self.waiting.push_back((id, message));
         self.waiting_since.get_or_insert(now);
         SendId(id)
@@ -227,7 +257,7 @@ impl Sender {
     pub(super) fn poll_packet(&mut self, now: Instant, room: usize) -> Option<Outgoing> {
         self.paced_until = None;
         let again = self.lost.first().copied();
-        let is_new = again.is_none() && self.slots.len() < self.window;
+        let is_new = again.is_none() && self.slots.len() < self.window && !self.waits_for_handling();
         let payload_len = match again {
             Some(number) => self.slot(number).map(|slot| slot.payload.len()),
             None if is_new => self.waiting.front().map(|(_, rest)| rest.len().min(self.packet_max)),
@@ -262,6 +292,12 @@ impl Sender {
         self.transmit(now, number)
     }
 
+    /// Whether a message has to be handled before the next one may leave.
+    fn waits_for_handling(&self) -> bool {
+        self.handling == Handling::ToldOneByOne
+            && self.waiting.front().is_some_and(|(message, _)| *message != self.first_message)
+    }
+
     /// Puts the next piece of what waits into the window.
     fn cut_next(&mut self, now: Instant) -> Option<u64> {
         let (message, rest) = self.waiting.front_mut()?;
@@ -271,6 +307,12 @@ impl Sender {
             self.waiting.pop_front();
         }
         let number = self.next();
+        if is_last
+            && let Ok(index) = usize::try_from(message - self.first_message)
+            && let Some(message) = self.messages.get_mut(index)
+        {
+            message.last = Some(number);
+        }
         let bytes = (HEAD_BYTES + payload.len()) as u64;
         let stamp = self.flow.on_sent(now, bytes);
         let (state, in_flight, order, sends) = (SlotState::OnItsWay, true, 0, 0);
@@ -314,11 +356,57 @@ impl Sender {
         let too =
             (0..unknown).filter(|bit| before & (1 << bit) != 0).filter_map(|bit| number.checked_sub(bit + 1));
         let of_repeat = self.repeat.acknowledged(self.base, number);
+        self.on_received(now, of_repeat.chain(too), Some(number));
+    }
+
+    /// The peer has handled all messages whose packets have numbers below `count`. Of what was never sent nothing is learned.
+    pub(super) fn on_handled(&mut self, now: Instant, count: u64) {
+        if count > self.next() || self.handling == Handling::Acknowledged {
+            return;
+        }
+        // Handled is received, if that was lost.
+        self.on_received(now, self.base..count, None);
+        let before = self.first_message;
+        while self.messages.front().is_some_and(|message| message.last.is_some_and(|last| last < count)) {
+            self.acknowledged.push_back(SendId(self.first_message));
+            self.forget_first();
+        }
+        if self.first_message != before {
+            self.waiting_since = if self.messages.is_empty() { None } else { Some(now) };
+            self.question = None;
+            self.plan_question(now);
+        }
+    }
+
+    /// Plans to ask what is handled, if nothing else is under way that would be answered.
+    fn plan_question(&mut self, now: Instant) {
+        let received =
+            self.slots.is_empty() && self.messages.front().is_some_and(|first| first.last.is_some());
+        if self.handling == Handling::Acknowledged || !received {
+            self.question = None;
+        } else if self.question.is_none() {
+            let interval = self.flow.rtt.timeout();
+            self.question = Some(Question { at: now + interval, interval });
+        }
+    }
+
+    /// Whether it is time to ask the peer what it has handled; the next time is later.
+    pub(super) fn poll_question(&mut self, now: Instant) -> bool {
+        let Some(question) = self.question.as_mut().filter(|question| question.at <= now) else {
+            return false;
+        };
+        question.interval = (question.interval * 2).min(Self::QUESTIONS);
+        question.at = now + question.interval;
+        true
+    }
+
+    /// The packets with these numbers have been received. `acknowledged` is the one of which the peer said so.
+    fn on_received(&mut self, now: Instant, numbers: impl Iterator<Item = u64>, acknowledged: Option<u64>) {
         let mut bytes = 0;
         let mut newest: Option<(u64, Stamp)> = None;
         let mut rtt = None;
         let mut found = false;
-        for one in of_repeat.chain(too) {
+        for one in numbers {
             let Some(slot) = self.slot_mut(one) else { continue };
             let before = std::mem::replace(&mut slot.state, SlotState::Acknowledged);
             if before == SlotState::Acknowledged {
@@ -334,7 +422,8 @@ impl Sender {
                 if newest.is_none_or(|(newest, _)| order > newest) {
                     newest = Some((order, stamp));
                     // Of the others it is not known when they came.
-                    rtt = (sends == 1 && one == number).then(|| now.saturating_duration_since(stamp.sent_at));
+                    rtt = (sends == 1 && Some(one) == acknowledged)
+                        .then(|| now.saturating_duration_since(stamp.sent_at));
                 }
             } else {
                 self.lost.remove(&one);
@@ -358,6 +447,7 @@ impl Sender {
             self.gaps = 0;
         }
         self.waiting_since = if self.messages.is_empty() { None } else { Some(now) };
+        self.plan_question(now);
         self.find_lost(now);
     }
 
@@ -387,12 +477,20 @@ impl Sender {
         let index = usize::try_from(message - self.first_message).unwrap_or(usize::MAX);
         let Some(progress) = self.messages.get_mut(index) else { return };
         progress.packets -= 1;
+        if self.handling != Handling::Acknowledged {
+            return;
+        }
         if progress.packets == 0 {
             self.acknowledged.push_back(SendId(message));
         }
-        while self.messages.front().is_some_and(|message| message.packets == 0)
-            && let Some(done) = self.messages.pop_front()
-        {
+        while self.messages.front().is_some_and(|message| message.packets == 0) {
+            self.forget_first();
+        }
+    }
+
+    /// The oldest message is acknowledged.
+    fn forget_first(&mut self) {
+        if let Some(done) = self.messages.pop_front() {
             self.first_message += 1;
             self.message_bytes -= done.len + Self::OVERHEAD;
             self.bytes_acknowledged += done.len as u64;
@@ -476,7 +574,8 @@ impl Sender {
             let timeout_at = timed_out_at.map_or(sent_at, |at| at.max(sent_at)) + timeout;
             if overtaken { timeout_at.min(sent_at + patience) } else { timeout_at }
         });
-        [lost_at, self.paced_until].into_iter().flatten().min()
+        let question_at = self.question.map(|question| question.at);
+        [lost_at, self.paced_until, question_at].into_iter().flatten().min()
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), Gone> {

@@ -1,11 +1,13 @@
 //! VSTP over UDP: one socket, any number of addresses.
 
+use super::acknowledgement::Acknowledgement;
 use super::fragment::{Fragment, Report, parse_refusal};
 use super::frame::{FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::outgoing::MSG_ID;
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{Got, ReassemblyLimits, Receiving};
+use super::seen::Sight;
 use super::sending::{Failure, Patience, SendId, Sending};
 use super::transport::UdpPath;
 use super::{Flags, frame};
@@ -39,12 +41,15 @@ const DATAGRAM_LIMIT: usize = 65_507;
 /// Something for the application.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the application has it.
+    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the application has it,
+    /// and [`Endpoint::acknowledge`] when the application has handled it.
     Received {
         /// Who sent it.
         from: SocketAddr,
         /// The frame, without the headers of its fragments.
         frame: FrameBytes,
+        /// The acknowledgement that it asks for.
+        acknowledgement: Option<Acknowledgement>,
     },
     /// What became of a message.
     Outcome {
@@ -352,46 +357,84 @@ impl Endpoint {
         match got {
             Got::Kept => {}
             Got::Refused => self.counters.refused += 1,
+            Got::Complete(wanted) => {
+                let handled = |wanted| peer.receiving.seen.peek(wanted) == Sight::Acknowledged;
+                if let Some(wanted) = wanted.filter(|wanted| handled(*wanted)) {
+                    Self::push_ack(now, peer, wanted);
+                }
+            }
             Got::Message(message) => {
                 let crc = if message.flags.contains(Flags::REQ_ACK) {
                     crc32fast::hash(&message.payload)
                 } else {
                     0
                 };
-                self.receive(now, from, message, crc);
+                let wanted = self.receive(now, from, message, crc);
+                if let (Some(wanted), Some(peer)) = (wanted, self.peers.get_mut(&from)) {
+                    peer.receiving.on_wanted(fragment.id, wanted);
+                }
             }
         }
     }
 
-    /// Hands a whole frame on, once, and acknowledges it if that is wanted.
-    fn receive(&mut self, now: Instant, from: SocketAddr, frame: FrameBytes, crc: u32) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
+    /// Hands a whole frame on, once. Returns the acknowledgement that it asks for.
+    fn receive(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        frame: FrameBytes,
+        crc: u32,
+    ) -> Option<Acknowledgement> {
+        let peer = self.peers.get_mut(&from)?;
         let msg_id = frame.headers().number(MSG_ID).filter(|_| frame.flags.contains(Flags::REQ_ACK));
         let memory = frame.memory();
         // What cannot be kept is not acknowledged either, and comes again.
         let full = self.waiting_count >= Self::WAITING_MAX
             || self.waiting + self.reassembling + memory > self.config.limits.bytes_max.max(memory);
-        let acknowledges = msg_id.filter(|_| !matches!(frame.typ, FrameType::Ack | FrameType::Err));
+        let wanted = msg_id.filter(|_| !matches!(frame.typ, FrameType::Ack | FrameType::Err));
+        let wanted = wanted.map(|msg_id| Acknowledgement { msg_id: Some(msg_id), crc });
+        let sight = wanted.map_or(Sight::New, |wanted| peer.receiving.seen.peek(wanted));
+        if sight != Sight::New {
+            self.counters.duplicates += 1;
+            if let Some(wanted) = wanted.filter(|_| sight == Sight::Acknowledged) {
+                Self::push_ack(now, peer, wanted);
+            }
+            return wanted;
+        }
         if full {
             self.counters.refused += 1;
-            return;
+            return None;
         }
-        if let Some(msg_id) = acknowledges {
-            let mut ack = Vec::new();
-            let headers = HeadersBuf::default().with(MSG_ID, msg_id);
-            let flags = Flags::empty();
-            let frame = FrameRef { typ: FrameType::Ack, flags, headers: headers.as_headers(), payload: b"" };
-            if frame.encode(&mut ack).is_ok() {
-                let _ = Self::push_small(now, peer, ack);
-            }
-            if !peer.receiving.seen.first_time(now, msg_id, crc) {
-                self.counters.duplicates += 1;
-                return;
-            }
+        if let Some(wanted) = wanted {
+            peer.receiving.seen.receive(now, wanted);
         }
         self.waiting += memory;
         self.waiting_count += 1;
-        self.events.push_back(Event::Received { from, frame });
+        self.events.push_back(Event::Received { from, frame, acknowledgement: wanted });
+        wanted
+    }
+
+    fn push_ack(now: Instant, peer: &mut Peer, frame: Acknowledgement) {
+        if let Ok(ack) = frame.encode() {
+            // If there is no room for it, the peer asks again.
+            let _ = Self::push_small(now, peer, ack);
+        }
+    }
+
+    /// Acknowledges a frame that the application has handled.
+    pub fn acknowledge(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.receiving.seen.settle(now, frame, true);
+            Self::push_ack(now, peer, frame);
+            self.wake(from);
+        }
+    }
+
+    /// Records that the application has dropped a frame: it is not acknowledged, and not handed on again.
+    pub fn forgo(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.receiving.seen.settle(now, frame, false);
+        }
     }
 
     /// The application has taken a frame that was received: there is room for more.

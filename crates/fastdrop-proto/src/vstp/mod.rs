@@ -3,6 +3,7 @@
 //! [`frame`] is what stands on the wire. [`Session`] is one TCP connection, [`Endpoint`] one UDP socket with all its
 //! peers; both take bytes and the time, and give answers, events and deadlines.
 
+mod acknowledgement;
 mod endpoint;
 mod fragment;
 /// Frames on the wire.
@@ -18,6 +19,7 @@ mod session;
 /// TCP or UDP, message by message.
 pub mod transport;
 
+pub use acknowledgement::Acknowledgement;
 pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
 pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
 pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};

@@ -47,8 +47,19 @@ pub(super) struct Outgoing {
     give_up: Duration,
     /// Timeouts since something got through.
     timeouts: u32,
+    /// The question for the ACK of a complete message.
+    ask: Option<Ask>,
     /// Whether its application has been told what became of it.
     pub(super) told: bool,
+}
+
+/// When a complete message's ACK is asked for, as it may have been lost.
+#[derive(Debug, Clone, Copy)]
+struct Ask {
+    at: Instant,
+    interval: Duration,
+    /// Whether the time has come and the question has not left yet.
+    due: bool,
 }
 
 impl Outgoing {
@@ -78,6 +89,7 @@ impl Outgoing {
             progress_at: now,
             give_up,
             timeouts: 0,
+            ask: None,
             told: false,
         }
     }
@@ -124,7 +136,26 @@ impl Outgoing {
 
     /// Whether something may be lost without anybody saying so.
     pub(super) fn waits_for_report(&self) -> bool {
-        !self.slots.is_empty() || (self.writer.is_some() && self.base >= self.limit)
+        !self.is_complete() && (!self.slots.is_empty() || (self.writer.is_some() && self.base >= self.limit))
+    }
+
+    /// Whether the peer has reported all of it. Where an ACK is wanted, that one is still to come.
+    fn is_complete(&self) -> bool {
+        self.total() == Some(self.base)
+    }
+
+    /// When the peer has to be asked for the ACK of a complete message.
+    pub(super) fn ask_at(&self) -> Option<Instant> {
+        self.ask.filter(|ask| !ask.due).map(|ask| ask.at)
+    }
+
+    /// Asks for the ACK if the time for that has come: its last fragment leaves once more.
+    pub(super) fn ask_for_ack(&mut self, now: Instant, interval_max: Duration) {
+        if let Some(ask) = self.ask.as_mut().filter(|ask| !ask.due && ask.at <= now) {
+            ask.due = true;
+            ask.interval = (ask.interval * 2).min(interval_max);
+            ask.at = now + ask.interval;
+        }
     }
 
     /// When something on its way has to be taken for lost.
@@ -164,13 +195,17 @@ impl Outgoing {
         (self.base, self.limit, self.in_flight) = (0, WINDOW_MAX, 0);
         self.slots.clear();
         self.lost.clear();
-        (self.newest, self.loss_at, self.sent_at) = (None, None, None);
+        (self.newest, self.loss_at, self.sent_at, self.ask) = (None, None, None, None);
         self.timeouts = 0;
     }
 
     /// The fragment that has to leave next, and its size; None if none has to, or may.
     pub(super) fn peek(&self) -> Option<(u32, usize)> {
         let writer = self.writer.as_ref()?;
+        if self.is_complete() {
+            let last = self.base.checked_sub(1).filter(|_| self.ask.is_some_and(|ask| ask.due))?;
+            return Some((last, writer.datagram_len(last)));
+        }
         let next = self.base + self.slots.len() as u32;
         // Towards a closed window, one fragment at a time asks whether it has opened.
         let asks = self.slots.is_empty() && self.timeouts > 0;
@@ -184,6 +219,12 @@ impl Outgoing {
         let Some(writer) = &self.writer else { return };
         writer.write(index, out);
         self.in_flight += writer.datagram_len(index) as u64;
+        if self.is_complete() {
+            if let Some(ask) = &mut self.ask {
+                ask.due = false;
+            }
+            return;
+        }
         let again = self.lost.remove(&index);
         let slot = Slot::OnWay { stamp, again };
         match self.slots.get_mut((index - self.base) as usize) {
@@ -199,6 +240,11 @@ impl Outgoing {
     pub(super) fn handle_report(&mut self, now: Instant, report: &Report, flow: &mut Flow) -> bool {
         let Some(writer) = &self.writer else { return false };
         let total = writer.total();
+        if self.base == total {
+            // The answer to a question for the ACK.
+            flow.on_forgotten(std::mem::take(&mut self.in_flight));
+            return true;
+        }
         let sent = self.base + self.slots.len() as u32;
         // What was never sent cannot be there (case 74).
         if report.base > sent || report.above().last().is_some_and(|index| index >= sent) {
@@ -241,6 +287,10 @@ impl Outgoing {
             self.newest = self.newest.max(Some(newest.sent_at));
         }
         self.detect_lost(now, flow);
+        if self.base == total {
+            let interval = flow.rtt.timeout();
+            self.ask = Some(Ask { at: now + interval, interval, due: false });
+        }
         self.base == total
     }
 

@@ -1,5 +1,6 @@
 //! Everything that comes from one address: unfinished messages, and what has been seen already.
 
+use super::acknowledgement::Acknowledgement;
 use super::fragment::{Fragment, Report, write_refusal};
 use super::frame::{FrameBytes, FrameRef};
 use super::reassembly::{Reassembly, Taken};
@@ -44,6 +45,8 @@ pub(super) enum Got {
     Kept,
     /// It completed this message.
     Message(FrameBytes),
+    /// Its message is complete already, and asks for this acknowledgement, if it asks for one.
+    Complete(Option<Acknowledgement>),
     /// There was no room for it, or it was refused.
     Refused,
 }
@@ -51,8 +54,8 @@ pub(super) enum Got {
 /// How a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// All of so many fragments came.
-    Complete(u32),
+    /// All of so many fragments came, and the message asks for this acknowledgement.
+    Complete(u32, Option<Acknowledgement>),
     Dropped,
 }
 
@@ -64,7 +67,7 @@ pub(super) struct Receiving {
     /// Messages that ended, for those who send a fragment of them again.
     ended: HashMap<u64, (Instant, Ended)>,
     ended_order: VecDeque<(Instant, u64)>,
-    /// Frames with REQ_ACK that were handed on.
+    /// Frames with REQ_ACK that were received.
     pub(super) seen: Seen,
     /// Answers about messages that are not under way.
     answers: VecDeque<Vec<u8>>,
@@ -88,9 +91,9 @@ impl Receiving {
         self.memory
     }
 
-    /// Whether nothing is under way or to be said.
+    /// Whether nothing is under way, to be said, or unacknowledged.
     pub(super) fn is_idle(&self) -> bool {
-        self.incoming.is_empty() && self.answers.is_empty()
+        self.incoming.is_empty() && self.answers.is_empty() && self.seen.is_settled()
     }
 
     /// Takes a fragment. `others` is what unfinished messages of other addresses are and keep.
@@ -115,10 +118,10 @@ impl Receiving {
         }
         if fragment.wants_reports {
             match self.ended(now, id) {
-                Some(Ended::Complete(total)) if total == fragment.total => {
+                Some(Ended::Complete(total, wanted)) if total == fragment.total => {
                     let report = Report { id, base: total, limit: total, delay_us: 0, bitmap: Vec::new() };
                     self.answer(|out| report.write(out));
-                    return Got::Kept;
+                    return Got::Complete(wanted);
                 }
                 Some(Ended::Dropped) => {
                     self.answer(|out| write_refusal(id, "malformed", out));
@@ -179,14 +182,21 @@ impl Receiving {
     /// The message has been cut anew: what is there of it is of no use, unless it is all.
     fn replace(&mut self, now: Instant, replaced: u64, fragment: Fragment) {
         match self.ended(now, replaced) {
-            Some(Ended::Complete(_)) if self.ended(now, fragment.id).is_none() => {
-                self.end(now, fragment.id, Ended::Complete(fragment.total));
+            Some(Ended::Complete(_, wanted)) if self.ended(now, fragment.id).is_none() => {
+                self.end(now, fragment.id, Ended::Complete(fragment.total, wanted));
             }
             Some(_) => {}
             None => {
                 self.remove(replaced);
                 self.end(now, replaced, Ended::Dropped);
             }
+        }
+    }
+
+    /// Records the acknowledgement that a message that has just become complete asks for.
+    pub(super) fn on_wanted(&mut self, id: u64, acknowledgement: Acknowledgement) {
+        if let Some((_, Ended::Complete(_, wanted))) = self.ended.get_mut(&id) {
+            *wanted = Some(acknowledgement);
         }
     }
 
@@ -203,7 +213,7 @@ impl Receiving {
         }
         match reassembly.finish() {
             Some(message) => {
-                self.end(now, id, Ended::Complete(fragment.total));
+                self.end(now, id, Ended::Complete(fragment.total, None));
                 Got::Message(message)
             }
             None => {

@@ -270,7 +270,8 @@ impl Sending {
         self.reports = Reports::Yes(now);
         self.active_at = now;
         let message = self.outgoing.get_mut(at)?;
-        if message.handle_report(now, report, &mut self.flow) {
+        // That all of it was received is not yet that the application has it.
+        if message.handle_report(now, report, &mut self.flow) && message.msg_id().is_none() {
             self.end(at, Ok(()));
         }
         Some(report.id > u64::from(u32::MAX))
@@ -308,6 +309,7 @@ impl Sending {
         }
         for message in &mut self.outgoing {
             message.detect_lost(now, &mut self.flow);
+            message.ask_for_ack(now, self.patience.timeout_max);
         }
         self.handle_silence(now);
         self.settle(now);
@@ -575,7 +577,7 @@ impl Sending {
         let messages = self.outgoing.iter().flat_map(|message| {
             let untold = !reporting && !message.told && message.msg_id().is_none();
             let grace = message.sent_at().filter(|_| untold).map(|at| at + Self::GRACE);
-            [Some(message.give_up_at()), message.loss_at(), grace]
+            [Some(message.give_up_at()), message.loss_at(), grace, message.ask_at()]
         });
         let probed = !reporting && self.outgoing.iter().any(|message| message.total().is_none());
         // What waits for a proof of the address waits for that, and not for a time that has passed.

@@ -1,9 +1,10 @@
 //! One TCP connection: what is answered, what is handed on, and when the peer is taken for gone (docs/protocol/vstp.md, section 2).
 
 use super::Flags;
+use super::acknowledgement::Acknowledgement;
 use super::frame::{FrameRef, FrameType, Headers, HeadersBuf};
 use super::outgoing::MSG_ID;
-use super::seen::Seen;
+use super::seen::{Seen, Sight};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,9 @@ pub struct SessionConfig {
 /// What becomes of a frame that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is for the application.
-    Deliver,
+    /// It is for the application. Once the application has handled it, the driver says
+    /// [`Session::acknowledge`] with the acknowledgement that it asks for, if it does.
+    Deliver(Option<Acknowledgement>),
     /// It was for the session.
     Consumed,
     /// It acknowledges the frame with this number.
@@ -157,10 +159,10 @@ impl Session {
         match frame.typ {
             FrameType::Ack => {
                 let waited = msg_id.filter(|msg_id| self.unacknowledged.remove(msg_id));
-                return waited.map_or(Verdict::Deliver, Verdict::Acknowledged);
+                return waited.map_or(Verdict::Deliver(None), Verdict::Acknowledged);
             }
             // An error is never answered (case 75).
-            FrameType::Err => return Verdict::Deliver,
+            FrameType::Err => return Verdict::Deliver(None),
             FrameType::Hello => self.handle_hello(frame.headers),
             FrameType::Welcome => self.agree(frame.headers),
             FrameType::Ping => {
@@ -170,17 +172,41 @@ impl Session {
             FrameType::Bye => self.bye = true,
             FrameType::Data | FrameType::Pong => {}
         }
-        if frame.flags.contains(Flags::REQ_ACK) {
-            let headers =
-                msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
-            let (typ, flags, headers) = (FrameType::Ack, Flags::empty(), headers.as_headers());
-            self.answer(&FrameRef { typ, flags, headers, payload: b"" }, true);
-            if msg_id.is_some_and(|msg_id| !self.seen.first_time(now, msg_id, crc)) {
-                return Verdict::Consumed;
+        let wanted = frame.flags.contains(Flags::REQ_ACK).then_some(Acknowledgement { msg_id, crc });
+        if let Some(wanted) = wanted.filter(|_| msg_id.is_some()) {
+            match self.seen.receive(now, wanted) {
+                Sight::New => {}
+                Sight::Acknowledged => {
+                    self.push_ack(wanted);
+                    return Verdict::Consumed;
+                }
+                Sight::Pending | Sight::Dropped => return Verdict::Consumed,
             }
         }
-        let inner = self.keep_alive.is_some() && matches!(frame.typ, FrameType::Ping | FrameType::Pong);
-        if inner { Verdict::Consumed } else { Verdict::Deliver }
+        if self.keep_alive.is_some() && matches!(frame.typ, FrameType::Ping | FrameType::Pong) {
+            if let Some(wanted) = wanted {
+                self.acknowledge(now, wanted);
+            }
+            return Verdict::Consumed;
+        }
+        Verdict::Deliver(wanted)
+    }
+
+    /// Acknowledges a frame that the application has handled.
+    pub fn acknowledge(&mut self, now: Instant, frame: Acknowledgement) {
+        self.seen.settle(now, frame, true);
+        self.push_ack(frame);
+    }
+
+    /// Records that the application has dropped a frame, which is not acknowledged.
+    pub fn forgo(&mut self, now: Instant, frame: Acknowledgement) {
+        self.seen.settle(now, frame, false);
+    }
+
+    fn push_ack(&mut self, frame: Acknowledgement) {
+        if let Ok(bytes) = frame.encode() {
+            self.answers.push_back(bytes);
+        }
     }
 
     fn handle_hello(&mut self, headers: Headers<'_>) {
@@ -277,7 +303,10 @@ mod tests {
     #[test]
     fn what_the_application_answers_is_not_answered_again() {
         let (now, mut session) = session(None, false);
-        assert_eq!(session.handle_frame(now, &frame(FrameType::Hello, &[]).as_ref(), 0), Verdict::Deliver);
+        assert_eq!(
+            session.handle_frame(now, &frame(FrameType::Hello, &[]).as_ref(), 0),
+            Verdict::Deliver(None)
+        );
         session.on_sent(now, FrameType::Welcome);
         session.on_read();
         assert_eq!(answers(&mut session), []);
@@ -288,13 +317,25 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledged_frame_is_delivered_once_and_acknowledged_each_time() {
-        let (now, mut session) = session(None, true);
-        let data = frame(FrameType::Data, &[(MSG_ID, 5)]).with_flag(Flags::REQ_ACK);
-        assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Deliver);
-        assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Consumed);
-        let ack = frame(FrameType::Ack, &[(MSG_ID, 5)]);
-        assert_eq!(answers(&mut session), [ack.clone(), ack]);
+    fn case_110_a_frame_is_delivered_once_and_acknowledged_when_it_is_handled() {
+        for handled in [true, false] {
+            let (now, mut session) = session(None, true);
+            let data = frame(FrameType::Data, &[(MSG_ID, 5)]).with_flag(Flags::REQ_ACK);
+            let Verdict::Deliver(Some(wanted)) = session.handle_frame(now, &data.as_ref(), 1) else {
+                panic!("not delivered")
+            };
+            assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Consumed);
+            assert_eq!(answers(&mut session), [], "nobody has handled it");
+            if handled {
+                session.acknowledge(now, wanted);
+            } else {
+                session.forgo(now, wanted);
+            }
+            assert_eq!(session.handle_frame(now, &data.as_ref(), 1), Verdict::Consumed);
+            let ack = frame(FrameType::Ack, &[(MSG_ID, 5)]);
+            let expected = if handled { vec![ack.clone(), ack] } else { vec![] };
+            assert_eq!(answers(&mut session), expected);
+        }
     }
 
     #[test]
@@ -302,13 +343,13 @@ mod tests {
         let (now, mut session) = session(None, true);
         for typ in [FrameType::Err, FrameType::Ack] {
             let frame = frame(typ, &[(MSG_ID, 5)]).with_flag(Flags::REQ_ACK);
-            assert_eq!(session.handle_frame(now, &frame.as_ref(), 1), Verdict::Deliver);
+            assert_eq!(session.handle_frame(now, &frame.as_ref(), 1), Verdict::Deliver(None));
         }
         assert_eq!(answers(&mut session), []);
         let msg_id = session.next_msg_id();
         let ack = frame(FrameType::Ack, &[(MSG_ID, msg_id)]);
         assert_eq!(session.handle_frame(now, &ack.as_ref(), 1), Verdict::Acknowledged(msg_id));
-        assert_eq!(session.handle_frame(now, &ack.as_ref(), 1), Verdict::Deliver);
+        assert_eq!(session.handle_frame(now, &ack.as_ref(), 1), Verdict::Deliver(None));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 #![allow(unreachable_pub)]
 
 use fastdrop_proto::cnp::{
-    Accepted, Acceptor, Carrier, ChecksumKind, Ending, Event, Mode, Protocol, Session, SessionConfig,
-    SessionId,
+    Accepted, Acceptor, Carrier, ChecksumKind, Ending, Event, Mode, Protocol, ReceiveId, Session,
+    SessionConfig, SessionId,
 };
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 struct Queue {
     messages: Vec<Vec<u8>>,
     out: usize,
+    handled: usize,
     acknowledged: usize,
 }
 
@@ -29,7 +30,8 @@ struct Model {
     network: [VecDeque<Vec<u8>>; 2],
     /// What each end has sent.
     queues: [Queue; 2],
-    untaken: [VecDeque<usize>; 2],
+    /// Messages that the application at each end has not handled.
+    untaken: [VecDeque<ReceiveId>; 2],
     opened: [bool; 2],
     ended: [Option<Ending>; 2],
     crc: bool,
@@ -45,7 +47,8 @@ pub fn run(script: &[u8]) {
         protocol: if kind & 2 == 0 { Protocol::GoBackN } else { Protocol::SelectiveRepeat },
         mode: if kind & 4 == 0 { Mode::Burst } else { Mode::StepByStep },
         window: u16::from(window) + 1,
-        packet_max: 1 + usize::from(kind >> 3),
+        packet_max: 1 + usize::from(kind >> 4),
+        handled: kind & 8 == 0,
         ..SessionConfig::client(Carrier::Datagrams)
     };
     let mut server = SessionConfig::server(Carrier::Datagrams);
@@ -152,8 +155,9 @@ impl Model {
 
     fn take(&mut self, to: usize) {
         let Some(session) = &mut self.ends[to] else { return };
-        while let Some(len) = self.untaken[to].pop_front() {
-            session.handle_taken(self.now, len);
+        while let Some(id) = self.untaken[to].pop_front() {
+            self.queues[1 - to].handled += 1;
+            session.acknowledge(self.now, id);
         }
     }
 
@@ -190,12 +194,16 @@ impl Model {
                         Event::Message(message) => {
                             let queue = &mut self.queues[1 - end];
                             assert_eq!(queue.messages.get(queue.out).map(Vec::as_slice), Some(&message[..]));
+                            self.untaken[end].push_back(ReceiveId(queue.out as u64));
                             queue.out += 1;
-                            self.untaken[end].push_back(message.len());
                         }
                         Event::Acknowledged(_) => {
-                            self.queues[end].acknowledged += 1;
-                            assert!(self.queues[end].acknowledged <= self.queues[end].messages.len());
+                            let queue = &mut self.queues[end];
+                            queue.acknowledged += 1;
+                            assert!(
+                                queue.acknowledged <= queue.handled,
+                                "acknowledged before it was handled"
+                            );
                         }
                         Event::Ended(ending) => assert!(self.ended[end].replace(ending).is_none()),
                     }
@@ -209,7 +217,7 @@ impl Model {
         }
     }
 
-    /// From now on the network is good. Everything arrives, unless somebody has been taken for gone before that.
+    /// From now on the network and the applications are good. Everything arrives, unless somebody has been taken for gone before that.
     fn heal(&mut self) {
         for _ in 0..20_000 {
             for to in 0..2 {
@@ -218,7 +226,9 @@ impl Model {
                     self.take(to);
                     self.drain();
                 }
+                self.take(to);
             }
+            self.drain();
             let done = self
                 .queues
                 .iter()

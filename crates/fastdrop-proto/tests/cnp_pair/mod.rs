@@ -6,7 +6,7 @@ use crate::simulated::{Link, Random, Wire};
 use bytes::Bytes;
 use fastdrop_proto::cnp::packet::HEAD_BYTES;
 use fastdrop_proto::cnp::{
-    Accepted, Acceptor, Carrier, Ending, Event, Head, SendId, Session, SessionConfig, SessionId,
+    Accepted, Acceptor, Carrier, Ending, Event, Head, ReceiveId, SendId, Session, SessionConfig, SessionId,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -20,7 +20,9 @@ struct Side {
     acknowledged: BTreeSet<SendId>,
     /// What came.
     received: Vec<Bytes>,
-    untaken: VecDeque<(Instant, usize)>,
+    untaken: VecDeque<(Instant, ReceiveId)>,
+    /// How many of them its application has handled.
+    handled: u64,
     opened: bool,
     ended: Option<Ending>,
     /// What has come of a stream and is not a whole packet yet.
@@ -31,6 +33,14 @@ struct Side {
 }
 
 impl Side {
+    /// The application has handled a message.
+    fn handle(&mut self, now: Instant, id: ReceiveId) {
+        self.handled = id.0 + 1;
+        if let Some(session) = &mut self.session {
+            session.acknowledge(now, id);
+        }
+    }
+
     /// When a packet that has begun on a stream must have gone on.
     fn stalls_at(&self) -> Option<Instant> {
         let session =
@@ -48,6 +58,7 @@ impl Side {
             acknowledged: BTreeSet::new(),
             received: Vec::new(),
             untaken: VecDeque::new(),
+            handled: 0,
             opened: false,
             ended: None,
             read: Vec::new(),
@@ -175,10 +186,8 @@ impl Pair {
     pub fn take_all(&mut self) {
         let now = self.now;
         for side in &mut self.sides {
-            for (_, len) in std::mem::take(&mut side.untaken) {
-                if let Some(session) = &mut side.session {
-                    session.handle_taken(now, len);
-                }
+            for (_, id) in std::mem::take(&mut side.untaken) {
+                side.handle(now, id);
             }
         }
         self.drain();
@@ -212,10 +221,8 @@ impl Pair {
         } else {
             for side in &mut self.sides {
                 while side.untaken.front().is_some_and(|(at, _)| *at <= now) {
-                    let (_, len) = side.untaken.pop_front().unwrap();
-                    if let Some(session) = &mut side.session {
-                        session.handle_taken(now, len);
-                    }
+                    let (_, id) = side.untaken.pop_front().unwrap();
+                    side.handle(now, id);
                 }
                 if side.stalls_at().is_some_and(|at| at <= now) {
                     side.read.clear();
@@ -285,6 +292,7 @@ impl Pair {
             if self.carrier == Carrier::Stream {
                 self.handle_stream(node);
             }
+            let handled = self.sides[1 - node].handled;
             let side = &mut self.sides[node];
             let Some(session) = &mut side.session else { continue };
             let mut outs = Vec::new();
@@ -311,10 +319,12 @@ impl Pair {
                     match event {
                         Event::Opened => side.opened = true,
                         Event::Message(message) => {
-                            side.untaken.push_back((self.now + self.taken_after, message.len()));
+                            let id = ReceiveId(side.received.len() as u64);
+                            side.untaken.push_back((self.now + self.taken_after, id));
                             side.received.push(message);
                         }
                         Event::Acknowledged(id) => {
+                            assert!(id.0 < handled, "acknowledged before it was handled");
                             assert!(side.acknowledged.insert(id), "acknowledged twice")
                         }
                         Event::Ended(ending) => assert!(side.ended.replace(ending).is_none(), "ended twice"),

@@ -2,7 +2,7 @@
 
 use crate::vstp::tcp::{Connection, Next};
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::FrameBytes;
+use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
 use std::collections::HashMap;
 use std::time::Instant;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -18,8 +18,13 @@ struct Order {
 #[derive(Debug)]
 pub(super) struct Connected {
     orders: mpsc::Sender<Order>,
-    received: Mutex<mpsc::Receiver<Result<FrameBytes, VstpError>>>,
+    received: Mutex<mpsc::Receiver<Result<Taken, VstpError>>>,
+    /// Of frames that callers have taken: never more than [`Self::RECEIVED`].
+    acknowledged: mpsc::UnboundedSender<Acknowledgement>,
 }
+
+/// A frame that came, and the acknowledgement that it asks for.
+type Taken = (FrameBytes, Option<Acknowledgement>);
 
 impl Connected {
     /// Orders that wait: beyond, callers do.
@@ -30,11 +35,20 @@ impl Connected {
     pub(super) fn new(connection: Connection) -> Self {
         let (orders, taken) = mpsc::channel(Self::ORDERS);
         let (came, received) = mpsc::channel(Self::RECEIVED);
+        let (acknowledged, taken_over) = mpsc::unbounded_channel();
         // It ends when its callers are gone or the connection is.
         tokio::spawn(
-            Task { connection, orders: taken, came, waiting: HashMap::new(), peer_ended: false }.run(),
+            Task {
+                connection,
+                orders: taken,
+                came,
+                acknowledged: taken_over,
+                waiting: HashMap::new(),
+                peer_ended: false,
+            }
+            .run(),
         );
-        Self { orders, received: Mutex::new(received) }
+        Self { orders, received: Mutex::new(received), acknowledged }
     }
 
     pub(super) async fn send(&self, frame: Frame, acknowledged: bool) -> Result<(), VstpError> {
@@ -46,14 +60,21 @@ impl Connected {
 
     pub(super) async fn recv(&self) -> Result<FrameBytes, VstpError> {
         let received = self.received.lock().await.recv().await;
-        received.unwrap_or_else(|| Err(VstpError::Protocol("Connection closed".into())))
+        let (frame, wanted) =
+            received.unwrap_or_else(|| Err(VstpError::Protocol("Connection closed".into())))?;
+        if let Some(wanted) = wanted {
+            // A connection that is gone acknowledges nothing any more.
+            let _ = self.acknowledged.send(wanted);
+        }
+        Ok(frame)
     }
 }
 
 struct Task {
     connection: Connection,
     orders: mpsc::Receiver<Order>,
-    came: mpsc::Sender<Result<FrameBytes, VstpError>>,
+    came: mpsc::Sender<Result<Taken, VstpError>>,
+    acknowledged: mpsc::UnboundedReceiver<Acknowledgement>,
     waiting: HashMap<u64, oneshot::Sender<Result<(), VstpError>>>,
     peer_ended: bool,
 }
@@ -79,8 +100,15 @@ impl Task {
                         self.orders.close();
                     }
                 }
+                Some(wanted) = self.acknowledged.recv(), if !self.peer_ended => {
+                    // If it cannot be written, reading finds out why.
+                    let _ = self.connection.acknowledge(wanted).await;
+                }
                 () = pause, if ping_at.is_some() => self.peer_ended |= self.connection.ping().await.is_err(),
             }
+        }
+        while let Ok(wanted) = self.acknowledged.try_recv() {
+            let _ = self.connection.acknowledge(wanted).await;
         }
         if !self.peer_ended
             && let Err(error) = self.connection.close().await
@@ -114,7 +142,7 @@ impl Task {
     fn handle_received(&mut self, received: Received<'_>) -> bool {
         let Some((place, next)) = received else { return true };
         match next {
-            Ok(Some(Next::Frame(frame))) => place.send(Ok(frame)),
+            Ok(Some(Next::Frame(frame, wanted))) => place.send(Ok((frame, wanted))),
             Ok(Some(Next::Acknowledged(msg_id))) => {
                 if let Some(told) = self.waiting.remove(&msg_id) {
                     let _ = told.send(Ok(()));
@@ -130,12 +158,11 @@ impl Task {
     }
 }
 
-type Received<'a> =
-    Option<(mpsc::Permit<'a, Result<FrameBytes, VstpError>>, Result<Option<Next>, VstpError>)>;
+type Received<'a> = Option<(mpsc::Permit<'a, Result<Taken, VstpError>>, Result<Option<Next>, VstpError>)>;
 
 /// The next frame with a place for it; None when nobody takes it any more.
 async fn receive<'a>(
-    came: &'a mpsc::Sender<Result<FrameBytes, VstpError>>,
+    came: &'a mpsc::Sender<Result<Taken, VstpError>>,
     connection: &mut Connection,
 ) -> Received<'a> {
     let place = came.reserve().await.ok()?;

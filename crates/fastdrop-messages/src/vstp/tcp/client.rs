@@ -2,6 +2,7 @@
 
 use super::TcpConfig;
 use super::connection::Connection;
+use super::delivery::Delivery;
 use super::stream::Stream;
 use super::tls::Trust;
 use crate::incoming::set_options;
@@ -109,6 +110,15 @@ impl VstpTcpClient {
     /// The same without copying the payload.
     pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
         self.connection.recv_bytes().await
+    }
+
+    /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
+        self.connection.recv_delivery().await
     }
 
     /// Says BYE, and ends the sending half. What the server still sends comes by [`Self::recv`].

@@ -1,14 +1,15 @@
 //! One connection, at either end.
 
 use super::TcpConfig;
+use super::delivery::Delivery;
 use super::outbox::Outbox;
 use super::stream::Stream;
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use bytes::{BufMut, Bytes, BytesMut};
 use fastdrop_proto::vstp::frame::{CRC_BYTES, HEAD_BYTES, check_crc};
 use fastdrop_proto::vstp::{
-    ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session, SessionConfig,
-    Verdict,
+    Acknowledgement, ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session,
+    SessionConfig, Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -40,7 +41,7 @@ pub(crate) struct Connection {
     /// What has been read and not yet handed on.
     ready: Option<Next>,
     /// Frames that came while an acknowledgement was waited for.
-    early: VecDeque<FrameBytes>,
+    early: VecDeque<(FrameBytes, Option<Acknowledgement>)>,
     early_bytes: usize,
     ended: bool,
 }
@@ -134,12 +135,12 @@ impl Connection {
                 match self.next().await? {
                     None => return Err(VstpError::ConnectionClosed),
                     Some(Next::Acknowledged(msg_id)) => drop(waiting.remove(&msg_id)),
-                    Some(Next::Frame(_)) if self.early_bytes > self.config.frame_max => {
+                    Some(Next::Frame(..)) if self.early_bytes > self.config.frame_max => {
                         return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
                     }
-                    Some(Next::Frame(frame)) => {
+                    Some(Next::Frame(frame, wanted)) => {
                         self.early_bytes += frame.memory();
-                        self.early.push_back(frame);
+                        self.early.push_back((frame, wanted));
                     }
                 }
             }
@@ -161,49 +162,98 @@ impl Connection {
 
     // ---- receiving ----
 
+    /// The next frame, acknowledged if its sender wants that.
     pub(crate) async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
-        if let Some(frame) = self.early.pop_front() {
-            self.early_bytes -= frame.memory();
-            return Ok(Some(frame));
+        if !self.wait_for_frame().await? {
+            return Ok(None);
         }
+        if let Some(Next::Frame(_, wanted)) = &mut self.ready
+            && let Some(wanted) = wanted.take()
+        {
+            self.session.acknowledge(Instant::now(), wanted);
+        }
+        // The frame stays in its place if this is dropped meanwhile.
+        self.answer().await?;
+        Ok(self.take_frame().map(|(frame, _)| frame))
+    }
+
+    /// The next frame, to be acknowledged when the application says so.
+    pub(crate) async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
+        if !self.wait_for_frame().await? {
+            return Ok(None);
+        }
+        let frame = self.take_frame();
+        Ok(frame.map(|(frame, wanted)| Delivery::new(self, frame, wanted)))
+    }
+
+    /// Waits until the next frame is ready; false at the end.
+    async fn wait_for_frame(&mut self) -> Result<bool, VstpError> {
         loop {
-            match self.next().await? {
-                Some(Next::Frame(frame)) => return Ok(Some(frame)),
+            match &self.ready {
+                Some(Next::Frame(..)) => return Ok(true),
                 // Nobody waits for that any more.
-                Some(Next::Acknowledged(_)) => {}
-                None => return Ok(None),
+                Some(Next::Acknowledged(_)) => self.ready = None,
+                None => {}
+            }
+            if let Some((frame, wanted)) = self.early.pop_front() {
+                self.early_bytes -= frame.memory();
+                self.ready = Some(Next::Frame(frame, wanted));
+            } else if !self.wait().await? {
+                return Ok(false);
             }
         }
     }
 
-    /// The next frame for the application, or the next acknowledgement; None at the end.
+    fn take_frame(&mut self) -> Option<(FrameBytes, Option<Acknowledgement>)> {
+        match self.ready.take() {
+            Some(Next::Frame(frame, wanted)) => Some((frame, wanted)),
+            _ => None,
+        }
+    }
+
+    /// Acknowledges a frame that was handed on.
+    pub(crate) async fn acknowledge(&mut self, wanted: Acknowledgement) -> Result<(), VstpError> {
+        self.session.acknowledge(Instant::now(), wanted);
+        self.answer().await
+    }
+
+    /// The application has dropped a frame that was handed on.
+    pub(super) fn forgo(&mut self, wanted: Acknowledgement) {
+        self.session.forgo(Instant::now(), wanted);
+    }
+
+    /// The next frame, with the acknowledgement that it asks for, or the next acknowledgement; None at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Next>, VstpError> {
+        Ok(if self.wait().await? { self.ready.take() } else { None })
+    }
+
+    /// Waits until something is ready; false at the end.
+    async fn wait(&mut self) -> Result<bool, VstpError> {
         if self.ready.is_none() {
             self.session.on_read();
         }
         self.answer().await?;
         while self.ready.is_none() {
             if self.ended || self.session.is_over() {
-                return Ok(None);
+                return Ok(false);
             }
             match self.next_frame().await {
                 Ok(Some((frame, crc))) => self.judge(frame, crc),
-                Ok(None) => return Ok(None),
+                Ok(None) => return Ok(false),
                 Err(error) => {
                     self.ended = true;
                     self.say_error(&error).await;
                     return Err(error);
                 }
             }
-            // What is acknowledged is acknowledged before it is handed on; it stays in its place if this is dropped meanwhile.
             self.answer().await?;
         }
-        Ok(self.ready.take())
+        Ok(true)
     }
 
     fn judge(&mut self, frame: FrameBytes, crc: u32) {
         match self.session.handle_frame(Instant::now(), &frame.as_ref(), crc) {
-            Verdict::Deliver => self.ready = Some(Next::Frame(frame)),
+            Verdict::Deliver(wanted) => self.ready = Some(Next::Frame(frame, wanted)),
             Verdict::Acknowledged(msg_id) => self.ready = Some(Next::Acknowledged(msg_id)),
             Verdict::Consumed => {}
         }
@@ -377,7 +427,7 @@ impl Connection {
 /// What came.
 #[derive(Debug)]
 pub(crate) enum Next {
-    Frame(FrameBytes),
+    Frame(FrameBytes, Option<Acknowledgement>),
     Acknowledged(u64),
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 mod client;
 mod connection;
+mod delivery;
 mod outbox;
 mod server;
 mod stream;
@@ -15,6 +16,7 @@ pub use crate::incoming::Ending;
 pub use client::VstpTcpClient;
 pub(super) use client::dial;
 pub(super) use connection::{Connection, Next};
+pub use delivery::Delivery;
 pub use server::{VstpTcpConnection, VstpTcpServer};
 
 /// What a connection does and bears.

@@ -2,6 +2,7 @@
 
 use super::TcpConfig;
 use super::connection::Connection;
+use super::delivery::Delivery;
 use super::stream::Stream;
 use super::tls::Identity;
 use crate::incoming::{Accepted, Ending, Incoming};
@@ -62,7 +63,7 @@ impl VstpTcpConnection {
     }
 
     /// The next frame; None when the client has ended. A HELLO or PING is answered when this is called again, unless the application has answered it; a frame that wants
-    /// an acknowledgement has it when it is returned. May be dropped while it waits, and nothing is lost.
+    /// an acknowledgement has it when it is returned, since the application has taken it. May be dropped while it waits, and nothing is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
         Ok(self.connection.recv_bytes().await?.map(Frame::from))
     }
@@ -70,6 +71,15 @@ impl VstpTcpConnection {
     /// The same without copying the payload.
     pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
         self.connection.recv_bytes().await
+    }
+
+    /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
+        self.connection.recv_delivery().await
     }
 
     /// Says BYE, and ends the sending half.

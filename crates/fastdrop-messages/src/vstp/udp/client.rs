@@ -1,6 +1,7 @@
 //! The end that speaks first.
 
 use super::config::UdpConfig;
+use super::delivery::Delivery;
 use super::driver::Handle;
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::{Counters, Failure, FrameBytes};
@@ -70,6 +71,15 @@ impl VstpUdpClient {
     /// The same without copying the payload.
     pub async fn recv_bytes(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
         self.handle.recv().await
+    }
+
+    /// The next frame or message, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// The socket is of no use any more.
+    pub async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
+        self.handle.recv_delivery().await
     }
 
     /// How many messages have begun to arrive and are not complete.

@@ -1,10 +1,11 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers that send.
 
+use super::delivery::Delivery;
 use crate::datagrams::{Room, Socket, Transmit as Leaving};
 use crate::vstp::types::{VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
-    Counters, Endpoint, EndpointConfig, Event, Failure, FrameBytes, SendId, Transmit,
+    Acknowledgement, Counters, Endpoint, EndpointConfig, Event, Failure, FrameBytes, SendId, Transmit,
 };
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -18,7 +19,7 @@ pub(crate) type Others = Box<dyn FnMut(SocketAddr, &[u8]) + Send>;
 
 /// What callers and the task share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     socket: Arc<Socket>,
     state: Mutex<State>,
     /// The task has to look at its deadline again.
@@ -30,7 +31,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     endpoint: Endpoint,
-    received: VecDeque<(SocketAddr, FrameBytes)>,
+    received: VecDeque<Received>,
     waiting: HashMap<SendId, oneshot::Sender<Result<(), Failure>>>,
     /// What the socket had no room for.
     unsent: Option<Transmit>,
@@ -39,6 +40,14 @@ struct State {
     closed: bool,
     /// The socket is of no use any more.
     broken: Option<io::ErrorKind>,
+}
+
+/// A frame that came and that nobody has taken.
+#[derive(Debug)]
+struct Received {
+    from: SocketAddr,
+    frame: FrameBytes,
+    wanted: Option<Acknowledgement>,
 }
 
 /// An endpoint in use. When it is dropped, what is under way is still sent, for at most [`Handle::LINGER`].
@@ -102,20 +111,30 @@ impl Handle {
         outcome.await.unwrap_or(Err(Failure::TimedOut))
     }
 
-    /// The next frame or message.
+    /// The next frame or message, acknowledged if its sender wants that.
     pub(crate) async fn recv(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
+        let Received { from, frame, wanted } = self.take().await?;
+        self.shared.settle(from, &frame, wanted, true);
+        Ok((frame, from))
+    }
+
+    /// The next frame or message, to be acknowledged when the application says so.
+    pub(crate) async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
+        let Received { from, frame, wanted } = self.take().await?;
+        Ok(Delivery::new(Arc::clone(&self.shared), from, frame, wanted))
+    }
+
+    async fn take(&self) -> Result<Received, VstpError> {
         loop {
             let received = self.shared.received.notified();
             {
                 let mut state = self.shared.lock();
-                if let Some((from, frame)) = state.received.pop_front() {
-                    state.endpoint.handle_taken(&frame);
-                    self.shared.pump(&mut state);
+                if let Some(taken) = state.received.pop_front() {
                     if !state.received.is_empty() {
                         // For another caller, if there is one.
                         self.shared.received.notify_one();
                     }
-                    return Ok((frame, from));
+                    return Ok(taken);
                 }
                 if let Some(kind) = state.broken {
                     return Err(VstpError::Io(kind.into()));
@@ -158,6 +177,25 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The application is done with a frame that it has taken.
+    pub(super) fn settle(
+        &self,
+        from: SocketAddr,
+        frame: &FrameBytes,
+        wanted: Option<Acknowledgement>,
+        acknowledged: bool,
+    ) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.endpoint.handle_taken(frame);
+        match wanted {
+            Some(wanted) if acknowledged => state.endpoint.acknowledge(now, from, wanted),
+            Some(wanted) => state.endpoint.forgo(now, from, wanted),
+            None => {}
+        }
+        self.pump(&mut state);
+    }
+
     /// Sends what there is to send, as far as the socket has room, and hands out what there is to hand out.
     fn pump(&self, state: &mut State) {
         let State { endpoint, unsent, buffer, .. } = state;
@@ -182,8 +220,8 @@ impl Shared {
         let mut came = false;
         while let Some(event) = state.endpoint.poll_event() {
             match event {
-                Event::Received { from, frame } => {
-                    state.received.push_back((from, frame));
+                Event::Received { from, frame, acknowledgement: wanted } => {
+                    state.received.push_back(Received { from, frame, wanted });
                     came = true;
                 }
                 Event::Outcome { send, result } => {
@@ -212,8 +250,11 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                     return;
                 }
                 // Nobody takes it any more.
-                while let Some((_, frame)) = state.received.pop_front() {
+                while let Some(Received { from, frame, wanted }) = state.received.pop_front() {
                     state.endpoint.handle_taken(&frame);
+                    if let Some(wanted) = wanted {
+                        state.endpoint.forgo(Instant::now(), from, wanted);
+                    }
                 }
             }
             (state.endpoint.poll_timeout(), state.unsent.is_some())

@@ -2,11 +2,13 @@
 
 mod client;
 mod config;
+mod delivery;
 mod driver;
 mod server;
 
 pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig};
+pub use delivery::Delivery;
 pub(super) use driver::Handle;
 pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits};
 pub use server::VstpUdpServer;

@@ -1,6 +1,7 @@
 //! The end that is spoken to.
 
 use super::config::UdpServerConfig;
+use super::delivery::Delivery;
 use super::driver::{Handle, Others};
 use crate::datagrams::Socket;
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -54,7 +55,7 @@ impl VstpUdpServer {
         self.handle.local_addr()
     }
 
-    /// The next frame or message. One that wants an acknowledgement has it.
+    /// The next frame or message. One that wants an acknowledgement has it, since the application has taken it.
     pub async fn recv(&self) -> Result<(Frame, SocketAddr), VstpError> {
         self.handle.recv().await.map(|(frame, from)| (frame.into(), from))
     }
@@ -62,6 +63,15 @@ impl VstpUdpServer {
     /// The same without copying the payload.
     pub async fn recv_bytes(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
         self.handle.recv().await
+    }
+
+    /// The next frame or message, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// The socket is of no use any more.
+    pub async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
+        self.handle.recv_delivery().await
     }
 
     /// Sends a frame, as a client does. An address that has not proved itself gets at most three times the bytes that came from it; the rest waits for its proof, a second at most.

@@ -7,8 +7,7 @@ use crate::cnp::handshake::{
     HandshakeError, Protocol, Syn, read_ack, read_syn_ack, write_ack, write_refusal,
 };
 use crate::cnp::packet::{ACK, ErrorCode, GAP, HEAD_BYTES, Head, PacketError, PacketType, PeerError};
-use crate::cnp::receiver::Taken;
-use crate::cnp::repeat;
+use crate::cnp::receiver::{PacketId, Taken};
 use crate::cnp::seq::Seq;
 use std::time::Instant;
 
@@ -62,6 +61,10 @@ impl Session {
             State::Lingering { .. } => self.state = State::Over,
             // The client's close is its confirmation, and whoever asked has everything acknowledged.
             State::Closing { .. } => self.end(Ending::Closed),
+            // It has taken leave without waiting for what it had sent.
+            _ if self.channel.as_ref().is_some_and(|channel| channel.farewell.is_some()) => {
+                self.end(Ending::PeerClosed);
+            }
             _ => self.end(Ending::ConnectionLost),
         }
     }
@@ -177,10 +180,12 @@ impl Session {
         }
         let later = channel.agreed.later && head.typ == PacketType::KeepAlive.byte();
         let typ = if later { Some(PacketType::Data) } else { PacketType::of(head.typ) };
+        let withholds = channel.withholds();
         let (sender, numbering) = (&channel.sender, &mut channel.numbering);
         let number = match typ {
             Some(PacketType::Data | PacketType::Fragment) => {
-                let same = channel.last_data == Some(head.checksum) && !channel.acks.is_empty();
+                let open = !channel.acks.is_empty() || withholds;
+                let same = channel.last_data == Some(head.checksum) && open;
                 numbering.of_data(head.seq, channel.receiver.expected(), same)
             }
             Some(PacketType::Ack) => {
@@ -205,6 +210,7 @@ impl Session {
             Some(PacketType::Error) => self.end(Ending::PeerError(PeerError::parse(payload))),
             Some(PacketType::KeepAlive) => self.handle_keep_alive(now, head.seq, payload),
             Some(PacketType::Disconnect) => self.handle_disconnect(now, head.seq, number),
+            Some(PacketType::Handled) => self.handle_handled(now, payload),
             None => self.fail(ErrorCode::Malformed, "a packet of no known type"),
         }
     }
@@ -248,22 +254,31 @@ impl Session {
         if !is_last && !channel.agreed.strict() {
             return self.fail(ErrorCode::Malformed, "a fragment where none was agreed");
         }
-        match channel.receiver.handle_data(number, is_last, payload) {
+        let packet = PacketId { seq: head.seq, number };
+        match channel.receiver.handle_data(packet, is_last, payload) {
             Taken::New => {
                 channel.numbering.on_taken(head.seq);
                 channel.last_data = Some(head.checksum);
-                if !channel.receiver.has_room() {
+                if !channel.receiver.has_room() || channel.withholds() {
                     channel.hold_at.get_or_insert(now + Self::HOLD);
                 }
-                self.acknowledge(head.seq, number);
+                if channel.receiver.acknowledges(number) {
+                    self.push_ack(Ack { seq: head.seq, number, gap: false });
+                }
                 self.hand_on();
             }
             Taken::Again => {
                 self.counters.duplicates += 1;
-                self.acknowledge(head.seq, number);
+                if channel.receiver.acknowledges(number) {
+                    // What was said of it may have been lost.
+                    channel.tells_handled |= channel.agreed.handled;
+                    self.push_ack(Ack { seq: head.seq, number, gap: false });
+                } else {
+                    self.sign(HOLD);
+                }
             }
             Taken::BehindGap => {
-                if let Some(before) = channel.receiver.expected().checked_sub(1) {
+                if let Some(before) = channel.receiver.acknowledged_below().checked_sub(1) {
                     let back = u16::try_from(number - before).unwrap_or(0);
                     let gap = channel.agreed.strict();
                     let seq = Seq(head.seq.0.wrapping_sub(back));
@@ -281,14 +296,10 @@ impl Session {
         }
     }
 
-    pub(super) fn acknowledge(&mut self, seq: Seq, number: u64) {
-        self.push_ack(Ack { seq, number, gap: false });
-    }
-
     pub(super) fn push_ack(&mut self, ack: Ack) {
         let Some(channel) = &mut self.channel else { return };
         // Between ours, an acknowledgement of Go-Back-N says what the ones before it say.
-        let joins = channel.agreed.strict() && !repeat::of(channel.agreed.protocol).keeps_ahead();
+        let joins = channel.joins_acks();
         let full = channel.acks.len() >= 2 * channel.acks_max();
         match channel.acks.back_mut() {
             Some(last) if joins && !last.gap && last.number < ack.number => *last = ack,
@@ -329,6 +340,27 @@ impl Session {
             true => channel.sender.on_gap(now, number),
             false => channel.sender.on_ack(now, number, before.unwrap_or(0)),
         }
+        self.on_acknowledged(now);
+    }
+
+    /// What the peer has handled, or the question what this end has.
+    pub(super) fn handle_handled(&mut self, now: Instant, payload: &[u8]) {
+        let Some(channel) = self.channel.as_mut().filter(|channel| channel.agreed.handled) else {
+            return self.fail(ErrorCode::Malformed, "a packet of no known type");
+        };
+        if payload.is_empty() {
+            channel.tells_handled = true;
+            return;
+        }
+        let Ok(count) = payload.try_into().map(u64::from_be_bytes) else {
+            return self.fail(ErrorCode::Malformed, "a count that is none");
+        };
+        channel.sender.on_handled(now, count);
+        self.on_acknowledged(now);
+    }
+
+    fn on_acknowledged(&mut self, now: Instant) {
+        let Some(channel) = &mut self.channel else { return };
         while let Some(id) = channel.sender.poll_acknowledged() {
             self.counters.messages_acknowledged += 1;
             self.events.push_back(Event::Acknowledged(id));
@@ -340,8 +372,9 @@ impl Session {
         let Some(channel) = &mut self.channel else { return };
         if channel.agreed.keep_alive.is_none() {
             // A peer of the field: there everything is acknowledged. By UDP that could be taken for the acknowledgement of data.
-            if self.config.carrier == Carrier::Stream && !channel.agreed.strict() {
-                self.acknowledge(seq, 0);
+            // While a message is not acknowledged, this could be taken for its acknowledgement.
+            if self.config.carrier == Carrier::Stream && !channel.agreed.strict() && !channel.withholds() {
+                self.push_ack(Ack { seq, number: 0, gap: false });
             }
             return;
         }
@@ -358,8 +391,18 @@ impl Session {
         if channel.agreed.counts() && number != channel.receiver.expected() {
             return;
         }
+        if channel.receiver.has_unhandled() && !matches!(self.state, State::Lingering { .. }) {
+            // Its acknowledgement would say that everything before it has been handled.
+            channel.farewell = Some(PacketId { seq, number });
+            return;
+        }
+        self.on_disconnect(now, seq, number);
+    }
+
+    pub(super) fn on_disconnect(&mut self, now: Instant, seq: Seq, number: u64) {
+        let Some(channel) = &mut self.channel else { return };
         let timeout = channel.sender.flow().rtt.timeout_after(0);
-        self.acknowledge(seq, number);
+        self.push_ack(Ack { seq, number, gap: false });
         if !matches!(self.state, State::Lingering { .. }) {
             self.end(if matches!(self.state, State::Closing { .. }) {
                 Ending::Closed

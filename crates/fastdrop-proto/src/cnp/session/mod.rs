@@ -3,12 +3,12 @@
 use super::acceptor::Handshake;
 use super::checksum::Checksum;
 use super::config::{Carrier, SessionConfig};
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, SessionId, write_syn};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, Mode, SessionId, write_syn};
 use super::numbering::Numbering;
 use super::packet::{CONTROL_PAYLOAD_MAX, ErrorCode, HEAD_BYTES, PacketType, PeerError, append};
-use super::receiver::Receiver;
+use super::receiver::{PacketId, ReceiveId, Receiver};
 use super::repeat;
-use super::sender::{SendId, Sender, TooLarge};
+use super::sender::{Handling, SendId, Sender, TooLarge};
 use super::seq::Seq;
 use crate::congestion::{Controller, Flow, Model, Unbounded};
 use crate::rtt::Rtt;
@@ -30,7 +30,8 @@ const ROOM: &[u8] = b"room";
 pub enum Event {
     /// The handshake is over: [`Session::agreed`] says what was agreed on.
     Opened,
-    /// A message came. It counts until [`Session::handle_taken`] says that the application has it.
+    /// The next message came; the first one is `ReceiveId(0)`. It counts, and is not acknowledged, until
+    /// [`Session::acknowledge`] says that the application has handled it.
     Message(Bytes),
     /// A message that was sent has been acknowledged.
     Acknowledged(SendId),
@@ -141,6 +142,10 @@ struct Channel {
     /// A sign of life that is due, and what it says.
     sign: Option<&'static [u8]>,
     hold_at: Option<Instant>,
+    /// Whether the peer is to be told what has been handled.
+    tells_handled: bool,
+    /// The peer's disconnect request, while something before it has not been handled.
+    farewell: Option<PacketId>,
 }
 
 impl Channel {
@@ -152,15 +157,23 @@ impl Channel {
         };
         let rtt = Rtt::new(config.carrier.timeout_min(), SessionConfig::TIMEOUT_MAX);
         let flow = Flow::new(now, controller, rtt);
+        let handling = match agreed.mode {
+            _ if !agreed.handled => Handling::Acknowledged,
+            Mode::StepByStep => Handling::ToldOneByOne,
+            Mode::Burst => Handling::Told,
+        };
+        let (window, packet_max) = (agreed.window, agreed.packet_max);
         Self {
             checksum: Checksum::new(agreed.checksum, &agreed.id),
-            sender: Sender::new(repeat, agreed.window, agreed.packet_max, config.timeouts_max, flow),
-            receiver: Receiver::new(repeat, agreed.window, config.limits),
+            sender: Sender::new(repeat, window, packet_max, config.timeouts_max, handling, flow),
+            receiver: Receiver::new(repeat, window, !agreed.handled, config.limits),
             numbering: Numbering::new(agreed.counts() || config.carrier == Carrier::Datagrams, agreed.mode),
             acks: VecDeque::new(),
             last_data: None,
             sign: None,
             hold_at: None,
+            tells_handled: false,
+            farewell: None,
             agreed,
         }
     }
@@ -168,6 +181,23 @@ impl Channel {
     /// Acknowledgements that wait for a peer that does not read; then nothing more is read from it.
     fn acks_max(&self) -> usize {
         usize::from(self.agreed.window) + 1024
+    }
+
+    /// Whether an acknowledgement says what the ones before it say: between ours, with Go-Back-N.
+    fn joins_acks(&self) -> bool {
+        self.agreed.strict() && !repeat::of(self.agreed.protocol).keeps_ahead()
+    }
+
+    /// The peer is not told to hold any more, if there is room and nothing that it waits for.
+    fn update_hold(&mut self) {
+        if self.receiver.has_room() && !self.withholds() {
+            self.hold_at = None;
+        }
+    }
+
+    /// Whether a message waits to be handled before its last packet is acknowledged.
+    fn withholds(&self) -> bool {
+        !self.agreed.handled && self.receiver.has_unhandled()
     }
 
     /// Nothing more is sent or received: what was kept for that is dropped.
@@ -362,17 +392,49 @@ impl Session {
         Ok(channel.sender.send(now, message))
     }
 
-    /// The application has taken a message of so many bytes.
-    pub fn handle_taken(&mut self, now: Instant, len: usize) {
+    /// The application has handled a message, which is acknowledged when all before it are. The second time, and
+    /// once the session is over, nothing happens.
+    pub fn acknowledge(&mut self, now: Instant, message: ReceiveId) {
+        self.on_freed(now, |receiver| receiver.on_handled(message));
+        let Some(channel) = &mut self.channel else { return };
+        let released: Vec<PacketId> = std::iter::from_fn(|| channel.receiver.poll_released()).collect();
+        channel.update_hold();
+        if released.is_empty() || matches!(self.state, State::Lingering { .. } | State::Over) {
+            return;
+        }
+        if channel.agreed.handled {
+            channel.tells_handled = true;
+        } else if channel.joins_acks() {
+            // Fragments behind it could not be acknowledged before it.
+            let number = channel.receiver.acknowledged_below().saturating_sub(1);
+            self.push_ack(Ack { seq: Seq::of(number), number, gap: false });
+        } else {
+            for PacketId { seq, number } in released {
+                self.push_ack(Ack { seq, number, gap: false });
+            }
+        }
+        if let Some(channel) = &mut self.channel
+            && !channel.receiver.has_unhandled()
+            && let Some(PacketId { seq, number }) = channel.farewell.take()
+        {
+            self.on_disconnect(now, seq, number);
+        }
+    }
+
+    /// The application keeps a message no longer that it has not handled: neither this nor a later one will be acknowledged.
+    pub fn discard(&mut self, now: Instant, message: ReceiveId) {
+        self.on_freed(now, |receiver| receiver.on_discarded(message));
+    }
+
+    fn on_freed(&mut self, now: Instant, free: impl FnOnce(&mut Receiver)) {
         if !self.wants_input() {
             // What the peer has said meanwhile has not been read.
             self.heard_at = now;
         }
         let Some(channel) = &mut self.channel else { return };
-        let room = channel.receiver.on_taken(len);
-        if channel.receiver.has_room() {
-            channel.hold_at = None;
-        }
+        free(&mut channel.receiver);
+        let room = channel.receiver.poll_room();
+        channel.update_hold();
         if room && channel.agreed.keep_alive.is_some() {
             channel.sign = Some(ROOM);
         }

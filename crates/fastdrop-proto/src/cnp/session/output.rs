@@ -75,8 +75,17 @@ impl Session {
             append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, says);
             return true;
         }
+        if control_fits && std::mem::take(&mut channel.tells_handled) {
+            let count = channel.receiver.handled_below().to_be_bytes();
+            append(out, PacketType::Handled.byte(), Seq(0), 0, &channel.checksum, &count);
+            return true;
+        }
         if !matches!(self.state, State::Open | State::Closing { .. }) {
             return false;
+        }
+        if control_fits && channel.sender.poll_question(now) {
+            append(out, PacketType::Handled.byte(), Seq(0), 0, &channel.checksum, b"");
+            return true;
         }
         if control_fits && let Some(sign) = channel.sign.take() {
             append(out, PacketType::KeepAlive.byte(), Seq(0), 0, &channel.checksum, sign);

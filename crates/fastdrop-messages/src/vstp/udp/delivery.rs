@@ -1,0 +1,63 @@
+//! A frame that is acknowledged when its application has handled it.
+
+use super::driver::Shared;
+use crate::vstp::types::Frame;
+use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A received frame or message whose acknowledgement, if its sender wants one, the application gives.
+///
+/// Until then the sender's repetitions of it are neither acknowledged nor handed on. If this is dropped, the frame is
+/// not acknowledged. Several may be held, and acknowledged in any order.
+#[derive(Debug)]
+#[must_use = "a delivery that is dropped is not acknowledged"]
+pub struct Delivery {
+    shared: Arc<Shared>,
+    from: SocketAddr,
+    frame: FrameBytes,
+    wanted: Option<Acknowledgement>,
+    acknowledged: bool,
+}
+
+impl Delivery {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        from: SocketAddr,
+        frame: FrameBytes,
+        wanted: Option<Acknowledgement>,
+    ) -> Self {
+        Self { shared, from, frame, wanted, acknowledged: false }
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> &FrameBytes {
+        &self.frame
+    }
+
+    /// A copy of the frame.
+    pub fn to_frame(&self) -> Frame {
+        self.frame.clone().into()
+    }
+
+    /// The sender's address.
+    pub fn from(&self) -> SocketAddr {
+        self.from
+    }
+
+    /// Whether the sender wants an acknowledgement.
+    pub fn wants_acknowledgement(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Acknowledges the frame, if its sender wants that.
+    pub fn acknowledge(mut self) {
+        self.acknowledged = true;
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.shared.settle(self.from, &self.frame, self.wanted, self.acknowledged);
+    }
+}

@@ -1,0 +1,26 @@
+//! The acknowledgement that a received frame asks for.
+
+use super::frame::{FrameRef, FrameType, HeadersBuf};
+use super::outgoing::MSG_ID;
+use super::{Flags, FrameError};
+
+/// Owed for one received frame, until its application has handled it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Acknowledgement {
+    /// The frame's number; None where it had none, which is acknowledged without one.
+    pub(super) msg_id: Option<u64>,
+    /// The frame's CRC, by which a repetition is told from another frame with the same number.
+    pub(super) crc: u32,
+}
+
+impl Acknowledgement {
+    /// Encodes the ACK frame.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        let headers =
+            self.msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
+        let (typ, flags, headers) = (FrameType::Ack, Flags::empty(), headers.as_headers());
+        let mut bytes = Vec::new();
+        FrameRef { typ, flags, headers, payload: b"" }.encode(&mut bytes)?;
+        Ok(bytes)
+    }
+}
