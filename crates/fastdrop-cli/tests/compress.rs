@@ -336,6 +336,23 @@ fn an_archive_whose_connection_broke_is_made_anew() {
     assert_same_bytes(&tree, &back);
 }
 
+/// What is sent anew each time gains nothing, so that the attempts end.
+#[test]
+fn an_archive_whose_connection_breaks_every_time_is_given_up() {
+    let (served, own) = (scratch(), scratch());
+    let file = own.path().join("random");
+    write_file(&file, 8 * MIB, 4);
+    let server = Server::start(served.path(), &[]);
+    for flags in [["--compress", "targz"], ["--compress", "zip"], ["--no-resume", "--quiet"]] {
+        let proxy = Proxy::to(server.port);
+        let breaks: Vec<u64> = (1..20).map(|count| count * 2 * MIB).collect();
+        proxy.cut_at(&breaks);
+        let target = proxy.target("");
+        client(args!["send", "-j", "1", "--retries", "2", &file, target, flags[0], flags[1]]).expect(5);
+        assert_eq!(proxy.cuts(), 3, "{flags:?}");
+    }
+}
+
 /// Cases 43 and 45 to 52.
 #[test]
 fn archives_that_lie_leave_nothing_behind() {

@@ -445,7 +445,8 @@ impl Client {
             if self.stop.is_stopped() {
                 return Err(Error::Interrupted);
             }
-            let moved = self.observer.bytes_done.load(Ordering::Relaxed) > before;
+            // Progress that the next attempt cannot build on is none.
+            let moved = self.resumes() && self.observer.bytes_done.load(Ordering::Relaxed) > before;
             in_vain = if moved { 1 } else { in_vain + 1 };
             if !again || in_vain > self.options.retries {
                 return Err(error);
@@ -456,6 +457,11 @@ impl Client {
             self.observer.set_phase(Phase::Connecting);
         }
         Err(Error::Interrupted)
+    }
+
+    /// Returns true if an attempt goes on where the last one stopped: archives are made anew.
+    fn resumes(&self) -> bool {
+        self.options.resume && !matches!(self.options.compress, Compress::Zip | Compress::TarGz)
     }
 
     /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so that not everybody returns at once.
