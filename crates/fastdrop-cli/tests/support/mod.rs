@@ -23,8 +23,8 @@ pub use peer::Peer;
 pub use process::{Cmd, Output, Running, Server, Signals, client, fastdrop, plain};
 pub use proxy::Proxy;
 pub use tree::{
-    Kind, Rng, assert_nothing_partial, assert_same_contents, assert_same_file, assert_same_tree, digest_of,
-    fill, leftovers, names_in, set_mode, set_mtime, small_tree, snapshot, write_file,
+    Entry, Kind, Rng, assert_nothing_partial, assert_same_contents, assert_same_file, assert_same_tree,
+    digest_of, fill, leftovers, names_in, set_mode, set_mtime, small_tree, snapshot, write_file,
 };
 
 use std::path::{Path, PathBuf};

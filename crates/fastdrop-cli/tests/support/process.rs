@@ -322,21 +322,23 @@ impl Running {
     }
 
     /// Waits for its end, which must come within this time.
-    pub fn wait_within(mut self, within: Duration) -> Output {
-        let status = wait_child(&mut self.child, within);
-        if status.is_none() {
+    pub fn wait_within(self, within: Duration) -> Output {
+        let (output, in_time) = self.wait_or_kill(within);
+        assert!(in_time, "did not end within {within:?}\n{output}");
+        output
+    }
+
+    /// Waits for its end at most so long, and kills it then. The flag says whether it ended by itself.
+    pub fn wait_or_kill(mut self, within: Duration) -> (Output, bool) {
+        let ended = wait_child(&mut self.child, within);
+        let in_time = ended.is_some();
+        let status = ended.unwrap_or_else(|| {
             let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+            self.child.wait().unwrap()
+        });
         let stdout = self.stdout.take().unwrap().finish();
         let stderr = String::from_utf8_lossy(&self.stderr.take().unwrap().finish()).into_owned();
         let shown = self.shown.clone();
-        let Some(status) = status else {
-            panic!(
-                "{shown}\ndid not end within {within:?}\nstdout: {}\nstderr: {stderr}",
-                String::from_utf8_lossy(&stdout)
-            );
-        };
         let mut events = Vec::new();
         if self.json {
             // A killed program may leave half a line.
@@ -350,7 +352,7 @@ impl Running {
                 }));
             }
         }
-        Output { status, stdout, stderr, events, shown }
+        (Output { status, stdout, stderr, events, shown }, in_time)
     }
 }
 
@@ -561,6 +563,11 @@ impl Server {
     /// What it printed on standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Waits for a line on standard output of which `pick` makes something.
+    pub fn wait_stdout<T>(&self, pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        self.stdout.wait_line(DEADLINE, pick)
     }
 
     /// What it printed on standard output so far.

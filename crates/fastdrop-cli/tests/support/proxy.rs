@@ -2,7 +2,7 @@
 
 use super::{DEADLINE, process};
 use std::ffi::{OsStr, OsString};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -45,12 +45,16 @@ struct State {
     rate: Option<u64>,
     swallow_done: bool,
     swallowed: bool,
+    resets: bool,
     pumps: Vec<JoinHandle<()>>,
 }
 
 struct Connection {
-    client: TcpStream,
-    server: TcpStream,
+    /// To the client and to the server; none once neither way passes anything on any more. Then both are closed, and whoever
+    /// still sends is told.
+    sockets: Option<[TcpStream; 2]>,
+    /// Ways that have ended.
+    ended: u8,
     cut: bool,
     dark: bool,
     bytes: u64,
@@ -69,10 +73,13 @@ impl State {
 
     fn cut(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        if !connection.cut {
-            connection.cut = true;
-            let _ = connection.client.shutdown(Shutdown::Both);
-            let _ = connection.server.shutdown(Shutdown::Both);
+        connection.cut = true;
+        for socket in connection.sockets.take().into_iter().flatten() {
+            if self.resets {
+                reset(&socket);
+            } else {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
         }
     }
 
@@ -252,6 +259,12 @@ impl Proxy {
         self.change(|s| s.rate = Some(bytes_a_second));
     }
 
+    /// From now on a connection that is cut is reset at both ends, as by a network that has forgotten it. A connection that merely
+    /// ends looks to the older protocols like one that went well.
+    pub fn cut_by_resets(&self) {
+        self.change(|s| s.resets = true);
+    }
+
     /// Cuts everything just before the first DONE from the server would pass: the last word is lost.
     pub fn swallow_done(&self) {
         self.change(|s| s.swallow_done = true);
@@ -296,9 +309,20 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             };
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             let shared = Arc::clone(shared);
-            state.pumps.push(std::thread::spawn(move || pump(way, index, from, to, &shared)));
+            state.pumps.push(std::thread::spawn(move || {
+                pump(way, index, from, to, &shared);
+                let mut state = shared.state.lock().unwrap();
+                // The acceptor may not have entered it yet.
+                if let Some(connection) = state.connections.get_mut(index) {
+                    connection.ended += 1;
+                    if connection.ended == 2 {
+                        connection.sockets = None;
+                    }
+                }
+            }));
         }
-        state.connections.push(Connection { client, server, cut: false, dark: false, bytes: 0 });
+        let sockets = Some([client, server]);
+        state.connections.push(Connection { sockets, ended: 0, cut: false, dark: false, bytes: 0 });
         if state.cut_at_connection == Some(index) {
             state.cut_at_connection = None;
             state.cut_all();
@@ -312,7 +336,17 @@ fn pump(way: Way, index: usize, mut from: TcpStream, mut to: TcpStream, shared: 
     let mut buffer = vec![0; 64 << 10];
     let mut tail: Vec<u8> = Vec::new();
     loop {
-        let read = from.read(&mut buffer).unwrap_or(0);
+        let read = from.read(&mut buffer);
+        if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset) {
+            let mut state = shared.state.lock().unwrap();
+            let resets = std::mem::replace(&mut state.resets, true);
+            if state.connections.len() > index {
+                state.cut(index);
+            }
+            state.resets = resets;
+            return;
+        }
+        let read = read.unwrap_or(0);
         if read == 0 {
             if may_pass(way, index, 0, shared).is_some() {
                 let _ = to.shutdown(Shutdown::Write);
@@ -350,6 +384,13 @@ fn pump(way: Way, index: usize, mut from: TcpStream, mut to: TcpStream, shared: 
             data = later;
         }
     }
+}
+
+/// Makes the end of a connection a reset, which comes when the threads that wait for it have closed it, too.
+fn reset(socket: &TcpStream) {
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    // Says nothing to the peer, and wakes whoever reads.
+    let _ = socket.shutdown(Shutdown::Read);
 }
 
 struct Pass {
