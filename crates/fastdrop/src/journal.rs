@@ -22,7 +22,8 @@ const NEW: &str = "journal.new";
 /// All names that a journal may have.
 pub(crate) const NAMES: [&str; 2] = [NAME, NEW];
 const MAGIC: &[u8] = b"fastdrop journal 1\n";
-const RECORD_MAX: usize = 8192;
+/// Bytes of a record: room for a path of any length.
+const RECORD_MAX: usize = 128 << 10;
 /// Bytes of a journal in which all parts of a stage have been noted.
 const PARTS_BYTES_MAX: usize = 1 << 20;
 /// More journal than this is not read.

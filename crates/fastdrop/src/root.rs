@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// How often a lookup that raced with a rename is tried again.
 const RACES_MAX: u32 = 64;
+/// Bytes of a path that one system call takes: the kernel's bound is 4,096 with the NUL at the end.
+const STEP_MAX: usize = 4095;
 
 /// A folder, and what may be followed beneath it. Paths are relative; the empty one is the folder itself.
 #[derive(Debug)]
@@ -48,14 +50,38 @@ impl Root {
     }
 
     /// Opens what is at `path`.
+    ///
+    /// A path that is longer than one system call takes is walked in steps. A link that is followed on the way must then
+    /// stay beneath the folder in which its step begins.
     pub(crate) fn open_at(&self, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { &b"."[..] } else { path };
+        let (mut rest, mut folder) = (path, None);
+        while let Some((step, after)) = first_step(rest)? {
+            let from = folder.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            folder = Some(self.open_beneath(from, step, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())?);
+            rest = after;
+        }
+        let from = folder.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+        let fd = self.open_beneath(from, rest, flags, mode)?;
+        if self.follows() && leads_into_hidden(&fd)? {
+            return Err(Errno::NOENT);
+        }
+        Ok(fd)
+    }
+
+    /// Opens what is at `path` beneath `folder`, by one system call.
+    fn open_beneath(
+        &self,
+        folder: BorrowedFd<'_>,
+        path: &[u8],
+        flags: OFlags,
+        mode: Mode,
+    ) -> Result<OwnedFd, Errno> {
         for _ in 0..RACES_MAX {
-            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, self.resolve) {
+            match rustix::fs::openat2(folder, path, flags | OFlags::CLOEXEC, mode, self.resolve) {
                 // Something moved during the lookup, and the kernel could not tell whether it left the folder.
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => {}
-                Ok(fd) if self.follows() && leads_into_hidden(&fd) => return Err(Errno::NOENT),
                 result => return result,
             }
         }
@@ -80,18 +106,23 @@ impl Root {
 
     /// Makes the directory at `path` and those above it that are missing. What is returned need not be readable.
     pub(crate) fn make_dirs(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        let open = || self.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty());
-        match open() {
-            Err(Errno::NOENT) => {}
-            result => return result,
+        let flags = OFlags::DIRECTORY | OFlags::PATH;
+        let mut there = path;
+        let mut folder = loop {
+            match self.open_at(there, flags, Mode::empty()) {
+                Err(Errno::NOENT) if !there.is_empty() => there = split(there).0,
+                result => break result?,
+            }
+        };
+        let missing = path.get(there.len()..).unwrap_or_default();
+        for name in missing.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o777)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            folder = self.open_beneath(folder.as_fd(), name, flags, Mode::empty())?;
         }
-        let (parent, name) = split(path);
-        let parent = self.make_dirs(parent)?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-        }
-        open()
+        Ok(folder)
     }
 }
 
@@ -123,10 +154,21 @@ impl AsFd for Root {
 }
 
 /// Whether links have led into a folder of unfinished files.
-fn leads_into_hidden(fd: &OwnedFd) -> bool {
+///
+/// # Errors
+///
+/// `NAMETOOLONG` where the kernel does not say where that is.
+fn leads_into_hidden(fd: &OwnedFd) -> Result<bool, Errno> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let path = rustix::fs::readlink(link, Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default();
-    path.split(|&byte| byte == b'/').any(|component| component == HIDDEN)
+    let path = rustix::fs::readlink(link, Vec::new())?.into_bytes();
+    Ok(path.split(|&byte| byte == b'/').any(|component| component == HIDDEN))
+}
+
+/// The part of `path` that one system call takes, up to a slash, and what follows; None if that is all of it.
+fn first_step(path: &[u8]) -> Result<Option<(&[u8], &[u8])>, Errno> {
+    let Some(first) = path.get(..=STEP_MAX) else { return Ok(None) };
+    let slash = first.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+    Ok(Some((&path[..slash], &path[slash + 1..])))
 }
 
 /// The folder part and the last component.
@@ -250,6 +292,46 @@ mod tests {
             over.store(true, Ordering::Relaxed);
         });
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn paths_of_any_length_are_made_and_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        // Around what one system call takes, and around twice and sixteen times that.
+        for len in [4090, 4094, 4095, 4096, 4097, 8190, 8191, 8192, 8193, 65_535] {
+            let component = [&[b'd'; 254][..], b"/"].concat();
+            let mut path = component.repeat(len / 255);
+            path.resize(len, b'e');
+            if path.get(len - 2) == Some(&b'/') {
+                path[len - 2] = b'f';
+            }
+            assert_eq!(root.open_dir(&path).unwrap_err(), Errno::NOENT, "{len}");
+            root.make_dirs(&path).unwrap();
+            let file = join(&path, b"file");
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+            root.open_at(&file, flags, Mode::from_raw_mode(0o600)).unwrap();
+            assert!(root.open_file(&file).is_ok(), "{len}");
+            assert_eq!(root.stat(&file).unwrap().st_size, 0);
+            assert!(Dirs::default().stat(&root, &file).unwrap().is_some());
+        }
+        let long = [b'x'; 5000];
+        assert_eq!(root.open_dir(&long).unwrap_err(), Errno::NAMETOOLONG);
+    }
+
+    #[test]
+    fn case_48_no_link_is_followed_on_a_long_path_and_nothing_is_left_upwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let deep = [&[b'd'; 254][..], b"/"].concat().repeat(40);
+        let deep = deep.strip_suffix(b"/").unwrap();
+        let inner = root.make_dirs(deep).unwrap();
+        rustix::fs::symlinkat("/etc", &inner, "out").unwrap();
+        rustix::fs::symlinkat(&b"../".repeat(41)[..], &inner, "up").unwrap();
+        for name in [&b"out/passwd"[..], b"out", b"up", b"up/x", b"../../../x"] {
+            let path = join(deep, name);
+            assert!(root.open_file(&path).is_err(), "{}", name.escape_ascii());
+        }
     }
 
     #[test]
