@@ -229,13 +229,13 @@ pub(crate) struct Transfer {
     /// Sync and reconnect after so many bytes on a stream
     #[arg(long, value_name = "SIZE|off", default_value = "512M", value_parser = parse_checkpoint)]
     pub(crate) checkpoint: Checkpoint,
-    /// Leave out what matches, as in a .gitignore
+    /// Leave out what matches, as in a .gitignore; the match nearest to a file decides: its own, then that of its folder
     #[arg(long, value_name = "GLOB")]
     pub(crate) exclude: Vec<String>,
-    /// Take what matches although it was excluded; without --exclude, take nothing else
+    /// Take what matches, also from a folder that was excluded; a folder means all in it; without --exclude, take nothing else
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<String>,
-    /// Take only the paths in this file, one a line, relative to the one folder that is named; `-` for standard input
+    /// Take only the paths in this file, one a line, relative to the one folder that is named, and what is in them; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<PathBuf>,
     /// Only say what would be done

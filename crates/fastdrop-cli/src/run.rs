@@ -227,7 +227,7 @@ fn target(text: &OsStr, protocol: Protocol) -> Result<Target, Refused> {
 }
 
 fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
-    let listed = transfer.files_from.as_deref().map(read_list).transpose()?;
+    let listed = transfer.files_from.as_deref().map(read_list).transpose()?.flatten();
     let filter = Filter::new(&transfer.exclude, &transfer.include, listed);
     if transfer.protocol == Protocol::FastDp && transfer.compress == Compress::Gzip {
         return Err(Refused::Usage("fastdp does not compress with gzip alone; targz does".into()));
@@ -250,8 +250,8 @@ fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
     })
 }
 
-/// Paths, one a line, as they would be in a manifest.
-fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
+/// The paths in a file, one a line; None for all.
+fn read_list(file: &Path) -> Result<Option<Vec<Vec<u8>>>, Refused> {
     let mut text = Vec::new();
     let read = if file == Path::new("-") {
         std::io::stdin().read_to_end(&mut text)
@@ -259,11 +259,19 @@ fn read_list(file: &Path) -> Result<Vec<Vec<u8>>, Refused> {
         std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
     };
     read.map_err(|error| Refused::Usage(format!("{}: {error}", shown(file.as_os_str().as_bytes()))))?;
+    Ok(listed_paths(&text))
+}
+
+/// The paths of a list as they are in a manifest: without slashes and dots that say nothing. The folder itself, which
+/// `find` names first, means everything.
+fn listed_paths(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let lines = lines
-        .map(|line| line.strip_prefix(b"./").unwrap_or(line))
-        .map(|line| line.strip_suffix(b"/").unwrap_or(line));
-    Ok(lines.filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect())
+    let path = |line: &[u8]| {
+        let components = line.split(|&byte| byte == b'/').filter(|name| !matches!(name, [] | [b'.']));
+        components.collect::<Vec<_>>().join(&b'/')
+    };
+    let paths: Vec<_> = lines.filter(|line| !line.is_empty()).map(path).collect();
+    paths.iter().all(|path| !path.is_empty()).then_some(paths)
 }
 
 fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
@@ -407,4 +415,31 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
         }
         Err(error) => fail(error, output, &signals, false),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listed_paths;
+
+    #[test]
+    fn a_list_names_paths_as_other_tools_print_them() {
+        let listed = |text: &str| {
+            let paths = listed_paths(text.as_bytes())?;
+            Some(paths.into_iter().map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>().join(" "))
+        };
+        for (text, expected) in [
+            ("", Some("")),
+            ("\n\n", Some("")),
+            ("a\nb/c\n", Some("a b/c")),
+            ("a\r\nb", Some("a b")),
+            ("./a\n./b/\n", Some("a b")),
+            ("a//b\na/./b\n/a/b\n", Some("a/b a/b a/b")),
+            (".a\n..\n../a\n...\n", Some(".a .. ../a ...")),
+            (".\n./a\n", None),
+            ("./\n", None),
+            ("/\n", None),
+        ] {
+            assert_eq!(listed(text).as_deref(), expected, "{text:?}");
+        }
+    }
 }

@@ -742,7 +742,7 @@ fn our_own_folder_is_not_served() {
 
 // ---- choosing
 
-/// `--exclude` and `--include` as with rsync: the first that matches decides.
+/// `--exclude` and `--include`, in whichever order; `choosing.rs` has more.
 #[test]
 fn exclude_and_include_choose() {
     let (served, own) = served_and_own();

@@ -37,6 +37,7 @@ use fastdrop_proto::fastdp::{
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
@@ -518,9 +519,11 @@ impl Client {
         };
         let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
-        for listed in self.options.filter.listed() {
-            if !walked.manifest.iter().any(|(_, entry)| entry.path.as_bytes() == listed) {
-                tally.fail(listed, 404, "it was listed and is not there");
+        let warned = walked.warnings.iter().map(|warning| &warning.path[..]).collect::<HashSet<_>>();
+        for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
+            // What was left out by policy is not missing.
+            if !warned.contains(path) {
+                tally.fail(path, 404, &why);
             }
         }
         if walked.manifest.is_empty() {
@@ -731,6 +734,12 @@ impl Client {
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
         let manifest = Arc::new(read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?);
+        // What is in an archive is known when it has arrived.
+        if tally.attempts == 0 && self.compress()?.archive().is_none() {
+            for (path, why) in self.options.filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
+                tally.fail(path, 404, &why);
+            }
+        }
         let one_chunk = agreed.server.chunk_size()?;
         if one_chunk > ChunkSize::COMMON {
             return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
@@ -859,7 +868,7 @@ impl Client {
             };
             reception.run(agreed.reader, &more)
         });
-        tally.note_received(&reception, &manifest);
+        tally.note_received(&reception, &manifest, &self.options.filter);
         result
     }
 

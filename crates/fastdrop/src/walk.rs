@@ -1,12 +1,13 @@
 //! Finding what there is to send: from paths to a manifest and the way back from an entry to its file.
 
 use crate::error::{Error, reason};
-use crate::filter::Filter;
+use crate::filter::{Choice, Filter};
 use crate::observe::{Observer, Warning};
 use crate::root::{Root, join, split};
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::{
-    Entry, EntryKind, HIDDEN, LinkReach, Links, Manifest, ManifestBuilder, RelPath, check_link_target,
+    Entry, EntryKind, HIDDEN, LinkReach, Links, Manifest, ManifestBuilder, ManifestError, RelPath,
+    check_link_target,
 };
 use fastdrop_proto::units::Mtime;
 use rustix::fs::{AtFlags, FileType, Stat};
@@ -145,6 +146,7 @@ pub(crate) fn walk(
         walked: Walked::default(),
         tops: BTreeSet::new(),
         ancestors: Vec::new(),
+        entered: Vec::new(),
         privileged: rustix::process::geteuid().is_root(),
     };
     // Links may lead from one component to another, but only to those that will really be there.
@@ -199,12 +201,29 @@ struct Walk<'a> {
     tops: BTreeSet<Vec<u8>>,
     /// Device and inode of the folders above, to notice a link that leads back up.
     ancestors: Vec<(u64, u64)>,
+    /// Folders above, of which nothing has been taken yet, and which are not taken for themselves.
+    entered: Vec<Entered>,
     privileged: bool,
+}
+
+/// A folder that is taken if something in it is.
+struct Entered {
+    path: Vec<u8>,
+    mode: u32,
+    mtime: Mtime,
 }
 
 impl Walk<'_> {
     fn push(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
-        self.builder.push(entry).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let too_large = |error: ManifestError| Error::with_code(413, error.to_string());
+        for folder in std::mem::take(&mut self.entered) {
+            let path = RelPath::new(&folder.path);
+            let path = path.map_err(|error| Error::with_code(400, error.to_string()))?;
+            let kind = EntryKind::Directory;
+            let folder = Entry { path, kind, mode: folder.mode, mtime: folder.mtime };
+            self.builder.push(&folder).map_err(too_large)?;
+        }
+        self.builder.push(entry).map_err(too_large)?;
         if !matches!(entry.kind, EntryKind::Directory) {
             self.observer.files_total.fetch_add(1, Ordering::Relaxed);
         }
@@ -239,7 +258,8 @@ impl Walk<'_> {
             }
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if self.options.filter.leaves_out(checked, kind == FileType::Directory) {
+        let choice = self.options.filter.choose(checked, kind == FileType::Directory);
+        if choice == Choice::Leave {
             return Ok(());
         }
         let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
@@ -273,10 +293,15 @@ impl Walk<'_> {
                         return Ok(());
                     }
                 };
-                self.push(&entry)?;
+                let entered = self.entered.len();
+                match choice {
+                    Choice::Take => self.push(&entry)?,
+                    _ => self.entered.push(Entered { path: path.to_vec(), mode: entry.mode, mtime }),
+                }
                 self.ancestors.push(id);
                 let result = self.children(root, inner, dir.as_fd(), path);
                 self.ancestors.pop();
+                self.entered.truncate(entered);
                 result
             }
             FileType::Symlink => self.link(root, inner, path, &mut entry),

@@ -224,15 +224,18 @@ impl Tally {
         self.summary.files = count_files(manifest);
     }
 
-    pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Arc<Manifest>) {
+    pub(super) fn note_received(&mut self, reception: &Reception, manifest: &Arc<Manifest>, filter: &Filter) {
         self.manifest = Arc::clone(manifest);
         self.note_hashes(reception.hashes(), manifest);
         self.spent = Some(reception.spent());
         for failed in reception.failed() {
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
-        self.summary.bytes = manifest.bytes();
-        self.summary.files = count_files(manifest);
+        let chosen = filter.choose_from(manifest);
+        let chosen = manifest.iter().filter(|(index, _)| chosen.takes(*index)).map(|(_, entry)| entry);
+        let files = chosen.filter(|entry| entry.kind != EntryKind::Directory);
+        (self.summary.files, self.summary.bytes) =
+            files.fold((0, 0), |(files, bytes), entry| (files + 1, bytes + entry.size()));
     }
 
     /// Counts what was sent in an archive; what the receiver did not take it had already.
@@ -261,9 +264,8 @@ impl Tally {
 
     pub(super) fn note_dry(&mut self, manifest: &Manifest, filter: &Filter) {
         self.summary.dry_run = true;
-        let wanted =
-            |entry: &Entry<'_>| !filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory);
-        let entries = manifest.iter().map(|(_, entry)| entry).filter(wanted);
+        let chosen = filter.choose_from(manifest);
+        let entries = manifest.iter().filter(|(index, _)| chosen.takes(*index)).map(|(_, entry)| entry);
         self.summary.would_move = entries.map(|entry| Listed::new(&entry)).collect();
         self.summary.files =
             self.summary.would_move.iter().filter(|listed| listed.kind != ListedKind::Directory).count()

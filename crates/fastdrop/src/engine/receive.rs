@@ -59,6 +59,8 @@ pub(crate) struct Reception {
     pub(super) spent: Mutex<Spent>,
     /// What has become of the contents of an archive.
     pub(super) unpacked: Mutex<Option<Done>>,
+    /// What was listed and is not in the archive.
+    pub(super) unlisted: Mutex<Vec<Failed>>,
     /// Why it ended, if not well.
     pub(super) error: Mutex<Option<Error>>,
     /// Over, one way or the other: no stream is served any more.
@@ -129,6 +131,7 @@ impl Reception {
         let mut told = 0;
         let mut dirs = Dirs::default();
         let mut mounts = Mounts::default();
+        let chosen = options.filter.choose_from(&manifest);
         for (index, entry) in manifest.iter() {
             if stop.is_stopped() {
                 return Err(Error::Interrupted);
@@ -137,7 +140,7 @@ impl Reception {
                 mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
                 continue;
             }
-            if options.filter.leaves_out_of_tree(entry.path, entry.kind == EntryKind::Directory) {
+            if !chosen.takes(index) {
                 machine.skip(index, SkipReason::Policy);
                 continue;
             }
@@ -275,6 +278,7 @@ impl Reception {
             hashes: Mutex::new(hashes),
             spent: Mutex::default(),
             unpacked: Mutex::default(),
+            unlisted: Mutex::default(),
             error: Mutex::default(),
             over: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -363,7 +367,8 @@ impl Reception {
     /// What did not arrive.
     pub(crate) fn failed(&self) -> Vec<Failed> {
         let unpacked = lock(&self.unpacked).iter().flat_map(|done| done.failed.clone()).collect::<Vec<_>>();
-        lock(&self.failed).values().cloned().chain(unpacked).collect()
+        let unlisted = lock(&self.unlisted).clone();
+        lock(&self.failed).values().cloned().chain(unpacked).chain(unlisted).collect()
     }
 
     /// Whether DONE has been said.

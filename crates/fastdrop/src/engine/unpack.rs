@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::root::Dirs;
 use crate::stage::{Busy, write_all_at};
 use fastdrop_proto::fastdp::{
-    Archive, Entry, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
+    Archive, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::fs::File;
@@ -39,6 +39,9 @@ impl Reception {
         let table = Table::new(&manifest, ChunkSize::COMMON)
             .map_err(|error| Error::with_code(413, error.to_string()))?;
         let placement = sink.placement.of_contents(&manifest)?;
+        let missing = sink.options.filter.missing(manifest.iter().map(|(_, entry)| entry.path));
+        let failed = |(path, message): (&[u8], String)| Failed { path: path.to_vec(), code: 404, message };
+        *lock(&self.unlisted) = missing.into_iter().map(failed).collect();
         let mut options = sink.options.clone();
         options.unpack = None;
         let Prepared { reception, .. } = Reception::prepare(
