@@ -193,8 +193,8 @@ fn a_zone_that_cannot_be_is_a_usage_error() {
 
 /// A link-local address works with its zone by name and by number, at both ends.
 #[test]
-#[ignore = "needs a link-local address"]
-fn a_zone_by_name_or_number_works_needs_a_link_local_address() {
+#[ignore = "needs an interface with a link-local IPv6 address"]
+fn a_link_local_address_of_a_server_is_reached_through_its_zone() {
     let served = scratch();
     let (by_name, by_number) = link_local().unwrap();
     for bind in [by_name.clone(), by_number.clone()] {

@@ -1012,6 +1012,7 @@ fn case_88_a_folder_that_goes_away_is_a_clean_end() {
 
 /// Case 83: full before it begins. When there is room, the same command completes.
 #[test]
+#[ignore = "needs root"]
 fn case_83_disk_full_is_507_and_resumes() {
     let (disk, own) = (Mount::tmpfs("size=24m"), scratch());
     let source = source_file(own.path(), 12 * MIB);
@@ -1028,6 +1029,7 @@ fn case_83_disk_full_is_507_and_resumes() {
 
 /// Case 83: it fills up while the transfer runs; what was confirmed is not sent again.
 #[test]
+#[ignore = "needs root"]
 fn case_83_a_disk_that_fills_up_meanwhile_is_507_and_resumes() {
     for stream in [false, true] {
         let (disk, own) = (Mount::tmpfs("size=40m"), scratch());
@@ -1064,6 +1066,7 @@ fn case_83_a_disk_that_fills_up_meanwhile_is_507_and_resumes() {
 
 /// Case 83: no room for names. When there is, the same command completes.
 #[test]
+#[ignore = "needs root"]
 fn case_83_no_inodes_left_resumes() {
     let (disk, own) = (Mount::tmpfs("size=40m,nr_inodes=100"), scratch());
     let tree = own.path().join("tree");
@@ -1080,6 +1083,7 @@ fn case_83_no_inodes_left_resumes() {
 
 /// Case 83, here: the disk of a `get` is full.
 #[test]
+#[ignore = "needs root"]
 fn case_83_getting_onto_a_full_disk_is_exit_8_and_resumes() {
     let (disk, served) = (Mount::tmpfs("size=24m"), scratch());
     let source = source_file(served.path(), 12 * MIB);
@@ -1095,6 +1099,7 @@ fn case_83_getting_onto_a_full_disk_is_exit_8_and_resumes() {
 
 /// Case 86: a read-only folder can be read from and says why it cannot be written to.
 #[test]
+#[ignore = "needs root"]
 fn case_86_a_read_only_file_system_is_named() {
     let (folder, own) = (scratch(), scratch());
     write_file(&folder.path().join("there"), 2 * MIB, 1);
@@ -1146,23 +1151,21 @@ fn case_86_no_descriptors_left_is_survived() {
     server.assert_serves("no descriptors");
 }
 
-fn strace(log: &Path, inject: &str) -> Option<Vec<std::ffi::OsString>> {
-    if !strace_is_there() {
-        return None;
-    }
+fn strace(log: &Path, inject: &str) -> Vec<std::ffi::OsString> {
     let calls = inject.split(':').next().unwrap();
     let (trace, inject) = (format!("trace={calls}"), format!("inject={inject}"));
-    Some(args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", log, "-e", trace, "-e", inject])
+    args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", log, "-e", trace, "-e", inject]
 }
 
 /// Case 84: a sync that fails poisons the attempt, even if the next one works: no success, no name.
 #[test]
+#[ignore = "needs strace"]
 fn case_84_a_failed_sync_is_never_success() {
     for when in ["1", "1+"] {
         let (served, own) = (scratch(), scratch());
         let log = own.path().join("strace.log");
         let inject = format!("fsync,fdatasync,syncfs:error=EIO:when={when}");
-        let Some(wrapper) = strace(&log, &inject) else { return };
+        let wrapper = strace(&log, &inject);
         let source = source_file(own.path(), 3 * MIB);
         let mut server = Server::wrapped(served.path(), &[], wrapper);
         client(args!["send", "--retries", "0", source, server.target("")]).expect_failure();
@@ -1182,10 +1185,11 @@ fn case_84_a_failed_sync_is_never_success() {
 
 /// Case 84, here: the receiver is the client.
 #[test]
+#[ignore = "needs strace"]
 fn case_84_a_failed_sync_of_the_client_is_never_success() {
     let (served, own) = (scratch(), scratch());
     let log = own.path().join("strace.log");
-    let Some(wrapper) = strace(&log, "fsync,fdatasync,syncfs:error=EIO:when=1") else { return };
+    let wrapper = strace(&log, "fsync,fdatasync,syncfs:error=EIO:when=1");
     let source = source_file(served.path(), 3 * MIB);
     let server = Server::start(served.path(), &[]);
     let here = own.path().join("copy");
@@ -1201,10 +1205,11 @@ fn case_84_a_failed_sync_of_the_client_is_never_success() {
 
 /// Case 84: a write that fails is an error, and nothing gets a name.
 #[test]
+#[ignore = "needs strace"]
 fn case_84_a_failed_write_is_an_error() {
     let (served, own) = (scratch(), scratch());
     let log = own.path().join("strace.log");
-    let Some(wrapper) = strace(&log, "pwrite64,pwritev,pwritev2:error=EIO:when=1+") else { return };
+    let wrapper = strace(&log, "pwrite64,pwritev,pwritev2:error=EIO:when=1+");
     let source = source_file(own.path(), 3 * MIB);
     let mut server = Server::wrapped(served.path(), &[], wrapper);
     client(args!["send", "--retries", "0", source, server.target("")]).expect_failure();
@@ -1216,11 +1221,12 @@ fn case_84_a_failed_write_is_an_error() {
 
 /// Case 85: interrupted writes are completed.
 #[test]
+#[ignore = "needs strace"]
 fn case_85_interrupted_calls_are_repeated() {
     let (served, own) = (scratch(), scratch());
     let log = own.path().join("strace.log");
     let inject = "pwrite64,pwritev,pwritev2,ftruncate,fallocate:error=EINTR:when=2";
-    let Some(wrapper) = strace(&log, inject) else { return };
+    let wrapper = strace(&log, inject);
     let tree = own.path().join("tree");
     write_file(&tree.join("big"), 5 * MIB, 1);
     small_tree(&tree.join("small"), 1, 10, 1);
@@ -1383,6 +1389,7 @@ fn max_size_is_refused_before_anything_is_sent() {
 
 /// `--min-free` keeps room on the disk.
 #[test]
+#[ignore = "needs root"]
 fn min_free_is_kept() {
     let (disk, own) = (Mount::tmpfs("size=32m"), scratch());
     let source = source_file(own.path(), 12 * MIB);

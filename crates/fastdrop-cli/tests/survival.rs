@@ -152,12 +152,14 @@ fn strings(text: &str) -> Vec<&str> {
 /// Case 90, as far as it can be seen from outside: before a file gets its name its bytes are synced, and before DONE the
 /// folders of all new names are. What a disk makes of a loss of power this does not show.
 #[test]
+#[ignore = "needs strace"]
 fn case_90_syncs_come_before_names_and_names_before_done() {
     syncs_in_order(1, |thing| write_file(thing, 3 * MIB, 1));
 }
 
 /// Case 90 for trees: the folders made on the way have names, too. Few files are synced one by one, many all at once.
 #[test]
+#[ignore = "needs strace"]
 fn case_90_syncs_come_in_order_for_trees() {
     for (folders, files) in [(2, 3), (20, 20)] {
         syncs_in_order(folders * files + 1, |thing| {
@@ -170,32 +172,27 @@ fn case_90_syncs_come_in_order_for_trees() {
 /// Sends what `make` makes at a path, and looks at the order of the server's system calls.
 #[track_caller]
 fn syncs_in_order(files: u64, make: impl FnOnce(&Path)) {
-    if strace_is_there() {
-        let (served, own) = (scratch(), scratch());
-        let log = own.path().join("strace.log");
-        let thing = own.path().join("thing");
-        make(&thing);
-        let trace =
-            "trace=fsync,fdatasync,syncfs,renameat2,renameat,rename,linkat,mkdirat,writev,sendto,sendmsg";
-        let strace =
-            args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "64", "-o", log, "-e", trace];
-        let mut server = Server::wrapped(served.path(), &[], strace);
-        client(args!["send", thing, server.target("")]).expect(0);
-        server.term();
-        let text = eventually("the log to be whole", || {
-            let text = fs::read_to_string(&log).unwrap();
-            text.contains("SIGTERM").then_some(text)
-        });
-        check_order(&text, served.path(), files);
-    }
+    let (served, own) = (scratch(), scratch());
+    let log = own.path().join("strace.log");
+    let thing = own.path().join("thing");
+    make(&thing);
+    let trace = "trace=fsync,fdatasync,syncfs,renameat2,renameat,rename,linkat,mkdirat,writev,sendto,sendmsg";
+    let strace =
+        args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "64", "-o", log, "-e", trace];
+    let mut server = Server::wrapped(served.path(), &[], strace);
+    client(args!["send", thing, server.target("")]).expect(0);
+    server.term();
+    let text = eventually("the log to be whole", || {
+        let text = fs::read_to_string(&log).unwrap();
+        text.contains("SIGTERM").then_some(text)
+    });
+    check_order(&text, served.path(), files);
 }
 
 /// What is not to be durable is not synced, and so the test above can tell the difference.
 #[test]
+#[ignore = "needs strace"]
 fn durability_none_syncs_nothing() {
-    if !strace_is_there() {
-        return;
-    }
     let (served, own) = (scratch(), scratch());
     let log = own.path().join("strace.log");
     let source = own.path().join("file");

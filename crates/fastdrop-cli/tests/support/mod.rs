@@ -79,15 +79,6 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Whether `strace` is there, to inject faults with. Says so when not: what needs it is then not tested.
-pub fn strace_is_there() -> bool {
-    let there = Command::new("strace").arg("-V").output().is_ok();
-    if !there {
-        eprintln!("NOT TESTED: strace is not installed");
-    }
-    there
-}
-
 /// Runs a system tool that the test cannot do without.
 pub fn tool(name: &str, args: Vec<std::ffi::OsString>) {
     let out =
