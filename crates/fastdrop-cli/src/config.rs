@@ -1,7 +1,9 @@
 //! Flag beats variable beats file beats default.
 
 use crate::args::Cli;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -11,6 +13,30 @@ pub(crate) enum Refused {
     Usage(clap::Error),
     /// The file cannot be used.
     Config(String),
+}
+
+/// The resolved arguments, and where they come from.
+pub(crate) struct Arguments {
+    pub(crate) matches: ArgMatches,
+    from_file: FromFile,
+}
+
+/// Arguments whose default comes from the file: each command with the argument's id.
+type FromFile = BTreeSet<(String, String)>;
+
+impl Arguments {
+    /// The argument `id` of the command was given: on the command line, by a variable or in the file.
+    pub(crate) fn is_asked(&self, id: &str) -> bool {
+        let Some((command, matches)) = self.matches.subcommand() else { return false };
+        // What the command does not have was not given.
+        if !matches.ids().any(|other| other == id) {
+            return false;
+        }
+        match matches.value_source(id) {
+            Some(ValueSource::DefaultValue) => self.from_file.contains(&(command.to_owned(), id.to_owned())),
+            source => source.is_some(),
+        }
+    }
 }
 
 /// The whole command, with a variable for every flag.
@@ -31,20 +57,24 @@ fn with_variables(command: Command) -> Command {
 }
 
 /// Parses the command line, with defaults from the file that it or `FASTDROP_CONFIG` names, or that is in the usual place.
-pub(crate) fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, Refused> {
+pub(crate) fn matches(arguments: Vec<OsString>) -> Result<Arguments, Refused> {
     let named = named_file(&arguments).or_else(|| std::env::var_os("FASTDROP_CONFIG").map(PathBuf::from));
     let file = match named {
         Some(path) => Some(path),
         None => usual_file().filter(|path| path.exists()),
     };
-    let Some(path) = file else { return command().try_get_matches_from(arguments).map_err(Refused::Usage) };
+    let mut from_file = FromFile::new();
+    let Some(path) = file else {
+        let matches = command().try_get_matches_from(arguments).map_err(Refused::Usage)?;
+        return Ok(Arguments { matches, from_file });
+    };
     let shown = path.display();
     let text =
         std::fs::read_to_string(&path).map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
     let table: toml::Table = text.parse().map_err(|error| Refused::Config(format!("{shown}: {error}")))?;
-    let command =
-        with_defaults(command(), &table).map_err(|why| Refused::Config(format!("{shown}: {why}")))?;
-    command.try_get_matches_from(&arguments).map_err(|error| {
+    let command = with_defaults(command(), &table, &mut from_file)
+        .map_err(|why| Refused::Config(format!("{shown}: {why}")))?;
+    let matches = command.try_get_matches_from(&arguments).map_err(|error| {
         // What is right without the file is wrong because of it.
         match self::command().try_get_matches_from(&arguments) {
             Ok(_) => Refused::Config(format!(
@@ -53,7 +83,8 @@ pub(crate) fn matches(arguments: Vec<OsString>) -> Result<ArgMatches, Refused> {
             )),
             Err(_) => Refused::Usage(error),
         }
-    })
+    })?;
+    Ok(Arguments { matches, from_file })
 }
 
 fn named_file(arguments: &[OsString]) -> Option<PathBuf> {
@@ -77,7 +108,11 @@ fn usual_file() -> Option<PathBuf> {
 }
 
 /// Makes the file's values the defaults: keys at the top for every command, in a table for the one of its name.
-fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, String> {
+fn with_defaults(
+    mut command: Command,
+    table: &toml::Table,
+    from_file: &mut FromFile,
+) -> Result<Command, String> {
     for (key, value) in table {
         if let toml::Value::Table(inner) = value {
             if command.find_subcommand(key).is_none() {
@@ -89,11 +124,13 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
                 if let toml::Value::Table(nested) = value {
                     let one = toml::Table::from_iter([(key.clone(), toml::Value::Table(nested.clone()))]);
                     let mut refused = None;
-                    command = command.mut_subcommand(sub, |sub| match with_defaults(sub.clone(), &one) {
-                        Ok(sub) => sub,
-                        Err(why) => {
-                            refused = Some(why);
-                            sub
+                    command = command.mut_subcommand(sub, |sub| {
+                        match with_defaults(sub.clone(), &one, from_file) {
+                            Ok(sub) => sub,
+                            Err(why) => {
+                                refused = Some(why);
+                                sub
+                            }
                         }
                     });
                     match refused {
@@ -111,6 +148,7 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
                 command = if has(&command, key) {
                     command.mut_arg(id, |arg| arg.default_value(text))
                 } else {
+                    from_file.insert((sub.clone(), id.clone()));
                     command.mut_subcommand(sub, |sub| sub.mut_arg(id, |arg| arg.default_value(text)))
                 };
             }
@@ -129,6 +167,7 @@ fn with_defaults(mut command: Command, table: &toml::Table) -> Result<Command, S
             .collect();
         for sub in subs {
             known = true;
+            from_file.insert((sub.clone(), id.clone()));
             command =
                 command.mut_subcommand(sub, |sub| sub.mut_arg(&id, |arg| arg.default_value(text.clone())));
         }

@@ -66,6 +66,7 @@ impl ExitCode {
             ErrorKind::Integrity => ExitCode::Integrity,
             ErrorKind::Space => ExitCode::Space,
             ErrorKind::Policy => ExitCode::Policy,
+            ErrorKind::Unsupported => ExitCode::Usage,
             _ => ExitCode::Other,
         }
     }

@@ -15,13 +15,13 @@ use exit::ExitCode;
 use std::process::ExitCode as ProcessExit;
 
 fn main() -> ProcessExit {
-    let matches = match config::matches(std::env::args_os().collect()) {
-        Ok(matches) => matches,
+    let arguments = match config::matches(std::env::args_os().collect()) {
+        Ok(arguments) => arguments,
         Err(config::Refused::Usage(error)) => return run::answer(&error).into(),
         Err(config::Refused::Config(why)) => {
             output::complain(&why);
             return ExitCode::Usage.into();
         }
     };
-    run::run(matches).into()
+    run::run(&arguments).into()
 }

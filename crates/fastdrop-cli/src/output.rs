@@ -208,6 +208,7 @@ fn fields(summary: &Summary) -> Value {
         "bytes_per_second": rate(summary),
         "protocol": summary.protocol.name(),
         "confirmed": summary.confirmed,
+        "unkept": summary.unkept.iter().map(|setting| setting.flag.name()).collect::<Vec<_>>(),
         "checksum": summary.checksum,
         "durability": summary.durability.map(|durability| match durability {
             Durability::Commit => "commit",
@@ -270,6 +271,10 @@ fn line(verb: &str, summary: &Summary) -> String {
         Some(Durability::None) => "not synced (durability none)".to_owned(),
         None => format!("{} does not tell whether it was synced", summary.protocol),
     });
+    if !summary.unkept.is_empty() {
+        let unkept: Vec<_> = summary.unkept.iter().map(ToString::to_string).collect();
+        parts.push(format!("{} cannot keep the defaults {}", summary.protocol, unkept.join(", ")));
+    }
     if let Some(limits) = summary.limits {
         let shares = limits.shares().ranked().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
         parts.push(format!("limited by {}", shares.join(", ")));

@@ -1,15 +1,16 @@
 //! From resolved arguments to what is done.
 
 use crate::address::{Address, AddressError};
-use crate::args::{Cli, Color, Command, Common, Compress, Get, List, Progress, Send, Serve, Transfer};
+use crate::args::{Cli, Color, Command, Common, Get, List, Progress, Send, Serve, Transfer};
+use crate::config::Arguments;
 use crate::exit::ExitCode;
 use crate::output::{Output, OutputError, complain, print};
 use crate::progress::Shown;
 use crate::signals::Signals;
-use clap::{ArgMatches, FromArgMatches};
+use clap::FromArgMatches;
 use fastdrop::{
-    Client, ClientOptions, Destination, Error, Filter, GetOptions, Observer, Protocol, Put, PutOptions,
-    Server, ServerOptions, Stop, Summary, Target, shown,
+    Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, Observer, Protocol, Put,
+    PutOptions, Server, ServerOptions, Stop, Summary, Target, shown,
 };
 use rustix::io::Errno;
 use serde_json::json;
@@ -44,8 +45,8 @@ impl From<anyhow::Error> for Refused {
 }
 
 /// Does what the arguments say.
-pub(crate) fn run(matches: ArgMatches) -> ExitCode {
-    let cli = match Cli::from_arg_matches(&matches) {
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let cli = match Cli::from_arg_matches(&arguments.matches) {
         Ok(cli) => cli,
         Err(error) => return answer(&error),
     };
@@ -56,8 +57,8 @@ pub(crate) fn run(matches: ArgMatches) -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(serve) => self::serve(&cli.common, serve),
-        Command::Send(send) => self::send(&cli.common, send),
-        Command::Get(get) => self::get(&cli.common, get),
+        Command::Send(send) => self::send(&cli.common, send, asked(arguments)),
+        Command::Get(get) => self::get(&cli.common, get, asked(arguments)),
         Command::List(list) => self::list(&cli.common, list),
         Command::Message(message) => crate::message::run(&cli.common, message),
         Command::Completions { shell } => completions(shell),
@@ -226,12 +227,17 @@ fn target(text: &OsStr, protocol: Protocol) -> Result<Target, Refused> {
     }
 }
 
-fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
+/// The flags that were given, with whatever value. A switch that is off was not.
+fn asked(arguments: &Arguments) -> Asked {
+    Flag::all().filter(|flag| arguments.is_asked(&flag.name().replace('-', "_"))).collect()
+}
+
+fn options(transfer: &Transfer, mut asked: Asked) -> Result<ClientOptions, Refused> {
+    if !transfer.no_resume {
+        asked.remove(&Flag::NoResume);
+    }
     let listed = transfer.files_from.as_deref().map(read_list).transpose()?.flatten();
     let filter = Filter::new(&transfer.exclude, &transfer.include, listed);
-    if transfer.protocol == Protocol::FastDp && transfer.compress == Compress::Gzip {
-        return Err(Refused::Usage("fastdp does not compress with gzip alone; targz does".into()));
-    }
     Ok(ClientOptions {
         protocol: transfer.protocol,
         compress: transfer.compress.into(),
@@ -247,6 +253,7 @@ fn options(transfer: &Transfer) -> Result<ClientOptions, Refused> {
         filter: filter.map_err(|error| Refused::Usage(error.to_string()))?,
         bytes_per_second_max: transfer.bwlimit,
         retries: transfer.retries,
+        asked,
     })
 }
 
@@ -274,7 +281,7 @@ fn listed_paths(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     paths.iter().all(|path| !path.is_empty()).then_some(paths)
 }
 
-fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
+fn send(common: &Common, mut send: Send, asked: Asked) -> Result<ExitCode, Refused> {
     let target = match send.paths.pop() {
         Some(text) => target(&text, send.transfer.protocol)?,
         None => return Err(Refused::Usage("what, and where to?".into())),
@@ -294,7 +301,7 @@ fn send(common: &Common, mut send: Send) -> Result<ExitCode, Refused> {
             path.push("/");
         }
     }
-    let options = options(&send.transfer)?;
+    let options = options(&send.transfer, asked)?;
     let what = sources(&send.paths, &target)?;
     let dry_run = send.transfer.dry_run;
     let code =
@@ -332,9 +339,9 @@ fn sources(paths: &[OsString], target: &Target) -> Result<Put, Refused> {
     Ok(Put::Stream(Box::new(stream)))
 }
 
-fn get(common: &Common, get: Get) -> Result<ExitCode, Refused> {
+fn get(common: &Common, get: Get, asked: Asked) -> Result<ExitCode, Refused> {
     let target = target(&get.target, get.transfer.protocol)?;
-    let options = options(&get.transfer)?;
+    let options = options(&get.transfer, asked)?;
     let to_output = get.dest == Path::new("-");
     let destination = if to_output {
         Destination::Output(Box::new(standard_output()?))
@@ -401,12 +408,12 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
     let target = target(&list.target, list.protocol)?;
     let (stop, signals) = begin(common, "warn")?;
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
-    let options = ClientOptions { retries: list.retries, ..ClientOptions::default() };
+    let (protocol, retries) = (list.protocol, list.retries);
+    let options = ClientOptions { protocol, retries, ..ClientOptions::default() };
     let client = Client::new(target, options, Arc::new(Observer::default()), stop);
     let listed = match list.protocol {
-        Protocol::FastDp => client.list().map(|listed| output.list(&listed)),
         Protocol::FastDownloader => client.names().map(|names| output.names(&names)),
-        other => return Err(Refused::Usage(format!("{other} has no list"))),
+        _ => client.list().map(|listed| output.list(&listed)),
     };
     Ok(match listed {
         Ok(printed) => {

@@ -21,6 +21,7 @@ use crate::engine::send::{Opener, SendOptions, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::Error;
 use crate::filter::Filter;
+use crate::flags::{Action, Asked, Request};
 use crate::observe::{Limits, Observer, Phase};
 use crate::protocol::Protocol;
 use crate::root::{Root, split};
@@ -85,6 +86,9 @@ pub struct ClientOptions {
     pub bytes_per_second_max: Option<u64>,
     /// Attempts after a loss without anything gained. Default: 5.
     pub retries: u32,
+    /// The flags that were given, perhaps with their default value: what the protocol cannot keep of them is refused, as every value
+    /// that is not the default. Default: none.
+    pub asked: Asked,
 }
 
 impl Default for ClientOptions {
@@ -104,6 +108,7 @@ impl Default for ClientOptions {
             filter: Filter::default(),
             bytes_per_second_max: None,
             retries: 5,
+            asked: Asked::new(),
         }
     }
 }
@@ -486,6 +491,9 @@ impl Client {
     /// Sends. A failure of some files is not an error here but counted in the summary.
     pub fn put(&self, what: Put, options: PutOptions) -> Result<Summary, Error> {
         let start = Instant::now();
+        let (dry_run, keep_archive) = (options.dry_run, false);
+        let request = Request { action: Action::Put, options: &self.options, dry_run, keep_archive };
+        let unkept = request.check()?;
         let mut tree = SourceTree::default();
         let mut stream = None;
         let mut input = None;
@@ -498,10 +506,9 @@ impl Client {
             }
             Put::Stream(_) if self.options.protocol != Protocol::FastDp => {
                 let protocol = self.options.protocol;
-                return Err(Error::with_code(
-                    400,
-                    format!("{protocol} has to know a file's size before it is sent"),
-                ));
+                return Err(Error::Unsupported(format!(
+                    "{protocol} has to know a file's size before it is sent"
+                )));
             }
             Put::Stream(read) => {
                 let (_, name) = split(&self.target.path);
@@ -519,6 +526,7 @@ impl Client {
         };
         let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
+        tally.note_unkept(unkept);
         let warned = walked.warnings.iter().map(|warning| &warning.path[..]).collect::<HashSet<_>>();
         for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
             // What was left out by policy is not missing.
@@ -677,6 +685,7 @@ impl Client {
 
     /// The names that a FastDownloader server offers.
     pub fn names(&self) -> Result<Vec<Vec<u8>>, Error> {
+        self.check_list()?;
         self.with_attempts(|| fastdownloader::list(self))
     }
 
@@ -684,17 +693,16 @@ impl Client {
 
     /// Fetches. A failure of some files is not an error here but counted in the summary.
     pub fn get(&self, destination: Destination, options: GetOptions) -> Result<Summary, Error> {
-        match self.options.protocol {
-            Protocol::FastDp => {}
-            Protocol::FastDownloader => {
-                let mut tally = Tally::new(&self.options, &Walked::default(), Instant::now());
-                let done = fastdownloader::get(self, destination, options.dry_run, &mut tally);
-                return tally.finish(done, &self.observer);
-            }
-            other => return Err(Error::with_code(400, format!("nothing can be fetched with {other}"))),
-        }
         let start = Instant::now();
+        let GetOptions { dry_run, keep_archive } = options;
+        let request = Request { action: Action::Get, options: &self.options, dry_run, keep_archive };
+        let unkept = request.check()?;
         let mut tally = Tally::new(&self.options, &Walked::default(), start);
+        tally.note_unkept(unkept);
+        if self.options.protocol == Protocol::FastDownloader {
+            let done = fastdownloader::get(self, destination, dry_run, &mut tally);
+            return tally.finish(done, &self.observer);
+        }
         let archive = self.compress()?.archive();
         if archive.is_some() && options.keep_archive && !self.options.filter.is_empty() {
             return Err(Error::with_code(
@@ -874,8 +882,15 @@ impl Client {
 
     // ---- list ----
 
+    fn check_list(&self) -> Result<(), Error> {
+        let options = &self.options;
+        let request = Request { action: Action::List, options, dry_run: false, keep_archive: false };
+        request.check().map(|_| ())
+    }
+
     /// What is in a folder, or the file that the path names.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
+        self.check_list()?;
         self.persist(|_| {
             let mut agreed =
                 self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;

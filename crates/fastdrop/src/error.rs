@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Policy,
     /// Somebody wanted it to stop.
     Interrupted,
+    /// The protocol cannot keep what was asked for: nothing was done.
+    Unsupported,
 }
 
 /// Why a transfer, or one attempt at it, failed.
@@ -49,6 +51,9 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// The protocol cannot keep what was asked for. Nothing was done.
+    #[error("{0}")]
+    Unsupported(String),
     /// Stopped by a signal.
     #[error("interrupted")]
     Interrupted,
@@ -84,6 +89,7 @@ impl Error {
             Error::Violation(violation) => violation.code,
             Error::System { errno, .. } => code_of(*errno),
             Error::Interrupted => 503,
+            Error::Unsupported(_) => 400,
             Error::Network(_) => 408,
             Error::Foreign(_) => 400,
         }
@@ -94,6 +100,7 @@ impl Error {
         match self {
             Error::Network(_) => ErrorKind::Network,
             Error::Interrupted => ErrorKind::Interrupted,
+            Error::Unsupported(_) => ErrorKind::Unsupported,
             Error::Foreign(_) => ErrorKind::Other,
             _ => kind_of(self.code()),
         }

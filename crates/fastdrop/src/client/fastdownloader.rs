@@ -13,6 +13,7 @@ use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
 };
 use fastdrop_proto::fastdp::{Done, Existing};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -76,11 +77,15 @@ fn hear<T>(
 /// Fetches the file that the target names.
 pub(super) fn get(client: &Client, to: Destination, dry_run: bool, tally: &mut Tally) -> Result<Done, Error> {
     let Destination::Path(path) = to else {
-        return Err(Error::with_code(
-            400,
-            "fastdownloader cannot write to standard output: its chunks come in any order",
+        return Err(Error::Unsupported(
+            "fastdownloader cannot write to standard output: its chunks come in any order".into(),
         ));
     };
+    client.with_attempts(|| get_once(client, &path, dry_run, tally))
+}
+
+/// Fetches it, from its beginning, to `path`.
+fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> Result<Done, Error> {
     let name = client.target.path.clone();
     let (mut reader, names) = begin(client)?;
     if name.is_empty() || !names.contains(&name) {
@@ -94,7 +99,7 @@ pub(super) fn get(client: &Client, to: Destination, dry_run: bool, tally: &mut T
         tally.note_dry_file(&name);
         return Ok(Done::default());
     }
-    let GetPlace::Files { root, path } = GetPlace::files(&path)? else {
+    let GetPlace::Files { root, path } = GetPlace::files(path)? else {
         return Err(Error::with_code(500, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;

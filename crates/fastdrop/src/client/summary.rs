@@ -5,6 +5,7 @@ use super::{ClientOptions, Error, Limits, Walked};
 use crate::engine::receive::Reception;
 use crate::engine::send::Transmission;
 use crate::filter::Filter;
+use crate::flags::Setting;
 use crate::observe::{Observer, Warning};
 use crate::protocol::Protocol;
 use fastdrop_proto::checksum::Algorithm;
@@ -48,6 +49,8 @@ pub struct Summary {
     /// The other end has said that all of it is there. False where the protocol of a put cannot tell: then it was sent, and no more
     /// is known.
     pub confirmed: bool,
+    /// Settings that are defaults, and that the protocol cannot keep.
+    pub unkept: Vec<Setting>,
     /// What was promised, and kept; None where the protocol does not tell.
     pub durability: Option<Durability>,
     /// Attempts after the first.
@@ -158,6 +161,7 @@ impl Tally {
                 protocol: options.protocol,
                 checksum: checksum(options),
                 confirmed: true,
+                unkept: Vec::new(),
                 durability: tells_durability(options.protocol).then_some(options.durability),
                 retries: 0,
                 limits: None,
@@ -173,6 +177,11 @@ impl Tally {
             tally.fail(&warning.path, 403, &warning.message);
         }
         tally
+    }
+
+    /// Notes the defaults that the protocol cannot keep.
+    pub(super) fn note_unkept(&mut self, unkept: Vec<Setting>) {
+        self.summary.unkept = unkept;
     }
 
     /// Notes something that cannot be sent, before anything is.
