@@ -2,6 +2,7 @@
 
 mod fastdownloader;
 mod fastdp1;
+mod get_place;
 mod nextdp;
 mod older;
 mod summary;
@@ -24,8 +25,8 @@ use crate::filter::Filter;
 use crate::flags::{Action, Asked, Request};
 use crate::observe::{Limits, Observer, Phase};
 use crate::protocol::Protocol;
-use crate::root::{Root, split};
-use crate::stage::{Busy, is_named, random};
+use crate::root::split;
+use crate::stage::{Busy, random};
 use crate::stop::Stop;
 use crate::walk::{SourceTree, WalkOptions, Walked, walk};
 use base64::Engine as _;
@@ -37,12 +38,11 @@ use fastdrop_proto::fastdp::{
     Version, parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
-use rustix::io::Errno;
+use get_place::GetPlace;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -523,6 +523,8 @@ impl Client {
             links: self.options.links,
             filter: self.options.filter.clone(),
             entries_max: ENTRIES_MAX,
+            // With -v alone: it takes a call for each file.
+            tells_uncarried: tracing::enabled!(tracing::Level::INFO),
         };
         let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
@@ -767,6 +769,7 @@ impl Client {
             tally.note_dry(&manifest, &self.options.filter);
             return Ok(Done::default());
         }
+        let place = &place.with_parents()?;
         let connection = Arc::clone(agreed.reader.connection());
         let prepared = with_alive(&connection, || match place {
             GetPlace::Output(sink) => Reception::to_output(
@@ -777,7 +780,7 @@ impl Client {
                 Arc::clone(&self.observer),
                 self.stop.clone(),
             ),
-            GetPlace::Files { root, path } => {
+            GetPlace::Files { root, path, .. } => {
                 let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
                 *fixed = placement.kind();
                 let archive = self.compress()?.archive();
@@ -899,53 +902,6 @@ impl Client {
             agreed.reader.connection().close();
             Ok(manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect())
         })
-    }
-}
-
-/// Where a get goes, found once for all attempts.
-enum GetPlace {
-    Files { root: Arc<Root>, path: Vec<u8> },
-    Output(Arc<OutputSink>),
-}
-
-impl GetPlace {
-    /// The folder beside the destination, and the destination's name in it; or the destination, if it has no name of its own there.
-    fn files(path: &Path) -> Result<Self, Error> {
-        let bytes = path.as_os_str().as_bytes();
-        let system = |error: std::io::Error| {
-            Error::system(
-                crate::shown(bytes),
-                error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),
-            )
-        };
-        let open = |path: &Path| {
-            Root::open(path).map(Arc::new).map_err(|errno| Error::system(crate::shown(bytes), errno))
-        };
-        if let Ok(full) = std::fs::canonicalize(path) {
-            use std::os::unix::fs::MetadataExt;
-            let metadata = std::fs::metadata(&full).map_err(system)?;
-            let parent = full.parent().unwrap_or(Path::new("/"));
-            let device = std::fs::metadata(parent).map(|parent| parent.dev()).unwrap_or(0);
-            let dots = matches!(
-                path.components().next_back(),
-                None | Some(std::path::Component::CurDir | std::path::Component::ParentDir)
-            );
-            let name = full.file_name().unwrap_or_default().as_bytes().to_vec();
-            // A folder that an unfinished get has begun under this name is that get's, not one to go into. Files cannot be
-            // moved between file systems, so unfinished ones are on the destination's.
-            let begun =
-                || device == metadata.dev() && Root::open(parent).is_ok_and(|root| is_named(&root, &name));
-            if metadata.is_dir() && (dots || !begun()) {
-                return Ok(GetPlace::Files { root: open(&full)?, path: Vec::new() });
-            }
-            return Ok(GetPlace::Files { root: open(parent)?, path: name });
-        }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
-        if bytes.ends_with(b"/") {
-            name.push(b'/');
-        }
-        Ok(GetPlace::Files { root: open(parent)?, path: name })
     }
 }
 

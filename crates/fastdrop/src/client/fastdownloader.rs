@@ -1,8 +1,9 @@
 //! FastDownloader: fetches one file over the ports that the server names.
 
+use super::get_place::GetPlace;
 use super::older::send_all;
 use super::summary::Tally;
-use super::{Client, Destination, Error, GetPlace};
+use super::{Client, Destination, Error};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
 use crate::engine::incoming::{BUFFER, Incoming, WriteBehind, destination};
@@ -99,7 +100,7 @@ fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> R
         tally.note_dry_file(&name);
         return Ok(Done::default());
     }
-    let GetPlace::Files { root, path } = GetPlace::files(path)? else {
+    let GetPlace::Files { root, path, .. } = GetPlace::files(path)?.with_parents()? else {
         return Err(Error::with_code(500, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;
