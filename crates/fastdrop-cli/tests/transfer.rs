@@ -779,6 +779,65 @@ fn files_from_chooses() {
     assert_same_file(&tree.join("deep/b"), &server.path("chosen/deep/b"));
 }
 
+/// Hard links and extended attributes are not carried, which `-v` says once.
+#[test]
+fn what_is_not_carried_is_said_once_with_v() {
+    let (served, own) = served_and_own();
+    let tree = own.path().join("tree");
+    small_tree(&tree, 2, 3, 1);
+    fs::hard_link(tree.join("folder-000/file-0000"), tree.join("folder-001/again")).unwrap();
+    let server = Server::start(served.path(), &[]);
+    let out = plain(args!["send", "-v", tree, server.target("one")]).expect(0);
+    assert_eq!(out.stderr.matches("hard links are not carried: 2 files").count(), 1, "{out}");
+    assert!(!out.stderr.contains("attributes"), "{out}");
+    let out = plain(args!["send", tree, server.target("two")]).expect(0);
+    assert!(!out.stderr.contains("carried"), "{out}");
+}
+
+#[test]
+#[ignore = "needs a file system with extended attributes"]
+fn attributes_that_are_not_carried_are_said_once_with_v() {
+    let (served, own) = (scratch(), on_disk());
+    let tree = own.path().join("tree");
+    small_tree(&tree, 2, 3, 1);
+    for name in ["folder-000", "folder-001/file-0001"] {
+        tool(
+            "python3",
+            args!["-c", "import os, sys; os.setxattr(sys.argv[1], 'user.note', b'x')", tree.join(name)],
+        );
+    }
+    let server = Server::start(served.path(), &[]);
+    let out = plain(args!["send", "-v", tree, server.target("one")]).expect(0);
+    assert_eq!(
+        out.stderr.matches("attributes and access control lists are not carried: 2 files").count(),
+        1,
+        "{out}"
+    );
+}
+
+/// `get` makes the folders above its destination, as `send` does; not for a dry run, and not for what is not there.
+#[test]
+fn get_makes_the_folders_above_its_destination() {
+    let (served, own) = served_and_own();
+    small_tree(&served.path().join("tree"), 2, 3, 1);
+    write_file(&served.path().join("file"), 1000, 1);
+    let server = Server::start(served.path(), &[]);
+    let new = own.path().join("new");
+    client(args!["get", "-n", server.target("tree"), new.join("a/b")]).expect(0);
+    client(args!["get", server.target("no-such-file"), new.join("a/b")]).expect(4);
+    assert!(!new.exists());
+    client(args!["get", server.target("tree"), new.join("a/b")]).expect(0);
+    assert_same_tree(&served.path().join("tree"), &new.join("a/b"));
+    client(args!["get", server.target("file"), new.join("c/d/")]).expect(0);
+    assert_same_file(&served.path().join("file"), &new.join("c/d/file"));
+    fastdrop(args!["get", server.target("file"), "e/f"]).cwd(&new).run().expect(0);
+    assert_same_file(&served.path().join("file"), &new.join("e/f"));
+    client(args!["get", "--compress", "targz", server.target("tree"), new.join("g/h")]).expect(0);
+    assert_same_tree(&served.path().join("tree"), &new.join("g/h"));
+    // What is no folder stays none.
+    client(args!["get", server.target("file"), new.join("c/d/file/x")]).expect_failure();
+}
+
 /// `--dry-run` changes nothing, here or there.
 #[test]
 fn dry_run_changes_nothing() {

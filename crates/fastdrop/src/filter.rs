@@ -146,7 +146,12 @@ mod tests {
     fn walked(root: &Path, filter: &Filter) -> Manifest {
         let mut tree = SourceTree::default();
         tree.add_path(&root.join(""), false).unwrap();
-        let options = WalkOptions { links: Links::Copy, filter: filter.clone(), entries_max: 1000 };
+        let options = WalkOptions {
+            links: Links::Copy,
+            filter: filter.clone(),
+            entries_max: 1000,
+            tells_uncarried: false,
+        };
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();
         assert_eq!(walked.failed, []);
         std::sync::Arc::unwrap_or_clone(walked.manifest)

@@ -1,5 +1,7 @@
 //! Finding what there is to send: from paths to a manifest and the way back from an entry to its file.
 
+mod uncarried;
+
 use crate::error::{Error, reason};
 use crate::filter::{Choice, Filter};
 use crate::observe::{Observer, Warning};
@@ -18,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use uncarried::Uncarried;
 
 /// One topmost component of a manifest, and where it is.
 #[derive(Debug)]
@@ -128,6 +131,8 @@ pub(crate) struct WalkOptions {
     pub(crate) links: Links,
     pub(crate) filter: Filter,
     pub(crate) entries_max: u32,
+    /// Looks for what is not carried, and says so in the log.
+    pub(crate) tells_uncarried: bool,
 }
 
 /// Walks everything in `tree`; `stream` is the name of an entry of unknown size to end with.
@@ -147,6 +152,7 @@ pub(crate) fn walk(
         tops: BTreeSet::new(),
         ancestors: Vec::new(),
         entered: Vec::new(),
+        uncarried: Uncarried::default(),
         privileged: rustix::process::geteuid().is_root(),
     };
     // Links may lead from one component to another, but only to those that will really be there.
@@ -188,6 +194,10 @@ pub(crate) fn walk(
         let mtime = Mtime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
         walk.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime })?;
     }
+    let uncarried = walk.uncarried.to_string();
+    if !uncarried.is_empty() {
+        tracing::info!("{uncarried}");
+    }
     let manifest = walk.builder.finish().map_err(|error| Error::with_code(400, error.to_string()))?;
     Ok(Walked { manifest: Arc::new(manifest), ..walk.walked })
 }
@@ -203,6 +213,7 @@ struct Walk<'a> {
     ancestors: Vec<(u64, u64)>,
     /// Folders above, of which nothing has been taken yet, and which are not taken for themselves.
     entered: Vec<Entered>,
+    uncarried: Uncarried,
     privileged: bool,
 }
 
@@ -261,6 +272,11 @@ impl Walk<'_> {
         let choice = self.options.filter.choose(checked, kind == FileType::Directory);
         if choice == Choice::Leave {
             return Ok(());
+        }
+        if self.options.tells_uncarried
+            && let Some((folder, name)) = at
+        {
+            self.uncarried.note(folder, name, &stat);
         }
         let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
         let mut entry =
@@ -400,7 +416,12 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(at("t/socket")).unwrap();
         let mut tree = SourceTree::default();
         tree.add_path(&at("t"), false).unwrap();
-        let options = WalkOptions { links: Links::Copy, filter: Filter::default(), entries_max: 100 };
+        let options = WalkOptions {
+            links: Links::Copy,
+            filter: Filter::default(),
+            entries_max: 100,
+            tells_uncarried: false,
+        };
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();
         let paths: Vec<_> = walked.manifest.iter().map(|(_, entry)| entry.path.as_bytes().to_vec()).collect();
         assert_eq!(paths, [&b"t"[..], b"t/a", b"t/a/x", b"t/a!", b"t/in"]);

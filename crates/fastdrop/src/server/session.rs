@@ -426,6 +426,7 @@ impl Serving<'_> {
             links: self.open.links,
             filter: Filter::default(),
             entries_max: self.shared.options.entries_max,
+            tells_uncarried: false,
         };
         let walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
         for warning in walked.warnings.iter().chain(&walked.failed) {
