@@ -180,6 +180,73 @@ fn case_105_a_transfer_of_1_0_0_begins_anew_at_a_server_that_has_been_started_ag
     assert_same_contents_of(&file, &server.path("f"), &out.to_string());
 }
 
+#[test]
+fn case_105_a_nextdp_server_that_was_started_again_has_not_got_the_file() {
+    let files = scratch();
+    let file = files.path().join("f");
+    write_file(&file, 24 * MIB, 1);
+    for (retries, code) in [("0", 5), ("5", 0)] {
+        let dir = scratch();
+        let mut server = Server::start(dir.path(), &[]);
+        let proxy = Proxy::to(server.port);
+        proxy.hold_at(12 * MIB);
+        let target = proxy.target("");
+        let arguments = args!["send", "--protocol", "nextdp", "--retries", retries, file, target];
+        let sending = fastdrop(arguments).json().start();
+        proxy.wait_held();
+        server.restart_same_dir();
+        proxy.retarget(server.port);
+        proxy.cut_all();
+        proxy.resume();
+        let out = sending.wait();
+        // Without another attempt the loss itself may be what is told.
+        assert_eq!(out.code(), code, "{out}");
+        assert_eq!(server.path("f").exists(), code == 0, "{out}");
+        if code == 0 {
+            assert_same_contents_of(&file, &server.path("f"), &out.to_string());
+        }
+    }
+}
+
+/// The server has the file, and the client has not heard of it: the chunk that comes again is answered as the first time.
+#[test]
+fn case_105_a_nextdp_chunk_that_comes_again_behind_the_end_is_answered_as_before() {
+    let dir = scratch();
+    let server = Server::start(dir.path(), &[]);
+    let post = |number: u32, fields: &str, body: &str| {
+        let length = body.len();
+        let head = format!(
+            "POST /upload?chunk_number={number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n{body}"
+        );
+        let mut stream = wire::Raw::bare(server.port);
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.to_lowercase()
+    };
+    let complete = "x-transfer-complete: true";
+    let named =
+        |name: &str, id: &str| format!("X-Transfer-Id: {id}\r\nX-Filename: {name}\r\nX-Total-Chunks: 2\r\n");
+    let first = post(0, &named("f", "one"), "ab");
+    assert!(first.contains(" 200 ") && !first.contains(complete), "{first}");
+    for _ in 0..3 {
+        let last = post(1, "X-Transfer-Id: one\r\n", "c");
+        assert!(last.contains(" 200 ") && last.contains(complete), "{last}");
+    }
+    assert_eq!(fs::read_to_string(server.path("f")).unwrap(), "abc");
+    // A refusal is repeated as well, and an id that is used again begins anew.
+    let refused = post(0, &named("f", "two"), "ab");
+    assert!(refused.contains(" 409 "), "{refused}");
+    let refused = post(1, "X-Transfer-Id: two\r\n", "c");
+    assert!(refused.contains(" 409 "), "{refused}");
+    assert!(post(0, &named("g", "two"), "ab").contains(" 200 "));
+    assert!(post(1, "X-Transfer-Id: two\r\n", "d").contains(complete));
+    assert_eq!(fs::read_to_string(server.path("g")).unwrap(), "abd");
+    // What the server has never heard of is taken, and is not complete.
+    let unknown = post(1, "X-Transfer-Id: three\r\n", "c");
+    assert!(unknown.contains(" 200 ") && !unknown.contains(complete), "{unknown}");
+}
+
 // ---- sent, not confirmed
 
 /// How a peer that is not FastDrop ends a connection.

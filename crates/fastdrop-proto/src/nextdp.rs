@@ -123,9 +123,16 @@ pub struct Answer {
     pub head: usize,
     /// Bytes of its body, where it says so; otherwise the connection's end ends it.
     pub body: Option<u64>,
-    /// Whether another request may follow.
+    /// Another request may follow.
     pub keep_alive: bool,
+    /// The server is a FastDrop, by its own word: it says when a file is complete.
+    pub is_fastdrop: bool,
+    /// The file is complete, and has its name.
+    pub is_complete: bool,
 }
+
+/// The field with which a FastDrop server says, by `true`, that the file is complete.
+pub const COMPLETE: &str = "x-transfer-complete";
 
 /// The longest head of an answer.
 pub const ANSWER_HEAD_MAX: usize = 16 << 10;
@@ -149,7 +156,10 @@ pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer>, Refusal> {
     let body = field("content-length").filter(|_| !chunked).and_then(|length| length.parse().ok());
     let closes = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let keep_alive = body.is_some() && !closes && answer.version == Some(1);
-    Ok(Some(Answer { status: answer.code.unwrap_or(0), head, body, keep_alive }))
+    let is_fastdrop = field("server").is_some_and(|server| server.starts_with("FastDrop/"));
+    let is_complete = field(COMPLETE) == Some("true");
+    let status = answer.code.unwrap_or(0);
+    Ok(Some(Answer { status, head, body, keep_alive, is_fastdrop, is_complete }))
 }
 
 /// What becomes of a chunk.
@@ -305,7 +315,13 @@ mod tests {
     fn an_answer_says_whether_another_request_may_follow() {
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\nChunk received";
         let parsed = parse_answer(answer).unwrap().unwrap();
-        assert_eq!(parsed, Answer { status: 200, head: 39, body: Some(14), keep_alive: true });
+        let (is_fastdrop, is_complete) = (false, false);
+        let plain =
+            Answer { status: 200, head: 39, body: Some(14), keep_alive: true, is_fastdrop, is_complete };
+        assert_eq!(parsed, plain);
+        let fields = b"HTTP/1.1 200 OK\r\nServer: FastDrop/1\r\nX-Transfer-Complete: true\r\nContent-Length: 0\r\n\r\n";
+        let parsed = parse_answer(fields).unwrap().unwrap();
+        assert!(parsed.is_fastdrop && parsed.is_complete);
         assert_eq!(parse_answer(&answer[..30]), Ok(None));
         let closing =
             parse_answer(b"HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");

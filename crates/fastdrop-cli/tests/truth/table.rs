@@ -288,13 +288,9 @@ pub(crate) const KNOWN_GAPS: &[(&[&str], &str)] = &[
     (&["Get", "by fastdp, Source(Pipe)"], "left out by the server of a get without a word to the client"),
     (&["Get", "by fastdp, Source(UnreadableFolder)"], "left out by the server of a get"),
     (&["GetTree by fastdp, Limit(Server"], "left out by the server of a get"),
-    (&["SendFile by fastdp1.0"], "refused or lost, and not noticed"),
-    (&["SendFile by ultradp"], "sent, and not confirmed"),
     (&["Message", "Killed(Server)"], "a listener acknowledges before it has printed"),
     (&["Message", "Inject(Server"], "a listener acknowledges before it has printed"),
     (&["GetTree by fastdp, Inject(Server"], "left out by the server of a get"),
     (&["SendTarGz by fastdp, InjectFrom(Server, \"openat2:error=EMFILE"], "hangs"),
-    (&["SendFile by fastdp1.1, Meanwhile", "Signal(Server"], "takes a minute to notice"),
-    (&["SendFile by nextdp", "Restarted"], "sent to a server that forgot the rest"),
     (&["Zip by fastdp"], "times have whole seconds"),
 ];

@@ -11,7 +11,7 @@ use fastdrop_proto::fastdp::{Refuse, Streams};
 use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, parse_answer};
 use std::io::Write;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Connections unless somebody says how many.
@@ -30,10 +30,28 @@ struct Sending<'a> {
     id: String,
     gzip: bool,
     next: AtomicU32,
+    /// The server will say when it has the file, and has said so.
+    is_fastdrop: AtomicBool,
+    is_complete: AtomicBool,
     failed: Mutex<Option<Error>>,
 }
 
 pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<(), Error> {
+    let mut failed = 0;
+    // A server that was started meanwhile takes what is left, and waits in vain for the rest.
+    while !send_once(client, file, throttle)? {
+        failed += 1;
+        if failed > client.options.retries {
+            let why = "the server has taken every chunk, and forgotten what they belong to";
+            return Err(Error::Network(why.into()));
+        }
+        client.pause(failed)?;
+    }
+    Ok(())
+}
+
+/// Sends the file as one transfer. False if the server does not have it in the end.
+fn send_once(client: &Client, file: &SourceFile, throttle: Option<&Throttle>) -> Result<bool, Error> {
     let gzip = match client.options.compress {
         Compress::Auto | Compress::None => false,
         Compress::Gzip => true,
@@ -50,6 +68,8 @@ pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttl
         id: hex::encode(random::<16>()?),
         gzip,
         next: AtomicU32::new(1),
+        is_fastdrop: AtomicBool::new(false),
+        is_complete: AtomicBool::new(false),
         failed: Mutex::default(),
     };
     // Receivers learn from chunk 0 what the others belong to.
@@ -68,7 +88,9 @@ pub(super) fn send(client: &Client, file: &SourceFile, throttle: Option<&Throttl
         }
     });
     let failed = lock(&sending.failed).take();
-    failed.map_or(Ok(()), Err)
+    failed.map_or(Ok(()), Err)?;
+    // Other servers do not say so.
+    Ok(sending.is_complete.into_inner() || !sending.is_fastdrop.into_inner())
 }
 
 impl Sending<'_> {
@@ -167,6 +189,8 @@ impl Sending<'_> {
                 let expected = answer.body.map_or(BODY_MAX, |body| body.min(BODY_MAX));
                 if body.len() as u64 >= expected || ended {
                     let text = String::from_utf8_lossy(body).trim().to_owned();
+                    self.is_fastdrop.fetch_or(answer.is_fastdrop, Ordering::SeqCst);
+                    self.is_complete.fetch_or(answer.is_complete, Ordering::SeqCst);
                     return match answer.status {
                         200 => Ok(answer.keep_alive && !ended && answer.body == Some(body.len() as u64)),
                         code => Err(Error::Refused(Refuse { code, message: text, paths: Vec::new() })),

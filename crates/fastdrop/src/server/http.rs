@@ -4,7 +4,7 @@ use super::{KeyGuard, Shared, nextdp};
 use crate::protocol::Protocol;
 use bytes::Bytes;
 use fastdrop_proto::fastdp::{ENDPOINT, SERVER, UpgradeError, UpgradeRequest};
-use fastdrop_proto::nextdp::PATH;
+use fastdrop_proto::nextdp::{COMPLETE, PATH, RECEIVED};
 use http_body_util::Full;
 use hyper::body::Incoming as Body;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SERVER as SERVER_FIELD, UPGRADE};
@@ -87,7 +87,7 @@ async fn answer(
         && shared.options.accept.has(Protocol::NextDp)
     {
         return match nextdp::receive(shared, peer, request).await {
-            Ok(body) => text(200, body),
+            Ok(is_complete) => received(is_complete),
             Err(refusal) => {
                 let why = crate::shown(refusal.message.as_bytes());
                 tracing::info!(%peer, protocol = "nextdp", status = refusal.status, why = %why, "refused");
@@ -133,6 +133,17 @@ fn accept(request: &UpgradeRequest) -> Response<Full<Bytes>> {
     }
     headers.insert("sec-fastdp-version", HeaderValue::from_static(request.version.name()));
     headers.insert(SERVER_FIELD, HeaderValue::from_static(SERVER));
+    response
+}
+
+/// The answer to a chunk that was received.
+fn received(is_complete: bool) -> Response<Full<Bytes>> {
+    let mut response = text(200, RECEIVED);
+    let headers = response.headers_mut();
+    headers.insert(SERVER_FIELD, HeaderValue::from_static(SERVER));
+    if is_complete {
+        headers.insert(COMPLETE, HeaderValue::from_static("true"));
+    }
     response
 }
 

@@ -227,6 +227,7 @@ struct Shared {
     returns: Arc<fastdp1::Returns>,
     /// Transfers of NextDP.
     nextdp: nextdp::Transfers,
+    nextdp_ended: nextdp::Ended,
     /// Clients of FastDownloader, by address.
     downloaders: Mutex<BTreeMap<IpAddr, usize>>,
     /// Room for chunks of NextDP in memory.
@@ -280,6 +281,7 @@ impl Server {
             placed: Mutex::default(),
             returns: Arc::default(),
             nextdp: Mutex::default(),
+            nextdp_ended: nextdp::Ended::default(),
             downloaders: Mutex::default(),
             room: nextdp::Room::default(),
             keys: Mutex::default(),

@@ -5,7 +5,7 @@ use super::{Shared, lock};
 use crate::error::Error;
 use crate::source::read_exact_at;
 use crate::stage::write_all_at;
-use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, RECEIVED, Refusal, Verdict};
+use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, Refusal, Verdict};
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body as _, Incoming as Body};
@@ -23,6 +23,8 @@ use tokio::time::timeout;
 const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// A transfer to which nothing was added for so long is given up.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Transfers of which it is remembered for as long how they ended.
+const ENDED_MAX: usize = 1024;
 /// How often that is looked at.
 pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Chunks that are in memory at once, of all transfers.
@@ -103,12 +105,44 @@ struct Spool {
     chunks: BTreeMap<u32, (u64, usize)>,
 }
 
-/// Receives one chunk; what to answer.
+/// Transfers that have ended, and how: for senders that did not hear of it.
+#[derive(Debug, Default)]
+pub(super) struct Ended(Mutex<BTreeMap<TransferKey, (Instant, Result<(), Refusal>)>>);
+
+impl Ended {
+    /// Notes how a transfer ended, if it has an id: without one the next transfer would be taken for it.
+    fn note(&self, key: &TransferKey, result: Result<(), Refusal>) {
+        if key.id.is_none() {
+            return;
+        }
+        let mut ended = lock(&self.0);
+        if ended.len() >= ENDED_MAX {
+            let oldest = ended.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| key.clone());
+            oldest.map(|oldest| ended.remove(&oldest));
+        }
+        ended.insert(key.clone(), (Instant::now(), result));
+    }
+
+    /// The end of the transfer to which a chunk belongs that has come again. Chunk 0 begins a new one.
+    fn find(&self, key: &TransferKey, chunk: &ChunkRequest) -> Option<Result<(), Refusal>> {
+        let mut ended = lock(&self.0);
+        if chunk.first.is_some() {
+            ended.remove(key);
+        }
+        ended.get(key).map(|(_, result)| result.clone())
+    }
+
+    fn expire(&self) {
+        lock(&self.0).retain(|_, (at, _)| at.elapsed() < IDLE_MAX);
+    }
+}
+
+/// Receives one chunk. True if the file is complete with it, and has its name.
 pub(super) async fn receive(
     shared: &Arc<Shared>,
     peer: SocketAddr,
     request: Request<Body>,
-) -> Result<&'static str, Refusal> {
+) -> Result<bool, Refusal> {
     if shared.options.read_only {
         return Err(Refusal::new(403, "this server only gives"));
     }
@@ -138,7 +172,7 @@ pub(super) async fn receive(
     });
     let written = written.await.map_err(|_| Refusal::new(500, "writing failed"))?;
     drop(place);
-    written.map(|()| RECEIVED)
+    written
 }
 
 /// Another file of the same address is refused before its body is read.
@@ -204,14 +238,17 @@ fn gunzip(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
     Ok(plain)
 }
 
-/// Puts a chunk where it belongs; with the last one, the file gets its name.
+/// Puts a chunk where it belongs; with the last one, the file gets its name. Then it is true.
 fn take(
     shared: &Arc<Shared>,
     key: TransferKey,
     chunk: &ChunkRequest,
     bytes: &[u8],
     peer: SocketAddr,
-) -> Result<(), Refusal> {
+) -> Result<bool, Refusal> {
+    if let Some(ended) = shared.nextdp_ended.find(&key, chunk) {
+        return ended.map(|()| true);
+    }
     let transfer = {
         let mut transfers = lock(&shared.nextdp);
         if !transfers.contains_key(&key) && transfers.len() >= shared.options.transfers_max {
@@ -223,20 +260,24 @@ fn take(
     let result = Transfer::take(&transfer, shared, chunk, bytes);
     let result = result.and_then(|complete| {
         if !complete {
-            return Ok(());
+            return Ok(false);
         }
         lock(&shared.nextdp).retain(|_, other| !Arc::ptr_eq(other, &transfer));
         let mut transfer = lock(&transfer);
         let (path, size) = (crate::shown(transfer.name.as_bytes()), transfer.assembly.size());
         let placed = transfer.placed.take();
-        placed.map_or(Ok(()), Placed::commit).map_err(refusal)?;
+        let committed = placed.map_or(Ok(()), Placed::commit).map_err(refusal);
+        shared.nextdp_ended.note(&key, committed.clone());
+        committed?;
         tracing::info!(%peer, protocol = "nextdp", path, bytes = size, "received");
-        Ok(())
+        Ok(true)
     });
     if result.is_err() {
         // A file of which a chunk is wrong is not worth the others, unless the chunk was another file's.
         let mut transfers = lock(&shared.nextdp);
-        if lock(&transfer).failed.is_some() {
+        let failed = lock(&transfer).failed.clone();
+        if let Some(failed) = failed {
+            shared.nextdp_ended.note(&key, Err(failed));
             transfers.retain(|_, other| !Arc::ptr_eq(other, &transfer));
         }
     }
@@ -377,6 +418,7 @@ fn refusal(error: Error) -> Refusal {
 
 /// Gives up what nobody adds to any more.
 pub(super) fn expire(shared: &Shared) {
+    shared.nextdp_ended.expire();
     let mut gone = Vec::new();
     lock(&shared.nextdp).retain(|key, transfer| {
         let keep = {
