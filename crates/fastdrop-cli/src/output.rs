@@ -66,14 +66,22 @@ pub(crate) struct Output {
 impl Output {
     /// Writes a line.
     fn line(&self, text: &str) -> Result<(), OutputError> {
-        let line = [text.as_bytes(), b"\n"].concat();
-        if self.data_on_stdout { Ok(std::io::stderr().lock().write_all(&line)?) } else { print(&line) }
+        self.write(&[text.as_bytes(), b"\n"].concat())
+    }
+
+    fn write(&self, line: &[u8]) -> Result<(), OutputError> {
+        if self.data_on_stdout { Ok(std::io::stderr().lock().write_all(line)?) } else { print(line) }
     }
 
     /// Writes an event if events are wanted.
     pub(crate) fn event(&self, name: &str, fields: Value) -> Result<(), OutputError> {
+        self.event_line(name, fields).map_or(Ok(()), |line| self.write(line.as_bytes()))
+    }
+
+    /// Formats an event with its line feed, if events are wanted.
+    pub(crate) fn event_line(&self, name: &str, fields: Value) -> Option<String> {
         if !self.json {
-            return Ok(());
+            return None;
         }
         let mut event = Map::new();
         event.insert("event".into(), name.into());
@@ -81,7 +89,7 @@ impl Output {
             event.extend(fields);
         }
         event.insert("version".into(), EVENTS_VERSION.into());
-        self.line(&Value::Object(event).to_string())
+        Some(format!("{}\n", Value::Object(event)))
     }
 
     /// Writes a line for people if lines are wanted.

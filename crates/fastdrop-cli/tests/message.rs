@@ -7,7 +7,7 @@ mod support;
 use fastdrop_messages::vstp::{Flags, Frame, FrameType, VstpTcpClient, VstpUdpClient};
 use serde_json::Value;
 use std::ffi::OsString;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::time::Duration;
 use support::{Listener, fastdrop};
 
@@ -62,16 +62,58 @@ fn a_large_message_goes_by_udp_in_fragments() {
     listener.end();
 }
 
+/// Sends something too large several times, and sees each time that it is refused in words.
+fn is_refused(listener: &Listener, len: usize, options: &str, words: &str) {
+    let dir = support::scratch();
+    let file = dir.path().join("large");
+    std::fs::write(&file, vec![b'x'; len]).unwrap();
+    let mut extra: Vec<&str> = vec!["--whole", "--file", file.to_str().unwrap()];
+    extra.extend(options.split_whitespace());
+    for round in 0..5 {
+        let output = listener.send(&[], &extra).expect(9);
+        let said = output.events.iter().find(|event| event["event"] == "error").expect("an error");
+        let said = said["message"].as_str().unwrap();
+        assert!(said.contains(words), "{len} bytes, {options}, round {round}: {said}");
+    }
+}
+
 #[test]
-fn what_is_larger_than_the_listener_takes_is_refused_in_words() {
-    let listener = Listener::start("vstp", &["--max-size", "10K"]);
-    let long = "x".repeat(20_000);
-    let output = listener.send(&[&long], &[]).expect_one_of(&[5, 9]);
-    drop(output);
-    listener.send(&[&long], &["--udp", "--ack"]).expect(9);
-    listener.send(&["short"], &["--ack"]).expect(0);
-    listener.message("short");
-    listener.end();
+fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
+    let small = Listener::start("all", &["--max-size", "10K", "--max-message", "10K"]);
+    let usual = Listener::start("all", &[]);
+    for options in ["", "--ack", "--tcp --ack --header k=v"] {
+        is_refused(&small, 20_000, options, "at most 10240 are taken");
+        is_refused(&usual, 9_000_000, options, "at most 8388608 are taken");
+        is_refused(&usual, 60_000_000, options, "at most 8388608 are taken");
+    }
+    // Small on the way, and large when it is decompressed.
+    is_refused(&small, 20_000, "--zstd --ack", "at most 10240 are taken");
+    is_refused(&small, 20_000, "--zstd", "at most 10240 are taken");
+    is_refused(&small, 20_000, "--zstd --ack --udp", "a larger message than it takes");
+    for options in ["--udp --ack", "--udp"] {
+        is_refused(&small, 20_000, options, "a larger message than it takes");
+        is_refused(&small, 10_241, options, "a larger message than it takes");
+    }
+    for options in ["--protocol cnp", "--protocol cnp --udp", "--protocol cnp --operation-mode step-by-step"]
+    {
+        is_refused(&small, 20_000, options, "where the peer takes 10240");
+    }
+    let tiny = Listener::start("vstp", &["--max-size", "100"]);
+    is_refused(&tiny, 500, "--udp --ack", "a larger message than it takes");
+    let encrypted = Listener::start("vstp", &["--tls"]);
+    let pin = encrypted.certificate();
+    for options in ["", "--ack"] {
+        is_refused(&encrypted, 9_000_000, &format!("--pin {pin} {options}"), "at most 8388608 are taken");
+    }
+    // What is as large as it may be is taken, and nobody else is troubled.
+    let largest = "x".repeat(10_240);
+    small.send(&[&largest], &["--udp", "--ack"]).expect(0);
+    small.send(&[&largest], &["--protocol", "cnp"]).expect(0);
+    small.send(&["short"], &["--ack"]).expect(0);
+    small.message("short");
+    for listener in [small, usual, tiny, encrypted] {
+        listener.end();
+    }
 }
 
 #[test]
@@ -250,4 +292,127 @@ fn a_link_local_address_is_reached_through_its_zone() {
     let ip = std::net::Ipv6Addr::from(bits);
     exchanges_on(&format!("[{ip}%{}]", fields[5]));
     exchanges_on(&format!("[{ip}%{index}]"));
+}
+
+/// All ways to send a message and have it acknowledged.
+const ACKNOWLEDGED: [&str; 6] = [
+    "--ack",
+    "--udp --ack",
+    "--protocol cnp",
+    "--protocol cnp --udp",
+    "--protocol cnp --operation-mode step-by-step",
+    "--protocol cnp --udp --repeat all",
+];
+
+/// A listener that prints into a pipe, and its end of that.
+fn listen_into_pipe(extra: &[&str]) -> (support::Running, std::io::BufReader<std::io::PipeReader>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut words: Vec<OsString> = args!["message", "listen", "--port", "0", "--quiet", "--json"];
+    words.extend(extra.iter().map(OsString::from));
+    let process = fastdrop(words).stdout_to(writer).start();
+    let mut reader = std::io::BufReader::new(reader);
+    let mut port = None;
+    for _ in 0..4 {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        port = serde_json::from_str::<Value>(&line).unwrap()["port"].as_u64();
+    }
+    (process, reader, format!("127.0.0.1:{}", port.expect("a port")))
+}
+
+fn start_sending(message: &str, address: &str, options: &str) -> support::Running {
+    let mut words: Vec<OsString> = args!["message", "send", message, address];
+    words.extend(options.split_whitespace().map(OsString::from));
+    fastdrop(words).start()
+}
+
+/// What can be written ends within a message.
+#[test]
+fn case_110_a_listener_that_cannot_write_acknowledges_nothing_more_and_says_why() {
+    for options in ACKNOWLEDGED {
+        for json in ["--quiet", "--json"] {
+            let dir = support::scratch();
+            let file = dir.path().join("output");
+            let limited = args!["sh", "-c", "ulimit -f 8; exec \"$@\"", "sh"];
+            // The port is not printed where events are not.
+            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let address = format!("127.0.0.1:{port}");
+            let words = args!["message", "listen", "--port", port.to_string(), json];
+            let listener =
+                fastdrop(words).wrapper(limited).stdout_to(std::fs::File::create(&file).unwrap()).start();
+            let message = "x".repeat(700);
+            let mut acknowledged = 0;
+            let refused = loop {
+                let output = start_sending(&message, &address, options).wait();
+                match output.code() {
+                    0 => acknowledged += 1,
+                    // It does not listen yet.
+                    5 if acknowledged == 0 && output.stderr.contains("refused") => {}
+                    5 if acknowledged == 0 && output.stderr.contains("nobody") => {}
+                    _ => break output,
+                }
+                assert!(acknowledged < 100, "{options}: the output has no end");
+            };
+            refused.expect_one_of(&[5, 9]);
+            let output = listener.wait().expect(1);
+            assert!(
+                output.stderr.contains("the output cannot be written: File too large"),
+                "{}",
+                output.stderr
+            );
+            let written = std::fs::read_to_string(&file).unwrap();
+            let whole = written
+                .lines()
+                .filter(|line| line.contains(&message))
+                .filter(|line| json == "--quiet" || serde_json::from_str::<Value>(line).is_ok());
+            assert_eq!(whole.count(), acknowledged, "{options} {json}");
+        }
+    }
+}
+
+#[test]
+fn case_110_a_listener_whose_reader_goes_ends_quietly_and_acknowledges_nothing() {
+    for options in ACKNOWLEDGED {
+        let (listener, reader, address) = listen_into_pipe(&[]);
+        drop(reader);
+        start_sending("to nobody", &address, options).wait().expect_one_of(&[5, 9]);
+        let output = listener.wait().expect(141);
+        assert_eq!(output.stderr, "", "{options}");
+    }
+    // With words, so far as standard output takes any.
+    fastdrop(args!["message", "listen", "--port", "0"]).stdout_full().run().expect(1);
+    fastdrop(args!["message", "listen", "--port", "0", "--json"]).stdout_full().run().expect(1);
+}
+
+/// Waits until a pipe takes no more.
+fn wait_until_full(reader: &std::io::BufReader<std::io::PipeReader>) {
+    support::eventually("a full pipe", || {
+        (rustix::io::ioctl_fionread(reader.get_ref()).unwrap() >= 60_000).then_some(())
+    });
+}
+
+#[test]
+fn case_110_an_output_that_nobody_reads_holds_senders_back_and_a_signal_ends_the_listener() {
+    let message = "x".repeat(100_000);
+    for options in ACKNOWLEDGED {
+        let (listener, mut reader, address) = listen_into_pipe(&[]);
+        let mut sender = start_sending(&message, &address, options);
+        wait_until_full(&reader);
+        assert!(sender.is_running(), "{options}: acknowledged, and not written");
+        // When it is read, it arrives, once.
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let event: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(event["text"], *message, "{options}");
+        sender.wait().expect(0);
+        let mut sender = start_sending(&message, &address, options);
+        wait_until_full(&reader);
+        assert!(sender.is_running(), "{options}: acknowledged, and not written");
+        listener.signal("TERM");
+        listener.wait_within(Duration::from_secs(5)).expect(143);
+        sender.wait().expect_one_of(&[5, 9]);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert!(!rest.contains('\n'), "{options}: it came twice");
+    }
 }

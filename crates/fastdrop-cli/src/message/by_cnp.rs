@@ -5,8 +5,8 @@ use super::send::{Sent, Stats};
 use super::{Checksum, Failure, Listen, OperationMode, Repeat, Send};
 use fastdrop::{Stop, shown};
 use fastdrop_messages::cnp::{
-    ChecksumKind, Client, ClientBuilder, Ending, Error, MessageLimits, Mode, Protocol, Server, ServerBuilder,
-    Session,
+    ChecksumKind, Client, ClientBuilder, Delivery, Ending, Error, MessageLimits, Mode, Protocol, Server,
+    ServerBuilder,
 };
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -27,21 +27,27 @@ pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
 
 /// Prints what clients send.
 pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
-    let handler = move |session: Session, message: bytes::Bytes| async move {
-        let id = session.agreed().id.text().into_owned();
-        let (from, transport) = (session.peer_addr(), session.transport());
-        printer.print(
-            Origin { protocol: "cnp", transport, session: &id, from },
-            serde_json::Map::new(),
-            &message,
-        );
-        if printer.echo
-            && let Err(error) = session.submit(message).await
-        {
-            tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+    let handler = move |delivery: Delivery| {
+        let printer = printer.clone();
+        async move {
+            let session = delivery.session().clone();
+            let id = session.agreed().id.text().into_owned();
+            let (from, transport) = (session.peer_addr(), session.transport());
+            let origin = Origin { protocol: "cnp", transport, session: &id, from };
+            let message = delivery.message().clone();
+            if printer.print(origin, serde_json::Map::new(), &message).await.is_err() {
+                // What is not written is not acknowledged, and the listener ends.
+                return;
+            }
+            delivery.acknowledge();
+            if printer.echo
+                && let Err(error) = session.submit(message).await
+            {
+                tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+            }
         }
     };
-    server.run_until(stop.wait(), handler).await;
+    server.serve_until(stop.wait(), handler).await;
 }
 
 fn client(send: &Send) -> ClientBuilder {

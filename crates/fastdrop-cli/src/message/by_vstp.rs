@@ -1,15 +1,15 @@
 //! Messages as frames of VSTP.
 
-use super::Send;
-use super::printer::{Origin, Printer};
+use super::printer::{NotWritten, Origin, Printer};
 use super::send::{BATCH, Sent};
+use super::{Failure, Send};
+use bytes::Bytes;
 use fastdrop::{Stop, shown};
 use fastdrop_messages::vstp::tcp::tls::Trust;
 use fastdrop_messages::vstp::tcp::{Ending, TcpConfig, VstpTcpClient, VstpTcpConnection};
-use fastdrop_messages::vstp::types::{Frame, FrameType, VstpError};
+use fastdrop_messages::vstp::types::{ErrorCode, Frame, FrameType, Header, VstpError};
 use fastdrop_messages::vstp::udp::{VstpUdpClient, VstpUdpServer};
 use serde_json::{Map, Value};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -17,6 +17,9 @@ use tokio::task::JoinSet;
 
 /// How long a listener may take to read what it was sent.
 const LISTENER_ENDS: Duration = Duration::from_secs(30);
+
+/// How long a client is told that the listener ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Prints what one client sends by TCP.
 pub(super) async fn serve(
@@ -26,21 +29,49 @@ pub(super) async fn serve(
     size_max: usize,
 ) {
     let session = async {
-        loop {
-            let frame = tokio::select! {
-                frame = client.recv() => frame?,
-                () = ending.wait() => None,
-            };
-            let Some(frame) = frame else { return client.close().await };
-            let id = client.session_id().to_string();
-            if let Some(echo) = take(printer, frame, "tcp", &id, client.peer_addr(), size_max) {
-                client.send(echo).await?;
-            }
-        }
+        while handle_next(&mut client, &printer, size_max).await? {}
+        Ok::<(), Failure>(())
     };
-    if let Err(error) = session.await {
+    let ended = tokio::select! {
+        ended = session => ended,
+        () = ending.wait() => Ok(()),
+    };
+    let farewell = async {
+        match ended {
+            Err(Failure::NotWritten(error)) => client.send(refusal(&error)).await?,
+            Err(error) => return Err(error),
+            Ok(()) => {}
+        }
+        Ok(client.close().await?)
+    };
+    if let Ok(Err(error)) = tokio::time::timeout(FAREWELL, farewell).await {
         tracing::info!("{}: {}", client.peer_addr(), shown(error.to_string().as_bytes()));
     }
+}
+
+/// Prints the next message and acknowledges it, in this order; false at the end.
+async fn handle_next(
+    client: &mut VstpTcpConnection,
+    printer: &Printer,
+    size_max: usize,
+) -> Result<bool, Failure> {
+    let (id, from) = (client.session_id().to_string(), client.peer_addr());
+    let Some(delivery) = client.recv_delivery().await? else { return Ok(false) };
+    let message = match Message::of(delivery.to_frame(), size_max) {
+        Ok(message) => message,
+        Err(error) => {
+            delivery.refuse(ErrorCode::TooLarge, &error.to_string()).await?;
+            return Err(error.into());
+        }
+    };
+    if let Some(message) = &message {
+        message.print(printer, Origin { protocol: "vstp", transport: "tcp", session: &id, from }).await?;
+    }
+    delivery.acknowledge().await?;
+    if let Some(message) = message.filter(|_| printer.echo) {
+        client.send(message.echo()).await?;
+    }
+    Ok(true)
 }
 
 /// Prints what comes by UDP.
@@ -49,18 +80,37 @@ pub(super) async fn serve_datagrams(
     stop: &Stop,
     printer: Printer,
     size_max: usize,
-) -> Result<(), VstpError> {
+) -> Result<(), Failure> {
     let udp = Arc::new(udp);
-    let mut echoes = tokio::task::JoinSet::new();
+    let mut echoes = JoinSet::new();
     loop {
         while echoes.try_join_next().is_some() {}
-        let (frame, from) = tokio::select! {
-            received = udp.recv_bytes() => received?,
+        let delivery = tokio::select! {
+            delivery = udp.recv_delivery() => delivery?,
             () = stop.wait() => return Ok(()),
         };
-        udp.answer(&frame, from).await;
-        if let Some(echo) = take(printer, frame.into(), "udp", &from.to_string(), from, size_max) {
-            let udp = Arc::clone(&udp);
+        let from = delivery.from();
+        udp.answer(delivery.frame(), from).await;
+        let message = match Message::of(delivery.to_frame(), size_max) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+                delivery.refuse(ErrorCode::TooLarge, &error.to_string());
+                continue;
+            }
+        };
+        if let Some(message) = &message {
+            let session = from.to_string();
+            let origin = Origin { protocol: "vstp", transport: "udp", session: &session, from };
+            if let Err(error) = message.print(&printer, origin).await {
+                // The listener ends.
+                delivery.refuse(ErrorCode::Unhandled, &error.to_string());
+                return Ok(());
+            }
+        }
+        delivery.acknowledge();
+        if let Some(message) = message.filter(|_| printer.echo) {
+            let (udp, echo) = (Arc::clone(&udp), message.echo());
             if echoes.len() >= ECHOES_MAX {
                 echoes.join_next().await;
             }
@@ -76,36 +126,39 @@ pub(super) async fn serve_datagrams(
 /// Echoes that may be under way.
 const ECHOES_MAX: usize = 256;
 
-/// Prints a frame if it is a message, and gives back what is to be sent back.
-fn take(
-    printer: Printer,
-    frame: Frame,
-    transport: &str,
-    session: &str,
-    from: SocketAddr,
-    size_max: usize,
-) -> Option<Frame> {
-    if frame.typ != FrameType::Data {
-        return None;
-    }
-    let frame = match frame.decompressed(size_max) {
-        Ok(frame) => frame,
-        Err(error) => {
-            tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
-            return None;
+fn refusal(error: &NotWritten) -> Frame {
+    let code = ErrorCode::Unhandled.as_str();
+    Frame::new(FrameType::Err).with_header("code", code).with_header("reason", &error.to_string())
+}
+
+/// A message that came in a frame.
+struct Message {
+    headers: Vec<Header>,
+    payload: Bytes,
+}
+
+impl Message {
+    /// The message in a frame, decompressed; None if there is none in it.
+    fn of(frame: Frame, size_max: usize) -> Result<Option<Self>, VstpError> {
+        if frame.typ != FrameType::Data {
+            return Ok(None);
         }
-    };
-    let headers: Map<String, Value> = frame
-        .headers
-        .iter()
-        .map(|header| (text_of(&header.key), Value::String(text_of(&header.value))))
-        .collect();
-    printer.print(Origin { protocol: "vstp", transport, session, from }, headers, &frame.payload);
-    printer.echo.then(|| {
-        let mut echo = Frame::new(FrameType::Data).with_payload(frame.payload);
-        echo.headers = frame.headers.into_iter().filter(|header| header.key != b"msg-id").collect();
+        let frame = frame.decompressed(size_max)?;
+        Ok(Some(Self { headers: frame.headers, payload: frame.payload.into() }))
+    }
+
+    async fn print(&self, printer: &Printer, origin: Origin<'_>) -> Result<(), NotWritten> {
+        let text = |header: &Header| (text_of(&header.key), Value::String(text_of(&header.value)));
+        let headers: Map<String, Value> = self.headers.iter().map(text).collect();
+        printer.print(origin, headers, &self.payload).await
+    }
+
+    /// The frame that sends it back.
+    fn echo(self) -> Frame {
+        let mut echo = Frame::new(FrameType::Data).with_payload(self.payload.into());
+        echo.headers = self.headers.into_iter().filter(|header| header.key != b"msg-id").collect();
         echo
-    })
+    }
 }
 
 fn text_of(bytes: &[u8]) -> String {

@@ -1,9 +1,9 @@
 //! Listens, and prints the messages that come.
 
-use super::printer::Printer;
+use super::printer::{NotWritten, Printer};
 use super::{Failure, Listen, Protocol, Spoken, by_cnp, by_vstp};
 use crate::address::Address;
-use crate::output::{Output, OutputError};
+use crate::output::Output;
 use crate::run::Refused;
 use fastdrop::Stop;
 use fastdrop_messages::cnp;
@@ -13,6 +13,7 @@ use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpServer};
 use fastdrop_messages::vstp::udp::{ReassemblyLimits, VstpUdpServer};
 use serde_json::json;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// What listens.
 #[derive(Default)]
@@ -36,38 +37,65 @@ pub(super) async fn listen(
     if encrypts && listen.protocol == Spoken::Cnp {
         return Err(Refused::Usage("cnp is not encrypted: --tls and --cert are for vstp".into()));
     }
-    Ok(listen_and_print(&listen, encrypts, output, stop).await)
+    let end = Stop::new();
+    let (printer, mut lost) = Printer::start(output, listen.echo, end.clone());
+    let mut work = std::pin::pin!(listen_and_print(&listen, encrypts, printer, &end));
+    let ended = tokio::select! {
+        biased;
+        Some(error) = lost.recv() => {
+            // Nothing is acknowledged any more, and senders are told as far as they listen.
+            end.stop();
+            let _ = tokio::time::timeout(FAREWELL, work).await;
+            return Ok(Err(error.into()));
+        }
+        () = stop.wait() => {
+            end.stop();
+            work.as_mut().await
+        }
+        ended = &mut work => ended,
+    };
+    if let Ok(error) = lost.try_recv() {
+        return Ok(Err(error.into()));
+    }
+    Ok(match ended {
+        // The signal came before everything was said that is said at the start.
+        Err(Failure::NotWritten(_)) => Ok(()),
+        ended => ended,
+    })
 }
+
+/// How long clients are told that the output is lost.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 async fn listen_and_print(
     listen: &Listen,
     encrypts: bool,
-    output: Output,
+    printer: Printer,
     stop: &Stop,
 ) -> Result<(), Failure> {
     // Datagrams, and CNP, are not encrypted: where that is asked for, there are none.
     let tcp = listen.tcp || !listen.udp;
     let udp = listen.udp || !(listen.tcp || encrypts);
     let spoken = if encrypts { Spoken::Vstp } else { listen.protocol };
-    let printer = Printer { output, echo: listen.echo };
     let size_max = size_max(listen).unwrap_or(MESSAGE_MAX);
-    let servers = bind(listen, spoken, tcp, udp, output).await?;
+    let servers = bind(listen, spoken, tcp, udp, &printer).await?;
     let vstp_tcp = async {
         if let Some(server) = servers.vstp_tcp {
-            let serve = move |client, ending| by_vstp::serve(client, ending, printer, size_max);
+            let printer = printer.clone();
+            let serve = move |client, ending| by_vstp::serve(client, ending, printer.clone(), size_max);
             server.serve(stop.wait(), serve).await?;
         }
         Ok::<(), Failure>(())
     };
     let vstp_udp = async {
         if let Some(server) = servers.vstp_udp {
-            by_vstp::serve_datagrams(server, stop, printer, size_max).await?;
+            by_vstp::serve_datagrams(server, stop, printer.clone(), size_max).await?;
         }
         Ok(())
     };
     let cnp = async {
         if let Some(server) = servers.cnp {
-            by_cnp::serve(server, stop, printer).await;
+            by_cnp::serve(server, stop, printer.clone()).await;
         }
         Ok(())
     };
@@ -79,7 +107,7 @@ async fn bind(
     spoken: Spoken,
     tcp: bool,
     udp: bool,
-    output: Output,
+    printer: &Printer,
 ) -> Result<Servers, Failure> {
     let default = if spoken == Spoken::Cnp { Protocol::Cnp } else { Protocol::Vstp };
     let mut address = listen.bind.with_port(listen.port.unwrap_or(default.default_port()));
@@ -87,7 +115,7 @@ async fn bind(
     match spoken {
         Spoken::Vstp => {
             if tcp {
-                let server = bind_tcp(listen, address, output).await?;
+                let server = bind_tcp(listen, address, printer).await?;
                 // If a port was picked, it is one for both.
                 address = server.local_addr()?;
                 servers.vstp_tcp = Some(server);
@@ -116,7 +144,7 @@ async fn bind(
     let names = [("vstp", spoken != Spoken::Cnp), ("cnp", spoken != Spoken::Vstp)];
     for (protocol, _) in names.into_iter().filter(|(_, speaks)| *speaks) {
         for (transport, _) in [("tcp", tcp), ("udp", udp)].into_iter().filter(|(_, listens)| *listens) {
-            say_listening(output, protocol, transport, address)?;
+            say_listening(printer, protocol, transport, address).await?;
         }
     }
     Ok(servers)
@@ -132,7 +160,7 @@ fn tcp_config(listen: &Listen) -> TcpConfig {
     config
 }
 
-async fn bind_tcp(listen: &Listen, address: SocketAddr, output: Output) -> Result<VstpTcpServer, Failure> {
+async fn bind_tcp(listen: &Listen, address: SocketAddr, printer: &Printer) -> Result<VstpTcpServer, Failure> {
     let config = tcp_config(listen);
     let identity = match (&listen.cert, &listen.key) {
         (Some(cert), Some(key)) => Identity::from_pem(cert, key)?,
@@ -140,8 +168,8 @@ async fn bind_tcp(listen: &Listen, address: SocketAddr, output: Output) -> Resul
         _ => return Ok(VstpTcpServer::bind_with_config(address, config).await?),
     };
     let fingerprint = identity.fingerprint().to_string();
-    output.event("certificate", json!({ "fingerprint": fingerprint }))?;
-    output.say(&format!("certificate {fingerprint}"))?;
+    let text = format!("certificate {fingerprint}");
+    printer.say("certificate", json!({ "fingerprint": fingerprint }), &text).await?;
     Ok(VstpTcpServer::bind_tls(address, &identity, config).await?)
 }
 
@@ -156,16 +184,13 @@ fn udp_limits(listen: &Listen) -> ReassemblyLimits {
     limits
 }
 
-fn say_listening(
-    output: Output,
+async fn say_listening(
+    printer: &Printer,
     protocol: &str,
     transport: &str,
     address: SocketAddr,
-) -> Result<(), OutputError> {
+) -> Result<(), NotWritten> {
     let (ip, port) = (Address::from(address).to_string(), address.port());
-    output.event(
-        "listening",
-        json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port }),
-    )?;
-    output.say(&format!("listening on {address} for {protocol} by {transport}"))
+    let fields = json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port });
+    printer.say("listening", fields, &format!("listening on {address} for {protocol} by {transport}")).await
 }

@@ -235,6 +235,8 @@ enum Failure {
     Input(#[from] std::io::Error),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    NotWritten(#[from] printer::NotWritten),
 }
 
 impl Failure {
@@ -243,7 +245,7 @@ impl Failure {
             Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
             Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
             Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
-            Self::Port(_) | Self::Output(_) => ExitCode::Other,
+            Self::Port(_) | Self::Output(_) | Self::NotWritten(_) => ExitCode::Other,
         }
     }
 }

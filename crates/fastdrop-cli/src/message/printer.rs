@@ -1,21 +1,41 @@
-//! How messages that come are printed.
+//! Writes what a listener prints, on a thread of its own: an output that nobody reads holds back the messages that wait
+//! for it, and nothing else.
 
-use crate::output::Output;
+use crate::output::{Output, OutputError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fastdrop::shown;
+use bytes::Bytes;
+use fastdrop::{Stop, shown};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use tokio::sync::{mpsc, oneshot};
 
-/// Prints messages, and knows whether they go back.
-#[derive(Debug, Clone, Copy)]
+/// Prints messages, and knows whether they go back. Clones print to the same output.
+#[derive(Debug, Clone)]
 pub(super) struct Printer {
-    pub(super) output: Output,
+    output: Output,
     pub(super) echo: bool,
+    lines: mpsc::Sender<Line>,
+    end: Stop,
 }
 
+/// A line that is to be written, and whom to tell when it is.
+#[derive(Debug)]
+struct Line {
+    text: String,
+    written: oneshot::Sender<()>,
+}
+
+/// What is printed was not written, and will not be: the output is lost, or the listener ends.
+#[derive(Debug, thiserror::Error)]
+#[error("the message could not be written out")]
+pub(super) struct NotWritten;
+
 /// From where a message came.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Origin<'a> {
     pub(super) protocol: &'a str,
     pub(super) transport: &'a str,
@@ -24,20 +44,105 @@ pub(super) struct Origin<'a> {
 }
 
 impl Printer {
-    pub(super) fn print(&self, origin: Origin<'_>, headers: Map<String, Value>, message: &[u8]) {
-        let Origin { protocol, transport, session, from } = origin;
-        if self.output.json {
-            let mut fields = json!({
-                "protocol": protocol, "transport": transport, "session": session, "from": from.to_string(),
-                "headers": headers,
-            });
-            match std::str::from_utf8(message) {
-                Ok(text) => fields["text"] = text.into(),
-                Err(_) => fields["base64"] = STANDARD.encode(message).into(),
+    /// Lines that wait to be written; whoever has one more waits with it.
+    const LINES: usize = 64;
+
+    /// Starts the thread that writes. It ends with the last clone, or with its first error, which the receiver gets; so is the
+    /// end of the one that reads, also when there is nothing to write. What is not written when `end` comes is not waited for.
+    pub(super) fn start(output: Output, echo: bool, end: Stop) -> (Self, mpsc::Receiver<OutputError>) {
+        let (lines, mut taken) = mpsc::channel::<Line>(Self::LINES);
+        let (failed, failure) = mpsc::channel(1);
+        let closed = failed.clone();
+        let fail = |failed: &mpsc::Sender<OutputError>, error: Errno| {
+            // One is enough, and a listener that has ended wants none.
+            let _ = failed.try_send(OutputError::from(std::io::Error::from(error)));
+        };
+        std::thread::spawn(move || {
+            while let Some(Line { text, written }) = taken.blocking_recv() {
+                if let Err(error) = write_all(text.as_bytes()) {
+                    return fail(&failed, error);
+                }
+                let _ = written.send(());
             }
-            let _ = self.output.event("message", fields);
-        } else {
-            let _ = self.output.result(&shown(message));
+        });
+        std::thread::spawn(move || {
+            if wait_until_closed() {
+                fail(&closed, Errno::PIPE);
+            }
+        });
+        (Self { output, echo, lines, end }, failure)
+    }
+
+    /// Writes an event, or a line for people, whichever is wanted. When this returns well, all of it is written.
+    pub(super) async fn say(&self, event: &str, fields: Value, text: &str) -> Result<(), NotWritten> {
+        match self.output.event_line(event, fields) {
+            Some(line) => self.write(line).await,
+            None if self.output.quiet => Ok(()),
+            None => self.write(format!("{text}\n")).await,
         }
     }
+
+    /// Writes a message. When this returns well, all of it is written.
+    pub(super) async fn print(
+        &self,
+        Origin { protocol, transport, session, from }: Origin<'_>,
+        headers: Map<String, Value>,
+        message: &Bytes,
+    ) -> Result<(), NotWritten> {
+        if !self.output.json {
+            return self.write(format!("{}\n", shown(message))).await;
+        }
+        let mut fields = json!({
+            "protocol": protocol, "transport": transport, "session": session, "from": from.to_string(),
+            "headers": headers,
+        });
+        match std::str::from_utf8(message) {
+            Ok(text) => fields["text"] = text.into(),
+            Err(_) => fields["base64"] = STANDARD.encode(message).into(),
+        }
+        self.write(self.output.event_line("message", fields).unwrap_or_default()).await
+    }
+
+    async fn write(&self, text: String) -> Result<(), NotWritten> {
+        let (written, told) = oneshot::channel();
+        let write = async {
+            self.lines.send(Line { text, written }).await.map_err(|_| NotWritten)?;
+            told.await.map_err(|_| NotWritten)
+        };
+        tokio::select! {
+            biased;
+            written = write => written,
+            () = self.end.wait() => Err(NotWritten),
+        }
+    }
+}
+
+/// Waits until nobody reads standard output any more; false where that cannot be known.
+fn wait_until_closed() -> bool {
+    let output = std::io::stdout();
+    loop {
+        let mut fds = [PollFd::new(&output, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Ok(_) if fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR)) => return true,
+            Err(Errno::INTR) => {}
+            Ok(_) | Err(_) => return false,
+        }
+    }
+}
+
+/// Writes to standard output, however long that takes, also where it is a pipe that does not block.
+fn write_all(mut bytes: &[u8]) -> Result<(), Errno> {
+    let output = std::io::stdout();
+    while !bytes.is_empty() {
+        match rustix::io::write(output.as_fd(), bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                poll(&mut [PollFd::new(&output, PollFlags::OUT)], None)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

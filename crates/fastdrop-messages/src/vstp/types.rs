@@ -1,7 +1,7 @@
 //! The types that users build and match.
 
 use bytes::Bytes;
-pub use fastdrop_proto::vstp::{Flags, FrameType};
+pub use fastdrop_proto::vstp::{ErrorCode, Flags, FrameType};
 use fastdrop_proto::vstp::{FrameBytes, FrameError, HeadersBuf, frame};
 use std::io::Read;
 use thiserror::Error;

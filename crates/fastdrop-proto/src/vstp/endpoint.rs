@@ -1,16 +1,16 @@
 //! VSTP over UDP: one socket, any number of addresses.
 
-use super::acknowledgement::Acknowledgement;
+use super::acknowledgement::{Acknowledgement, code_of};
 use super::fragment::{Fragment, Report, parse_refusal};
 use super::frame::{FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::outgoing::MSG_ID;
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{Got, ReassemblyLimits, Receiving};
-use super::seen::Sight;
+use super::seen::{Settled, Sight};
 use super::sending::{Failure, Patience, SendId, Sending};
 use super::transport::UdpPath;
-use super::{Flags, frame};
+use super::{ErrorCode, Flags, frame};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -269,6 +269,7 @@ impl Endpoint {
             FrameType::Ack if Report::is_in(&frame) => self.handle_report(now, from, &frame),
             FrameType::Ack if frame.headers.find(MSG_ID).is_some() => self.handle_ack(now, from, &frame),
             FrameType::Err if parse_refusal(&frame).is_some() => self.handle_refusal(from, &frame),
+            FrameType::Err if self.is_refused(from, &frame) => {}
             FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
                 self.handle_challenge(now, from, &frame)
             }
@@ -311,6 +312,14 @@ impl Endpoint {
         if let (Some((id, code)), Some(peer)) = (parse_refusal(frame), self.peers.get_mut(&from)) {
             peer.sending.handle_refusal(id, &code);
         }
+    }
+
+    /// Whether an ERR refuses a frame that waits for its acknowledgement, which is then over.
+    fn is_refused(&mut self, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
+        let (Some(msg_id), Some(peer)) = (frame.headers.number(MSG_ID), self.peers.get_mut(&from)) else {
+            return false;
+        };
+        peer.sending.handle_refused(msg_id, || code_of(frame))
     }
 
     fn handle_challenge(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
@@ -358,9 +367,8 @@ impl Endpoint {
             Got::Kept => {}
             Got::Refused => self.counters.refused += 1,
             Got::Complete(wanted) => {
-                let handled = |wanted| peer.receiving.seen.peek(wanted) == Sight::Acknowledged;
-                if let Some(wanted) = wanted.filter(|wanted| handled(*wanted)) {
-                    Self::push_ack(now, peer, wanted);
+                if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
+                    let _ = Self::push_small(now, peer, answer);
                 }
             }
             Got::Message(message) => {
@@ -396,10 +404,20 @@ impl Endpoint {
         let sight = wanted.map_or(Sight::New, |wanted| peer.receiving.seen.peek(wanted));
         if sight != Sight::New {
             self.counters.duplicates += 1;
-            if let Some(wanted) = wanted.filter(|_| sight == Sight::Acknowledged) {
-                Self::push_ack(now, peer, wanted);
+            if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
+                // If there is no room for it, the peer asks again.
+                let _ = Self::push_small(now, peer, answer);
             }
             return wanted;
+        }
+        if frame.payload.len() > self.config.limits.message_bytes_max {
+            self.counters.refused += 1;
+            if let Some(wanted) = wanted {
+                let reason = format!("more than {} bytes", self.config.limits.message_bytes_max);
+                peer.receiving.seen.receive(now, wanted);
+                self.refuse(now, from, wanted, ErrorCode::TooLarge, &reason);
+            }
+            return None;
         }
         if full {
             self.counters.refused += 1;
@@ -414,27 +432,38 @@ impl Endpoint {
         wanted
     }
 
-    fn push_ack(now: Instant, peer: &mut Peer, frame: Acknowledgement) {
-        if let Ok(ack) = frame.encode() {
-            // If there is no room for it, the peer asks again.
-            let _ = Self::push_small(now, peer, ack);
-        }
-    }
-
     /// Acknowledges a frame that the application has handled.
     pub fn acknowledge(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.receiving.seen.settle(now, frame, true);
-            Self::push_ack(now, peer, frame);
-            self.wake(from);
-        }
+        self.settle(now, from, frame, Settled::Acknowledged);
     }
 
     /// Records that the application has dropped a frame: it is not acknowledged, and not handed on again.
     pub fn forgo(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.receiving.seen.settle(now, frame, false);
+        self.settle(now, from, frame, Settled::Dropped);
+    }
+
+    /// Refuses a frame that was received: its sender is told why.
+    pub fn refuse(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        frame: Acknowledgement,
+        code: ErrorCode,
+        reason: &str,
+    ) {
+        if let Ok(refusal) = frame.encode_refusal(code, reason) {
+            self.settle(now, from, frame, Settled::Refused(refusal));
         }
+    }
+
+    fn settle(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement, settled: Settled) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.receiving.seen.settle(now, frame, settled);
+        if let Some(answer) = peer.receiving.seen.answer(frame) {
+            // If there is no room for it, the peer asks again.
+            let _ = Self::push_small(now, peer, answer);
+        }
+        self.wake(from);
     }
 
     /// The application has taken a frame that was received: there is room for more.

@@ -1,9 +1,10 @@
 //! Fragments of messages, and reports about them (docs/protocol/vstp.md, sections 3 and 4).
 
+use super::acknowledgement::code_of;
 use super::frame::{
     FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf, OVERHEAD_BYTES, VERSION, decimal,
 };
-use super::{Flags, frame};
+use super::{ErrorCode, Flags, frame};
 use crate::cursor::Cursor;
 use bytes::Bytes;
 
@@ -242,8 +243,8 @@ impl Report {
 }
 
 /// An ERR about one message.
-pub(super) fn write_refusal(id: u64, code: &str, out: &mut Vec<u8>) {
-    let headers = HeadersBuf::default().with(ID, id_digits(id)).with("code", code);
+pub(super) fn write_refusal(id: u64, code: ErrorCode, out: &mut Vec<u8>) {
+    let headers = HeadersBuf::default().with(ID, id_digits(id)).with("code", code.as_str());
     let flags = Flags::empty();
     // Nothing of it is too long.
     let _ = FrameRef { typ: FrameType::Err, flags, headers: headers.as_headers(), payload: b"" }.encode(out);
@@ -251,9 +252,7 @@ pub(super) fn write_refusal(id: u64, code: &str, out: &mut Vec<u8>) {
 
 /// The message that an ERR is about, and its code.
 pub(super) fn parse_refusal(frame: &FrameRef<'_>) -> Option<(u64, String)> {
-    let id = frame.headers.number(ID)?;
-    let code = frame.headers.find("code").unwrap_or(b"unknown");
-    Some((id, code.escape_ascii().to_string()))
+    Some((frame.headers.number(ID)?, code_of(frame)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Everything that comes from one address: unfinished messages, and what has been seen already.
 
+use super::ErrorCode;
 use super::acknowledgement::Acknowledgement;
 use super::fragment::{Fragment, Report, write_refusal};
 use super::frame::{FrameBytes, FrameRef};
@@ -56,7 +57,8 @@ pub(super) enum Got {
 enum Ended {
     /// All of so many fragments came, and the message asks for this acknowledgement.
     Complete(u32, Option<Acknowledgement>),
-    Dropped,
+    /// It was refused with this code.
+    Refused(ErrorCode),
 }
 
 /// The receiving half of one address.
@@ -123,8 +125,8 @@ impl Receiving {
                     self.answer(|out| report.write(out));
                     return Got::Complete(wanted);
                 }
-                Some(Ended::Dropped) => {
-                    self.answer(|out| write_refusal(id, "malformed", out));
+                Some(Ended::Refused(code)) => {
+                    self.answer(|out| write_refusal(id, code, out));
                     return Got::Refused;
                 }
                 _ => {}
@@ -143,16 +145,12 @@ impl Receiving {
         self.memory = self.memory + reassembly.memory() - before;
         let complete = reassembly.is_complete();
         match taken {
-            Taken::New if complete => self.complete(now, id, fragment),
+            Taken::New if complete => self.complete(now, id, fragment, limits),
             Taken::New | Taken::Again => Got::Kept,
             Taken::Beyond => Got::Refused,
             Taken::Contradiction => {
                 self.remove(id);
-                self.end(now, id, Ended::Dropped);
-                if fragment.wants_reports {
-                    self.answer(|out| write_refusal(id, "malformed", out));
-                }
-                Got::Refused
+                self.refuse(now, fragment, ErrorCode::Malformed)
             }
         }
     }
@@ -164,19 +162,19 @@ impl Receiving {
         len: usize,
         (messages, _): (usize, usize),
         limits: &ReassemblyLimits,
-    ) -> Option<&'static str> {
+    ) -> Option<ErrorCode> {
         let size_min = u64::from(fragment.total - 1).saturating_mul(len as u64);
         // The last fragment's length says nothing about the others'.
         let known = fragment.index + 1 < fragment.total || fragment.total == 1;
         if known && size_min > limits.message_bytes_max as u64 {
-            return Some("too-large");
+            return Some(ErrorCode::TooLarge);
         }
         if self.incoming.contains_key(&fragment.id) {
             return None;
         }
         let full = self.incoming.len() >= limits.peer_messages_max
             || self.incoming.len() + messages >= limits.messages_max;
-        full.then_some("busy")
+        full.then_some(ErrorCode::Busy)
     }
 
     /// The message has been cut anew: what is there of it is of no use, unless it is all.
@@ -188,7 +186,7 @@ impl Receiving {
             Some(_) => {}
             None => {
                 self.remove(replaced);
-                self.end(now, replaced, Ended::Dropped);
+                self.end(now, replaced, Ended::Refused(ErrorCode::Malformed));
             }
         }
     }
@@ -205,22 +203,29 @@ impl Receiving {
         of_all.min(limits.peer_bytes_max.saturating_sub(self.memory))
     }
 
-    fn complete(&mut self, now: Instant, id: u64, fragment: Fragment) -> Got {
+    fn complete(&mut self, now: Instant, id: u64, fragment: Fragment, limits: &ReassemblyLimits) -> Got {
         let Some(mut reassembly) = self.remove(id) else { return Got::Refused };
+        let report = reassembly.report(now, 0);
+        let Some(message) = reassembly.finish() else {
+            return self.refuse(now, fragment, ErrorCode::Malformed);
+        };
+        // What its fragments announced is no more than about this.
+        if message.payload.len() > limits.message_bytes_max {
+            return self.refuse(now, fragment, ErrorCode::TooLarge);
+        }
         if fragment.wants_reports {
-            let report = reassembly.report(now, 0);
             self.answer(|out| report.write(out));
         }
-        match reassembly.finish() {
-            Some(message) => {
-                self.end(now, id, Ended::Complete(fragment.total, None));
-                Got::Message(message)
-            }
-            None => {
-                self.end(now, id, Ended::Dropped);
-                Got::Refused
-            }
+        self.end(now, id, Ended::Complete(fragment.total, None));
+        Got::Message(message)
+    }
+
+    fn refuse(&mut self, now: Instant, fragment: Fragment, code: ErrorCode) -> Got {
+        if fragment.wants_reports {
+            self.answer(|out| write_refusal(fragment.id, code, out));
         }
+        self.end(now, fragment.id, Ended::Refused(code));
+        Got::Refused
     }
 
     fn remove(&mut self, id: u64) -> Option<Reassembly> {

@@ -9,12 +9,21 @@ use std::time::{Duration, Instant};
 pub(super) enum Sight {
     /// Received for the first time.
     New,
-    /// Handed to the application, which has not said yet that it is handled.
+    /// Handed to the application, which has not said yet what became of it.
     Pending,
+    /// Its fate is known, and a repetition has the same answer.
+    Settled,
+}
+
+/// The fate of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Settled {
     /// Handled, and acknowledged.
     Acknowledged,
-    /// Dropped by the application without an acknowledgement.
+    /// Dropped by the application without a word.
     Dropped,
+    /// Refused with this ERR frame.
+    Refused(Vec<u8>),
 }
 
 /// The numbers and CRCs of the last frames that wanted an acknowledgement.
@@ -24,7 +33,7 @@ pub(super) enum Sight {
 pub(super) struct Seen {
     /// As many as the application keeps; never forgotten, as a repetition must not be handed on.
     pending: HashSet<Acknowledgement>,
-    settled: HashMap<Acknowledgement, Sight>,
+    settled: HashMap<Acknowledgement, Settled>,
     order: VecDeque<(Instant, Acknowledgement)>,
 }
 
@@ -48,15 +57,23 @@ impl Seen {
         if self.pending.contains(&frame) {
             return Sight::Pending;
         }
-        self.settled.get(&frame).copied().unwrap_or(Sight::New)
+        if self.settled.contains_key(&frame) { Sight::Settled } else { Sight::New }
     }
 
-    /// Records that the application has handled a pending frame, or has dropped it.
-    pub(super) fn settle(&mut self, now: Instant, frame: Acknowledgement, acknowledged: bool) {
+    /// The answer to a frame that is settled: the ACK or ERR frame, if it has one.
+    pub(super) fn answer(&self, frame: Acknowledgement) -> Option<Vec<u8>> {
+        match self.settled.get(&frame)? {
+            Settled::Acknowledged => frame.encode().ok(),
+            Settled::Dropped => None,
+            Settled::Refused(answer) => Some(answer.clone()),
+        }
+    }
+
+    /// Records the fate of a pending frame.
+    pub(super) fn settle(&mut self, now: Instant, frame: Acknowledgement, settled: Settled) {
         if self.pending.remove(&frame) {
             self.forget_old(now);
-            let sight = if acknowledged { Sight::Acknowledged } else { Sight::Dropped };
-            self.settled.insert(frame, sight);
+            self.settled.insert(frame, settled);
             self.order.push_back((now, frame));
         }
     }
@@ -89,19 +106,27 @@ mod tests {
     fn a_settled_frame_is_known_until_it_is_forgotten() {
         let now = Instant::now();
         let mut seen = Seen::default();
-        for (acknowledged, known) in [(true, Sight::Acknowledged), (false, Sight::Dropped)] {
-            let one = frame(u64::from(acknowledged), 7);
-            assert_eq!(seen.receive(now, one), Sight::New);
-            assert_eq!(seen.receive(now, one), Sight::Pending);
-            seen.settle(now, one, acknowledged);
-            seen.settle(now, one, !acknowledged);
-            assert_eq!(seen.receive(now, one), known);
+        let refused = Settled::Refused(b"no".to_vec());
+        for (n, fate) in (1..).zip([Settled::Acknowledged, Settled::Dropped, refused]) {
+            let one = frame(n, 7);
+            assert_eq!((seen.receive(now, one), seen.answer(one)), (Sight::New, None));
+            assert_eq!((seen.receive(now, one), seen.answer(one)), (Sight::Pending, None));
+            seen.settle(now, one, fate.clone());
+            // Only the first one counts.
+            seen.settle(now, one, Settled::Dropped);
+            assert_eq!(seen.receive(now, one), Sight::Settled);
+            let answer = match fate {
+                Settled::Acknowledged => one.encode().ok(),
+                Settled::Dropped => None,
+                Settled::Refused(answer) => Some(answer),
+            };
+            assert_eq!(seen.answer(one), answer);
         }
         assert_eq!(seen.receive(now, frame(1, 8)), Sight::New, "another frame with the same number");
         assert_eq!(seen.receive(now + Seen::AGE_MAX, frame(1, 7)), Sight::New);
         for n in 0..2 * Seen::COUNT_MAX as u64 {
             seen.receive(now, frame(n, 0));
-            seen.settle(now, frame(n, 0), true);
+            seen.settle(now, frame(n, 0), Settled::Acknowledged);
         }
         assert!(seen.settled.len() <= Seen::COUNT_MAX && seen.order.len() <= Seen::COUNT_MAX);
     }
@@ -114,7 +139,7 @@ mod tests {
         let later = now + 10 * Seen::AGE_MAX;
         for n in 2..2 * Seen::COUNT_MAX as u64 {
             seen.receive(later, frame(n, 0));
-            seen.settle(later, frame(n, 0), true);
+            seen.settle(later, frame(n, 0), Settled::Acknowledged);
         }
         assert_eq!(seen.receive(later, frame(1, 7)), Sight::Pending);
         assert!(!seen.is_settled());

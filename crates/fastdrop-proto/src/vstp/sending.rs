@@ -287,6 +287,19 @@ impl Sending {
         self.active_at = now;
     }
 
+    /// The peer refuses a frame that waits for its ACK; false if none with this number does.
+    pub(super) fn handle_refused(&mut self, msg_id: u64, code: impl FnOnce() -> String) -> bool {
+        if let Some(waiting) = self.waiting.remove(&msg_id) {
+            self.outcomes.push_back((waiting.send, Err(Failure::Refused(code()))));
+            return true;
+        }
+        let Some(at) = self.outgoing.iter().position(|message| message.msg_id() == Some(msg_id)) else {
+            return false;
+        };
+        self.end(at, Err(Failure::Refused(code())));
+        true
+    }
+
     /// The peer refuses a message.
     pub(super) fn handle_refusal(&mut self, id: u64, code: &str) {
         if let Some(at) = self.outgoing.iter().position(|message| message.has_id(id)) {

@@ -4,7 +4,7 @@ use super::Flags;
 use super::acknowledgement::Acknowledgement;
 use super::frame::{FrameRef, FrameType, Headers, HeadersBuf};
 use super::outgoing::MSG_ID;
-use super::seen::{Seen, Sight};
+use super::seen::{Seen, Settled, Sight};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,10 @@ pub enum ErrorCode {
     Crc,
     /// A frame that was begun and not ended in time.
     Timeout,
+    /// A limit of the receiver is reached.
+    Busy,
+    /// The application did not handle the frame.
+    Unhandled,
 }
 
 impl ErrorCode {
@@ -62,6 +66,8 @@ impl ErrorCode {
             Self::TooLarge => "too-large",
             Self::Crc => "crc",
             Self::Timeout => "timeout",
+            Self::Busy => "busy",
+            Self::Unhandled => "unhandled",
         }
     }
 }
@@ -176,11 +182,11 @@ impl Session {
         if let Some(wanted) = wanted.filter(|_| msg_id.is_some()) {
             match self.seen.receive(now, wanted) {
                 Sight::New => {}
-                Sight::Acknowledged => {
-                    self.push_ack(wanted);
+                Sight::Pending => return Verdict::Consumed,
+                Sight::Settled => {
+                    self.answers.extend(self.seen.answer(wanted));
                     return Verdict::Consumed;
                 }
-                Sight::Pending | Sight::Dropped => return Verdict::Consumed,
             }
         }
         if self.keep_alive.is_some() && matches!(frame.typ, FrameType::Ping | FrameType::Pong) {
@@ -194,13 +200,24 @@ impl Session {
 
     /// Acknowledges a frame that the application has handled.
     pub fn acknowledge(&mut self, now: Instant, frame: Acknowledgement) {
-        self.seen.settle(now, frame, true);
+        self.seen.settle(now, frame, Settled::Acknowledged);
         self.push_ack(frame);
     }
 
     /// Records that the application has dropped a frame, which is not acknowledged.
     pub fn forgo(&mut self, now: Instant, frame: Acknowledgement) {
-        self.seen.settle(now, frame, false);
+        self.seen.settle(now, frame, Settled::Dropped);
+    }
+
+    /// Refuses a frame that was handed on: an ERR says why. None if it asked for no acknowledgement.
+    pub fn refuse(&mut self, now: Instant, frame: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
+        let unnumbered = Acknowledgement { msg_id: None, crc: 0 };
+        if let Ok(bytes) = frame.unwrap_or(unnumbered).encode_refusal(code, reason) {
+            if let Some(frame) = frame {
+                self.seen.settle(now, frame, Settled::Refused(bytes.clone()));
+            }
+            self.answers.push_back(bytes);
+        }
     }
 
     fn push_ack(&mut self, frame: Acknowledgement) {

@@ -51,6 +51,9 @@ impl Connection {
     const LARGE_MIN: usize = 32 << 10;
     const READ: usize = 256 << 10;
     const READ_AFTER_LARGE: usize = 512;
+    /// How long a peer that was refused something may go on sending before the connection is reset, which could take
+    /// from it what it was told; and how long the reason is looked for after a write has failed.
+    const LINGER: Duration = Duration::from_secs(5);
     /// What is written without waiting for more.
     const OUTBOX_MAX: usize = 256 << 10;
 
@@ -100,8 +103,32 @@ impl Connection {
         if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
     }
 
+    /// Writes what was fed. A peer that has refused something has said why before it closed: then that is the error.
     pub(crate) async fn flush(&mut self) -> Result<(), VstpError> {
-        Ok(self.outbox.flush(&mut self.stream).await?)
+        match self.outbox.flush(&mut self.stream).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.refusal_after(error).await),
+        }
+    }
+
+    /// The reason that stands in an ERR frame behind everything that the peer has sent, or else this error.
+    async fn refusal_after(&mut self, error: io::Error) -> VstpError {
+        let mut said = None;
+        // The peer has closed: what it said is there already, or is lost.
+        let read_on = async {
+            loop {
+                match self.next_frame().await {
+                    Ok(Some((frame, _))) if frame.typ == FrameType::Err => {
+                        said = Some(VstpError::ServerError(reason_of(&frame)));
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Self::LINGER, read_on).await;
+        self.ended = true;
+        said.unwrap_or(VstpError::Io(error))
     }
 
     pub(crate) async fn hello(&mut self) -> Result<(), VstpError> {
@@ -126,6 +153,7 @@ impl Connection {
         let (frames, numbers): (Vec<_>, Vec<_>) =
             frames.into_iter().map(|frame| self.numbered(frame)).unzip();
         let mut waiting: BTreeSet<u64> = numbers.into_iter().collect();
+        let mut refusal = None;
         let acknowledged = async {
             for frame in frames {
                 self.feed(frame).await?;
@@ -134,11 +162,21 @@ impl Connection {
             while !waiting.is_empty() {
                 match self.next().await? {
                     None => return Err(VstpError::ConnectionClosed),
+                    // It says which one, and is for nobody else.
+                    Some(Next::Frame(frame, _))
+                        if refused(&frame).is_some_and(|id| waiting.contains(&id)) =>
+                    {
+                        return Err(VstpError::ServerError(reason_of(&frame)));
+                    }
                     Some(Next::Acknowledged(msg_id)) => drop(waiting.remove(&msg_id)),
                     Some(Next::Frame(..)) if self.early_bytes > self.config.frame_max => {
                         return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
                     }
                     Some(Next::Frame(frame, wanted)) => {
+                        // A peer that closes after that has said why.
+                        if frame.typ == FrameType::Err {
+                            refusal = Some(reason_of(&frame));
+                        }
                         self.early_bytes += frame.memory();
                         self.early.push_back((frame, wanted));
                     }
@@ -147,17 +185,24 @@ impl Connection {
             Ok(())
         };
         let outcome = tokio::time::timeout(patience, acknowledged).await;
-        outcome.unwrap_or_else(|_| {
-            waiting.iter().for_each(|msg_id| self.session.forget(*msg_id));
-            Err(VstpError::Timeout)
-        })
+        let outcome = outcome.unwrap_or(Err(VstpError::Timeout));
+        waiting.iter().for_each(|msg_id| self.session.forget(*msg_id));
+        match (outcome, refusal) {
+            (Err(VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::Timeout), Some(reason)) => {
+                Err(VstpError::ServerError(reason))
+            }
+            (outcome, _) => outcome,
+        }
     }
 
     /// Says BYE, and that nothing more is written.
     pub(crate) async fn close(&mut self) -> Result<(), VstpError> {
         self.outbox.push(Frame::new(FrameType::Bye))?;
         self.flush().await?;
-        Ok(self.stream.shutdown().await?)
+        match self.stream.shutdown().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.refusal_after(error).await),
+        }
     }
 
     // ---- receiving ----
@@ -217,6 +262,17 @@ impl Connection {
         self.answer().await
     }
 
+    /// Refuses a frame that was handed on.
+    pub(super) async fn refuse(
+        &mut self,
+        wanted: Option<Acknowledgement>,
+        code: ErrorCode,
+        reason: &str,
+    ) -> Result<(), VstpError> {
+        self.session.refuse(Instant::now(), wanted, code, reason);
+        self.answer().await
+    }
+
     /// The application has dropped a frame that was handed on.
     pub(super) fn forgo(&mut self, wanted: Acknowledgement) {
         self.session.forgo(Instant::now(), wanted);
@@ -266,7 +322,7 @@ impl Connection {
         while let Some(answer) = self.session.poll_answer() {
             self.outbox.push_encoded(&answer);
         }
-        self.flush().await
+        Ok(self.outbox.flush(&mut self.stream).await?)
     }
 
     async fn next_frame(&mut self) -> Result<Option<(FrameBytes, u32)>, VstpError> {
@@ -398,7 +454,8 @@ impl Connection {
         self.answer().await
     }
 
-    /// Tells the peer what was wrong with what it sent, as far as it still listens.
+    /// Tells the peer what was wrong with what it sent, as far as it still listens, and lets it finish what it is sending: a
+    /// connection that is closed with something unread is reset, and then the peer may never see the reason.
     async fn say_error(&mut self, error: &VstpError) {
         let code = match error {
             VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::ServerError(_) => return,
@@ -414,14 +471,30 @@ impl Connection {
         if self.outbox.push(frame).is_ok() {
             let bound = Duration::from_secs(1);
             let said = async {
-                self.flush().await?;
-                self.stream.shutdown().await.map_err(VstpError::Io)
+                self.outbox.flush(&mut self.stream).await?;
+                self.stream.shutdown().await
             };
             if !matches!(tokio::time::timeout(bound, said).await, Ok(Ok(()))) {
                 tracing::debug!("the peer does not listen to what was wrong");
+                return;
             }
+            let mut rest = vec![0; 16 << 10];
+            let discard = async { while self.stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
+            let _ = tokio::time::timeout(Self::LINGER, discard).await;
         }
     }
+}
+
+/// The number of the frame that an ERR is about, if it says so.
+fn refused(frame: &FrameBytes) -> Option<u64> {
+    frame.headers().number(MSG_ID).filter(|_| frame.typ == FrameType::Err)
+}
+
+/// The reason in an ERR frame.
+fn reason_of(frame: &FrameBytes) -> String {
+    let headers = frame.headers();
+    let reason = headers.find("reason").or_else(|| headers.find("code")).unwrap_or(b"no reason given");
+    String::from_utf8_lossy(reason).into_owned()
 }
 
 /// What came.

@@ -2,7 +2,7 @@
 
 use super::connection::Connection;
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 
 /// A received frame whose acknowledgement, if its sender wants one, the application gives.
 ///
@@ -49,6 +49,16 @@ impl<'a> Delivery<'a> {
             Some(wanted) => self.connection.acknowledge(wanted).await,
             None => Ok(()),
         }
+    }
+
+    /// Refuses the frame: its sender is told why in an ERR frame. The connection goes on.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost: whether the sender has been told is not known.
+    pub async fn refuse(mut self, code: ErrorCode, reason: &str) -> Result<(), VstpError> {
+        let wanted = self.wanted.take();
+        self.connection.refuse(wanted, code, reason).await
     }
 }
 

@@ -4,7 +4,7 @@ use super::config::UdpConfig;
 use super::delivery::Delivery;
 use super::driver::Handle;
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::{Counters, Failure, FrameBytes};
+use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes};
 use std::net::SocketAddr;
 
 /// A socket that sends to any address.
@@ -19,11 +19,24 @@ impl From<Failure> for VstpError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::TimedOut => Self::Timeout,
-            Failure::Refused(code) => Self::ServerError(code),
+            Failure::Refused(code) => Self::ServerError(words_of(&code)),
+            Failure::TooLarge => Self::ServerError("it takes no message of this size by UDP".into()),
             Failure::Frame(error) => error.into(),
             other => Self::Protocol(other.to_string()),
         }
     }
+}
+
+/// What a code of an ERR frame means, for those that this program knows.
+fn words_of(code: &str) -> String {
+    let known = [
+        (ErrorCode::TooLarge, "a larger message than it takes"),
+        (ErrorCode::Busy, "too many messages are under way there"),
+        (ErrorCode::Malformed, "a message that makes no sense there"),
+        (ErrorCode::Unhandled, "the message could not be handled"),
+    ];
+    let words = known.into_iter().find(|(known, _)| known.as_str() == code);
+    words.map_or_else(|| code.to_owned(), |(_, words)| format!("{code}: {words}"))
 }
 
 impl VstpUdpClient {

@@ -1,8 +1,8 @@
 //! A frame that is acknowledged when its application has handled it.
 
-use super::driver::Shared;
+use super::driver::{Fate, Shared};
 use crate::vstp::types::Frame;
-use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub struct Delivery {
     from: SocketAddr,
     frame: FrameBytes,
     wanted: Option<Acknowledgement>,
-    acknowledged: bool,
+    fate: Fate,
 }
 
 impl Delivery {
@@ -27,7 +27,7 @@ impl Delivery {
         frame: FrameBytes,
         wanted: Option<Acknowledgement>,
     ) -> Self {
-        Self { shared, from, frame, wanted, acknowledged: false }
+        Self { shared, from, frame, wanted, fate: Fate::Dropped }
     }
 
     /// The frame.
@@ -52,12 +52,17 @@ impl Delivery {
 
     /// Acknowledges the frame, if its sender wants that.
     pub fn acknowledge(mut self) {
-        self.acknowledged = true;
+        self.fate = Fate::Acknowledged;
+    }
+
+    /// Refuses the frame: if its sender wants an acknowledgement, it is told why there is none.
+    pub fn refuse(mut self, code: ErrorCode, reason: &str) {
+        self.fate = Fate::Refused(code, reason.to_owned());
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.shared.settle(self.from, &self.frame, self.wanted, self.acknowledged);
+        self.shared.settle(self.from, &self.frame, self.wanted, &self.fate);
     }
 }

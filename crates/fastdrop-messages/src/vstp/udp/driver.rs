@@ -5,7 +5,8 @@ use crate::datagrams::{Room, Socket, Transmit as Leaving};
 use crate::vstp::types::{VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Counters, Endpoint, EndpointConfig, Event, Failure, FrameBytes, SendId, Transmit,
+    Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, SendId,
+    Transmit,
 };
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -40,6 +41,14 @@ struct State {
     closed: bool,
     /// The socket is of no use any more.
     broken: Option<io::ErrorKind>,
+}
+
+/// What an application did with a frame.
+#[derive(Debug)]
+pub(super) enum Fate {
+    Acknowledged,
+    Refused(ErrorCode, String),
+    Dropped,
 }
 
 /// A frame that came and that nobody has taken.
@@ -114,7 +123,7 @@ impl Handle {
     /// The next frame or message, acknowledged if its sender wants that.
     pub(crate) async fn recv(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
         let Received { from, frame, wanted } = self.take().await?;
-        self.shared.settle(from, &frame, wanted, true);
+        self.shared.settle(from, &frame, wanted, &Fate::Acknowledged);
         Ok((frame, from))
     }
 
@@ -183,15 +192,17 @@ impl Shared {
         from: SocketAddr,
         frame: &FrameBytes,
         wanted: Option<Acknowledgement>,
-        acknowledged: bool,
+        fate: &Fate,
     ) {
         let mut state = self.lock();
         let now = Instant::now();
         state.endpoint.handle_taken(frame);
-        match wanted {
-            Some(wanted) if acknowledged => state.endpoint.acknowledge(now, from, wanted),
-            Some(wanted) => state.endpoint.forgo(now, from, wanted),
-            None => {}
+        if let Some(wanted) = wanted {
+            match fate {
+                Fate::Acknowledged => state.endpoint.acknowledge(now, from, wanted),
+                Fate::Refused(code, reason) => state.endpoint.refuse(now, from, wanted, *code, reason),
+                Fate::Dropped => state.endpoint.forgo(now, from, wanted),
+            }
         }
         self.pump(&mut state);
     }
