@@ -107,7 +107,14 @@ struct Spool {
 
 /// Transfers that have ended, and how: for senders that did not hear of it.
 #[derive(Debug, Default)]
-pub(super) struct Ended(Mutex<BTreeMap<TransferKey, (Instant, Result<(), Refusal>)>>);
+pub(super) struct Ended(Mutex<BTreeMap<TransferKey, Ending>>);
+
+/// How, and when, a transfer ended.
+#[derive(Debug)]
+struct Ending {
+    at: Instant,
+    result: Result<(), Refusal>,
+}
 
 impl Ended {
     /// Notes how a transfer ended, if it has an id: without one the next transfer would be taken for it.
@@ -117,10 +124,10 @@ impl Ended {
         }
         let mut ended = lock(&self.0);
         if ended.len() >= ENDED_MAX {
-            let oldest = ended.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| key.clone());
+            let oldest = ended.iter().min_by_key(|(_, ending)| ending.at).map(|(key, _)| key.clone());
             oldest.map(|oldest| ended.remove(&oldest));
         }
-        ended.insert(key.clone(), (Instant::now(), result));
+        ended.insert(key.clone(), Ending { at: Instant::now(), result });
     }
 
     /// The end of the transfer to which a chunk belongs that has come again. Chunk 0 begins a new one.
@@ -129,11 +136,11 @@ impl Ended {
         if chunk.first.is_some() {
             ended.remove(key);
         }
-        ended.get(key).map(|(_, result)| result.clone())
+        ended.get(key).map(|ending| ending.result.clone())
     }
 
     fn expire(&self) {
-        lock(&self.0).retain(|_, (at, _)| at.elapsed() < IDLE_MAX);
+        lock(&self.0).retain(|_, ending| ending.at.elapsed() < IDLE_MAX);
     }
 }
 
