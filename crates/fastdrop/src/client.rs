@@ -562,8 +562,7 @@ impl Client {
                 if place == Place::Auto && has_several_tops(&contents) {
                     place = Place::Into;
                 }
-                let offered = offered(&contents, kind);
-                let offered = offered.map_err(|error| Error::with_code(400, error.to_string()))?;
+                let offered = offered(&contents, kind)?;
                 (Arc::new(offered), Input::Archive { tree, contents, kind })
             }
             (None, Some(input)) => (Arc::clone(&walked.manifest), Input::Once(Mutex::new(Some(input)))),
@@ -675,7 +674,10 @@ impl Client {
         }
         let (capability, name) = match self.options.compress {
             Compress::Zstd => (Capability::Zstd, "Zstandard"),
-            Compress::Zip | Compress::TarGz => (Capability::Archive, "archives"),
+            Compress::Zip => {
+                (Capability::ZipTimes, "exact times in ZIP archives; --compress targz keeps them")
+            }
+            Compress::TarGz => (Capability::Archive, "archives"),
             Compress::Auto | Compress::None | Compress::Gzip => return Ok(()),
         };
         if grant.has(capability) {

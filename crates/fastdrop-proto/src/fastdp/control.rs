@@ -129,17 +129,20 @@ pub enum Capability {
     Zstd,
     /// Archives that are unpacked where they arrive.
     Archive,
+    /// Exact times in ZIP archives.
+    ZipTimes,
 }
 
 impl Capability {
     /// All that this implementation has.
-    const ALL: [Self; 3] = [Self::Sparse, Self::Zstd, Self::Archive];
+    const ALL: [Self; 4] = [Self::Sparse, Self::Zstd, Self::Archive, Self::ZipTimes];
 
     fn name(self) -> &'static str {
         match self {
             Capability::Sparse => "sparse",
             Capability::Zstd => "zstd",
             Capability::Archive => "archive",
+            Capability::ZipTimes => "zip-times",
         }
     }
 }
@@ -178,6 +181,11 @@ impl Open {
             compress: Compress::None,
             capabilities: Capability::ALL.map(|capability| capability.name().to_owned()).to_vec(),
         }
+    }
+
+    /// Returns true if the client has `capability`.
+    pub fn has(&self, capability: Capability) -> bool {
+        self.capabilities.iter().any(|theirs| theirs == capability.name())
     }
 
     /// Those of the client's capabilities that this end has too.

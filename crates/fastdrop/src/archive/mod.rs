@@ -3,10 +3,13 @@
 mod pack;
 mod tar_gz;
 mod zip;
+mod zip_time;
+mod zip_writer;
 
 pub(crate) use pack::{Packed, expect_archive, offered};
 pub(crate) use tar_gz::{TarGzWriter, read_tar_gz};
-pub(crate) use zip::{ZipWriter, is_whole_zip, read_zip, write_one_zip};
+pub(crate) use zip::{is_whole_zip, read_zip, write_one_zip};
+pub(crate) use zip_writer::{NAME_MAX as ZIP_NAME_MAX, ZipWriter};
 
 use crate::decode::bad;
 use fastdrop_proto::units::Mtime;

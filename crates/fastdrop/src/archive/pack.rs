@@ -1,7 +1,7 @@
 //! An archive of what is to be sent, made while it is read.
 
-use super::{Member, MemberKind, TarGzWriter, ZipWriter, bad};
-use crate::error::reason;
+use super::{MEMBERS_MAX, Member, MemberKind, TarGzWriter, ZIP_NAME_MAX, ZipWriter, bad};
+use crate::error::{Error as Refused, reason};
 use crate::source::unchanged;
 use crate::walk::SourceTree;
 use fastdrop_proto::fastdp::{
@@ -17,22 +17,47 @@ use std::thread::JoinHandle;
 const STEM_MAX: usize = 240;
 
 /// The manifest of one archive with `contents` in it; it is called as the topmost of them, if there is only one.
-pub(crate) fn offered(contents: &Manifest, kind: Archive) -> std::result::Result<Manifest, ManifestError> {
+///
+/// # Errors
+///
+/// Names what such an archive cannot carry.
+pub(crate) fn offered(contents: &Manifest, kind: Archive) -> std::result::Result<Manifest, Refused> {
+    check_carried(contents, kind)?;
     let first = contents.get(EntryIndex(0)).map(|entry| entry.path.top().to_vec()).unwrap_or_default();
     let single = contents.iter().all(|(_, entry)| entry.path.top() == first);
     let stem = if single { &first[..first.len().min(STEM_MAX)] } else { b"archive" };
     let name = [stem, kind.extension().as_bytes()].concat();
+    let invalid = |error: ManifestError| Refused::with_code(400, error.to_string());
     let mut builder = ManifestBuilder::new(1);
-    let path = RelPath::new(&name).map_err(EntryError::from)?;
-    builder.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() })?;
-    builder.finish()
+    let path = RelPath::new(&name).map_err(|error| invalid(EntryError::from(error).into()))?;
+    let entry = Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() };
+    builder.push(&entry).map_err(invalid)?;
+    builder.finish().map_err(invalid)
+}
+
+/// Refuses what the receiver of such an archive would refuse when all of it has been sent.
+fn check_carried(contents: &Manifest, kind: Archive) -> std::result::Result<(), Refused> {
+    if contents.len() > MEMBERS_MAX {
+        return Err(Refused::with_code(413, format!("an archive holds at most {MEMBERS_MAX} entries")));
+    }
+    let too_long = |entry: &Entry<'_>| {
+        let slash = usize::from(entry.kind == EntryKind::Directory);
+        kind == Archive::Zip && entry.path.as_bytes().len() + slash > ZIP_NAME_MAX
+    };
+    match contents.iter().find(|(_, entry)| too_long(entry)) {
+        None => Ok(()),
+        Some((_, entry)) => {
+            let shown = crate::shown(entry.path.as_bytes());
+            Err(Refused::with_code(400, format!("{shown}: this path is too long for a ZIP archive")))
+        }
+    }
 }
 
 /// An error unless `manifest` is that of one archive.
-pub(crate) fn expect_archive(manifest: &Manifest) -> std::result::Result<(), crate::error::Error> {
+pub(crate) fn expect_archive(manifest: &Manifest) -> std::result::Result<(), Refused> {
     // A stream comes last: where it is the first, it is the only one.
     let is_stream = manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Stream);
-    let wrong = || crate::error::Error::with_code(400, "an archive is one stream, and nothing else");
+    let wrong = || Refused::with_code(400, "an archive is one stream, and nothing else");
     if is_stream { Ok(()) } else { Err(wrong()) }
 }
 

@@ -1,23 +1,17 @@
-//! ZIP archives, deflated, with whole seconds of time.
+//! ZIP archives: reading them without trust, and writing the one file of version 1.1.0.
 
-use super::{Content, Exactly, Member, MemberKind, TARGET_MAX, bad};
+use super::{Content, Exactly, Member, MemberKind, TARGET_MAX, bad, zip_time};
 use crate::decode::fill;
-use fastdrop_proto::units::Mtime;
 use std::fs::File;
 use std::io::{BufReader, Error, Read, Result, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use zip::ExtraField;
-use zip::write::{ExtendedFileOptions, FileOptions, StreamWriter};
+use zip::write::SimpleFileOptions;
 
 /// Bytes that are read and written at once.
 const STEP: usize = 256 << 10;
 /// Bytes of a directory: some for one long name, and so many for each of many.
 const DIRECTORY_MAX: u64 = 256 << 10;
 const DIRECTORY_PER_MEMBER: u64 = 256;
-/// Which extra field holds times, and that of the last modification in it.
-const TIMESTAMP: u16 = 0x5455;
-const TIMESTAMP_MODIFIED: u8 = 1;
-
 fn invalid(error: zip::result::ZipError) -> Error {
     match error {
         zip::result::ZipError::Io(error) => error,
@@ -25,17 +19,8 @@ fn invalid(error: zip::result::ZipError) -> Error {
     }
 }
 
-/// How a file of `size` bytes is kept.
-fn deflated(size: u64, mode: u32) -> FileOptions<'static, 'static, ExtendedFileOptions> {
-    FileOptions::default()
-        .compression_method(zip::CompressionMethod::Deflated)
-        .compression_level(Some(1))
-        .large_file(size >= u64::from(u32::MAX))
-        .unix_permissions(mode)
-}
-
 /// Copies exactly `size` bytes.
-fn copy(source: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()> {
+pub(super) fn copy(source: &mut dyn Read, size: u64, out: &mut dyn Write) -> Result<()> {
     let mut exact = Exactly::new(source, size);
     let mut buffer = vec![0; STEP];
     loop {
@@ -55,47 +40,15 @@ pub(crate) fn write_one_zip(
     mode: u32,
     out: File,
 ) -> Result<()> {
+    let options = SimpleFileOptions::default()
+        .compression_method(zip::CompressionMethod::Deflated)
+        .compression_level(Some(1))
+        .large_file(size >= u64::from(u32::MAX))
+        .unix_permissions(mode);
     let mut zip = zip::ZipWriter::new(out);
-    zip.start_file(name, deflated(size, mode)).map_err(invalid)?;
+    zip.start_file(name, options).map_err(invalid)?;
     copy(source, size, &mut zip)?;
     zip.finish().map_err(invalid)?.flush()
-}
-
-/// Writes an archive in one go: sizes follow the contents.
-pub(crate) struct ZipWriter<W: Write> {
-    zip: zip::ZipWriter<StreamWriter<W>>,
-}
-
-impl<W: Write> ZipWriter<W> {
-    pub(crate) fn new(out: W) -> Self {
-        Self { zip: zip::ZipWriter::new_stream(out) }
-    }
-
-    /// Adds a member; `content` gives the bytes of a file.
-    pub(crate) fn add(&mut self, member: &Member, content: &mut dyn Read) -> Result<()> {
-        let text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
-            Ok(text) if !text.contains('\\') => Ok(text.to_owned()),
-            _ => Err(bad(&format!("a ZIP archive cannot hold the name {}", crate::shown(bytes)))),
-        };
-        let path = text(&member.path)?;
-        let mut options = deflated(member.size(), member.mode);
-        if let Ok(seconds) = u32::try_from(member.mtime.seconds) {
-            let field = [&[TIMESTAMP_MODIFIED][..], &seconds.to_le_bytes()].concat();
-            options.add_extra_field(TIMESTAMP, field, false).map_err(invalid)?;
-        }
-        match &member.kind {
-            MemberKind::Directory => self.zip.add_directory(path, options).map_err(invalid),
-            MemberKind::Link(target) => self.zip.add_symlink(path, text(target)?, options).map_err(invalid),
-            MemberKind::File(size) => {
-                self.zip.start_file(path, options).map_err(invalid)?;
-                copy(content, *size, &mut self.zip)
-            }
-        }
-    }
-
-    pub(crate) fn finish(self) -> Result<()> {
-        self.zip.finish().map_err(invalid)?.into_inner().flush()
-    }
 }
 
 /// Gives `each` the members of a ZIP archive, at most `members_max`, in the order of its directory.
@@ -136,8 +89,9 @@ pub(crate) fn read_zip<E: From<Error>>(
         let size = entry.size();
         // Regular files, as far as it says at all.
         let is_file = entry.unix_mode().is_none_or(|mode| matches!(mode & 0o170_000, 0 | 0o100_000));
-        let kind = if entry.is_dir() {
-            path.truncate(path.strip_suffix(b"/").map_or(path.len(), <[u8]>::len));
+        // A backslash at the end is a part of the name.
+        let kind = if path.ends_with(b"/") {
+            path.pop();
             MemberKind::Directory
         } else if entry.is_symlink() {
             let mut target = Vec::new();
@@ -151,11 +105,7 @@ pub(crate) fn read_zip<E: From<Error>>(
         } else {
             return Err(bad("something else than a file, folder or link in a ZIP archive").into());
         };
-        let seconds = entry.extra_data_fields().find_map(|field| match field {
-            ExtraField::ExtendedTimestamp(times) => times.mod_time(),
-            _ => None,
-        });
-        let mtime = Mtime { seconds: seconds.unwrap_or(0).into(), nanos: 0 };
+        let mtime = zip_time::read(entry.extra_data_fields())?;
         let default = if kind == MemberKind::Directory { 0o755 } else { 0o644 };
         let mode = entry.unix_mode().map_or(default, |mode| mode & 0o777);
         let member = Member { path, kind, mtime, mode };

@@ -17,8 +17,8 @@ use crate::root::Root;
 use crate::stage::{Busy, random};
 use crate::walk::{SourceTree, WalkOptions, walk};
 use fastdrop_proto::fastdp::{
-    Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest, ManifestBuilder, Open, RelPath,
-    Sender, SenderConfig, Streams, Table, Transcript,
+    Archive, Capability, Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest,
+    ManifestBuilder, Open, RelPath, Sender, SenderConfig, Streams, Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
@@ -400,7 +400,10 @@ impl Serving<'_> {
     ) -> Result<Option<(Arc<Manifest>, Packed)>, Error> {
         let Some(kind) = self.open.compress.archive() else { return Ok(None) };
         let failed = |why: String| Error::with_code(500, format!("making an archive: {why}"));
-        let offered = offered(manifest, kind).map_err(|error| failed(error.to_string()))?;
+        if kind == Archive::Zip && !self.open.has(Capability::ZipTimes) {
+            return Err(Error::with_code(415, "the client does not know exact times in ZIP archives"));
+        }
+        let offered = offered(manifest, kind)?;
         let packed = Packed::new(Arc::clone(tree), Arc::clone(manifest), kind);
         Ok(Some((Arc::new(offered), packed.map_err(|error| failed(error.to_string()))?)))
     }
