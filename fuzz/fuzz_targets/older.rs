@@ -48,6 +48,8 @@ fuzz_target!(|input: Input| {
     fastdp1(&input);
     next(&input);
     let _ = nextdp::parse_answer(bytes);
+    let _ = v1::HeaderAnswer::parse(bytes);
+    let _ = std::str::from_utf8(bytes).map(v1::parse_failure);
     let text = String::from_utf8_lossy(bytes);
     let _ = nextdp::ChunkRequest::parse(Some(&text), |_| Ok(Some("1")));
     for quiet in [false, true] {

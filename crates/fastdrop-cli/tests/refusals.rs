@@ -180,6 +180,30 @@ fn case_105_a_transfer_of_1_0_0_begins_anew_at_a_server_that_has_been_started_ag
     assert_same_contents_of(&file, &server.path("f"), &out.to_string());
 }
 
+/// There is nothing to list, and nothing may be listed: not the same.
+#[test]
+fn case_105_a_fastdownloader_client_that_is_refused_is_told_so() {
+    let dir = scratch();
+    fs::write(dir.path().join("f"), "content").unwrap();
+    let server = Server::start(dir.path(), &["--write-only", "--fastdownloader=0"]);
+    let port = eventually("the second port", || {
+        server.stdout().lines().find_map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).ok()?;
+            (event["protocol"] == "fastdownloader").then(|| event["port"].as_u64().unwrap())
+        })
+    });
+    let there = scratch();
+    for arguments in [
+        args!["list", format!("127.0.0.1:{port}")],
+        args!["get", format!("127.0.0.1:{port}/f"), there.path()],
+        args!["get", "-n", format!("127.0.0.1:{port}/f"), there.path()],
+    ] {
+        let protocol = args!["--protocol", "fastdownloader", "--retries", "0"];
+        client([arguments, protocol].concat()).expect_failure();
+    }
+    assert_eq!(names_in(there.path()), Vec::<String>::new());
+}
+
 #[test]
 fn case_105_a_nextdp_server_that_was_started_again_has_not_got_the_file() {
     let files = scratch();

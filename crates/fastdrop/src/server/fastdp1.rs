@@ -96,8 +96,8 @@ fn serve_1_0(
         let _ = send(&connection, &answer);
         is_answered = true;
     }
-    if let Arrived::Waits(number) = arrived {
-        arrived = match shared.returns.wait(&identity, number, &shared.stop) {
+    if let Arrived::Waits(number, before) = arrived {
+        arrived = match shared.returns.wait(&identity, number, before, &shared.stop) {
             Some((joined, connection)) => Arrived::Begins(joined, connection),
             None => Arrived::Continues,
         };

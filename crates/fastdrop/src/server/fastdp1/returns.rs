@@ -71,8 +71,11 @@ pub(super) enum Arrived {
     /// Another thread has it.
     Continues,
     /// It waits: see [`Returns::wait`].
-    Waits(ArrivalNumber),
+    Waits(ArrivalNumber, Received),
 }
+
+/// Bytes that each transfer of an identity had received when a connection arrived.
+pub(super) type Received = BTreeMap<TransferNumber, u64>;
 
 /// A transfer, known by its identity as long as this is there.
 pub(super) struct Joined {
@@ -96,12 +99,11 @@ impl Returns {
         self: &Arc<Self>,
         identity: &Identity,
         arrival: ArrivalNumber,
+        mut before: Received,
         stop: &Stop,
     ) -> Option<(Joined, Return)> {
         let until = Instant::now() + RETURN_TIMEOUT;
         let mut lines = lock(&self.lines);
-        // Bytes that each of the others had brought when this one came.
-        let mut before = BTreeMap::new();
         loop {
             let line = lines.get_mut(identity)?;
             if stop.is_stopped() {
@@ -116,7 +118,7 @@ impl Returns {
             match self.arrived(line, identity, asked?) {
                 Arrived::Begins(joined, connection) => return Some((joined, connection)),
                 Arrived::Continues => return None,
-                Arrived::Waits(_) => lines = self.wait_a_little(lines),
+                Arrived::Waits(..) => lines = self.wait_a_little(lines),
             }
         }
     }
@@ -129,7 +131,7 @@ impl Returns {
                 Arrived::Begins(joined, connection)
             }
             Arrival::Continues => Arrived::Continues,
-            Arrival::Waits(arrival) => Arrived::Waits(arrival),
+            Arrival::Waits(arrival) => Arrived::Waits(arrival, line.received()),
         }
     }
 
@@ -142,8 +144,14 @@ impl Returns {
 }
 
 impl Line {
-    /// All senders of this identity are alive: they have brought more than can have been on its way when that was asked first.
-    fn are_alive(&self, before: &mut BTreeMap<TransferNumber, u64>) -> bool {
+    fn received(&self) -> Received {
+        let received =
+            |(&number, connection): (_, &Weak<Connection>)| Some((number, connection.upgrade()?.received()));
+        self.read.iter().filter_map(received).collect()
+    }
+
+    /// All senders of this identity are alive: they have brought more than can have been on its way `before`.
+    fn are_alive(&self, before: &mut Received) -> bool {
         let mut all = !self.read.is_empty();
         for (&number, connection) in &self.read {
             let Some(connection) = connection.upgrade() else { return false };
