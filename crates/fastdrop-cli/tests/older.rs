@@ -219,7 +219,8 @@ fn ultradp_respects_what_exists() {
 fn send_fastdp1(server: &Server, file: &Path, extra: &[&str]) -> String {
     let extra: Vec<_> = extra.iter().map(OsString::from).collect();
     let args = [args!["send", server.port.to_string(), file], extra.clone()].concat();
-    let zstd = extra.iter().any(|arg| arg == "Zstd");
+    // A payload that is given need not be compressed.
+    let zstd = extra.iter().any(|arg| arg == "Zstd") && !extra.iter().any(|arg| arg == "--payload");
     let peer = if zstd { Peer::start_zstd("fastdp1.py", args) } else { Peer::start("fastdp1.py", args) };
     peer.finish()
 }

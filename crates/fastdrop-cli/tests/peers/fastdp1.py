@@ -96,10 +96,11 @@ def send(args):
     with open(args.file, "rb") as file:
         content = file.read()
     name = args.name if args.name is not None else os.path.basename(args.file)
-    payload = pack(args.compress, content, args.member or os.path.basename(name))
     if args.payload:
         with open(args.payload, "rb") as file:
             payload = file.read()
+    else:
+        payload = pack(args.compress, content, args.member or os.path.basename(name))
     new = args.version == "1.1.0"
     full_size = len(payload) if new else len(content)
     if args.full_size is not None:
