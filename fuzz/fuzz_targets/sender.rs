@@ -212,7 +212,7 @@ fuzz_target!(|input: Input| {
                     };
                     if let Some(entry) = entry {
                         sending.remove(&id.0);
-                        sender.handle_unreadable(id, chunk, entry, 404, "x");
+                        sender.handle_unreadable(Some(id), chunk, entry, 404, "x");
                     }
                 }
             }

@@ -208,6 +208,9 @@ pub(crate) struct Transfer {
     /// What happens to files that exist and differ; identical ones are never sent
     #[arg(long, value_enum, default_value = "error", value_name = "POLICY")]
     pub(crate) existing: Policy,
+    /// Compare contents instead of size and time: identical is what has the same BLAKE3 at both ends
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) check: bool,
     /// Start over instead of continuing what was interrupted
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) no_resume: bool,
@@ -238,7 +241,7 @@ pub(crate) struct Transfer {
     /// Take only the paths in this file, one a line, relative to the one folder that is named, and what is in them; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<PathBuf>,
-    /// Only say what would be done
+    /// Ask the other side, and say exactly what would be done
     #[arg(short = 'n', long, value_parser = FalseyValueParser::new())]
     pub(crate) dry_run: bool,
     /// Bytes a second at most
@@ -343,8 +346,10 @@ impl From<Durable> for Durability {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LinkPolicy {
-    /// Copied as links, unless they point outside of what is sent
+    /// Copied as links; one that would lead outside of the folder in which it arrives is an error
     Copy,
+    /// The same, but one that would lead outside is left out with a warning
+    Safe,
     /// What they point to is sent
     Follow,
     /// Left out
@@ -355,6 +360,7 @@ impl From<LinkPolicy> for Links {
     fn from(policy: LinkPolicy) -> Self {
         match policy {
             LinkPolicy::Copy => Links::Copy,
+            LinkPolicy::Safe => Links::Safe,
             LinkPolicy::Follow => Links::Follow,
             LinkPolicy::Skip => Links::Skip,
         }

@@ -2,7 +2,7 @@
 
 use crate::exit::ExitCode;
 use crate::units::{bytes, seconds};
-use fastdrop::{Durability, Error, ErrorKind, Listed, ListedKind, Summary, shown};
+use fastdrop::{Durability, Error, ErrorKind, ListedKind, Listing, Summary, shown};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGPIPE;
 use std::io::Write;
@@ -155,8 +155,13 @@ impl Output {
     }
 
     /// Shows what a folder holds. A list is a result: it is printed however quiet the rest shall be.
-    pub(crate) fn list(&self, listed: &[Listed]) -> Result<(), OutputError> {
-        for item in listed {
+    pub(crate) fn list(&self, listing: &Listing) -> Result<(), OutputError> {
+        for failed in &listing.failed {
+            let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
+            complain(&format!("{path}: {message}"));
+            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }))?;
+        }
+        for item in &listing.entries {
             let path = shown(&item.path);
             let (kind, letter) = match item.kind {
                 ListedKind::Directory => ("directory", 'd'),
@@ -176,7 +181,8 @@ impl Output {
                 date(item.mtime.0)
             ))?;
         }
-        self.event("summary", json!({ "files": listed.len() }))
+        let (files, failed) = (listing.entries.len(), listing.failed_count);
+        self.event("summary", json!({ "files": files, "files_failed": failed }))
     }
 }
 
@@ -209,6 +215,9 @@ fn fields(summary: &Summary) -> Value {
         "bytes_sent": summary.bytes_sent,
         "bytes_wire": summary.bytes_wire,
         "files_skipped": summary.files_skipped,
+        "files_left": summary.files_left,
+        "files_verified": verified(summary),
+        "checked": summary.checked,
         "bytes_skipped": summary.bytes_skipped,
         "bytes_resumed": summary.bytes_resumed,
         "files_failed": summary.files_failed,
@@ -239,16 +248,40 @@ fn plural(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
+/// Files that this run brought, or completed: those that the checksum and the durability are said of.
+fn verified(summary: &Summary) -> u64 {
+    summary.files.saturating_sub(summary.files_skipped)
+}
+
+/// What was skipped, and why.
+fn skipped(summary: &Summary) -> String {
+    let same = summary.files_skipped.saturating_sub(summary.files_left);
+    let why = if summary.checked { "the same contents" } else { "the same size and time" };
+    match (same, summary.files_left) {
+        (0, 0) => "0 skipped".to_owned(),
+        (_, 0) => format!("{same} skipped ({why})"),
+        (0, left) => format!("{left} skipped (left as they are)"),
+        (_, left) => format!("{} skipped ({same} {why}, {left} left as they are)", summary.files_skipped),
+    }
+}
+
 /// The summary in one line.
 fn line(verb: &str, summary: &Summary) -> String {
     let mut parts = Vec::new();
     let files = plural(summary.files, "file");
     if summary.dry_run {
-        return format!("{files}, {} in all; nothing was moved", bytes(summary.bytes));
+        return format!(
+            "would {} {files}, {} in all; {}, {} failed; nothing was moved",
+            if verb == "sent" { "send" } else { "get" },
+            bytes(summary.bytes),
+            skipped(summary),
+            summary.files_failed
+        );
     }
     let time = seconds(summary.time);
-    if summary.bytes_sent == 0 && summary.files_skipped > 0 && summary.files_failed == 0 {
-        parts.push(format!("nothing to do: {files}, {} already there, {time}", bytes(summary.bytes)));
+    let verified = verified(summary);
+    if summary.bytes_sent == 0 && verified == 0 && summary.files_failed == 0 {
+        parts.push(format!("nothing to do for {files} of {}, {time}", bytes(summary.bytes)));
     } else {
         let moved = bytes(summary.bytes_sent);
         parts.push(format!(
@@ -263,22 +296,26 @@ fn line(verb: &str, summary: &Summary) -> String {
     if summary.bytes_resumed > 0 {
         parts.push(format!("{} were there from an interrupted transfer", bytes(summary.bytes_resumed)));
     }
-    parts.push(format!("{} skipped, {} failed", summary.files_skipped, summary.files_failed));
+    parts.push(format!("{}, {} failed", skipped(summary), summary.files_failed));
     if summary.retries > 0 {
         parts.push(plural(summary.retries.into(), "reconnection"));
     }
     if !summary.confirmed {
         parts.push(format!("sent, not confirmed: {} does not tell whether it arrived", summary.protocol));
     }
-    parts.push(match summary.checksum {
-        "none" => "not verified".to_owned(),
-        checksum => format!("verified with {checksum}"),
-    });
-    parts.push(match summary.durability {
-        Some(Durability::Commit) => "committed to disk".to_owned(),
-        Some(Durability::None) => "not synced (durability none)".to_owned(),
-        None => format!("{} does not tell whether it was synced", summary.protocol),
-    });
+    // Nothing is said of what nobody looked at.
+    if verified > 0 {
+        let whose = if summary.files_skipped > 0 { "the others " } else { "" };
+        parts.push(match summary.checksum {
+            "none" => format!("{whose}not verified"),
+            checksum => format!("{whose}verified with {checksum}"),
+        });
+        parts.push(match summary.durability {
+            Some(Durability::Commit) => "committed to disk".to_owned(),
+            Some(Durability::None) => "not synced (durability none)".to_owned(),
+            None => format!("{} does not tell whether it was synced", summary.protocol),
+        });
+    }
     if !summary.unkept.is_empty() {
         let unkept: Vec<_> = summary.unkept.iter().map(ToString::to_string).collect();
         parts.push(format!("{} cannot keep the defaults {}", summary.protocol, unkept.join(", ")));

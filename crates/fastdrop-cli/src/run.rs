@@ -233,6 +233,9 @@ fn asked(arguments: &Arguments) -> Asked {
 }
 
 fn options(transfer: &Transfer, mut asked: Asked) -> Result<ClientOptions, Refused> {
+    if !transfer.check {
+        asked.remove(&Flag::Check);
+    }
     if !transfer.no_resume {
         asked.remove(&Flag::NoResume);
     }
@@ -245,6 +248,7 @@ fn options(transfer: &Transfer, mut asked: Asked) -> Result<ClientOptions, Refus
         checksum: transfer.checksum.into(),
         durability: transfer.durability.into(),
         existing: transfer.existing.into(),
+        check: transfer.check,
         resume: !transfer.no_resume,
         times: transfer.preserve.times,
         mode: transfer.preserve.mode,
@@ -412,13 +416,13 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
     let options = ClientOptions { protocol, retries, ..ClientOptions::default() };
     let client = Client::new(target, options, Arc::new(Observer::default()), stop);
     let listed = match list.protocol {
-        Protocol::FastDownloader => client.names().map(|names| output.names(&names)),
-        _ => client.list().map(|listed| output.list(&listed)),
+        Protocol::FastDownloader => client.names().map(|names| (output.names(&names), 0)),
+        _ => client.list().map(|listing| (output.list(&listing), listing.failed_count)),
     };
     Ok(match listed {
-        Ok(printed) => {
+        Ok((printed, failed)) => {
             printed?;
-            ExitCode::Done
+            if failed > 0 { ExitCode::Partly } else { ExitCode::Done }
         }
         Err(error) => fail(error, output, &signals, false),
     })

@@ -62,7 +62,7 @@ fn a_file_that_differs_is_exit_9_before_anything_is_sent() {
     assert_eq!(leftovers(c.served.path()), [] as [PathBuf; 0]);
 }
 
-/// Equal size is not equal: the time decides, too; and equal time with another size differs.
+/// Equal size is not equal: the time decides, too, or where that differs, the contents; and equal time with another size differs.
 #[test]
 fn identical_is_size_and_time() {
     let (served, own) = (scratch(), scratch());
@@ -76,6 +76,7 @@ fn identical_is_size_and_time() {
         ("bytes_sent", 0),
         ("files_failed", 0),
     ]);
+    fs::write(&source, fill(1000, 2)).unwrap();
     set_mtime(&source, 1_500_000_000, 6);
     client(args!["send", source, server.target("")]).expect(9);
     fs::write(&source, fill(1001, 1)).unwrap();

@@ -20,7 +20,7 @@ type Row = (&'static str, Option<&'static str>, &'static [&'static str], bool);
 const ALL: &[&str] = &OLDER;
 const NONE: &[&str] = &[];
 
-const ROWS: [Row; 40] = [
+const ROWS: [Row; 42] = [
     ("existing", Some("error"), NONE, true),
     ("existing", Some("skip"), NONE, true),
     ("existing", Some("rename"), NONE, true),
@@ -37,6 +37,8 @@ const ROWS: [Row; 40] = [
     ("links", Some("copy"), NONE, false),
     ("links", Some("follow"), ALL, false),
     ("links", Some("skip"), ALL, false),
+    ("links", Some("safe"), NONE, false),
+    ("check", None, NONE, true),
     ("no-resume", None, ALL, true),
     ("checkpoint", Some("512M"), NONE, false),
     ("checkpoint", Some("1M"), NONE, false),

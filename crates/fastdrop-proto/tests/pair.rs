@@ -9,8 +9,8 @@ mod support;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
     Action, ChunkVerdict, Completed, Control, Done, FrameHeader, FrameKind, Held, NeedTotals, Outcome,
-    Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table, Transcript,
-    root_digest,
+    Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table,
+    Transcript, root_digest,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
 use proptest::prelude::*;
@@ -255,6 +255,22 @@ fn case_40_a_cut_around_a_checkpoint_leaves_no_gap_and_brings_nothing_twice() {
     }
 }
 
+#[test]
+fn case_103_what_is_held_of_another_version_of_a_file_is_compared_and_replaced() {
+    let (mut same, mut differing, mut proven) = (0, 0, 0);
+    for seed in 0..40 {
+        let mut plan = Plan::random(seed);
+        plan.changes = 60;
+        plan.faults = vec![(60, Fault::CutControl), (110, Fault::CrashReceiver), (150, Fault::CrashSender)];
+        let stats = Pair::run(plan).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        same += stats.same;
+        differing += stats.differing;
+        proven += stats.proven;
+    }
+    // All three really happen.
+    assert!(same > 100 && differing > 100 && proven > 100, "{same} {differing} {proven}");
+}
+
 // ---- the receiver against a bad sender ----
 
 /// A receiver and the chunks that it is to get.
@@ -308,6 +324,65 @@ fn case_21_an_index_beyond_the_count_is_refused() {
             assert_eq!(desk.receiver.expect(kind, 1032).unwrap_err().code, 400);
         }
     }
+}
+
+#[test]
+fn case_103_a_claimed_chunk_is_not_held_before_the_sender_says_so() {
+    let source = one_file(3);
+    let world = World::new(source, Algorithm::Xxh3);
+    let receiver = Receiver::new(Arc::clone(&world.source.manifest), world.table.clone(), world.algorithm);
+    let mut desk = Desk { world, receiver };
+    let (first, other) = (desk.sum(0), Algorithm::Xxh3.of(b"other"));
+    desk.receiver.claim(ChunkIndex(0), &first);
+    desk.receiver.claim(ChunkIndex(1), &other);
+    let answer = desk.receiver.answer();
+    assert!(
+        matches!(&answer[..], [Control::Compare(held), Control::Need(NeedTotals { chunks: 1, bytes: 1024 })]
+        if held.first == ChunkIndex(0) && held.checksums.len() == 16)
+    );
+    assert_eq!(desk.receiver.checksum(ChunkIndex(0)), None);
+    desk.receiver.handle_same(ChunkIndex(2)).unwrap_err();
+    assert_eq!(desk.receiver.handle_same(ChunkIndex(0)), Ok(Some((first, Completed::Nothing))));
+    desk.receiver.handle_same(ChunkIndex(0)).unwrap_err();
+    // The sender's own version takes the place of the other.
+    assert_eq!(desk.arrives(1), Ok(ChunkVerdict::Write));
+    assert_eq!(desk.written(1), Completed::Nothing);
+    desk.receiver.handle_end(desk.digest()).unwrap();
+    assert_eq!(desk.receiver.poll_finish(), None);
+    assert_eq!(desk.arrives(2), Ok(ChunkVerdict::Write));
+    assert_eq!(desk.written(2), Completed::File(EntryIndex(0)));
+    assert_eq!(desk.receiver.poll_finish(), Some(Ok(())));
+}
+
+#[test]
+fn case_30_what_is_named_early_is_proven_and_a_wrong_proof_is_refused() {
+    let mut builder = SourceBuilder::default();
+    for _ in 0..4 {
+        builder.random(&mut Rng::new(1), 2000);
+    }
+    let mut desk = Desk::new(builder.finish(vec![]));
+    for chunk in 0..6 {
+        assert_eq!(desk.arrives(chunk), Ok(ChunkVerdict::Write));
+        desk.written(chunk);
+    }
+    let digest = |desk: &Desk, from: u32, to: u32| {
+        root_digest(&Transcript::default(), (from..to).map(|n| (ChunkIndex(n), desk.sum(n))))
+    };
+    let proven = |first: u32, count, digest| Proven { first: ChunkIndex(first), count, digest };
+    let refused = |desk: &mut Desk, proof: Proven| desk.receiver.handle_proven(&proof).unwrap_err().code;
+    assert_eq!(refused(&mut desk, proven(0, 4, [0; 32])), 422);
+    let (next, beyond) = (digest(&desk, 1, 3), digest(&desk, 0, 7));
+    assert_eq!(refused(&mut desk, proven(1, 2, next)), 400);
+    assert_eq!(refused(&mut desk, proven(0, 7, beyond)), 422);
+    assert_eq!(refused(&mut desk, proven(0, 9, beyond)), 400);
+    assert_eq!(refused(&mut desk, proven(0, u32::MAX, beyond)), 400);
+    assert!(!desk.receiver.is_proven(EntryIndex(0)));
+    let right = digest(&desk, 0, 3);
+    desk.receiver.handle_proven(&proven(0, 3, right)).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|at| desk.receiver.is_proven(EntryIndex(at))), [true, false, false, false]);
+    let right = digest(&desk, 3, 6);
+    desk.receiver.handle_proven(&proven(3, 3, right)).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|at| desk.receiver.is_proven(EntryIndex(at))), [true, true, true, false]);
 }
 
 #[test]
@@ -460,6 +535,55 @@ fn controls(sender: &mut Sender, now: Instant) -> Vec<Control> {
 const ONE: StreamId = StreamId(1);
 const TWO: StreamId = StreamId(2);
 
+/// A sender of one file of three chunks that has offered it, to a receiver that knows identities or does not.
+fn offering(identity: bool, now: Instant) -> Sender {
+    let source = one_file(3);
+    let config = SenderConfig { identity, ..SenderConfig::default() };
+    let table = Table::new(&source.manifest, ChunkSize::MIN).unwrap();
+    Sender::new(config, Arc::clone(&source.manifest), table, Algorithm::Xxh3, now)
+}
+
+fn held(first: u32, bytes: &[u8]) -> Held {
+    let sum = Algorithm::Xxh3.of(bytes);
+    Held { first: ChunkIndex(first), checksums: sum.as_bytes().to_vec() }
+}
+
+#[test]
+fn case_103_only_a_receiver_that_knows_identities_is_believed_what_it_holds() {
+    let now = Instant::now();
+    let need = Control::Need(NeedTotals { chunks: 1, bytes: 1024 });
+    let of = |bytes: &[u8]| Algorithm::Xxh3.of(bytes);
+    // It marks what it holds of another version.
+    let mut knowing = offering(true, now);
+    for frame in [Control::Held(held(0, b"a")), Control::Compare(held(1, b"b")), need.clone()] {
+        knowing.handle_frame(StreamId::CONTROL, frame, now);
+    }
+    assert_eq!(knowing.poll_compare(), Some(ChunkIndex(1)));
+    assert_eq!(knowing.poll_compare(), None);
+    knowing.handle_compared(ChunkIndex(1), &of(b"other"));
+    assert_eq!(knowing.needed(), Some(NeedTotals { chunks: 2, bytes: 2048 }));
+    assert_eq!(knowing.poll_stream(StreamId::CONTROL, now), Action::Send(ChunkIndex(1)));
+    // One that does not is compared altogether, and begins anew where it differs.
+    for (second, outcome) in [(&b"b"[..], None), (b"other", Some(Outcome::StartOver))] {
+        let mut old = offering(false, now);
+        for frame in [Control::Held(held(0, b"a")), Control::Held(held(1, b"b")), need.clone()] {
+            old.handle_frame(StreamId::CONTROL, frame, now);
+        }
+        assert_eq!([old.poll_compare(), old.poll_compare()], [0, 1].map(|at| Some(ChunkIndex(at))));
+        old.handle_compared(ChunkIndex(0), &of(b"a"));
+        old.handle_compared(ChunkIndex(1), &of(second));
+        assert_eq!(old.outcome(), outcome.as_ref());
+        assert!(!matches!(old.poll_stream(StreamId::CONTROL, now), Action::Control(Control::Same(_))));
+    }
+    // Its small files cannot be compared.
+    let skipped = SkipRun { first: EntryIndex(0), count: 1, reason: SkipReason::Held };
+    for (identity, outcome) in [(true, None), (false, Some(Outcome::StartOver))] {
+        let mut sender = offering(identity, now);
+        sender.handle_frame(StreamId::CONTROL, Control::Skip(vec![skipped]), now);
+        assert_eq!(sender.outcome(), outcome.as_ref());
+    }
+}
+
 #[test]
 fn a_file_that_two_streams_cannot_read_does_not_keep_the_transfer_from_its_end() {
     let now = Instant::now();
@@ -467,10 +591,10 @@ fn a_file_that_two_streams_cannot_read_does_not_keep_the_transfer_from_its_end()
     send(&mut sender, ONE, now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(1)));
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(2)));
-    sender.handle_unreadable(ONE, ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), 404, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::Abandon { entry: EntryIndex(3), .. }]));
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(3)), now);
-    sender.handle_unreadable(TWO, ChunkIndex(2), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(2), EntryIndex(3), 404, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::End(_)]));
 }
 
@@ -480,7 +604,7 @@ fn a_chunk_whose_file_was_given_up_while_it_was_read_is_not_counted() {
     let mut sender = sender(&pack_and_file(2), 2, now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(0)));
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(1)));
-    sender.handle_unreadable(TWO, ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(1), EntryIndex(3), 404, "gone");
     assert_eq!(sender.poll_stream(TWO, now), Action::Wait);
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(3)), now);
     // Its pieces are not needed any more, whoever reads them; the pack is still to come.
@@ -523,7 +647,7 @@ fn a_pack_that_lost_a_slice_is_read_again_before_the_end() {
     // END would be due here; before the control stream comes for it the pack is read again, and cannot be.
     sender.handle_sent(TWO, 1032, now);
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(0)));
-    sender.handle_unreadable(TWO, ChunkIndex(0), EntryIndex(1), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(0), EntryIndex(1), 404, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::Abandon { entry: EntryIndex(1), .. }]));
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(1)), now);
     assert_eq!(controls(&mut sender, now), []);
@@ -546,7 +670,7 @@ fn a_file_that_cannot_be_read_again_after_the_end_is_for_the_next_attempt() {
     assert!(matches!(controls(&mut sender, now)[..], [Control::End(_)]));
     sender.handle_frame(ONE, Control::Again(vec![ChunkIndex(1)]), now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(1)));
-    sender.handle_unreadable(ONE, ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), 404, "gone");
     assert!(matches!(sender.outcome(), Some(Outcome::Lost(_))));
 }
 
@@ -656,7 +780,7 @@ fn a_stream_entry_that_cannot_be_read_on_fails_the_transfer() {
     let mut sender = sender(&builder.finish(vec![]), 1, now);
     let chunk = sender.handle_stream_filled().unwrap();
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(chunk));
-    sender.handle_unreadable(ONE, chunk, EntryIndex(0), 500, "broken");
+    sender.handle_unreadable(Some(ONE), chunk, EntryIndex(0), 500, "broken");
     assert!(matches!(sender.outcome(), Some(Outcome::Failed(violation)) if violation.code == 500));
 }
 
@@ -789,7 +913,7 @@ proptest! {
                 Step::Sent(stream) => sender.handle_sent(StreamId(stream), 1032, now),
                 Step::Unreadable(stream, nth, entry) if !handed.is_empty() => {
                     let chunk = handed[nth as usize % handed.len()];
-                    sender.handle_unreadable(StreamId(stream), chunk, EntryIndex(entry), 404, "x");
+                    sender.handle_unreadable(Some(StreamId(stream)), chunk, EntryIndex(entry), 404, "x");
                 }
                 Step::Joined => _ = sender.handle_stream_joined(now),
                 Step::OpenFailed => sender.handle_open_failed(now),

@@ -9,12 +9,13 @@ mod summary;
 mod target;
 mod ultradp;
 
-pub use summary::{Listed, ListedKind, Summary};
+pub use summary::{Listed, ListedKind, Listing, Summary};
 pub use target::{Target, TargetError};
 
 use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
 use crate::engine::files::{ReceiveOptions, Unpack};
+use crate::engine::inquiry::Inquiry;
 use crate::engine::output::OutputSink;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
@@ -23,9 +24,11 @@ use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::flags::{Action, Asked, Request};
+use crate::identity::Identities;
 use crate::observe::{Limits, Observer, Phase};
 use crate::protocol::Protocol;
 use crate::root::split;
+use crate::source::content;
 use crate::stage::{Busy, random};
 use crate::stop::Stop;
 use crate::walk::{SourceTree, WalkOptions, Walked, walk};
@@ -33,9 +36,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    self, Archive, Capability, Control, Do, Done, Durability, EntryKind, Existing, Grant, Header, Links,
-    Manifest, ManifestBuilder, Open, Place, Sender, SenderConfig, Streams, Table, Transcript, UpgradeRequest,
-    Version, parse_answer,
+    self, Archive, Capability, Control, Do, Done, Durability, EntryKind, Existing, Failed, Grant, Header,
+    LEFT_OUT_NAMED_MAX, LeftOut, LeftOutEntry, Links, Manifest, ManifestBuilder, Open, Place, Receiver,
+    RelPath, Sender, SenderConfig, SkipReason, Streams, Table, Transcript, UpgradeRequest, Version,
+    parse_answer,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use get_place::GetPlace;
@@ -70,6 +74,8 @@ pub struct ClientOptions {
     pub durability: Durability,
     /// What happens to files that exist and differ. Default: error.
     pub existing: Existing,
+    /// Identical means equal contents, by their BLAKE3, instead of equal size and time. Default: no.
+    pub check: bool,
     /// Whether unfinished work is continued. Default: yes.
     pub resume: bool,
     /// Whether mtimes are kept. Default: yes.
@@ -100,6 +106,7 @@ impl Default for ClientOptions {
             checksum: Algorithm::Xxh3,
             durability: Durability::Commit,
             existing: Existing::Error,
+            check: false,
             resume: true,
             times: true,
             mode: true,
@@ -248,6 +255,87 @@ fn new_key() -> Result<String, Error> {
     Ok(STANDARD_NO_PAD.encode(random::<16>()?))
 }
 
+/// What a put offers, in one attempt after the other.
+struct PutOffer {
+    tree: Arc<SourceTree>,
+    walked: Walked,
+    /// Of the files as they are now.
+    identities: Identities,
+    place: Place,
+    /// Whether unfinished work may be continued.
+    resume: bool,
+    /// Files that have changed since the first attempt, though neither their size nor their time has.
+    changed: Vec<EntryIndex>,
+}
+
+/// Why a link was not sent.
+const TOO_NEW_A_LINK: &str = "the server is too old for a link that leads there";
+
+impl PutOffer {
+    /// Looks at the files again: a later attempt sends what they are then.
+    fn look_again(&mut self) {
+        let manifest = &self.walked.manifest;
+        let now = Identities::find(&self.tree, manifest);
+        let is_other = |&index: &EntryIndex| now.get(index) != self.identities.get(index);
+        let changed = manifest.iter().map(|(index, _)| index).filter(is_other);
+        self.changed.extend(changed);
+        self.identities = now;
+    }
+
+    /// Whether a server that is too old could have refused the manifest for its links.
+    fn is_too_new(&self, error: &Error) -> bool {
+        matches!(error, Error::Refused(refuse) if refuse.code == 400)
+            && !self.walked.manifest.links_beyond_base().is_empty()
+    }
+
+    fn leave_out_new_links(&mut self, tally: &mut Tally) -> Result<(), Error> {
+        let links = self.walked.manifest.links_beyond_base();
+        for entry in links.iter().filter_map(|&index| self.walked.manifest.get(index)) {
+            tally.fail(entry.path.as_bytes(), 415, TOO_NEW_A_LINK);
+        }
+        self.walked.leave_out(&links, TOO_NEW_A_LINK)?;
+        self.identities.remove(&links);
+        // What is left is a manifest of its own.
+        self.changed.clear();
+        if self.walked.manifest.is_empty() {
+            return Err(Error::with_code(415, TOO_NEW_A_LINK));
+        }
+        Ok(())
+    }
+}
+
+/// Why an attempt at a put failed.
+enum PutFailure {
+    /// The manifest was refused before anything was granted.
+    Offer(Error),
+    /// The server holds something else than what is here, and cannot be told so.
+    StartOver,
+    Other(Error),
+}
+
+impl From<Error> for PutFailure {
+    fn from(error: Error) -> Self {
+        PutFailure::Other(error)
+    }
+}
+
+impl From<PutFailure> for Error {
+    fn from(failure: PutFailure) -> Self {
+        match failure {
+            PutFailure::Offer(error) | PutFailure::Other(error) => error,
+            PutFailure::StartOver => {
+                Error::with_code(400, "the server continues although nothing was offered")
+            }
+        }
+    }
+}
+
+/// The chunk size that suits a manifest; `streamed` if its size is not known.
+fn wanted_chunk(manifest: &Manifest, streamed: bool) -> ChunkSize {
+    let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+    ChunkSize::for_file_size(if streamed { 1 << 30 } else { largest.max(manifest.bytes() / 16) })
+}
+
 /// A connection after the upgrade and the headers.
 struct Agreed {
     reader: FrameReader,
@@ -371,7 +459,8 @@ impl Client {
         let mut reader = FrameReader::new(Arc::clone(&connection), early);
         let first = [&client[..], &open].concat();
         let sent = connection.send(&mut [std::io::IoSlice::new(&first)], usize::MAX, |_| Duration::ZERO);
-        let sent = sent.and_then(|()| manifest.map_or(Ok(()), |manifest| offer(&connection, manifest)));
+        let offer = |manifest: &Manifest| offer(&connection, manifest, Vec::new());
+        let sent = sent.and_then(|()| manifest.map_or(Ok(()), offer));
         // A server that refuses does not wait for the rest: its reason counts, not that it stopped listening.
         if let Err(ended @ (Ended::Silent | Ended::Stopped)) = sent {
             return Err(ended.into());
@@ -426,6 +515,7 @@ impl Client {
             mode: options.mode,
             links: options.links,
             resume: options.resume,
+            check: options.check && matches!(r#do, Do::Put | Do::Preview),
             checkpoint: options.checkpoint,
             compress: self.compress()?,
             rate_max: options.bytes_per_second_max.filter(|_| r#do == Do::Get),
@@ -526,93 +616,177 @@ impl Client {
             // With -v alone: it takes a call for each file.
             tells_uncarried: tracing::enabled!(tracing::Level::INFO),
         };
-        let walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
+        let mut walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
         tally.note_unkept(unkept);
-        let warned = walked.warnings.iter().map(|warning| &warning.path[..]).collect::<HashSet<_>>();
+        let left_out = walked.left_out.iter().map(|entry| &entry.path[..]).collect::<HashSet<_>>();
         for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
-            // What was left out by policy is not missing.
-            if !warned.contains(path) {
+            // What was left out is not missing, and has a reason of its own.
+            if !left_out.contains(path) {
                 tally.fail(path, 404, &why);
             }
         }
         if walked.manifest.is_empty() {
             return tally.nothing();
         }
-        if options.dry_run {
-            return Ok(tally.dry(&walked.manifest));
-        }
         if self.options.protocol != Protocol::FastDp {
             let done = self.put_older(&walked.manifest, &tree, &mut tally);
             return tally.finish(done, &self.observer);
         }
         let tree = Arc::new(tree);
+        let archive = self.compress()?.archive();
         // In a retry, what the first attempt made must not change where things go.
-        let mut place = match (&input, contents) {
+        let place = match (&input, contents) {
             (Some(_), _) => Place::As,
             (None, true) => Place::Into,
+            (None, false) if archive.is_some() && has_several_tops(&walked.manifest) => Place::Into,
             (None, false) => Place::Auto,
         };
-        let (manifest, input) = match (self.compress()?.archive(), input) {
-            (Some(_), Some(_)) => {
-                return Err(Error::with_code(400, "standard input cannot be put into an archive"));
+        if archive.is_some() && input.is_some() {
+            return Err(Error::with_code(400, "standard input cannot be put into an archive"));
+        }
+        let identities = std::mem::take(&mut walked.identities);
+        let packed = Arc::clone(&walked.manifest);
+        let mut offer =
+            PutOffer { tree, walked, identities, place, resume: self.options.resume, changed: Vec::new() };
+        if options.dry_run {
+            let done = self.persist(|_| self.preview(&mut offer, &mut tally));
+            return tally.finish(done, &self.observer);
+        }
+        let input = match (archive, input) {
+            (Some(kind), _) => {
+                let contents = Arc::clone(&offer.walked.manifest);
+                offer.walked.manifest = Arc::new(offered(&contents, kind)?);
+                offer.identities = Identities::default();
+                Input::Archive { tree: Arc::clone(&offer.tree), contents, kind }
             }
-            (Some(kind), None) => {
-                let (contents, tree) = (Arc::clone(&walked.manifest), Arc::clone(&tree));
-                if place == Place::Auto && has_several_tops(&contents) {
-                    place = Place::Into;
-                }
-                let offered = offered(&contents, kind)?;
-                (Arc::new(offered), Input::Archive { tree, contents, kind })
-            }
-            (None, Some(input)) => (Arc::clone(&walked.manifest), Input::Once(Mutex::new(Some(input)))),
-            (None, None) => (Arc::clone(&walked.manifest), Input::Nothing),
+            (None, Some(input)) => Input::Once(Mutex::new(Some(input))),
+            (None, None) => Input::Nothing,
         };
         let done = self.persist(|number| {
             tally.attempts = number;
-            self.put_once(&manifest, &tree, &mut place, &input, &mut tally)
+            if number > 0 {
+                offer.look_again();
+            }
+            self.put_once(&mut offer, &input, &mut tally)
         });
-        if let (Ok(done), Input::Archive { contents, .. }) = (&done, &input) {
-            tally.note_packed(contents, done);
+        if let (Ok(done), Input::Archive { .. }) = (&done, &input) {
+            tally.note_packed(&packed, done);
         }
         tally.finish(done, &self.observer)
     }
 
-    fn put_once(
-        &self,
-        manifest: &Arc<Manifest>,
-        tree: &Arc<SourceTree>,
-        place: &mut Place,
-        input: &Input,
-        tally: &mut Tally,
-    ) -> Result<Done, Error> {
-        self.observer.set_phase(Phase::Connecting);
-        let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        if input.is_spent() {
-            return Err(Input::spent());
+    /// Makes one attempt. A server that is too old for some of it gets what it can take.
+    fn put_once(&self, offer: &mut PutOffer, input: &Input, tally: &mut Tally) -> Result<Done, Error> {
+        loop {
+            match self.put_attempt(offer, input, tally) {
+                Ok(done) => return Ok(done),
+                Err(PutFailure::StartOver) if offer.resume => offer.resume = false,
+                Err(PutFailure::StartOver) => {
+                    return Err(Error::with_code(400, "the server continues although it was told not to"));
+                }
+                Err(PutFailure::Offer(error)) if offer.is_too_new(&error) => {
+                    offer.leave_out_new_links(tally)?;
+                }
+                Err(PutFailure::Offer(error) | PutFailure::Other(error)) => return Err(error),
+            }
         }
-        let wanted = if !matches!(input, Input::Nothing) {
-            ChunkSize::for_file_size(1 << 30)
-        } else {
-            ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
-        };
+    }
+
+    /// Offers a manifest; the answer comes through the connection.
+    fn offer(
+        &self,
+        r#do: Do,
+        offer: &PutOffer,
+        wanted: ChunkSize,
+    ) -> Result<(Agreed, Grant, Vec<u8>), PutFailure> {
+        self.observer.set_phase(Phase::Connecting);
+        let manifest = &offer.walked.manifest;
         let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
         let name =
             manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
         let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
-        let open = Open { place: *place, ..self.open(Do::Put)? };
+        let open = Open { place: offer.place, resume: offer.resume, ..self.open(r#do)? };
         let mut agreed = self.agree(open, &header, Some(manifest))?;
-        let (grant, grant_json) = read_grant(&mut agreed.reader)?;
-        let one_chunk = agreed.server.chunk_size()?;
-        let table = if one_chunk == wanted {
-            table
-        } else if one_chunk < wanted {
-            Table::new(manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?
-        } else {
-            return Err(Error::with_code(400, "the server raises OneChunk"));
-        };
+        let (grant, grant_json) = read_grant(&mut agreed.reader).map_err(PutFailure::Offer)?;
         self.keeps_its_word(&grant)?;
-        *place = grant.place;
+        Ok((agreed, grant, grant_json))
+    }
+
+    /// Asks the server what a put would do.
+    fn preview(&self, offer: &mut PutOffer, tally: &mut Tally) -> Result<Done, Error> {
+        let manifest = Arc::clone(&offer.walked.manifest);
+        let offered = self.offer(Do::Preview, offer, wanted_chunk(&manifest, false));
+        let (mut agreed, ..) = offered.map_err(|failure| match failure {
+            PutFailure::Offer(Error::Refused(refuse)) if refuse.code == 400 => {
+                Error::Foreign("the server is too old to say what it would do; without -n it does it".into())
+            }
+            failure => failure.into(),
+        })?;
+        let connection = Arc::clone(agreed.reader.connection());
+        let mut skipped = vec![None; manifest.len() as usize];
+        loop {
+            match agreed.reader.next_control()? {
+                Control::Alive => {}
+                Control::Ask(entries) => {
+                    for entry in entries {
+                        let content =
+                            with_alive(&connection, || content(&offer.tree, &manifest, entry, &self.stop));
+                        connection.send_control(&Control::Content(vec![(entry, content)]))?;
+                    }
+                }
+                Control::Skip(runs) => {
+                    for run in runs {
+                        let end = run.first.at().saturating_add(run.count as usize);
+                        let range = skipped.get_mut(run.first.at()..end);
+                        range
+                            .ok_or_else(|| Error::with_code(400, "skipped entries that do not exist"))?
+                            .fill(Some(run.reason));
+                    }
+                }
+                Control::Need(_) => break,
+                Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
+                _ => return Err(Error::with_code(400, "a frame that does not belong to a preview")),
+            }
+        }
+        connection.close();
+        let is_left = |reason: &&Option<SkipReason>| **reason == Some(SkipReason::Policy);
+        let count = |skipped: usize| skipped as u64;
+        let left = count(skipped.iter().filter(is_left).count());
+        tally.note_skipped(count(skipped.iter().flatten().count()), left, 0, 0);
+        tally.note_dry(&manifest, |index| skipped.get(index.at()) == Some(&None));
+        Ok(Done::default())
+    }
+
+    fn put_attempt(
+        &self,
+        offer: &mut PutOffer,
+        input: &Input,
+        tally: &mut Tally,
+    ) -> Result<Done, PutFailure> {
+        if input.is_spent() {
+            return Err(Input::spent().into());
+        }
+        let manifest = Arc::clone(&offer.walked.manifest);
+        let wanted = wanted_chunk(&manifest, !matches!(input, Input::Nothing));
+        let (agreed, grant, grant_json) = self.offer(Do::Put, offer, wanted)?;
+        let one_chunk = agreed.server.chunk_size().map_err(Error::from)?;
+        if one_chunk > wanted {
+            return Err(Error::with_code(400, "the server raises OneChunk").into());
+        }
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if let Input::Archive { contents, .. } = input
+            && !grant.has(Capability::Links)
+            && !contents.links_beyond_base().is_empty()
+        {
+            return Err(Error::with_code(
+                415,
+                format!("{TOO_NEW_A_LINK}; --links skip leaves all links out"),
+            )
+            .into());
+        }
+        offer.place = grant.place;
         let rtt = self.rtt();
         let config = SenderConfig {
             streams: self.options.streams,
@@ -623,12 +797,15 @@ impl Client {
             checkpoint: grant.checkpoint,
             data_streams_from: data_streams_from(self.options.streams, rtt, manifest.len()),
             flying_max: flying_max(rtt, one_chunk),
+            identity: grant.has(Capability::Identity),
+            proof: grant.has(Capability::Proof),
+            content: grant.has(Capability::Content),
             ..SenderConfig::default()
         };
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
         let mut machine =
-            Sender::new(config, Arc::clone(manifest), table, self.options.checksum, Instant::now());
+            Sender::new(config, Arc::clone(&manifest), table, self.options.checksum, Instant::now());
         machine.set_transcript(Transcript::new(
             &agreed.client_json,
             &agreed.open_json,
@@ -637,7 +814,8 @@ impl Client {
         ));
         let transmission = Transmission::new(
             machine,
-            Arc::clone(tree),
+            Arc::clone(&offer.tree),
+            offer.identities.clone(),
             &grant,
             SendOptions {
                 compress: self.compress()?,
@@ -659,8 +837,19 @@ impl Client {
         }
         let join = || self.join(&grant);
         let result = transmission.run(agreed.reader, &Opener::Connect(&join));
-        tally.note_sent(&transmission, manifest, &self.observer);
-        result
+        tally.note_sent(&transmission, &manifest, &self.observer);
+        if transmission.must_start_over() {
+            return Err(PutFailure::StartOver);
+        }
+        for &index in &offer.changed {
+            // It was brought by an earlier attempt, and may be of the version that was there then.
+            if let Some(entry) = manifest.get(index)
+                && transmission.machine().is_left_out(index)
+            {
+                tally.fail(entry.path.as_bytes(), 410, "the source changed while it was sent");
+            }
+        }
+        Ok(result?)
     }
 
     fn rtt(&self) -> Duration {
@@ -742,13 +931,25 @@ impl Client {
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
-        let mut agreed = self.agree(self.open(Do::Get)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+        let mut open = self.open(Do::Get)?;
+        // Of an archive that is unpacked, what would come is in it.
+        let archive = open.compress.archive().filter(|_| !options.dry_run || options.keep_archive);
+        if archive.is_none() && open.compress.archive().is_some() {
+            open.compress = fastdp::Compress::None;
+        }
+        let mut agreed = self.agree(open, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
-        let manifest = Arc::new(read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?);
+        let (manifest, left_out) = read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?;
+        let manifest = Arc::new(manifest);
+        let filter = &self.options.filter;
+        let is_wanted = |entry: &&LeftOutEntry| {
+            RelPath::new(&entry.path).map_or(true, |path| filter.wants(path, entry.directory))
+        };
+        tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         // What is in an archive is known when it has arrived.
         if tally.attempts == 0 && self.compress()?.archive().is_none() {
-            for (path, why) in self.options.filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
+            for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
                 tally.fail(path, 404, &why);
             }
         }
@@ -766,13 +967,35 @@ impl Client {
         self.observer.files_total.store(files, Ordering::Relaxed);
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
+        let connection = Arc::clone(agreed.reader.connection());
+        let inquiry = Inquiry::new(&mut agreed.reader, &grant, &manifest);
         if options.dry_run {
-            agreed.reader.connection().close();
-            tally.note_dry(&manifest, &self.options.filter);
+            // The contents of an archive are compared by size and time alone.
+            let packed = self.compress()?.archive().is_some();
+            let inquiry = if packed { inquiry.without_contents() } else { inquiry };
+            let preview = with_alive(&connection, || match place {
+                GetPlace::Output(_) => Ok(None),
+                GetPlace::Files { root, path, .. } => {
+                    let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                    if let Some(kind) = archive {
+                        placement = placement.ending_in(kind.extension());
+                    }
+                    let receive = self.receive_options(&grant, None);
+                    let machine = Receiver::new(Arc::clone(&manifest), table, self.options.checksum);
+                    Reception::preview(machine, root, &placement, &receive, &self.stop, inquiry).map(Some)
+                }
+            });
+            connection.close();
+            match preview.map_err(own_refusal)? {
+                Some(preview) => {
+                    tally.note_skipped(preview.skipped, preview.left, 0, 0);
+                    tally.note_dry(&manifest, |index| preview.needed.contains(&index));
+                }
+                None => tally.note_dry(&manifest, |_| true),
+            }
             return Ok(Done::default());
         }
         let place = &place.with_parents()?;
-        let connection = Arc::clone(agreed.reader.connection());
         let prepared = with_alive(&connection, || match place {
             GetPlace::Output(sink) => Reception::to_output(
                 Arc::clone(&manifest),
@@ -781,30 +1004,19 @@ impl Client {
                 Arc::clone(sink),
                 Arc::clone(&self.observer),
                 self.stop.clone(),
+                inquiry,
             ),
             GetPlace::Files { root, path, .. } => {
                 let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
                 *fixed = placement.kind();
-                let archive = self.compress()?.archive();
                 if archive.is_some() {
                     expect_archive(&manifest)?;
                 }
                 if let (Some(kind), true) = (archive, options.keep_archive) {
                     placement = placement.ending_in(kind.extension());
                 }
-                let receive = ReceiveOptions {
-                    existing: self.options.existing,
-                    durability: self.options.durability,
-                    times: self.options.times,
-                    mode: self.options.mode,
-                    resume: self.options.resume,
-                    size_max: None,
-                    free_min: 0,
-                    filter: self.options.filter.clone(),
-                    unpack: archive
-                        .filter(|_| !options.keep_archive)
-                        .map(|kind| Unpack::new(kind, ENTRIES_MAX)),
-                };
+                let unpack = archive.filter(|_| !options.keep_archive);
+                let receive = self.receive_options(&grant, unpack.map(|kind| Unpack::new(kind, ENTRIES_MAX)));
                 let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
                 let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
                 let checksum = self.options.checksum;
@@ -818,22 +1030,16 @@ impl Client {
                     observer,
                     stop,
                     &mut |_| Ok(Busy::Unknown),
+                    Some(inquiry),
                 )
             }
         });
-        let Prepared { reception, answer, skipped, bytes_skipped, bytes_resumed } = match prepared {
+        let Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed } = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 let _ = connection.send_control(&Control::Refuse(error.refusal()));
                 connection.close();
-                // It is this end that refuses.
-                return Err(match error {
-                    Error::Refused(refuse) => {
-                        let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
-                        Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
-                    }
-                    other => other,
-                });
+                return Err(own_refusal(error));
             }
         };
         reception.set_transcript(Transcript::new(
@@ -845,7 +1051,7 @@ impl Client {
         if let Some(rate) = self.options.bytes_per_second_max {
             reception.limit(rate);
         }
-        tally.note_skipped(skipped, bytes_skipped, bytes_resumed);
+        tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
         self.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));
@@ -885,6 +1091,25 @@ impl Client {
         result
     }
 
+    /// What this end, as the receiver, decides by itself.
+    fn receive_options(&self, grant: &Grant, unpack: Option<Unpack>) -> ReceiveOptions {
+        let options = &self.options;
+        ReceiveOptions {
+            existing: options.existing,
+            advice: "--existing overwrite replaces, rename keeps both, skip leaves what is there",
+            check: options.check,
+            durability: options.durability,
+            times: options.times,
+            mode: options.mode,
+            // Without identities nobody knows whether what is held is of the same file.
+            resume: options.resume && grant.has(Capability::Identity),
+            size_max: None,
+            free_min: 0,
+            filter: options.filter.clone(),
+            unpack,
+        }
+    }
+
     // ---- list ----
 
     fn check_list(&self) -> Result<(), Error> {
@@ -893,16 +1118,27 @@ impl Client {
         request.check().map(|_| ())
     }
 
-    /// What is in a folder, or the file that the path names.
-    pub fn list(&self) -> Result<Vec<Listed>, Error> {
+    /// Lists what is in a folder, or the file that the path names.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses, or is lost.
+    pub fn list(&self) -> Result<Listing, Error> {
         self.check_list()?;
         self.persist(|_| {
             let mut agreed =
                 self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
             read_grant(&mut agreed.reader)?;
-            let manifest = read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
+            let (manifest, left_out) =
+                read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
             agreed.reader.connection().close();
-            Ok(manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect())
+            let entries = manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect();
+            let failed = left_out.entries.into_iter().filter(|entry| !entry.policy);
+            let failed =
+                failed.map(|LeftOutEntry { path, code, reason, .. }| Failed { path, code, message: reason });
+            let failed: Vec<_> = failed.collect();
+            let failed_count = left_out.unnamed.saturating_add(failed.len() as u64);
+            Ok(Listing { entries, failed, failed_count })
         })
     }
 }
@@ -965,14 +1201,40 @@ fn read_grant(reader: &mut FrameReader) -> Result<(Grant, Vec<u8>), Error> {
     }
 }
 
-fn read_manifest(reader: &mut FrameReader, mut builder: ManifestBuilder) -> Result<Manifest, Error> {
+/// An error of this end as the receiver, which refuses by itself.
+fn own_refusal(error: Error) -> Error {
+    match error {
+        Error::Refused(refuse) => {
+            let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
+            Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
+        }
+        other => other,
+    }
+}
+
+/// Reads a manifest, and what the server has left out of it.
+fn read_manifest(
+    reader: &mut FrameReader,
+    mut builder: ManifestBuilder,
+) -> Result<(Manifest, LeftOut), Error> {
+    let mut left_out = LeftOut::default();
     loop {
         match reader.next_control()? {
             Control::Manifest(part) => {
                 builder.handle_part(&part).map_err(|error| Error::with_code(400, error.to_string()))?;
             }
             Control::ManifestEnd(end) => {
-                return builder.handle_end(&end).map_err(|error| Error::with_code(400, error.to_string()));
+                let manifest = builder.handle_end(&end);
+                return manifest
+                    .map(|manifest| (manifest, left_out))
+                    .map_err(|error| Error::with_code(400, error.to_string()));
+            }
+            Control::LeftOut(part) => {
+                left_out.unnamed = left_out.unnamed.saturating_add(part.unnamed);
+                left_out.entries.extend(part.entries);
+                if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
+                    return Err(Error::with_code(413, "more entries left out than may be named"));
+                }
             }
             Control::Alive => {}
             Control::Refuse(refuse) => return Err(Error::Refused(refuse)),

@@ -63,6 +63,20 @@ impl Filter {
         }
     }
 
+    /// Reports whether an entry would be taken that is not in a manifest; what is taken beneath it is not known.
+    pub(crate) fn wants(&self, path: RelPath<'_>, is_dir: bool) -> bool {
+        let bytes = path.as_bytes();
+        let above = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &bytes[..at]);
+        let mut above = above.filter_map(|folder| RelPath::new(folder).ok());
+        !above.any(|folder| self.choose(folder, true) == Choice::Leave)
+            && match self.choose(path, is_dir) {
+                Choice::Take => true,
+                // Something in it might have been taken.
+                Choice::Enter => is_dir,
+                Choice::Leave => false,
+            }
+    }
+
     /// Decides about all entries of a manifest.
     pub(crate) fn choose_from(&self, manifest: &Manifest) -> Chosen {
         if self.is_empty() {
@@ -153,7 +167,7 @@ mod tests {
             tells_uncarried: false,
         };
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();
-        assert_eq!(walked.failed, []);
+        assert_eq!(walked.left_out, []);
         std::sync::Arc::unwrap_or_clone(walked.manifest)
     }
 

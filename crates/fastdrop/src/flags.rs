@@ -25,6 +25,8 @@ pub enum Flag {
     Preserve,
     /// What happens to links.
     Links,
+    /// Contents are compared.
+    Check,
     /// Unfinished work is not continued.
     NoResume,
     /// Bytes between checkpoints.
@@ -87,6 +89,7 @@ const NO_CHECKSUM: Keeps = Only(&["none"], "it carries no checksums");
 const NO_WORD_OF_SYNCING: Keeps = Only(&["none"], "it does not tell whether the receiver has synced");
 const BARE: Keeps = Only(&["none"], "it carries names and contents alone");
 const NO_LINKS: Keeps = Only(&["follow", "skip"], "it carries files, not links");
+const NO_CONTENTS: Keeps = Only(&["no"], "the other end cannot say what its contents are");
 const NO_RESUMING: Keeps = Only(&["yes"], "it cannot continue what an earlier run left");
 const NO_CHECKPOINTS: Keeps = Only(&["off"], "it has no checkpoints");
 const ONE_STREAM: Keeps = Only(&["auto", "1"], "it has one stream");
@@ -95,7 +98,7 @@ const ARCHIVES: Keeps =
     Only(&["auto", "none", "zstd", "zip", "targz"], "it does not compress with gzip alone; targz does");
 
 /// All flags. The native protocol keeps every value of each but `--compress gzip`.
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     Row { flag: Flag::Existing, put: [RECEIVER_DECIDES; 4], get: All },
     Row {
         flag: Flag::Checksum,
@@ -105,6 +108,7 @@ const ROWS: [Row; 16] = [
     Row { flag: Flag::Durability, put: [NO_WORD_OF_SYNCING; 4], get: All },
     Row { flag: Flag::Preserve, put: [BARE; 4], get: BARE },
     Row { flag: Flag::Links, put: [NO_LINKS; 4], get: Only(&[], "its servers give files alone") },
+    Row { flag: Flag::Check, put: [NO_CONTENTS; 4], get: NO_CONTENTS },
     Row { flag: Flag::NoResume, put: [NO_RESUMING; 4], get: NO_RESUMING },
     Row { flag: Flag::Checkpoint, put: [NO_CHECKPOINTS; 4], get: NO_CHECKPOINTS },
     Row {
@@ -159,6 +163,7 @@ impl Flag {
             Flag::Durability => "durability",
             Flag::Preserve => "preserve",
             Flag::Links => "links",
+            Flag::Check => "check",
             Flag::NoResume => "no-resume",
             Flag::Checkpoint => "checkpoint",
             Flag::Streams => "streams",
@@ -278,10 +283,12 @@ impl Request<'_> {
             .into(),
             Flag::Links => match options.links {
                 Links::Copy => "copy",
+                Links::Safe => "safe",
                 Links::Follow => "follow",
                 Links::Skip => "skip",
             }
             .into(),
+            Flag::Check => yes_or_no(options.check),
             Flag::NoResume => yes_or_no(!options.resume),
             Flag::Checkpoint => options.checkpoint.map_or("off".into(), |bytes| bytes.to_string()),
             Flag::Streams => match options.streams {

@@ -4,7 +4,8 @@
 //! of that, then a type byte and the record. A cut at any byte, or a flipped bit, ends what is believed; what follows is fetched again.
 //!
 //! A record names a file by its place, size and mtime, not by the transfer that brought it: any later transfer that
-//! wants the same file at the same place may take it over.
+//! wants the same file at the same place may take it over. Whether the sender still has the same file, its identity says; pieces of
+//! a file with another identity are claimed only, until the sender has compared them.
 
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::cursor::Cursor;
@@ -30,9 +31,13 @@ const PARTS_BYTES_MAX: usize = 1 << 20;
 const BYTES_MAX: u64 = 4 << 30;
 
 const OPENED: u8 = 0x01;
-const FILE: u8 = 0x02;
+/// Without an identity, as earlier versions wrote it; SMALL likewise. Read, and not written any more.
+const FILE_BARE: u8 = 0x02;
 const PIECE: u8 = 0x03;
-const SMALL: u8 = 0x04;
+const SMALL_BARE: u8 = 0x04;
+const CLAIMED: u8 = 0x05;
+const FILE: u8 = 0x06;
+const SMALL: u8 = 0x07;
 const PART: u8 = 0x10;
 const LENT: u8 = 0x11;
 const RETURNED: u8 = 0x12;
@@ -71,12 +76,14 @@ impl FileKey {
 pub(crate) enum Record {
     /// How chunks are cut and checked; since which start of the machine; and the path that the transfer was given as a name, if it was.
     Opened { algorithm: Algorithm, one_chunk: ChunkSize, boot: u64, named: Option<Vec<u8>> },
-    /// The temporary file `temp` is to become this file.
-    File { temp: u32, key: FileKey },
+    /// The temporary file `temp` is to become this file, of this identity; 0 if that is unknown.
+    File { temp: u32, identity: u64, key: FileKey },
     /// A piece of `temp`, by its number in the file, is written.
     Piece { temp: u32, piece: u32, checksum: Checksum },
+    /// The same of a piece that may be of another version of the file than the one that `identity` names.
+    Claimed { temp: u32, piece: u32, checksum: Checksum },
     /// The temporary file `temp` is all of this small file, with this H.
-    Small { temp: u32, checksum: Checksum, key: FileKey },
+    Small { temp: u32, identity: u64, checksum: Checksum, key: FileKey },
     /// The stage may have a part of this number at this place.
     Part { part: u8, place: PartPlace },
     /// The folder `path`, whose permissions were `mode`, is about to get more of them for the time of the transfer.
@@ -97,20 +104,22 @@ impl Record {
                 out.extend_from_slice(&boot.to_be_bytes());
                 out.extend_from_slice(named.as_deref().unwrap_or_default());
             }
-            Record::File { temp, key } => {
+            Record::File { temp, identity, key } => {
                 out.push(FILE);
                 out.extend_from_slice(&temp.to_be_bytes());
+                out.extend_from_slice(&identity.to_be_bytes());
                 key.encode(out);
             }
-            Record::Piece { temp, piece, checksum } => {
-                out.push(PIECE);
+            Record::Piece { temp, piece, checksum } | Record::Claimed { temp, piece, checksum } => {
+                out.push(if matches!(self, Record::Piece { .. }) { PIECE } else { CLAIMED });
                 out.extend_from_slice(&temp.to_be_bytes());
                 out.extend_from_slice(&piece.to_be_bytes());
                 out.extend_from_slice(checksum.as_bytes());
             }
-            Record::Small { temp, checksum, key } => {
+            Record::Small { temp, identity, checksum, key } => {
                 out.push(SMALL);
                 out.extend_from_slice(&temp.to_be_bytes());
+                out.extend_from_slice(&identity.to_be_bytes());
                 out.push(checksum.as_bytes().len() as u8);
                 out.extend_from_slice(checksum.as_bytes());
                 key.encode(out);
@@ -152,17 +161,25 @@ impl Record {
                 let named = (!cursor.is_empty()).then(|| cursor.rest().to_vec());
                 Record::Opened { algorithm, one_chunk, boot, named }
             }
-            FILE => Record::File { temp: cursor.u32().ok()?, key: FileKey::decode(&mut cursor)? },
-            PIECE => Record::Piece {
-                temp: cursor.u32().ok()?,
-                piece: cursor.u32().ok()?,
-                checksum: Checksum::from_slice(cursor.rest()),
-            },
-            SMALL => {
+            kind @ (FILE | FILE_BARE) => {
                 let temp = cursor.u32().ok()?;
+                let identity = if kind == FILE { cursor.u64().ok()? } else { 0 };
+                Record::File { temp, identity, key: FileKey::decode(&mut cursor)? }
+            }
+            kind @ (PIECE | CLAIMED) => {
+                let (temp, piece) = (cursor.u32().ok()?, cursor.u32().ok()?);
+                let checksum = Checksum::from_slice(cursor.rest());
+                match kind {
+                    PIECE => Record::Piece { temp, piece, checksum },
+                    _ => Record::Claimed { temp, piece, checksum },
+                }
+            }
+            kind @ (SMALL | SMALL_BARE) => {
+                let temp = cursor.u32().ok()?;
+                let identity = if kind == SMALL { cursor.u64().ok()? } else { 0 };
                 let len = usize::from(cursor.u8().ok()?);
                 let checksum = Checksum::from_slice(cursor.bytes(len).ok()?);
-                Record::Small { temp, checksum, key: FileKey::decode(&mut cursor)? }
+                Record::Small { temp, identity, checksum, key: FileKey::decode(&mut cursor)? }
             }
             PART => {
                 let (part, mount_len) = (cursor.u8().ok()?, cursor.u32().ok()? as usize);
@@ -237,14 +254,16 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
 pub(crate) struct Left {
     pub(crate) temp: u32,
     pub(crate) key: FileKey,
+    /// What the sender called the file; 0 if it did not.
+    pub(crate) identity: u64,
     pub(crate) content: LeftContent,
 }
 
 /// How much of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LeftContent {
-    /// These pieces, by number, with their checksums.
-    Pieces(BTreeMap<u32, Checksum>),
+    /// These pieces, by number.
+    Pieces(BTreeMap<u32, Piece>),
     /// All of it, with its H.
     Whole(Checksum),
 }
@@ -256,6 +275,14 @@ pub(crate) struct PartPlace {
     pub(crate) base: Vec<u8>,
     /// Bytes of `base` that are the place of the mount.
     pub(crate) mount_len: usize,
+}
+
+/// A piece of a file that an earlier transfer left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) checksum: Checksum,
+    /// It may be of another version than the one that the file's identity names.
+    pub(crate) claimed: bool,
 }
 
 /// A journal that was found.
@@ -387,19 +414,20 @@ fn replay(bytes: &[u8]) -> Option<Replayed> {
     for record in records {
         match record {
             Record::Opened { .. } => break,
-            Record::File { temp, key } => {
+            Record::File { temp, identity, key } => {
                 let content = LeftContent::Pieces(BTreeMap::new());
-                files.insert(temp, Left { temp, key, content });
+                files.insert(temp, Left { temp, key, identity, content });
             }
-            Record::Piece { temp, piece, checksum } => {
+            Record::Piece { temp, piece, checksum } | Record::Claimed { temp, piece, checksum } => {
+                let claimed = matches!(record, Record::Claimed { .. });
                 if let Some(Left { content: LeftContent::Pieces(pieces), .. }) = files.get_mut(&temp)
                     && checksum.as_bytes().len() == algorithm.len()
                 {
-                    pieces.insert(piece, checksum);
+                    pieces.insert(piece, Piece { checksum, claimed });
                 }
             }
-            Record::Small { temp, checksum, key } => {
-                files.insert(temp, Left { temp, key, content: LeftContent::Whole(checksum) });
+            Record::Small { temp, identity, checksum, key } => {
+                files.insert(temp, Left { temp, key, identity, content: LeftContent::Whole(checksum) });
             }
             Record::Part { part, place } => {
                 parts.insert(part, place);
@@ -455,9 +483,10 @@ mod tests {
                 boot: boot(),
                 named: Some(b"a".to_vec()),
             },
-            Record::File { temp: 0, key: key("a/b") },
+            Record::File { temp: 0, identity: 9, key: key("a/b") },
             Record::Piece { temp: 0, piece: 3, checksum: sum },
-            Record::Small { temp: 1, checksum: sum, key: key("c") },
+            Record::Claimed { temp: 0, piece: 4, checksum: sum },
+            Record::Small { temp: 1, identity: 0, checksum: sum, key: key("c") },
             Record::Piece { temp: 0, piece: 0, checksum: sum },
         ];
         let dir = tempfile::tempdir().unwrap();
@@ -475,6 +504,21 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Vec<Record> {
         bytes.strip_prefix(MAGIC).map_or(Vec::new(), |rest| Records { rest }.collect())
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read_and_their_identity_is_unknown() {
+        let old = |kind: u8, checksum: &[u8]| {
+            let mut body = vec![kind];
+            body.extend_from_slice(&7u32.to_be_bytes());
+            body.extend_from_slice(checksum);
+            key("a").encode(&mut body);
+            Record::decode(&body).unwrap()
+        };
+        assert_eq!(old(FILE_BARE, b""), Record::File { temp: 7, identity: 0, key: key("a") });
+        let checksum = Checksum::from_slice(b"12345678");
+        let small = Record::Small { temp: 7, identity: 0, checksum, key: key("a") };
+        assert_eq!(old(SMALL_BARE, b"\x0812345678"), small);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod filter;
 mod flags;
+mod identity;
 mod journal;
 mod observe;
 mod protocol;
@@ -23,8 +24,8 @@ mod throttle;
 mod walk;
 
 pub use client::{
-    Client, ClientOptions, Compress, Destination, GetOptions, Listed, ListedKind, Put, PutOptions, Summary,
-    Target, TargetError,
+    Client, ClientOptions, Compress, Destination, GetOptions, Listed, ListedKind, Listing, Put, PutOptions,
+    Summary, Target, TargetError,
 };
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;

@@ -164,8 +164,11 @@ fn leads_into_hidden(fd: &OwnedFd) -> Result<bool, Errno> {
     Ok(path.split(|&byte| byte == b'/').any(|component| component == HIDDEN))
 }
 
+/// The two parts of a path before and behind a slash.
+type Parts<'a> = (&'a [u8], &'a [u8]);
+
 /// The part of `path` that one system call takes, up to a slash, and what follows; None if that is all of it.
-fn first_step(path: &[u8]) -> Result<Option<(&[u8], &[u8])>, Errno> {
+fn first_step(path: &[u8]) -> Result<Option<Parts<'_>>, Errno> {
     let Some(first) = path.get(..=STEP_MAX) else { return Ok(None) };
     let slash = first.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
     Ok(Some((&path[..slash], &path[slash + 1..])))

@@ -1,7 +1,9 @@
 //! Reading chunks from the files of a transfer.
 
 use crate::error::{code_of, reason};
+use crate::identity::{Identities, identity};
 use crate::observe::{Clock, Clocks};
+use crate::stop::Stop;
 use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, PieceChecksum};
 use fastdrop_proto::fastdp::{ChunkContent, Entry, EntryKind, Extents, Manifest, Sender};
@@ -74,6 +76,7 @@ impl ChunkPlan {
 pub(crate) struct ChunkReader<'a> {
     pub(crate) tree: &'a SourceTree,
     pub(crate) manifest: &'a Manifest,
+    pub(crate) identities: &'a Identities,
     pub(crate) algorithm: Algorithm,
     pub(crate) clocks: &'a Clocks,
     pub(crate) pieces: Option<&'a StreamPieces>,
@@ -124,7 +127,7 @@ impl ChunkReader<'_> {
         if self.last.as_ref().is_none_or(|(last, _, _)| *last != index) {
             let (fd, entry) = self.open(index)?;
             let stat = rustix::fs::fstat(&fd).map_err(|errno| Unreadable::system(index, errno))?;
-            unchanged(index, &entry, &stat)?;
+            unchanged(index, &entry, self.identities, &stat)?;
             // Fewer blocks than bytes: there are holes.
             let holes = self.sparse && (stat.st_blocks as u64) * 512 < stat.st_size as u64;
             self.last = Some((index, fd, holes));
@@ -164,7 +167,7 @@ impl ChunkReader<'_> {
         // A file that was written to meanwhile has another time: then what was read may be a mixture.
         let stat = rustix::fs::fstat(fd).map_err(system)?;
         let entry = self.manifest.get(index).ok_or_else(|| Unreadable::changed(index))?;
-        unchanged(index, &entry, &stat)?;
+        unchanged(index, &entry, self.identities, &stat)?;
         self.clocks.read.since(clock);
         out.checksum = checksum.finish();
         Ok(())
@@ -185,7 +188,7 @@ impl ChunkReader<'_> {
                 errno => Unreadable::system(index, errno),
             })?;
             let stat = rustix::fs::fstat(&fd).map_err(|errno| Unreadable::system(index, errno))?;
-            unchanged(index, &entry, &stat)?;
+            unchanged(index, &entry, self.identities, &stat)?;
             drop(fd);
             clock = self.clocks.read.since(clock);
             let sum = self.algorithm.of(slice);
@@ -201,9 +204,52 @@ impl ChunkReader<'_> {
     }
 }
 
-/// Whether a file is still what the manifest says.
-pub(crate) fn unchanged(index: EntryIndex, entry: &Entry<'_>, stat: &Stat) -> Result<(), Unreadable> {
-    let same = matches!(entry.kind, EntryKind::File { size } if size == stat.st_size as u64)
+/// The BLAKE3 of an open file of `size` bytes; None if it cannot be read, has another size, or `stop` says so.
+pub(crate) fn content_of(fd: &OwnedFd, size: u64, stop: &Stop) -> Option<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; STEP];
+    let mut at = 0;
+    while at < size {
+        if stop.is_stopped() {
+            return None;
+        }
+        let step = &mut buffer[..STEP.min(usize::try_from(size - at).unwrap_or(STEP))];
+        read_exact_at(fd, step, at).ok()?;
+        hasher.update(step);
+        at += step.len() as u64;
+    }
+    let stat = rustix::fs::fstat(fd).ok()?;
+    (stat.st_size as u64 == size).then(|| *hasher.finalize().as_bytes())
+}
+
+/// The BLAKE3 of the file of an entry; None if it cannot be read, or is not what the manifest says.
+pub(crate) fn content(
+    tree: &SourceTree,
+    manifest: &Manifest,
+    index: EntryIndex,
+    stop: &Stop,
+) -> Option<[u8; 32]> {
+    let entry = manifest.get(index)?;
+    let (root, path) = tree.locate(entry.path)?;
+    let fd = root.open_file(&path).ok()?;
+    let before = rustix::fs::fstat(&fd).ok()?;
+    unchanged(index, &entry, &Identities::default(), &before).ok()?;
+    let content = content_of(&fd, entry.size(), stop)?;
+    // What was written to meanwhile may be a mixture.
+    let after = rustix::fs::fstat(&fd).ok()?;
+    (identity(&before) == identity(&after)).then_some(content)
+}
+
+/// Checks that a file is still the one in the manifest.
+pub(crate) fn unchanged(
+    index: EntryIndex,
+    entry: &Entry<'_>,
+    identities: &Identities,
+    stat: &Stat,
+) -> Result<(), Unreadable> {
+    let known = identities.get(index);
+    let same = (known == 0 || identity(stat) == known)
+        && matches!(entry.kind, EntryKind::File { size } if size == stat.st_size as u64)
         && entry.mtime.seconds == stat.st_mtime
         && u64::from(entry.mtime.nanos) == stat.st_mtime_nsec
         && rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;

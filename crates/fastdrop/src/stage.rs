@@ -7,10 +7,10 @@ mod part;
 pub(crate) use part::{PARTS_MAX, PartIndex};
 
 use crate::error::Error;
-use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, PartPlace, Record, Recovered};
+use crate::journal::{self, FileKey, Found, Journal, Left, LeftContent, PartPlace, Piece, Record, Recovered};
 use crate::root::{MountId, Root};
 use crate::source::{STEP, read_exact_at};
-use fastdrop_proto::checksum::{Algorithm, Checksum, PieceChecksum};
+use fastdrop_proto::checksum::{Algorithm, PieceChecksum};
 use fastdrop_proto::fastdp::{Durability, HIDDEN};
 use fastdrop_proto::units::{ChunkSize, Mtime};
 use lent::Lendable;
@@ -255,12 +255,16 @@ impl Stage {
         let mut records = Vec::new();
         match &left.content {
             LeftContent::Pieces(pieces) => {
-                records.push(Record::File { temp, key: left.key.clone() });
-                let piece = |(&piece, &checksum): (&u32, &Checksum)| Record::Piece { temp, piece, checksum };
+                records.push(Record::File { temp, identity: left.identity, key: left.key.clone() });
+                let piece = |(&piece, &Piece { checksum, claimed }): (&u32, &Piece)| match claimed {
+                    true => Record::Claimed { temp, piece, checksum },
+                    false => Record::Piece { temp, piece, checksum },
+                };
                 records.extend(pieces.iter().map(piece));
             }
             &LeftContent::Whole(checksum) => {
-                records.push(Record::Small { temp, checksum, key: left.key.clone() })
+                let (identity, key) = (left.identity, left.key.clone());
+                records.push(Record::Small { temp, identity, checksum, key });
             }
         }
         self.journal.append(&records).map_err(system)?;
@@ -532,13 +536,13 @@ pub(crate) fn set_attributes(
     Ok(())
 }
 
-/// Gives an open folder, which need not be readable, its time and permissions.
-pub(crate) fn set_dir_attributes(
-    folder: &OwnedFd,
+/// Gives an open file or folder, which need not be readable, its time and permissions.
+pub(crate) fn set_open_attributes(
+    fd: &OwnedFd,
     mtime: Option<Mtime>,
     mode: Option<u32>,
 ) -> Result<(), Errno> {
-    let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     if let Some(mode) = mode {
         rustix::fs::chmod(&path[..], Mode::from_raw_mode(mode))?;
     }
@@ -546,6 +550,26 @@ pub(crate) fn set_dir_attributes(
         rustix::fs::utimensat(rustix::fs::CWD, &path[..], &timestamps(mtime), AtFlags::empty())?;
     }
     Ok(())
+}
+
+/// Gives the file at `path` beneath `root` its time and permissions, and nothing that a link leads to.
+pub(crate) fn set_attributes_at(
+    root: &Root,
+    path: &[u8],
+    mtime: Option<Mtime>,
+    mode: Option<u32>,
+) -> Result<(), Errno> {
+    let fd = root.open_at(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+    if kind != FileType::RegularFile {
+        return Err(Errno::LOOP);
+    }
+    set_open_attributes(&fd, mtime, mode)
+}
+
+/// Gives a link its time.
+pub(crate) fn set_link_time(folder: BorrowedFd<'_>, name: &[u8], mtime: Mtime) -> Result<(), Errno> {
+    rustix::fs::utimensat(folder, name, &timestamps(mtime), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Writes all of `bytes` at `offset`.
@@ -668,8 +692,21 @@ impl Leftovers {
     }
 
     /// Checks one file against the journal: what of it is as the journal says; None if nothing is.
-    pub(crate) fn verify(&self, at: usize, algorithm: Algorithm, one_chunk: ChunkSize) -> Option<Left> {
+    ///
+    /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file nothing is kept that could not
+    /// be compared, and the rest is claimed only.
+    pub(crate) fn verify(
+        &self,
+        at: usize,
+        identity: u64,
+        algorithm: Algorithm,
+        one_chunk: ChunkSize,
+    ) -> Option<Left> {
         let left = self.recovered.files.get(at)?;
+        let same = identity != 0 && left.identity == identity;
+        if !same && (algorithm.is_empty() || matches!(left.content, LeftContent::Whole(_))) {
+            return None;
+        }
         // Without checksums only the page cache can vouch for what was not synced, and it went with the power.
         if self.recovered.algorithm != algorithm || (algorithm.is_empty() && !self.recovered.same_boot) {
             return None;
@@ -692,12 +729,13 @@ impl Leftovers {
             }
             LeftContent::Whole(_) => return None,
             LeftContent::Pieces(pieces) if self.recovered.one_chunk == one_chunk => {
-                let held = verify_pieces(&fd, left.key.size, pieces, algorithm, one);
+                let mut held = verify_pieces(&fd, left.key.size, pieces, algorithm, one);
+                held.values_mut().for_each(|piece| piece.claimed |= !same);
                 (!held.is_empty()).then_some(LeftContent::Pieces(held))?
             }
             LeftContent::Pieces(_) => return None,
         };
-        Some(Left { content, ..left.clone() })
+        Some(Left { content, identity, ..left.clone() })
     }
 
     /// Deletes one file.
@@ -724,17 +762,17 @@ impl Leftovers {
 fn verify_pieces(
     fd: &OwnedFd,
     size: u64,
-    pieces: &BTreeMap<u32, Checksum>,
+    pieces: &BTreeMap<u32, Piece>,
     algorithm: Algorithm,
     one: u64,
-) -> BTreeMap<u32, Checksum> {
-    let pieces: Vec<_> = pieces.iter().map(|(&piece, &checksum)| (piece, checksum)).collect();
+) -> BTreeMap<u32, Piece> {
+    let pieces: Vec<_> = pieces.iter().map(|(&number, &piece)| (number, piece)).collect();
     let next = AtomicUsize::new(0);
     let some = || {
         let mut buffer = vec![0; STEP];
         let mut held = Vec::new();
-        while let Some(&(piece, checksum)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let offset = u64::from(piece) * one;
+        while let Some(&(number, piece)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let offset = u64::from(number) * one;
             let Some(len) = size.checked_sub(offset).map(|left| left.min(one)) else { continue };
             let mut computed = PieceChecksum::new(algorithm, offset, size <= one);
             let agrees = (0..len).step_by(STEP).all(|at| {
@@ -743,8 +781,8 @@ fn verify_pieces(
                 computed.update(step);
                 read.is_ok()
             });
-            if agrees && computed.finish() == checksum {
-                held.push((piece, checksum));
+            if agrees && computed.finish() == piece.checksum {
+                held.push((number, piece));
             }
         }
         held
@@ -853,14 +891,56 @@ mod tests {
         let key = FileKey { path: b"f".to_vec(), size: 2048, mtime: (0, 0) };
         let sum = |byte| Algorithm::Xxh3.of(&[byte; 1024]);
         let piece = |piece, checksum| Record::Piece { temp, piece, checksum };
-        stage.journal().append(&[Record::File { temp, key }, piece(0, sum(1)), piece(1, sum(3))]).unwrap();
+        let records = [Record::File { temp, identity: 5, key }, piece(0, sum(1)), piece(1, sum(3))];
+        stage.journal().append(&records).unwrap();
         drop(stage);
         let found = Leftovers::find(&root, None, |_| true, |_| panic!("nobody is at it"));
-        let left = found[0].verify(0, Algorithm::Xxh3, ChunkSize::MIN).unwrap();
-        assert_eq!(left.content, LeftContent::Pieces(BTreeMap::from([(0, sum(1))])));
-        assert!(found[0].verify(0, Algorithm::Blake3, ChunkSize::MIN).is_none());
+        let verify = |identity, algorithm| found[0].verify(0, identity, algorithm, ChunkSize::MIN);
+        for (identity, claimed) in [(5, false), (6, true), (0, true)] {
+            let left = verify(identity, Algorithm::Xxh3).unwrap();
+            let piece = Piece { checksum: sum(1), claimed };
+            assert_eq!(left.content, LeftContent::Pieces(BTreeMap::from([(0, piece)])));
+            assert_eq!(left.identity, identity);
+        }
+        assert!(verify(5, Algorithm::Blake3).is_none());
         found[0].discard(0);
-        assert!(found[0].verify(0, Algorithm::Xxh3, ChunkSize::MIN).is_none());
+        assert!(verify(5, Algorithm::Xxh3).is_none());
+    }
+
+    #[test]
+    fn case_103_what_cannot_be_compared_is_kept_only_of_the_same_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let stage = |algorithm| {
+            Stage::create(Arc::clone(&root), algorithm, ChunkSize::MIN, Durability::Commit, None).unwrap()
+        };
+        let key = |path: &str, size| FileKey { path: path.into(), size, mtime: (0, 0) };
+        let sum = |algorithm: Algorithm| algorithm.of(&[1; 1024]);
+        for algorithm in [Algorithm::None, Algorithm::Xxh3] {
+            let stage = stage(algorithm);
+            let (small, fd) = stage.new_temp(PartIndex::HOME, 0o600).unwrap();
+            write_all_at(fd.as_fd(), &[1; 1024], 0).unwrap();
+            let checksum = sum(algorithm);
+            let name = algorithm.name();
+            let mut records =
+                vec![Record::Small { temp: small, identity: 5, checksum, key: key(name, 1024) }];
+            if algorithm == Algorithm::None {
+                let (temp, fd) = stage.new_temp(PartIndex::HOME, 0o600).unwrap();
+                rustix::fs::ftruncate(&fd, 2048).unwrap();
+                records.push(Record::File { temp, identity: 5, key: key("big", 2048) });
+                records.push(Record::Piece { temp, piece: 0, checksum });
+            }
+            stage.journal().append(&records).unwrap();
+        }
+        for leftovers in Leftovers::find(&root, None, |_| true, |_| panic!("nobody is at it")) {
+            let algorithm = leftovers.recovered.algorithm;
+            for (key, at) in leftovers.keys() {
+                for (identity, kept) in [(5, true), (6, false), (0, false)] {
+                    let left = leftovers.verify(at, identity, algorithm, ChunkSize::MIN);
+                    assert_eq!(left.is_some(), kept, "{key:?} as {identity}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -892,11 +972,12 @@ mod tests {
             let part = &data[offset as usize..(offset + ONE).min(size) as usize];
             Algorithm::Xxh3.of_piece(part, offset, false)
         };
-        let mut pieces: BTreeMap<u32, Checksum> =
-            offsets.map(|offset| ((offset / ONE) as u32, sum(offset))).collect();
+        let piece = |offset| Piece { checksum: sum(offset), claimed: false };
+        let mut pieces: BTreeMap<u32, Piece> =
+            offsets.map(|offset| ((offset / ONE) as u32, piece(offset))).collect();
         assert!(pieces.len() > VERIFY_ALONE);
         let folder = tempfile::tempdir().unwrap();
-        let held_of = |data: &[u8], pieces: &BTreeMap<u32, Checksum>| {
+        let held_of = |data: &[u8], pieces: &BTreeMap<u32, Piece>| {
             let path = folder.path().join("file");
             std::fs::write(&path, data).unwrap();
             let fd = OwnedFd::from(std::fs::File::open(path).unwrap());

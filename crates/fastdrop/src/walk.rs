@@ -2,16 +2,17 @@
 
 mod uncarried;
 
-use crate::error::{Error, reason};
+use crate::error::{Error, code_of, reason};
 use crate::filter::{Choice, Filter};
-use crate::observe::{Observer, Warning};
+use crate::identity::Identities;
+use crate::observe::Observer;
 use crate::root::{Root, join, split};
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::{
-    Entry, EntryKind, HIDDEN, LinkReach, Links, Manifest, ManifestBuilder, ManifestError, RelPath,
-    check_link_target,
+    Entry, EntryKind, HIDDEN, LEFT_OUT_NAMED_MAX, LeftOutEntry, Links, Manifest, ManifestBuilder,
+    ManifestError, PathError, RelPath,
 };
-use fastdrop_proto::units::Mtime;
+use fastdrop_proto::units::{EntryIndex, Mtime};
 use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -119,10 +120,42 @@ pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, FileType)>, Err
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
     pub(crate) manifest: Arc<Manifest>,
-    /// What was left out because of what it is.
-    pub(crate) warnings: Vec<Warning>,
-    /// What should have been sent and cannot be.
-    pub(crate) failed: Vec<Warning>,
+    /// Of the manifest's entries.
+    pub(crate) identities: Identities,
+    /// Entries that are not in the manifest: those that cannot be sent, and those that are not by policy.
+    pub(crate) left_out: Vec<LeftOutEntry>,
+    /// How many more cannot be sent than are named.
+    pub(crate) unnamed: u64,
+}
+
+impl Walked {
+    /// The first entry that cannot be sent.
+    pub(crate) fn first_failed(&self) -> Option<&LeftOutEntry> {
+        self.left_out.iter().find(|entry| !entry.policy)
+    }
+
+    /// Takes entries out of the manifest, which cannot be sent for `reason`.
+    pub(crate) fn leave_out(&mut self, entries: &BTreeSet<EntryIndex>, reason: &str) -> Result<(), Error> {
+        for &entry in entries {
+            let Some(entry) = self.manifest.get(entry) else { continue };
+            let path = entry.path.as_bytes().to_vec();
+            let entry =
+                LeftOutEntry { path, policy: false, directory: false, code: 415, reason: reason.into() };
+            self.note(entry);
+        }
+        let manifest = self.manifest.without(entries);
+        self.manifest = Arc::new(manifest.map_err(|error| Error::with_code(400, error.to_string()))?);
+        self.identities.remove(entries);
+        Ok(())
+    }
+
+    fn note(&mut self, entry: LeftOutEntry) {
+        if self.left_out.len() < LEFT_OUT_NAMED_MAX {
+            self.left_out.push(entry);
+        } else {
+            self.unnamed += u64::from(!entry.policy);
+        }
+    }
 }
 
 /// How to walk.
@@ -149,30 +182,19 @@ pub(crate) fn walk(
         stop,
         builder: ManifestBuilder::new(options.entries_max),
         walked: Walked::default(),
-        tops: BTreeSet::new(),
         ancestors: Vec::new(),
         entered: Vec::new(),
         uncarried: Uncarried::default(),
         privileged: rustix::process::geteuid().is_root(),
     };
-    // Links may lead from one component to another, but only to those that will really be there.
-    let mut tops = Vec::new();
     for top in &tree.tops {
         let stat = match top.root.stat(&top.inner) {
             Ok(stat) => stat,
             Err(errno) => {
-                walk.fail(&top.name, reason(errno));
+                walk.fail(&top.name, false, errno);
                 continue;
             }
         };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let sendable = matches!(kind, FileType::RegularFile | FileType::Directory | FileType::Symlink);
-        if sendable && !(kind == FileType::Symlink && options.links == Links::Skip) {
-            walk.tops.insert(top.name.clone());
-        }
-        tops.push((top, stat));
-    }
-    for (top, stat) in tops {
         let (folder, name) = split(&top.inner);
         let parent = if name.is_empty() { Ok(None) } else { top.root.open_dir(folder).map(Some) };
         match parent {
@@ -185,21 +207,16 @@ pub(crate) fn walk(
                     stat,
                 )?;
             }
-            Err(errno) => walk.fail(&top.name, reason(errno)),
+            Err(errno) => walk.fail(&top.name, false, errno),
         }
     }
     if let Some(name) = stream {
         let path = RelPath::new(name).map_err(|error| Error::with_code(400, error.to_string()))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let mtime = Mtime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-        walk.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime })?;
+        walk.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime }, None)?;
     }
-    let uncarried = walk.uncarried.to_string();
-    if !uncarried.is_empty() {
-        tracing::info!("{uncarried}");
-    }
-    let manifest = walk.builder.finish().map_err(|error| Error::with_code(400, error.to_string()))?;
-    Ok(Walked { manifest: Arc::new(manifest), ..walk.walked })
+    walk.finish()
 }
 
 struct Walk<'a> {
@@ -208,7 +225,6 @@ struct Walk<'a> {
     stop: &'a Stop,
     builder: ManifestBuilder,
     walked: Walked,
-    tops: BTreeSet<Vec<u8>>,
     /// Device and inode of the folders above, to notice a link that leads back up.
     ancestors: Vec<(u64, u64)>,
     /// Folders above, of which nothing has been taken yet, and which are not taken for themselves.
@@ -225,7 +241,23 @@ struct Entered {
 }
 
 impl Walk<'_> {
-    fn push(&mut self, entry: &Entry<'_>) -> Result<(), Error> {
+    /// Ends the walk. Only now it is known of each link whether it rests on a directory that is sent.
+    fn finish(mut self) -> Result<Walked, Error> {
+        let uncarried = self.uncarried.to_string();
+        if !uncarried.is_empty() {
+            tracing::info!("{uncarried}");
+        }
+        let ended = self.builder.finish_without_escaping();
+        let (manifest, escaping) = ended.map_err(|error| Error::with_code(400, error.to_string()))?;
+        for path in escaping.values() {
+            self.walked.note(outside(path, self.options.links == Links::Safe));
+        }
+        self.observer.files_total.fetch_sub(escaping.len() as u64, Ordering::Relaxed);
+        self.walked.identities.remove(&escaping.into_keys().collect());
+        Ok(Walked { manifest: Arc::new(manifest), ..self.walked })
+    }
+
+    fn push(&mut self, entry: &Entry<'_>, stat: Option<&Stat>) -> Result<(), Error> {
         let too_large = |error: ManifestError| Error::with_code(413, error.to_string());
         for folder in std::mem::take(&mut self.entered) {
             let path = RelPath::new(&folder.path);
@@ -233,20 +265,24 @@ impl Walk<'_> {
             let kind = EntryKind::Directory;
             let folder = Entry { path, kind, mode: folder.mode, mtime: folder.mtime };
             self.builder.push(&folder).map_err(too_large)?;
+            self.walked.identities.push(None);
         }
         self.builder.push(entry).map_err(too_large)?;
+        self.walked.identities.push(stat);
         if !matches!(entry.kind, EntryKind::Directory) {
             self.observer.files_total.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn fail(&mut self, path: &[u8], message: impl Into<String>) {
-        self.walked.failed.push(Warning { path: path.to_vec(), message: message.into() });
+    fn fail(&mut self, path: &[u8], directory: bool, errno: Errno) {
+        self.refuse(path, directory, code_of(errno), reason(errno));
     }
 
-    fn warn(&mut self, path: &[u8], message: impl Into<String>) {
-        self.walked.warnings.push(Warning { path: path.to_vec(), message: message.into() });
+    /// Notes an entry that cannot be sent.
+    fn refuse(&mut self, path: &[u8], directory: bool, code: u16, reason: impl Into<String>) {
+        let reason = reason.into();
+        self.walked.note(LeftOutEntry { path: path.to_vec(), policy: false, directory, code, reason });
     }
 
     /// Adds what is at `inner` beneath `root`, as `path`. `at` is its folder and name there, for calls that are cheaper so.
@@ -261,15 +297,18 @@ impl Walk<'_> {
         if self.stop.is_stopped() {
             return Err(Error::Interrupted);
         }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let directory = kind == FileType::Directory;
         let checked = match RelPath::new(path) {
             Ok(checked) => checked,
+            // Unfinished work of this program is nobody's to send.
+            Err(PathError::Hidden) => return Ok(()),
             Err(error) => {
-                self.warn(path, error.to_string());
+                self.refuse(path, directory, 403, error.to_string());
                 return Ok(());
             }
         };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let choice = self.options.filter.choose(checked, kind == FileType::Directory);
+        let choice = self.options.filter.choose(checked, directory);
         if choice == Choice::Leave {
             return Ok(());
         }
@@ -289,29 +328,29 @@ impl Walk<'_> {
                     let readable =
                         rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
                     if let Err(errno @ Errno::ACCESS) = readable {
-                        self.fail(path, reason(errno));
+                        self.fail(path, false, errno);
                         return Ok(());
                     }
                 }
                 entry.kind = EntryKind::File { size: stat.st_size as u64 };
-                self.push(&entry)
+                self.push(&entry, Some(&stat))
             }
             FileType::Directory => {
                 let id = (stat.st_dev, stat.st_ino);
                 if self.ancestors.contains(&id) {
-                    self.warn(path, "a link that leads back up");
+                    self.refuse(path, true, 415, "a link that leads back up, which cannot be followed");
                     return Ok(());
                 }
                 let dir = match root.open_dir(inner) {
                     Ok(dir) => dir,
                     Err(errno) => {
-                        self.fail(path, reason(errno));
+                        self.fail(path, true, errno);
                         return Ok(());
                     }
                 };
                 let entered = self.entered.len();
                 match choice {
-                    Choice::Take => self.push(&entry)?,
+                    Choice::Take => self.push(&entry, None)?,
                     _ => self.entered.push(Entered { path: path.to_vec(), mode: entry.mode, mtime }),
                 }
                 self.ancestors.push(id);
@@ -322,7 +361,7 @@ impl Walk<'_> {
             }
             FileType::Symlink => self.link(root, inner, path, &mut entry),
             _ => {
-                self.fail(path, "neither a file nor a folder nor a link");
+                self.refuse(path, false, 415, "neither a file nor a folder nor a link");
                 Ok(())
             }
         }
@@ -338,7 +377,7 @@ impl Walk<'_> {
         let names = match names(dir) {
             Ok(names) => names,
             Err(errno) => {
-                self.fail(path, reason(errno));
+                self.fail(path, true, errno);
                 return Ok(());
             }
         };
@@ -360,7 +399,7 @@ impl Walk<'_> {
             };
             match stat {
                 Ok(stat) => self.visit(root, &child_inner, Some((dir, &name)), &child_path, stat)?,
-                Err(errno) => self.fail(&child_path, reason(errno)),
+                Err(errno) => self.fail(&child_path, false, errno),
             }
         }
         Ok(())
@@ -382,21 +421,24 @@ impl Walk<'_> {
         let target = match target {
             Ok(target) => target.into_bytes(),
             Err(errno) => {
-                self.fail(path, reason(errno));
+                self.fail(path, false, errno);
                 return Ok(());
             }
         };
-        let outside = match check_link_target(entry.path, &target) {
-            Ok(LinkReach::Within) => false,
-            Ok(LinkReach::Across(top)) => self.tops.len() < 2 || !self.tops.contains(top),
-            Err(_) => true,
-        };
-        if outside {
-            self.warn(path, "a link that points outside of what is sent; it was left out");
-            return Ok(());
+        let link = Entry { kind: EntryKind::Link { target: &target }, ..*entry };
+        if self.builder.takes_link(&link) {
+            return self.push(&link, None);
         }
-        self.push(&Entry { kind: EntryKind::Link { target: &target }, ..*entry })
+        self.walked.note(outside(path, self.options.links == Links::Safe));
+        Ok(())
     }
+}
+
+/// A link that leads outside of the folder in which it would arrive.
+fn outside(path: &[u8], policy: bool) -> LeftOutEntry {
+    let reason = "a link that leads outside of the folder in which it arrives";
+    let reason = if policy { format!("{reason}; it was left out") } else { reason.into() };
+    LeftOutEntry { path: path.to_vec(), policy, directory: false, code: 415, reason }
 }
 
 #[cfg(test)]
@@ -425,8 +467,8 @@ mod tests {
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();
         let paths: Vec<_> = walked.manifest.iter().map(|(_, entry)| entry.path.as_bytes().to_vec()).collect();
         assert_eq!(paths, [&b"t"[..], b"t/a", b"t/a/x", b"t/a!", b"t/in"]);
-        assert_eq!(walked.failed.iter().map(|warning| &warning.path[..]).collect::<Vec<_>>(), [b"t/socket"]);
-        assert_eq!(walked.warnings.len(), 2);
+        let failed: Vec<_> = walked.left_out.iter().map(|entry| (&entry.path[..], entry.policy)).collect();
+        assert_eq!(failed, [(&b"t/out"[..], false), (b"t/socket", false)]);
         let (root, inner) = tree.locate(RelPath::new(b"t/a/x").unwrap()).unwrap();
         assert!(root.open_file(&inner).is_ok());
     }

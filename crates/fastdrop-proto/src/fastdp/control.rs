@@ -18,6 +18,8 @@ pub enum Do {
     List,
     /// Be another stream of a transfer under way.
     Join,
+    /// Learn what a put would do, without doing it.
+    Preview,
 }
 
 /// Where a manifest goes (section 7).
@@ -52,9 +54,11 @@ pub enum Existing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Links {
-    /// Sent as links, if they stay within what is sent.
+    /// Sent as links; those that would lead outside of the folder in which they arrive fail.
     #[default]
     Copy,
+    /// The same, but those that would lead outside are left out.
+    Safe,
     /// What they point to is sent.
     Follow,
     /// Left out.
@@ -103,6 +107,9 @@ pub struct Open {
     /// Whether unfinished work may be continued.
     #[serde(default = "yes")]
     pub resume: bool,
+    /// Identical means equal contents, not equal size and mtime. Only where `content` is shared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub check: bool,
     /// Bytes per data stream between checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
@@ -131,11 +138,31 @@ pub enum Capability {
     Archive,
     /// Exact times in ZIP archives.
     ZipTimes,
+    /// Identities of files, by which the receiver knows whether what it holds is of the same file.
+    Identity,
+    /// The server tells what it leaves out.
+    LeftOut,
+    /// Chunks are proven before END, so that files can be named early.
+    Proof,
+    /// The receiver asks for the BLAKE3 of files.
+    Content,
+    /// Links to wherever the folder reaches in which the manifest arrives.
+    Links,
 }
 
 impl Capability {
     /// All that this implementation has.
-    const ALL: [Self; 4] = [Self::Sparse, Self::Zstd, Self::Archive, Self::ZipTimes];
+    const ALL: [Self; 9] = [
+        Self::Sparse,
+        Self::Zstd,
+        Self::Archive,
+        Self::ZipTimes,
+        Self::Identity,
+        Self::LeftOut,
+        Self::Proof,
+        Self::Content,
+        Self::Links,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -143,6 +170,11 @@ impl Capability {
             Capability::Zstd => "zstd",
             Capability::Archive => "archive",
             Capability::ZipTimes => "zip-times",
+            Capability::Identity => "identity",
+            Capability::LeftOut => "left-out",
+            Capability::Proof => "proof",
+            Capability::Content => "content",
+            Capability::Links => "links",
         }
     }
 }
@@ -175,6 +207,7 @@ impl Open {
             mode: true,
             links: Links::default(),
             resume: true,
+            check: false,
             checkpoint: None,
             rtt_micros: 0,
             rate_max: None,
@@ -204,6 +237,9 @@ impl Open {
         }
         if self.capabilities.len() > 64 {
             return Err(Violation::with_code(413, "more than 64 capabilities"));
+        }
+        if self.check && !self.has(Capability::Content) {
+            return Err(Violation::protocol("Check without the capability content"));
         }
         if (self.r#do == Do::Join) != self.transfer.is_some() {
             return Err(Violation::protocol("Transfer goes with join, and join with Transfer"));
@@ -363,6 +399,7 @@ pub(crate) mod tests {
             streams: 8,
             checkpoint: Some(512 << 20),
             rtt_micros: 120,
+            capabilities: vec!["sparse".into(), "zstd".into(), "archive".into()],
             ..Open::new(Do::Put)
         }
     }

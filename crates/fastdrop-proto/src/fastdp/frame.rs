@@ -1,6 +1,8 @@
 //! The one shape of frames (section 3).
 
 use super::control::{Done, Grant, Open, Refuse};
+use super::identity::{IDENTITIES_PER_FRAME, Identities};
+use super::left_out::LeftOut;
 use super::manifest::ManifestEnd;
 use super::need::{Held, NeedTotals, SkipRun};
 use super::{Violation, need};
@@ -33,6 +35,16 @@ const DONE: u32 = 0x11;
 const MORE: u32 = 0x12;
 const ALIVE: u32 = 0x13;
 const SPENT: u32 = 0x14;
+const IDENTITY: u32 = 0x15;
+const COMPARE: u32 = 0x16;
+const SAME: u32 = 0x17;
+const LEFT_OUT: u32 = 0x18;
+const PROVEN: u32 = 0x19;
+const ASK: u32 = 0x1a;
+const CONTENT: u32 = 0x1b;
+
+/// Bytes of one record of CONTENT.
+const CONTENT_RECORD: usize = 37;
 
 /// The first eight bytes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +113,11 @@ impl FrameHeader {
 pub fn control_payload_max(kind: u32) -> Option<u32> {
     Some(match kind {
         OPEN | GRANT | REFUSE => 65_536,
-        MANIFEST | SKIP | HELD | CONFIRM | AGAIN | DONE => CONTROL_MAX,
+        MANIFEST | SKIP | HELD | CONFIRM | AGAIN | DONE | COMPARE | SAME | LEFT_OUT | ASK | CONTENT => {
+            CONTROL_MAX
+        }
+        IDENTITY => 4 + 8 * IDENTITIES_PER_FRAME as u32,
+        PROVEN => 40,
         MANIFEST_END => 20,
         NEED | SIZE => 12,
         CHECKPOINT | CHECKPOINTED | MORE | ALIVE => 0,
@@ -136,6 +152,13 @@ pub fn type_name(kind: u32) -> &'static str {
         MORE => "MORE",
         ALIVE => "ALIVE",
         SPENT => "SPENT",
+        IDENTITY => "IDENTITY",
+        COMPARE => "COMPARE",
+        SAME => "SAME",
+        LEFT_OUT => "LEFT_OUT",
+        PROVEN => "PROVEN",
+        ASK => "ASK",
+        CONTENT => "CONTENT",
         _ => "unknown",
     }
 }
@@ -196,6 +219,34 @@ pub enum Control {
     Alive,
     /// How the sender's streams spent their time, all together, in microseconds.
     Spent(Spent),
+    /// Identities of consecutive entries.
+    Identity(Identities),
+    /// Chunks that the receiver has, perhaps of another version of their file.
+    Compare(Held),
+    /// Chunks in COMPARE that are the sender's, too.
+    Same(Vec<ChunkIndex>),
+    /// Entries that the server leaves out.
+    LeftOut(LeftOut),
+    /// A digest over consecutive chunks that the receiver holds.
+    Proven(Proven),
+    /// Please say the BLAKE3 of these files.
+    Ask(Vec<EntryIndex>),
+    /// The BLAKE3 of files; None where one cannot be read.
+    Content(Vec<Content>),
+}
+
+/// A file, and its BLAKE3 if it could be read.
+pub type Content = (EntryIndex, Option<[u8; 32]>);
+
+/// A digest over `count` chunks from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proven {
+    /// The first of them.
+    pub first: ChunkIndex,
+    /// Number of chunks.
+    pub count: u32,
+    /// The root digest over these chunks alone.
+    pub digest: [u8; 32],
 }
 
 /// How the streams of a sender spent their time, all together, in microseconds.
@@ -221,6 +272,20 @@ impl Control {
             MANIFEST => return Ok(Control::Manifest(payload.to_vec())),
             SKIP => return Ok(Control::Skip(need::decode_skip(payload)?)),
             HELD => return Ok(Control::Held(need::decode_held(payload)?)),
+            COMPARE => return Ok(Control::Compare(need::decode_held(payload)?)),
+            SAME => return Ok(Control::Same(decode_chunks(payload)?)),
+            IDENTITY => return Ok(Control::Identity(Identities::decode(payload)?)),
+            LEFT_OUT => return Ok(Control::LeftOut(LeftOut::decode(payload)?)),
+            ASK => {
+                let entries = decode_chunks(payload)?;
+                return Ok(Control::Ask(entries.into_iter().map(|ChunkIndex(at)| EntryIndex(at)).collect()));
+            }
+            CONTENT => return Ok(Control::Content(decode_content(payload)?)),
+            PROVEN => Control::Proven(Proven {
+                first: ChunkIndex(cursor.u32()?),
+                count: cursor.u32()?,
+                digest: digest(&mut cursor)?,
+            }),
             CONFIRM => return Ok(Control::Confirm(decode_chunks(payload)?)),
             AGAIN => return Ok(Control::Again(decode_chunks(payload)?)),
             MANIFEST_END => Control::ManifestEnd(ManifestEnd {
@@ -237,11 +302,7 @@ impl Control {
                 return Ok(Control::Abandon { entry, code, reason: reason.into() });
             }
             ABANDONED => Control::Abandoned(EntryIndex(cursor.u32()?)),
-            END => {
-                let mut digest = [0; 32];
-                digest.copy_from_slice(cursor.bytes(32)?);
-                Control::End(digest)
-            }
+            END => Control::End(digest(&mut cursor)?),
             CHECKPOINT => Control::Checkpoint,
             CHECKPOINTED => Control::Checkpointed,
             MORE => Control::More,
@@ -282,6 +343,15 @@ impl Control {
             }
             Control::Abandoned(entry) => (ABANDONED, entry.0.to_be_bytes().to_vec()),
             Control::End(digest) => (END, digest.to_vec()),
+            Control::Identity(identities) => (IDENTITY, identities.encode()),
+            Control::Compare(held) => (COMPARE, need::encode_held(held)),
+            Control::Same(chunks) => (SAME, encode_chunks(chunks)),
+            Control::LeftOut(left_out) => (LEFT_OUT, left_out.encode()),
+            Control::Proven(Proven { first, count, digest }) => {
+                (PROVEN, [&first.0.to_be_bytes()[..], &count.to_be_bytes(), digest].concat())
+            }
+            Control::Ask(entries) => (ASK, entries.iter().flat_map(|entry| entry.0.to_be_bytes()).collect()),
+            Control::Content(contents) => (CONTENT, encode_content(contents)),
             Control::Checkpoint => (CHECKPOINT, Vec::new()),
             Control::Checkpointed => (CHECKPOINTED, Vec::new()),
             Control::More => (MORE, Vec::new()),
@@ -303,6 +373,37 @@ fn decode_chunks(payload: &[u8]) -> Result<Vec<ChunkIndex>, Violation> {
         chunks.push(ChunkIndex(cursor.u32()?));
     }
     Ok(chunks)
+}
+
+fn digest(cursor: &mut Cursor<'_>) -> Result<[u8; 32], Violation> {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(cursor.bytes(32)?);
+    Ok(digest)
+}
+
+fn decode_content(payload: &[u8]) -> Result<Vec<Content>, Violation> {
+    let mut cursor = Cursor::new(payload);
+    let mut contents = Vec::with_capacity(payload.len() / CONTENT_RECORD);
+    while !cursor.is_empty() {
+        let entry = EntryIndex(cursor.u32()?);
+        let known = match cursor.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Violation::protocol("a content that is neither known nor unknown")),
+        };
+        contents.push((entry, Some(digest(&mut cursor)?).filter(|_| known)));
+    }
+    Ok(contents)
+}
+
+fn encode_content(contents: &[Content]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(contents.len() * CONTENT_RECORD);
+    for (entry, hash) in contents {
+        out.extend_from_slice(&entry.0.to_be_bytes());
+        out.push(hash.is_some().into());
+        out.extend_from_slice(&hash.unwrap_or_default());
+    }
+    out
 }
 
 fn encode_chunks(chunks: &[ChunkIndex]) -> Vec<u8> {
@@ -343,6 +444,13 @@ mod tests {
             Control::More,
             Control::Alive,
             Control::Spent(Spent { read: 1, cpu: 2 << 40, send: 3 }),
+            Control::Identity(Identities { first: EntryIndex(4), identities: vec![0, 1 << 60] }),
+            Control::Compare(Held { first: ChunkIndex(2), checksums: sum.as_bytes().to_vec() }),
+            Control::Same(vec![ChunkIndex(2), ChunkIndex(3)]),
+            Control::LeftOut(crate::fastdp::left_out::tests::left_out()),
+            Control::Proven(Proven { first: ChunkIndex(0), count: 3, digest: [9; 32] }),
+            Control::Ask(vec![EntryIndex(5), EntryIndex(6)]),
+            Control::Content(vec![(EntryIndex(5), Some([8; 32])), (EntryIndex(6), None)]),
         ]
     }
 
@@ -380,7 +488,9 @@ mod tests {
     fn a_frame_of_unknown_type_or_more_than_its_size_is_refused() {
         for (number, size) in [
             (0x8000_0000u32, 0u32),
-            (0x8000_0015, 0),
+            (0x8000_001c, 0),
+            (0x8000_0019, 41),
+            (0x8000_0015, 524_293),
             (0xffff_ffff, 0),
             (0xc000_0001, 0),
             (0x8000_0001, 65_537),
@@ -397,7 +507,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_payload_is_taken_or_refused(kind in 0u32..0x16, payload in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_payload_is_taken_or_refused(kind in 0u32..0x1d, payload in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Control::decode(kind, &payload);
         }
 

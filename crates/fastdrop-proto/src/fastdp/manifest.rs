@@ -1,9 +1,10 @@
 //! The list of what a transfer moves (section 5).
 
-use super::path::{LinkReach, PATH_MAX, PathError, RelPath, check_link_target};
+use super::link::{TARGET_MAX, base_reach, climbs};
+use super::path::{PATH_MAX, PathError, RelPath};
 use crate::cursor::{Cursor, ReadError};
 use crate::units::{EntryIndex, Mtime};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher as _;
 use twox_hash::XxHash3_64;
 
@@ -120,7 +121,7 @@ fn decode<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, EntryError> {
         KIND_LINK => {
             let len = usize::from(cursor.u16()?);
             let target = cursor.bytes(len)?;
-            if len >= PATH_MAX {
+            if len > TARGET_MAX {
                 return Err(PathError::TooLong.into());
             }
             EntryKind::Link { target }
@@ -230,6 +231,36 @@ impl Manifest {
         })
     }
 
+    /// The links that a peer without the capability `links` would refuse.
+    pub fn links_beyond_base(&self) -> BTreeSet<EntryIndex> {
+        let has_links = self.iter().any(|(_, entry)| matches!(entry.kind, EntryKind::Link { .. }));
+        if !has_links {
+            return BTreeSet::new();
+        }
+        let tops: BTreeSet<_> = self.iter().map(|(_, entry)| entry.path.top()).collect();
+        let is_beyond = |entry: &Entry<'_>| match entry.kind {
+            EntryKind::Link { target } => match base_reach(entry.path, target) {
+                Ok(None) => false,
+                Ok(Some(top)) => tops.len() < 2 || !tops.contains(top),
+                Err(_) => true,
+            },
+            _ => false,
+        };
+        self.iter().filter(|(_, entry)| is_beyond(entry)).map(|(index, _)| index).collect()
+    }
+
+    /// The same manifest without these entries, of which none may be a directory that has something in it.
+    ///
+    /// # Errors
+    ///
+    /// Links that rest on what is left out.
+    pub fn without(&self, entries: &BTreeSet<EntryIndex>) -> Result<Manifest, ManifestError> {
+        let mut builder = ManifestBuilder::new(u32::MAX);
+        let mut kept = self.iter().filter(|(index, _)| !entries.contains(index));
+        kept.try_for_each(|(_, entry)| builder.push(&entry))?;
+        builder.finish()
+    }
+
     /// The totals for MANIFEST_END.
     pub fn end(&self) -> ManifestEnd {
         ManifestEnd { entries: self.len(), bytes: self.bytes, digest: XxHash3_64::oneshot(&self.encoded) }
@@ -245,9 +276,10 @@ pub struct ManifestBuilder {
     /// Where the last entry's path stands in `manifest.encoded`, and whether something may lie beneath it.
     last: Option<(std::ops::Range<usize>, bool)>,
     ended_by_stream: bool,
-    /// Topmost components, counted, and those that links of other components lead to.
+    /// Topmost components, counted.
     tops: u32,
-    link_tops: BTreeSet<Vec<u8>>,
+    /// Links of which only the complete manifest tells where they lead.
+    climbing: Vec<EntryIndex>,
     for_list: bool,
 }
 
@@ -267,7 +299,7 @@ impl ManifestBuilder {
             last: None,
             ended_by_stream: false,
             tops: 0,
-            link_tops: BTreeSet::new(),
+            climbing: Vec::new(),
             for_list: false,
         }
     }
@@ -296,17 +328,20 @@ impl ManifestBuilder {
             if self.manifest.len() >= self.entries_max || start + encoded.len() > BYTES_MAX {
                 return Err(ManifestError::TooMany(self.entries_max));
             }
+            let is_climbing = match entry.kind {
+                EntryKind::Link { target } if !self.for_list => {
+                    !climbs(entry.path, target).map_err(EntryError::from)?.is_empty()
+                }
+                _ => false,
+            };
+            if is_climbing {
+                self.climbing.push(EntryIndex(self.manifest.len()));
+            }
             self.manifest.bytes =
                 self.manifest.bytes.checked_add(entry.size()).ok_or(ManifestError::Overflow)?;
             self.manifest.starts.push(start as u32);
             self.manifest.encoded.extend_from_slice(encoded);
             self.ended_by_stream |= entry.kind == EntryKind::Stream;
-            if let (EntryKind::Link { target }, false) = (entry.kind, self.for_list)
-                && let LinkReach::Across(top) =
-                    check_link_target(entry.path, target).map_err(EntryError::from)?
-            {
-                self.link_tops.insert(top.to_vec());
-            }
             if self.last_path().is_none_or(|last| last.top() != entry.path.top()) {
                 self.tops += 1;
             }
@@ -338,16 +373,68 @@ impl ManifestBuilder {
         RelPath::new(self.manifest.encoded.get(range.clone())?).ok()
     }
 
+    /// Whether a link leads nowhere above the transfer, as far as its text alone can tell.
+    pub fn takes_link(&self, link: &Entry<'_>) -> bool {
+        match link.kind {
+            EntryKind::Link { target } => climbs(link.path, target).is_ok(),
+            _ => false,
+        }
+    }
+
     /// Ends a manifest that was built here.
     pub fn finish(self) -> Result<Manifest, ManifestError> {
-        // With one topmost component, which may be given another name, no link may go by that name.
-        if !self.link_tops.is_empty() {
-            let tops: BTreeSet<_> = self.manifest.iter().map(|(_, entry)| entry.path.top()).collect();
-            if self.tops < 2 || self.link_tops.iter().any(|top| !tops.contains(&top[..])) {
-                return Err(EntryError::Path(PathError::Escapes).into());
-            }
+        match self.escaping() {
+            escaping if escaping.is_empty() => Ok(self.manifest),
+            _ => Err(EntryError::Path(PathError::Escapes).into()),
         }
-        Ok(self.manifest)
+    }
+
+    /// Ends a manifest that was built here without the links of which nobody can say where they lead; which those were, with
+    /// their paths.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::push`].
+    pub fn finish_without_escaping(self) -> Result<(Manifest, BTreeMap<EntryIndex, Vec<u8>>), ManifestError> {
+        let mut left_out = BTreeMap::new();
+        let mut builder = self;
+        // With a topmost component that is taken out, what another link rests on may be gone: until none is left.
+        loop {
+            let escaping = builder.escaping();
+            if escaping.is_empty() {
+                return Ok((builder.manifest, left_out));
+            }
+            let original = (0..).map(EntryIndex).filter(|entry| !left_out.contains_key(entry));
+            let original: Vec<_> = original.take(builder.manifest.len() as usize).collect();
+            let mut next = ManifestBuilder::new(builder.entries_max);
+            for (index, entry) in builder.manifest.iter() {
+                match original.get(index.at()) {
+                    Some(&original) if escaping.contains(&index) => {
+                        left_out.insert(original, entry.path.as_bytes().to_vec());
+                    }
+                    _ => next.push(&entry)?,
+                }
+            }
+            builder = next;
+        }
+    }
+
+    /// Links whose text goes up behind something else than a directory of this manifest.
+    fn escaping(&self) -> BTreeSet<EntryIndex> {
+        let rests_on_nothing = |entry: EntryIndex| {
+            let Some(Entry { path, kind: EntryKind::Link { target }, .. }) = self.manifest.get(entry) else {
+                return false;
+            };
+            // With one topmost component, which may be given another name, no link may rest on that name.
+            let holds = |directory: &[u8], names_top: bool| {
+                let found = RelPath::new(directory).ok().and_then(|path| self.manifest.find(path));
+                (self.tops > 1 || !names_top)
+                    && found.is_some_and(|(_, entry)| entry.kind == EntryKind::Directory)
+            };
+            climbs(path, target)
+                .is_ok_and(|climbs| !climbs.iter().all(|climb| holds(&climb.directory, climb.names_top)))
+        };
+        self.climbing.iter().copied().filter(|&entry| rests_on_nothing(entry)).collect()
     }
 
     /// Ends a manifest that came in frames, comparing it with what MANIFEST_END says.
@@ -414,13 +501,52 @@ mod tests {
     }
 
     #[test]
-    fn case_48_a_link_between_components_needs_both_of_them() {
+    fn case_48_a_link_rests_only_on_directories_of_its_manifest() {
         let link = |path, target| Entry { kind: EntryKind::Link { target }, ..file(path, 0) };
-        let directory = Entry { kind: EntryKind::Directory, ..file("a", 0) };
-        assert!(build(&[directory, link("a/l", b"../b"), file("b", 1)]).is_ok());
-        assert!(build(&[directory, link("a/l", b"../c"), file("b", 1)]).is_err());
-        assert!(build(&[directory, link("a/l", b"../a/x")]).is_err());
-        assert!(build(&[link("l", b"x")]).is_err());
+        let directory = |path| Entry { kind: EntryKind::Directory, ..file(path, 0) };
+        for good in [
+            &[directory("a"), link("a/l", b"../b"), file("b", 1)][..],
+            &[directory("a"), link("a/l", b"../nowhere")],
+            &[directory("a"), directory("a/d"), link("a/l", b"d/../x")],
+            &[directory("d"), link("l", b"d/../x")],
+            &[link("l", b"nowhere")],
+        ] {
+            assert!(build(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &[directory("a"), link("a/l", b"d/../x")][..],
+            &[directory("a"), link("a/d", b"."), link("a/l", b"d/../x")],
+            &[directory("a"), file("a/d", 1), link("a/l", b"d/../x")],
+            // The one topmost component may be called something else where it arrives.
+            &[directory("a"), link("a/l", b"../a/../x")],
+            &[link("l", b"..")],
+            &[link("l", b"/etc")],
+        ] {
+            assert!(build(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn links_that_nobody_can_judge_are_left_out_and_the_rest_stays() {
+        let link = |path, target| Entry { kind: EntryKind::Link { target }, ..file(path, 0) };
+        let directory = |path| Entry { kind: EntryKind::Directory, ..file(path, 0) };
+        let mut builder = ManifestBuilder::new(100);
+        let entries = [
+            directory("a"),
+            link("a/bad", b"x/../y"),
+            link("a/good", b"../nowhere"),
+            link("a/top", b"../a/../y"),
+            link("b", b"c/../d"),
+        ];
+        entries.iter().for_each(|entry| builder.push(entry).unwrap());
+        let (manifest, left_out) = builder.finish_without_escaping().unwrap();
+        // Without `b` there is one topmost component only, so that `a/top` cannot be judged either.
+        assert_eq!(left_out.into_keys().collect::<Vec<_>>(), [1, 3, 4].map(EntryIndex));
+        let paths: Vec<_> = manifest.iter().map(|(_, entry)| entry.path.as_bytes().to_vec()).collect();
+        assert_eq!(paths, [&b"a"[..], b"a/good"]);
+        let beyond = manifest.links_beyond_base();
+        assert_eq!(beyond, [EntryIndex(1)].into());
+        assert_eq!(manifest.without(&beyond).unwrap().len(), 1);
     }
 
     #[test]

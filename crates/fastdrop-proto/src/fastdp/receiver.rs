@@ -2,8 +2,8 @@
 
 use super::encoding::ENCODING_OVERHEAD_MAX;
 use super::{
-    ChunkContent, Control, EntryKind, FrameKind, Held, Manifest, NeedTotals, SkipReason, SkipRun, Table,
-    Transcript, Violation, root_digest,
+    ChunkContent, Control, EntryKind, FrameKind, Held, Manifest, NeedTotals, Proven, SkipReason, SkipRun,
+    Table, Transcript, Violation, root_digest,
 };
 use crate::checksum::{Algorithm, Checksum, ChecksumTable};
 use crate::units::{ChunkIndex, EntryIndex};
@@ -29,6 +29,8 @@ enum EntryState {
 enum ChunkState {
     Unneeded,
     Missing,
+    /// There is one, perhaps of another version of the file: the sender says so, or sends its own.
+    Claimed,
     Writing,
     Held,
 }
@@ -93,6 +95,8 @@ pub struct Receiver {
     stream_size: Option<u64>,
     stream_bytes: u64,
     again: u32,
+    /// Chunks below are proven by the sender.
+    proven: u32,
     end: Option<[u8; 32]>,
     finished: bool,
 }
@@ -121,6 +125,7 @@ impl Receiver {
             stream_size: None,
             stream_bytes: 0,
             again: 0,
+            proven: 0,
             end: None,
             finished: false,
         }
@@ -190,6 +195,67 @@ impl Receiver {
         self.handle_written(chunk, checksum)
     }
 
+    /// Notes a piece that an unfinished transfer left, and that may be of another version of the file. Only before
+    /// [`Self::answer`], and only with checksums.
+    pub fn claim(&mut self, chunk: ChunkIndex, checksum: &Checksum) {
+        if let Some(state @ ChunkState::Missing) = self.chunks.get_mut(chunk.at()) {
+            *state = ChunkState::Claimed;
+            self.checksums.set(chunk.at(), checksum);
+        }
+    }
+
+    /// Takes one chunk of SAME: it is held now. The caller journals its checksum before it counts on it; None if the chunk
+    /// has been given up meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A chunk that was not to be compared.
+    pub fn handle_same(&mut self, chunk: ChunkIndex) -> Result<Option<(Checksum, Completed)>, Violation> {
+        match self.chunks.get_mut(chunk.at()) {
+            Some(ChunkState::Unneeded) => return Ok(None),
+            Some(state @ ChunkState::Claimed) => *state = ChunkState::Writing,
+            _ => {
+                return Err(Violation::protocol(
+                    "a chunk that was not to be compared is said to be the same",
+                ));
+            }
+        }
+        let checksum = self.checksums.get(chunk.at()).unwrap_or_default();
+        Ok(Some((checksum, self.handle_written(chunk, &checksum))))
+    }
+
+    /// Takes PROVEN: the chunks in it are those of the sender.
+    ///
+    /// # Errors
+    ///
+    /// Chunks that do not follow the last ones, that are not held, or another digest than that of what is held.
+    pub fn handle_proven(&mut self, proven: &Proven) -> Result<(), Violation> {
+        let end = self.proven.checked_add(proven.count).filter(|&end| end as usize <= self.chunks.len());
+        let (Some(end), true) = (end, proven.first.0 == self.proven) else {
+            return Err(Violation::protocol("proven chunks that are not the next"));
+        };
+        let range = (self.proven..end).map(ChunkIndex);
+        let state = |chunk: ChunkIndex| self.chunks.get(chunk.at()).copied();
+        let settled = |chunk| matches!(state(chunk), Some(ChunkState::Held | ChunkState::Unneeded));
+        if !range.clone().all(settled) {
+            return Err(Violation::with_code(422, "chunks that are proven and not held"));
+        }
+        let held = range.filter(|&chunk| state(chunk) == Some(ChunkState::Held));
+        let chunks = held.map(|chunk| (chunk, self.checksums.get(chunk.at()).unwrap_or_default()));
+        if root_digest(&self.transcript, chunks) != proven.digest {
+            return Err(Violation::with_code(422, "a digest of chunks is another than the sender's"));
+        }
+        self.proven = end;
+        Ok(())
+    }
+
+    /// Whether `entry` is complete, and all of its chunks are proven: then it may get its name before END.
+    pub fn is_proven(&self, entry: EntryIndex) -> bool {
+        let chunks = self.table.chunks_of(entry).filter(|&(_, count)| count > 0);
+        self.entries.get(entry.at()) == Some(&EntryState::Complete)
+            && chunks.is_some_and(|(first, count)| first.0 + count <= self.proven)
+    }
+
     fn leave_out(&mut self, entry: EntryIndex) {
         let Some((first, count)) = self.table.chunks_of(entry) else { return };
         if self.manifest.get(entry).is_none_or(|item| item.size() == 0) {
@@ -210,7 +276,7 @@ impl Receiver {
 
     fn leave_out_chunk(&mut self, chunk: ChunkIndex) {
         if let Some(state) = self.chunks.get_mut(chunk.at()) {
-            if matches!(state, ChunkState::Missing | ChunkState::Writing) {
+            if matches!(state, ChunkState::Missing | ChunkState::Claimed | ChunkState::Writing) {
                 self.open_chunks -= 1;
             }
             *state = ChunkState::Unneeded;
@@ -221,7 +287,7 @@ impl Receiver {
     pub fn totals(&self) -> NeedTotals {
         let mut totals = NeedTotals { chunks: 0, bytes: 0 };
         for (at, state) in self.chunks.iter().enumerate() {
-            if *state != ChunkState::Held && *state != ChunkState::Unneeded {
+            if matches!(state, ChunkState::Missing | ChunkState::Writing) {
                 totals.chunks += 1;
                 totals.bytes += u64::from(self.plain_len(ChunkIndex(at as u32)).unwrap_or(0));
             }
@@ -249,10 +315,18 @@ impl Receiver {
         }
         let mut frames: Vec<_> =
             runs.chunks(ANSWER_PART_MAX / 9).map(|runs| Control::Skip(runs.to_vec())).collect();
+        frames.extend(self.runs_of(ChunkState::Held).into_iter().map(Control::Held));
+        frames.extend(self.runs_of(ChunkState::Claimed).into_iter().map(Control::Compare));
+        frames.push(Control::Need(self.totals()));
+        frames
+    }
+
+    /// Checksums of all chunks in that state, in runs that fit into frames.
+    fn runs_of(&self, wanted: ChunkState) -> Vec<Held> {
         let mut held: Vec<Held> = Vec::new();
         let mut next = None;
         for (at, state) in self.chunks.iter().enumerate() {
-            if *state != ChunkState::Held {
+            if *state != wanted {
                 continue;
             }
             let checksum = self.checksums.get(at).unwrap_or_default();
@@ -268,9 +342,7 @@ impl Receiver {
             // Without checksums a run has no length of its own: one chunk a frame.
             next = (!self.algorithm.is_empty()).then_some(at + 1);
         }
-        frames.extend(held.into_iter().map(Control::Held));
-        frames.push(Control::Need(self.totals()));
-        frames
+        held
     }
 
     /// Plain bytes of `chunk`; for a stream's the most that it can have.
@@ -341,7 +413,7 @@ impl Receiver {
         let same = matches!(self.table.content(expected.chunk), Some(ChunkContent::Stream { .. }))
             || self.plain_len(expected.chunk) == Some(expected.plain_len);
         match self.chunks.get_mut(at) {
-            Some(state @ ChunkState::Missing) if same => {
+            Some(state @ (ChunkState::Missing | ChunkState::Claimed)) if same => {
                 *state = ChunkState::Writing;
                 self.checksums.set(at, computed);
                 Ok(ChunkVerdict::Write)

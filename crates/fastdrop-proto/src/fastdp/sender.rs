@@ -2,8 +2,8 @@
 
 use super::tuner::Tuner;
 use super::{
-    ChunkContent, Control, Done, EntryKind, Held, Manifest, NeedTotals, Refuse, SkipRun, Table, Transcript,
-    Violation, root_digest,
+    ChunkContent, Control, Done, EntryKind, Held, IDENTITIES_PER_FRAME, Identities, Manifest, NeedTotals,
+    Proven, Refuse, SkipReason, SkipRun, Table, Transcript, Violation, root_digest,
 };
 use crate::checksum::{Algorithm, Checksum, ChecksumTable};
 use crate::units::{ChunkIndex, EntryIndex};
@@ -54,6 +54,12 @@ pub struct SenderConfig {
     pub data_streams_from: u64,
     /// Chunks on one stream that are not confirmed: what a crash can cost. Default 64.
     pub flying_max: usize,
+    /// The capability `identity` is shared: the receiver says by itself which chunks are to be compared. Default: no.
+    pub identity: bool,
+    /// The capability `proof` is shared. Default: no.
+    pub proof: bool,
+    /// The capability `content` is shared. Default: no.
+    pub content: bool,
 }
 
 impl Default for SenderConfig {
@@ -70,6 +76,9 @@ impl Default for SenderConfig {
             alive_every: Duration::from_secs(5),
             data_streams_from: 1 << 20,
             flying_max: 64,
+            identity: false,
+            proof: false,
+            content: false,
         }
     }
 }
@@ -98,6 +107,16 @@ pub enum Outcome {
     Failed(Violation),
     /// The control stream is gone, or the peer has been silent for too long: worth another attempt.
     Lost(String),
+    /// The receiver, which does not know identities, would continue with something else than what is here: worth an attempt
+    /// that continues nothing.
+    StartOver,
+}
+
+/// Why an entry is not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LeftOut {
+    Skipped(SkipReason),
+    Abandoned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +129,10 @@ enum ChunkState {
     Flying,
     /// Waits until the receiver knows that one of its entries is left out.
     Blocked,
+    /// The receiver has a chunk that may be of another version of the file: waits to be read and compared.
+    Claimed,
+    /// Is being read and compared.
+    Comparing,
     Confirmed,
 }
 
@@ -178,9 +201,22 @@ pub struct Sender {
     transcript: Transcript,
     tuner: Tuner,
     needed: Option<NeedTotals>,
-    left_out: Vec<bool>,
+    left_out: Vec<Option<LeftOut>>,
     chunks: Vec<ChunkState>,
     checksums: ChecksumTable,
+    /// Checksums of the receiver's claimed chunks.
+    claims: BTreeMap<ChunkIndex, Checksum>,
+    /// Claimed chunks that wait to be compared.
+    to_compare: VecDeque<ChunkIndex>,
+    /// Identities of all entries, and how many of them have been sent.
+    identities: Vec<u64>,
+    identities_sent: usize,
+    identities_asked: bool,
+    /// Chunks below are proven to the receiver.
+    proven: u32,
+    /// Files whose contents the receiver asks for, and how many it has asked for.
+    asked: VecDeque<EntryIndex>,
+    asked_count: u32,
     /// Needed chunks whose checksum is not known yet.
     unknown: u32,
     /// Packs that lost a slice, so that their checksum will be another than the one known.
@@ -211,6 +247,10 @@ impl Sender {
     const STALL_ALONE: u32 = 4;
     /// A data stream that was asked for and has not joined by then counts as failed.
     const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+    /// Chunks in one SAME frame.
+    const SAME_MAX: usize = 4096;
+    /// Chunks that are proven together at least, but at the end.
+    const PROVEN_MIN: u32 = 4;
     /// Least time between two timeouts: what is due may have to wait for a driver that is blocked in its connection.
     const TICK: Duration = Duration::from_millis(50);
 
@@ -230,10 +270,18 @@ impl Sender {
         Self {
             tuner,
             config,
-            left_out: vec![false; manifest.len() as usize],
+            left_out: vec![None; manifest.len() as usize],
             manifest,
             chunks: vec![ChunkState::Queued; count],
             checksums: ChecksumTable::new(algorithm, count),
+            claims: BTreeMap::new(),
+            to_compare: VecDeque::new(),
+            identities: Vec::new(),
+            identities_sent: 0,
+            identities_asked: false,
+            proven: 0,
+            asked: VecDeque::new(),
+            asked_count: 0,
             unknown: table.count(),
             stale: BTreeSet::new(),
             table,
@@ -263,6 +311,12 @@ impl Sender {
     /// Sets what was negotiated, for the root digest.
     pub fn set_transcript(&mut self, transcript: Transcript) {
         self.transcript = transcript;
+    }
+
+    /// Sets the identities of all entries, zero for unknown. They go out when the receiver asks for them, and before the first
+    /// chunk. Only with [`SenderConfig::identity`].
+    pub fn set_identities(&mut self, identities: Vec<u64>) {
+        self.identities = identities;
     }
 
     /// The manifest.
@@ -297,7 +351,15 @@ impl Sender {
 
     /// Whether `entry` is left out: skipped by the receiver, or abandoned here.
     pub fn is_left_out(&self, entry: EntryIndex) -> bool {
-        self.left_out.get(entry.at()).copied().unwrap_or(true)
+        self.left_out.get(entry.at()).is_none_or(Option::is_some)
+    }
+
+    /// Why the receiver does not need `entry`, if it does not.
+    pub fn skip_reason(&self, entry: EntryIndex) -> Option<SkipReason> {
+        match self.left_out.get(entry.at()) {
+            Some(Some(LeftOut::Skipped(reason))) => Some(*reason),
+            _ => None,
+        }
     }
 
     /// The slices of a pack as they must be sent now.
@@ -335,7 +397,13 @@ impl Sender {
         }
         let done = match frame {
             Control::Skip(runs) => self.handle_skip(&runs),
-            Control::Held(held) => self.handle_held(&held),
+            Control::Held(held) => self.handle_held(&held, !self.config.identity),
+            Control::Compare(held) if self.config.identity => self.handle_held(&held, true),
+            Control::Ask(entries) if entries.is_empty() && self.config.identity => {
+                self.identities_asked = true;
+                self.answering()
+            }
+            Control::Ask(entries) if self.config.content => self.handle_ask(&entries),
             Control::Need(totals) => self.handle_need(totals),
             Control::Confirm(chunks) => self.handle_confirm(stream, &chunks, now),
             Control::Again(chunks) => self.handle_again(&chunks),
@@ -376,16 +444,50 @@ impl Sender {
 
     fn handle_skip(&mut self, runs: &[SkipRun]) -> Result<(), Violation> {
         self.answering()?;
+        // Small files come without a checksum: whether they are those that are here, nobody knows.
+        if !self.config.identity && runs.iter().any(|run| run.reason == SkipReason::Held) {
+            self.end(Outcome::StartOver);
+        }
         for run in runs {
             let end = run.first.0.checked_add(run.count).map(|end| end as usize);
             let range = end.and_then(|end| self.left_out.get_mut(run.first.at()..end));
-            range.ok_or_else(|| Violation::protocol("skipped entries that do not exist"))?.fill(true);
+            let range = range.ok_or_else(|| Violation::protocol("skipped entries that do not exist"))?;
+            range.fill(Some(LeftOut::Skipped(run.reason)));
         }
         Ok(())
     }
 
-    fn handle_held(&mut self, held: &Held) -> Result<(), Violation> {
+    /// Takes questions for the contents of files: each file once, before the answer is complete.
+    fn handle_ask(&mut self, entries: &[EntryIndex]) -> Result<(), Violation> {
         self.answering()?;
+        self.asked_count = self.asked_count.saturating_add(entries.len() as u32);
+        let is_file = |entry: &EntryIndex| {
+            self.manifest.get(*entry).is_some_and(|entry| matches!(entry.kind, EntryKind::File { .. }))
+        };
+        if self.asked_count > self.manifest.len() || !entries.iter().all(is_file) {
+            return Err(Violation::protocol("contents asked for that are not in the manifest, or twice"));
+        }
+        self.asked.extend(entries);
+        Ok(())
+    }
+
+    /// A file whose BLAKE3 the receiver wants; answered by CONTENT.
+    pub fn poll_asked(&mut self) -> Option<EntryIndex> {
+        self.asked.pop_front().filter(|_| self.outcome.is_none())
+    }
+
+    /// Takes chunks that the receiver has: those that have to be `compared` are its claims only.
+    fn handle_held(&mut self, held: &Held, compared: bool) -> Result<(), Violation> {
+        self.answering()?;
+        if compared && self.algorithm.is_empty() {
+            return match self.config.identity {
+                true => Err(Violation::protocol("chunks to be compared without checksums")),
+                false => {
+                    self.end(Outcome::StartOver);
+                    Ok(())
+                }
+            };
+        }
         let len = self.algorithm.len();
         let sums: Vec<Checksum> = match len {
             0 => vec![Checksum::default()],
@@ -395,14 +497,33 @@ impl Sender {
             return Err(Violation::protocol("held checksums of another length"));
         }
         for (at, sum) in (held.first.at()..).zip(&sums) {
+            let chunk = ChunkIndex(at as u32);
             match self.chunks.get_mut(at) {
-                Some(state @ ChunkState::Queued) => *state = ChunkState::Confirmed,
+                Some(state @ ChunkState::Queued) if compared => {
+                    *state = ChunkState::Claimed;
+                    self.claims.insert(chunk, *sum);
+                    self.to_compare.push_back(chunk);
+                }
+                Some(state @ ChunkState::Queued) => {
+                    *state = ChunkState::Confirmed;
+                    self.checksums.set(at, sum);
+                    self.unknown -= 1;
+                }
                 _ => return Err(Violation::protocol("held chunks that do not exist")),
             }
-            self.checksums.set(at, sum);
-            self.unknown -= 1;
         }
         Ok(())
+    }
+
+    /// The plain bytes of `chunk`, without what is left out.
+    fn plain_len(&self, chunk: ChunkIndex) -> u64 {
+        match self.table.content(chunk) {
+            Some(ChunkContent::Piece { entry, len, .. }) if !self.is_left_out(entry) => u64::from(len),
+            Some(ChunkContent::Pack { .. }) => {
+                self.slices(chunk).iter().map(|&(_, size)| u64::from(size)).sum()
+            }
+            _ => 0,
+        }
     }
 
     fn handle_need(&mut self, said: NeedTotals) -> Result<(), Violation> {
@@ -410,13 +531,7 @@ impl Sender {
         let mut totals = NeedTotals { chunks: 0, bytes: 0 };
         for at in 0..self.chunks.len() {
             let chunk = ChunkIndex(at as u32);
-            let bytes = match self.table.content(chunk) {
-                Some(ChunkContent::Piece { entry, len, .. }) if !self.is_left_out(entry) => u64::from(len),
-                Some(ChunkContent::Pack { .. }) => {
-                    self.slices(chunk).iter().map(|&(_, size)| u64::from(size)).sum()
-                }
-                _ => 0,
-            };
+            let bytes = self.plain_len(chunk);
             let Some(state @ ChunkState::Queued) = self.chunks.get_mut(at) else { continue };
             if bytes == 0 {
                 *state = ChunkState::Unneeded;
@@ -459,9 +574,7 @@ impl Sender {
             }
             bytes += match self.table.content(chunk) {
                 Some(ChunkContent::Piece { len, .. }) => u64::from(len),
-                Some(ChunkContent::Pack { .. }) => {
-                    self.slices(chunk).iter().map(|&(_, size)| u64::from(size)).sum()
-                }
+                Some(ChunkContent::Pack { .. }) => self.plain_len(chunk),
                 Some(ChunkContent::Stream { .. }) => {
                     self.stream_freed.push(chunk);
                     u64::from(self.table.one_chunk().bytes())
@@ -490,6 +603,58 @@ impl Sender {
         Ok(())
     }
 
+    // ---- what the receiver claims to have ----
+
+    /// A chunk to be read and compared with what the receiver has; followed by [`Self::handle_compared`] or
+    /// [`Self::handle_unreadable`]. None before the receiver has answered, and when there is no other.
+    pub fn poll_compare(&mut self) -> Option<ChunkIndex> {
+        if self.outcome.is_some() {
+            return None;
+        }
+        self.needed?;
+        while let Some(chunk) = self.to_compare.pop_front() {
+            if let Some(state @ ChunkState::Claimed) = self.chunks.get_mut(chunk.at()) {
+                *state = ChunkState::Comparing;
+                return Some(chunk);
+            }
+        }
+        None
+    }
+
+    /// Whether [`Self::poll_compare`] or [`Self::poll_asked`] has something now.
+    pub fn wants_reading(&self) -> bool {
+        let compare = self.needed.is_some() && !self.to_compare.is_empty();
+        self.outcome.is_none() && (compare || !self.asked.is_empty())
+    }
+
+    /// Takes the checksum of a chunk that was read to be compared. Another one than the receiver's, and the chunk is sent.
+    pub fn handle_compared(&mut self, chunk: ChunkIndex, checksum: &Checksum) {
+        let Some(claimed) = self.claims.remove(&chunk) else { return };
+        let Some(state @ ChunkState::Comparing) = self.chunks.get_mut(chunk.at()) else { return };
+        if claimed == *checksum {
+            *state = ChunkState::Confirmed;
+            self.checksums.set(chunk.at(), checksum);
+            self.unknown -= 1;
+            if self.config.identity {
+                match self.control_queue.back_mut() {
+                    Some(Control::Same(chunks)) if chunks.len() < Self::SAME_MAX => chunks.push(chunk),
+                    _ => self.control_queue.push_back(Control::Same(vec![chunk])),
+                }
+            }
+        } else if self.config.identity {
+            *state = ChunkState::Queued;
+            self.returned.push_back(chunk);
+            let bytes = self.plain_len(chunk);
+            if let Some(needed) = &mut self.needed {
+                needed.chunks += 1;
+                needed.bytes += bytes;
+            }
+        } else {
+            // A receiver that does not know identities takes no other version of a chunk that it has.
+            self.end(Outcome::StartOver);
+        }
+    }
+
     fn handle_checkpointed(&mut self, stream: StreamId) -> Result<(), Violation> {
         match self.streams.get_mut(&stream) {
             Some(stream) if stream.phase == Phase::Syncing => stream.phase = Phase::Closing,
@@ -510,7 +675,7 @@ impl Sender {
             return Ok(());
         }
         if let Some(left_out) = self.left_out.get_mut(entry.at()) {
-            *left_out = true;
+            *left_out = Some(LeftOut::Abandoned);
         }
         for chunk in chunks {
             let is_pack = matches!(self.table.content(chunk), Some(ChunkContent::Pack { .. }));
@@ -706,6 +871,14 @@ impl Sender {
     }
 
     fn next_control(&mut self) -> Option<Control> {
+        let wanted = self.identities_asked || self.needed.is_some_and(|needed| needed.chunks > 0);
+        if wanted && self.identities_sent < self.identities.len() {
+            let first = EntryIndex(self.identities_sent as u32);
+            let identities = self.identities.iter().skip(self.identities_sent).take(IDENTITIES_PER_FRAME);
+            let identities: Vec<_> = identities.copied().collect();
+            self.identities_sent += identities.len();
+            return Some(Control::Identity(Identities { first, identities }));
+        }
         if let Some(frame) = self.control_queue.pop_front() {
             return Some(frame);
         }
@@ -713,6 +886,9 @@ impl Sender {
             .table
             .stream()
             .is_some_and(|(entry, _)| self.stream_size.is_none() && !self.is_left_out(entry));
+        if let Some(proven) = self.next_proof() {
+            return Some(Control::Proven(proven));
+        }
         if self.end_sent
             || self.needed.is_none()
             || self.unknown > 0
@@ -726,6 +902,33 @@ impl Sender {
         let needed = self.chunks.iter().enumerate().filter(|(_, state)| **state != ChunkState::Unneeded);
         let chunks = needed.filter_map(|(at, _)| Some((ChunkIndex(at as u32), self.checksums.get(at)?)));
         Some(Control::End(root_digest(&self.transcript, chunks)))
+    }
+
+    /// One past the last of the chunks that could be proven now.
+    fn provable(&self) -> u32 {
+        // One file gets its name at END anyway.
+        let wanted = self.config.proof && self.needed.is_some() && self.manifest.len() > 1;
+        // The receiver may have dropped what is being abandoned already.
+        if !wanted || self.end_sent || !self.abandoning.is_empty() {
+            return self.proven;
+        }
+        let states = self.chunks.iter().skip(self.proven as usize);
+        let settled = |state: &&ChunkState| matches!(state, ChunkState::Confirmed | ChunkState::Unneeded);
+        self.proven + states.take_while(settled).count() as u32
+    }
+
+    fn next_proof(&mut self) -> Option<Proven> {
+        let (first, end) = (self.proven, self.provable());
+        if end - first < Self::PROVEN_MIN {
+            return None;
+        }
+        self.proven = end;
+        let chunks = (first..end).map(ChunkIndex).filter_map(|chunk| {
+            let needed = self.chunks.get(chunk.at()) == Some(&ChunkState::Confirmed);
+            Some((chunk, self.checksums.get(chunk.at()).filter(|_| needed)?))
+        });
+        let digest = root_digest(&self.transcript, chunks);
+        Some(Proven { first: ChunkIndex(first), count: end - first, digest })
     }
 
     fn next_chunk(&mut self) -> Option<ChunkIndex> {
@@ -793,16 +996,16 @@ impl Sender {
         }
     }
 
-    /// Takes that `chunk`, which `id` was to send, cannot be read because of `entry`.
+    /// Records that `chunk` cannot be read because of `entry`. `id` is the stream that was to send it; None if it was to be compared.
     pub fn handle_unreadable(
         &mut self,
-        id: StreamId,
+        id: Option<StreamId>,
         chunk: ChunkIndex,
         entry: EntryIndex,
         code: u16,
         reason: &str,
     ) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = id.and_then(|id| self.streams.get_mut(&id)) {
             stream.sending = None;
             stream.flying.remove(&chunk);
         }
@@ -815,7 +1018,7 @@ impl Sender {
             self.requeue(chunk);
             return;
         }
-        if let Some(state @ ChunkState::Flying) = self.chunks.get_mut(chunk.at()) {
+        if let Some(state @ (ChunkState::Flying | ChunkState::Comparing)) = self.chunks.get_mut(chunk.at()) {
             *state = ChunkState::Blocked;
         }
         if self.table.stream().is_some_and(|(stream, _)| stream == entry) {
@@ -832,7 +1035,8 @@ impl Sender {
             // The other pieces of the file need not go any more.
             if let Some((first, count)) = self.table.chunks_of(entry) {
                 for at in first.at()..first.at() + count as usize {
-                    if let Some(state @ ChunkState::Queued) = self.chunks.get_mut(at) {
+                    if let Some(state @ (ChunkState::Queued | ChunkState::Claimed)) = self.chunks.get_mut(at)
+                    {
                         *state = ChunkState::Blocked;
                     }
                 }
@@ -884,6 +1088,7 @@ impl Sender {
             && self.stream_freed.is_empty()
             && self.wanted_opens() == 0
             && carriers.all(|stream| stream.sending.is_some())
+            && self.provable() - self.proven < Self::PROVEN_MIN
     }
 
     /// When [`Self::handle_timeout`] is due at the latest.

@@ -86,6 +86,8 @@ pub(crate) struct Plan {
     /// Percent of joins that fail, and of writes that take seconds.
     pub(crate) join_fails: u64,
     pub(crate) slow_writes: u64,
+    /// Percent of files that are others, of the same size, when another attempt begins.
+    pub(crate) changes: u64,
     /// The receiver sees another OPEN than was sent.
     pub(crate) alter_transcript: bool,
     pub(crate) bug: Option<Bug>,
@@ -102,6 +104,8 @@ impl Plan {
                 streams: Streams::Fixed(streams),
                 granted: streams,
                 data_streams_from: 0,
+                identity: true,
+                proof: true,
                 ..SenderConfig::default()
             },
             existing: Vec::new(),
@@ -120,6 +124,7 @@ impl Plan {
             write: (0, 1),
             join_fails: 0,
             slow_writes: 0,
+            changes: 0,
             alter_transcript: false,
             bug: None,
         }
@@ -186,6 +191,7 @@ impl Plan {
         for _ in 0..rng.pick(&[0, 0, 0, 1, 2, 3]) {
             plan.faults.push((rng.range(1, 220) as u32, Fault::Unreadable));
         }
+        plan.changes = rng.pick(&[0, 0, 20, 60]);
         plan.lose_what_flies = rng.percent(30);
         plan.faults.sort();
         plan.lose_end = rng.percent(8);
@@ -209,6 +215,11 @@ pub(crate) struct Stats {
     pub(crate) checkpoints: u32,
     pub(crate) abandoned: u32,
     pub(crate) encoded: u32,
+    /// Chunks that were held and compared: those that were the same, and those that were not.
+    pub(crate) same: u32,
+    pub(crate) differing: u32,
+    /// Chunks that were proven.
+    pub(crate) proven: u32,
     pub(crate) ended_at: Time,
     /// Bytes that went out on each data stream of the last attempt, and whether it retired by a checkpoint.
     pub(crate) stream_bytes: Vec<(u64, bool)>,
@@ -374,7 +385,8 @@ impl Pair {
 
     fn attempt(plan: &Plan, world: &World, now: Instant, pieces: &[bool], smalls: &[bool]) -> Attempt {
         let manifest = Arc::clone(&world.source.manifest);
-        let sender = Sender::new(plan.config.clone(), manifest, world.table.clone(), plan.algorithm, now);
+        let mut sender = Sender::new(plan.config.clone(), manifest, world.table.clone(), plan.algorithm, now);
+        sender.set_identities(world.identities.clone());
         Attempt {
             sender,
             sender_dead: false,
@@ -406,6 +418,9 @@ impl Pair {
         self.stats.attempts += 1;
         self.stats.stream_bytes.clear();
         self.stats.carrying_at_checkpoint.clear();
+        if self.generation > 1 {
+            self.change();
+        }
         let (pieces, smalls) = (self.promised_pieces.clone(), self.promised_smalls.clone());
         let now = self.instant();
         self.attempt = Self::attempt(&self.plan, &self.world, now, &pieces, &smalls);
@@ -424,6 +439,22 @@ impl Pair {
         out.extend(Control::ManifestEnd(manifest.end()).encode());
         self.attempt.conns[0].out = out;
         self.schedule(5 * SECOND, Event::ReceiverTick);
+    }
+
+    /// Puts other versions in the place of some files: what was confirmed of them is sent again where it differs.
+    fn change(&mut self) {
+        for at in 0..self.world.named.len() {
+            let entry = EntryIndex(at as u32);
+            if !self.rng.percent(self.plan.changes) || !self.world.change(&mut self.rng, entry) {
+                continue;
+            }
+            self.promised_smalls[at] = false;
+            if let Some((first, count)) = self.world.table.chunks_of(entry)
+                && matches!(self.world.table.content(first), Some(ChunkContent::Piece { .. }))
+            {
+                self.promised_pieces[first.at()..first.at() + count as usize].fill(false);
+            }
+        }
     }
 
     fn connect(&mut self) {
@@ -600,6 +631,7 @@ impl Pair {
                     self.abort(id.0 as usize);
                 }
                 self.fill_stream();
+                moved |= self.compare();
                 for at in 0..self.attempt.conns.len() {
                     moved |= self.pump_sender(at)?;
                 }
@@ -627,6 +659,29 @@ impl Pair {
     }
 
     // ---- the sender's end ----
+
+    /// Reads what the receiver claims to have, and compares it.
+    fn compare(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(chunk) = self.attempt.sender.poll_compare() {
+            moved = true;
+            let shape = self.world.sender_shape(&self.attempt.sender, chunk);
+            match self.world.read(&shape) {
+                Ok(bytes) => {
+                    let sum = shape.checksum(self.plan.algorithm, &bytes);
+                    let same = self.world.pieces[chunk.at()].is_some_and(|(held, _)| held == sum);
+                    self.stats.same += u32::from(same);
+                    self.stats.differing += u32::from(!same);
+                    self.attempt.explained += u32::from(!same);
+                    self.attempt.sender.handle_compared(chunk, &sum);
+                }
+                Err(entry) => {
+                    self.attempt.sender.handle_unreadable(None, chunk, entry, 404, "it is gone");
+                }
+            }
+        }
+        moved
+    }
 
     fn pump_sender(&mut self, at: usize) -> Result<bool, String> {
         let mut moved = false;
@@ -780,7 +835,7 @@ impl Pair {
                 self.trace(|| format!("sender, {at}: {chunk:?} cannot be read because of {entry:?}"));
                 self.attempt.explained += 1;
                 self.attempt.conns[at].unconfirmed.remove(&chunk);
-                self.attempt.sender.handle_unreadable(id, chunk, entry, 404, "it is gone");
+                self.attempt.sender.handle_unreadable(Some(id), chunk, entry, 404, "it is gone");
             }
         }
         Ok(())
@@ -1077,6 +1132,7 @@ impl Pair {
                     let manifest = builder.handle_end(&end).map_err(|error| error.to_string())?;
                     self.answer(Arc::new(manifest));
                 }
+                Control::Identity(_) => {}
                 _ => return Err(Failure::Check(format!("{frame:?} before the answer"))),
             }
             return Ok(());
@@ -1084,6 +1140,18 @@ impl Pair {
         let answers = match frame {
             Control::End(digest) => {
                 receiver.handle_end(digest)?;
+                Vec::new()
+            }
+            Control::Identity(_) => Vec::new(),
+            Control::Proven(proven) => {
+                self.stats.proven += proven.count;
+                receiver.handle_proven(&proven)?;
+                Vec::new()
+            }
+            Control::Same(chunks) => {
+                for chunk in chunks {
+                    self.same(chunk)?;
+                }
                 Vec::new()
             }
             Control::Size { entry, size } => {
@@ -1100,6 +1168,21 @@ impl Pair {
         };
         answers.iter().for_each(|answer| self.reply(at, answer));
         self.poll_finish()?;
+        Ok(())
+    }
+
+    /// A chunk that is held is that of the sender: from here on it counts, under its file's new identity.
+    fn same(&mut self, chunk: ChunkIndex) -> Result<(), Failure> {
+        let receiver = self.attempt.receiver.as_mut().ok_or("SAME before the answer")?;
+        let shape = self.world.receiver_shape(receiver, chunk);
+        if let Some((sum, completed)) = receiver.handle_same(chunk)? {
+            self.world.journal(&shape, &[], &sum);
+            self.count(chunk)?;
+            self.promise(&shape);
+            if let Completed::File(entry) = completed {
+                self.complete(entry)?;
+            }
+        }
         Ok(())
     }
 

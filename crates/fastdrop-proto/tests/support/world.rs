@@ -129,9 +129,11 @@ pub(crate) struct World {
     /// From which byte on a file cannot be read any more.
     pub(crate) unreadable: Vec<Option<u64>>,
     pub(crate) disk: Vec<Vec<u8>>,
-    /// The journal: pieces by chunk, small files by entry.
-    pub(crate) pieces: Vec<Option<Checksum>>,
-    pub(crate) smalls: Vec<Option<Checksum>>,
+    /// The journal: pieces by chunk, small files by entry, each with the identity of its file then.
+    pub(crate) pieces: Vec<Option<(Checksum, u64)>>,
+    pub(crate) smalls: Vec<Option<(Checksum, u64)>>,
+    /// What tells one version of a file from another, by entry.
+    pub(crate) identities: Vec<u64>,
     /// What stood at its place before the first attempt.
     pub(crate) existing: Vec<Option<SkipReason>>,
     pub(crate) named: Vec<bool>,
@@ -177,6 +179,7 @@ impl World {
             disk: source.data.iter().map(|data| vec![0xee; data.len()]).collect(),
             pieces: vec![None; table.count() as usize],
             smalls: vec![None; entries],
+            identities: (0..entries as u64).map(|entry| entry + 1).collect(),
             existing: vec![None; entries],
             named: vec![false; entries],
             table,
@@ -285,18 +288,40 @@ impl World {
     /// Appends a chunk to the journal.
     pub(crate) fn journal(&mut self, shape: &Shape, bytes: &[u8], sum: &Checksum) {
         match shape.content {
-            ChunkContent::Piece { .. } => self.pieces[shape.chunk.at()] = Some(*sum),
+            ChunkContent::Piece { entry, .. } => {
+                self.pieces[shape.chunk.at()] = Some((*sum, self.identities[entry.at()]));
+            }
             // A stream begins anew in every attempt.
             ChunkContent::Stream { .. } => {}
             ChunkContent::Pack { .. } => {
                 let mut rest = bytes;
                 for &(entry, size) in &shape.slices {
                     let (slice, after) = rest.split_at(size as usize);
-                    self.smalls[entry.at()] = Some(self.algorithm.of(slice));
+                    let identity = self.identities[entry.at()];
+                    self.smalls[entry.at()] = Some((self.algorithm.of(slice), identity));
                     rest = after;
                 }
             }
         }
+    }
+
+    /// Puts another version in the place of one file of the source, of the same size; only of what has no name yet.
+    pub(crate) fn change(&mut self, rng: &mut Rng, entry: EntryIndex) -> bool {
+        let at = entry.at();
+        if self.named[at] || self.existing[at].is_some() || self.stream() == Some(entry) {
+            return false;
+        }
+        let data = &mut self.source.data[at];
+        if data.is_empty() {
+            return false;
+        }
+        // A few bytes only, so that most pieces are the same.
+        for _ in 0..rng.range(1, 4) {
+            let byte = rng.below(data.len());
+            data[byte] ^= 0x55;
+        }
+        self.identities[at] += 1_000_000;
+        true
     }
 
     /// Tells a new receiver what is there: named files, and what the journal says and the disk still holds.
@@ -312,19 +337,25 @@ impl World {
                 receiver.skip(entry, reason);
             } else if self.named[at] {
                 receiver.skip(entry, SkipReason::Identical);
-            } else if self.smalls[at].is_some_and(|sum| blindly || sum == self.algorithm.of(&self.disk[at])) {
+            } else if self.smalls[at].is_some_and(|(sum, identity)| {
+                identity == self.identities[at] && (blindly || sum == self.algorithm.of(&self.disk[at]))
+            }) {
                 receiver.skip(entry, SkipReason::Held);
             }
         }
         for at in 0..self.pieces.len() {
-            let (chunk, Some(sum)) = (ChunkIndex(at as u32), self.pieces[at]) else { continue };
+            let (chunk, Some((sum, identity))) = (ChunkIndex(at as u32), self.pieces[at]) else { continue };
             let Some(ChunkContent::Piece { entry, offset, len, whole }) = self.table.content(chunk) else {
                 continue;
             };
             let bytes = &self.disk[entry.at()][offset as usize..][..len as usize];
             let skipped = self.existing[entry.at()].is_some() || self.named[entry.at()];
             if !skipped && (blindly || self.algorithm.of_piece(bytes, offset, whole) == sum) {
-                receiver.hold(chunk, &sum);
+                if identity == self.identities[entry.at()] {
+                    receiver.hold(chunk, &sum);
+                } else if !self.algorithm.is_empty() {
+                    receiver.claim(chunk, &sum);
+                }
             }
         }
     }

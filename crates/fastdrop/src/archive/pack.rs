@@ -2,6 +2,7 @@
 
 use super::{MEMBERS_MAX, Member, MemberKind, TarGzWriter, ZIP_NAME_MAX, ZipWriter, bad};
 use crate::error::{Error as Refused, reason};
+use crate::identity::Identities;
 use crate::source::unchanged;
 use crate::walk::SourceTree;
 use fastdrop_proto::fastdp::{
@@ -72,7 +73,10 @@ impl Packed {
     /// Begins with an archive of `manifest`, whose files are beneath `tree`.
     pub(crate) fn new(tree: Arc<SourceTree>, manifest: Arc<Manifest>, kind: Archive) -> Result<Self> {
         let (archive, out) = std::io::pipe()?;
-        let make = move || pack(&tree, &manifest, kind, BufWriter::with_capacity(64 << 10, out));
+        let make = move || {
+            let identities = Identities::find(&tree, &manifest);
+            pack(&tree, &manifest, &identities, kind, BufWriter::with_capacity(64 << 10, out))
+        };
         Ok(Self { archive, maker: Some(std::thread::Builder::new().spawn(make)?) })
     }
 }
@@ -91,16 +95,22 @@ impl Read for Packed {
     }
 }
 
-fn pack(tree: &SourceTree, manifest: &Manifest, kind: Archive, out: impl Write) -> Result<()> {
+fn pack(
+    tree: &SourceTree,
+    manifest: &Manifest,
+    identities: &Identities,
+    kind: Archive,
+    out: impl Write,
+) -> Result<()> {
     match kind {
         Archive::Zip => {
             let mut archive = ZipWriter::new(out);
-            add_all(tree, manifest, &mut |member, content| archive.add(member, content))?;
+            add_all(tree, manifest, identities, &mut |member, content| archive.add(member, content))?;
             archive.finish()
         }
         Archive::TarGz => {
             let mut archive = TarGzWriter::new(out);
-            add_all(tree, manifest, &mut |member, content| archive.add(member, content))?;
+            add_all(tree, manifest, identities, &mut |member, content| archive.add(member, content))?;
             archive.finish()
         }
     }
@@ -109,6 +119,7 @@ fn pack(tree: &SourceTree, manifest: &Manifest, kind: Archive, out: impl Write) 
 fn add_all(
     tree: &SourceTree,
     manifest: &Manifest,
+    identities: &Identities,
     add: &mut dyn FnMut(&Member, &mut dyn Read) -> Result<()>,
 ) -> Result<()> {
     for (index, entry) in manifest.iter() {
@@ -127,7 +138,7 @@ fn add_all(
                 let mut file = File::from(root.open_file(&path).map_err(system)?);
                 let same = |file: &File| {
                     let stat = rustix::fs::fstat(file).map_err(system)?;
-                    unchanged(index, &entry, &stat).map_err(|_| changed())
+                    unchanged(index, &entry, identities, &stat).map_err(|_| changed())
                 };
                 same(&file)?;
                 add(&member(MemberKind::File(size)), &mut file).map_err(|error| match error.kind() {

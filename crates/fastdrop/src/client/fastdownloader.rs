@@ -107,7 +107,7 @@ fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> R
     if let (Existing::Skip, Ok(there)) = (client.options.existing, root.stat(&path)) {
         let size = u64::try_from(there.st_size).unwrap_or(0);
         tally.note_file(size);
-        tally.note_skipped(1, size, 0);
+        tally.note_skipped(1, 1, size, 0);
         return Ok(Done::default());
     }
     send_all(reader.connection(), &name)?;
@@ -115,6 +115,8 @@ fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> R
     let least = (accepted.chunks - 1) * CHUNK_BYTES as u64;
     let options = ReceiveOptions {
         existing: client.options.existing,
+        advice: "",
+        check: false,
         durability: client.options.durability,
         times: false,
         mode: false,

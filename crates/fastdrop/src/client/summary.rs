@@ -9,7 +9,9 @@ use crate::flags::Setting;
 use crate::observe::{Observer, Warning};
 use crate::protocol::Protocol;
 use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::{Done, Durability, Entry, EntryKind, Failed, Manifest, RelPath, Spent};
+use fastdrop_proto::fastdp::{
+    Done, Durability, Entry, EntryKind, Failed, LeftOutEntry, Manifest, RelPath, SkipReason, Spent,
+};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +32,9 @@ pub struct Summary {
     pub bytes_wire: Option<u64>,
     /// Files that were there already, or were left as they were.
     pub files_skipped: u64,
-    /// Their bytes.
+    /// Those among them that differ from what was to be moved, and were left as they were.
+    pub files_left: u64,
+    /// Bytes of the files that were skipped.
     pub bytes_skipped: u64,
     /// Bytes that an interrupted transfer had left.
     pub bytes_resumed: u64,
@@ -44,13 +48,15 @@ pub struct Summary {
     pub time: Duration,
     /// The protocol that was spoken.
     pub protocol: Protocol,
-    /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`.
+    /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`. Says nothing of what was skipped.
     pub checksum: &'static str,
     /// The other end has said that all of it is there. False where the protocol of a put cannot tell: then it was sent, and no more
     /// is known.
     pub confirmed: bool,
     /// Settings that are defaults, and that the protocol cannot keep.
     pub unkept: Vec<Setting>,
+    /// Whether skipped files were compared by their contents instead of size and time.
+    pub checked: bool,
     /// What was promised, and kept; None where the protocol does not tell.
     pub durability: Option<Durability>,
     /// Attempts after the first.
@@ -97,6 +103,17 @@ pub struct Listed {
     pub mtime: (i64, u32),
 }
 
+/// What a folder on a server holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Its entries, ascending by name.
+    pub entries: Vec<Listed>,
+    /// Entries that could not be listed, and why; at most 10,000.
+    pub failed: Vec<Failed>,
+    /// How many could not be listed.
+    pub failed_count: u64,
+}
+
 impl Listed {
     pub(super) fn new(entry: &Entry<'_>) -> Self {
         Self {
@@ -122,6 +139,8 @@ pub(super) struct Tally {
     never_offered: u64,
     /// What was offered last.
     manifest: Arc<Manifest>,
+    /// How many more never were, and are not named.
+    unnamed: u64,
     /// How the sender spent its time, if that is the other end.
     spent: Option<Spent>,
     pub(super) attempts: u32,
@@ -140,6 +159,7 @@ impl Tally {
             failed: BTreeMap::new(),
             never_offered: 0,
             manifest: Arc::default(),
+            unnamed: 0,
             spent: None,
             attempts: 0,
             congestion: String::new(),
@@ -152,11 +172,13 @@ impl Tally {
                 bytes_sent: 0,
                 bytes_wire: None,
                 files_skipped: 0,
+                files_left: 0,
+                checked: options.check,
                 bytes_skipped: 0,
                 bytes_resumed: 0,
                 failed: Vec::new(),
                 files_failed: 0,
-                warnings: walked.warnings.clone(),
+                warnings: Vec::new(),
                 time: Duration::ZERO,
                 protocol: options.protocol,
                 checksum: checksum(options),
@@ -173,9 +195,7 @@ impl Tally {
                 would_move: Vec::new(),
             },
         };
-        for warning in &walked.failed {
-            tally.fail(&warning.path, 403, &warning.message);
-        }
+        tally.leave_out(walked.left_out.iter(), walked.unnamed);
         tally
     }
 
@@ -184,17 +204,36 @@ impl Tally {
         self.summary.unkept = unkept;
     }
 
+    /// Notes what is not in the manifest: what failed, what was left out by policy, and how many more failed than are named.
+    pub(super) fn leave_out<'a>(&mut self, entries: impl Iterator<Item = &'a LeftOutEntry>, unnamed: u64) {
+        for entry in entries {
+            if entry.policy {
+                let warning = Warning { path: entry.path.clone(), message: entry.reason.clone() };
+                if !self.summary.warnings.contains(&warning) {
+                    self.summary.warnings.push(warning);
+                }
+            } else {
+                self.fail(&entry.path, entry.code, &entry.reason);
+            }
+        }
+        self.unnamed = unnamed;
+    }
+
     /// Notes something that cannot be sent, before anything is.
     pub(super) fn fail(&mut self, path: &[u8], code: u16, message: &str) {
         let failed = Failed { path: path.to_vec(), code, message: message.to_owned() };
-        self.failed.entry(path.to_vec()).or_insert(failed);
-        self.never_offered = self.failed.len() as u64;
+        // An earlier attempt of the same call may have met it too.
+        if !self.failed.contains_key(path) {
+            self.failed.insert(path.to_vec(), failed);
+            self.never_offered += 1;
+        }
     }
 
-    pub(super) fn note_skipped(&mut self, files: u64, bytes: u64, resumed: u64) {
+    pub(super) fn note_skipped(&mut self, files: u64, left: u64, bytes: u64, resumed: u64) {
         // A later attempt finds what an earlier one of the same call has brought: that was not skipped.
         if self.attempts == 0 {
             self.summary.files_skipped = files;
+            self.summary.files_left = left;
             self.summary.bytes_skipped = bytes;
             self.summary.bytes_resumed = resumed;
         }
@@ -210,17 +249,20 @@ impl Tally {
         {
             let machine = transmission.machine();
             let mut files = 0;
-            let mut bytes = 0;
+            let (mut left, mut bytes) = (0, 0);
             for (index, entry) in manifest.iter() {
-                if machine.is_left_out(index) && entry.kind != EntryKind::Directory {
+                // What is held of an unfinished transfer gets its name in this one: it is resumed, not skipped.
+                let held = machine.skip_reason(index) == Some(SkipReason::Held);
+                if machine.is_left_out(index) && !held && entry.kind != EntryKind::Directory {
                     files += 1;
+                    left += u64::from(machine.skip_reason(index) == Some(SkipReason::Policy));
                     bytes += entry.size();
                 }
             }
             if let Some(needed) = machine.needed() {
                 let resumed = manifest.bytes().saturating_sub(bytes).saturating_sub(needed.bytes);
                 drop(machine);
-                self.note_skipped(files, bytes, resumed);
+                self.note_skipped(files, left, bytes, resumed);
             }
         }
         observer.files_done.store(observer.files_total.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -263,7 +305,7 @@ impl Tally {
     pub(super) fn note_unpacked(&mut self, done: &Done) {
         self.contents = Some(done.bytes);
         self.summary.bytes = done.bytes;
-        self.summary.files = done.files + self.failed.len() as u64;
+        self.summary.files = done.files + self.failed.len() as u64 - self.never_offered;
     }
 
     fn note_hashes(&mut self, hashes: BTreeMap<EntryIndex, [u8; 32]>, manifest: &Manifest) {
@@ -271,11 +313,11 @@ impl Tally {
         self.summary.hashes = hashes.into_iter().filter_map(named).collect();
     }
 
-    pub(super) fn note_dry(&mut self, manifest: &Manifest, filter: &Filter) {
+    /// Notes the entries of `manifest` that would be moved.
+    pub(super) fn note_dry(&mut self, manifest: &Manifest, would_move: impl Fn(EntryIndex) -> bool) {
         self.summary.dry_run = true;
-        let chosen = filter.choose_from(manifest);
-        let entries = manifest.iter().filter(|(index, _)| chosen.takes(*index)).map(|(_, entry)| entry);
-        self.summary.would_move = entries.map(|entry| Listed::new(&entry)).collect();
+        let entries = manifest.iter().filter(|(index, _)| would_move(*index));
+        self.summary.would_move = entries.map(|(_, entry)| Listed::new(&entry)).collect();
         self.summary.files =
             self.summary.would_move.iter().filter(|listed| listed.kind != ListedKind::Directory).count()
                 as u64;
@@ -302,12 +344,6 @@ impl Tally {
         self.summary.files += 1;
     }
 
-    /// The summary of a put that only looked.
-    pub(super) fn dry(mut self, manifest: &Manifest) -> Summary {
-        self.note_dry(manifest, &Filter::default());
-        self.close()
-    }
-
     /// The end of a put that found nothing to send.
     pub(super) fn nothing(self) -> Result<Summary, Error> {
         match self.failed.values().next() {
@@ -322,7 +358,7 @@ impl Tally {
     fn close(mut self) -> Summary {
         self.summary.time = self.start.elapsed();
         self.summary.retries = self.attempts;
-        self.summary.files_failed = self.summary.files_failed.max(self.failed.len() as u64);
+        self.summary.files_failed = self.summary.files_failed.max(self.failed.len() as u64 + self.unnamed);
         self.summary.failed = self.failed.into_values().collect();
         self.summary.congestion = self.congestion;
         self.summary.one_chunk = self.one_chunk;
@@ -345,7 +381,7 @@ impl Tally {
         for failed in done.failed {
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
-        self.summary.files_failed = self.failed.len() as u64 + unnamed;
+        self.summary.files_failed = self.failed.len() as u64 + unnamed + self.unnamed;
         let moved = observer.bytes_moved.load(Ordering::Relaxed);
         self.summary.bytes_sent = self.contents.unwrap_or(moved);
         if self.summary.protocol == Protocol::FastDp {

@@ -6,16 +6,17 @@ use super::place::{NUMBERED_MAX, Placement, Verdict, numbered};
 use crate::archive::MEMBERS_MAX;
 use crate::error::{Error, reason};
 use crate::filter::Filter;
-use crate::journal::{FileKey, Left, LeftContent, Record};
+use crate::journal::{FileKey, Left, LeftContent, Piece, Record};
 use crate::root::{Dirs, Root, rename, split};
 use crate::stage::{
-    Leftovers, PartIndex, Stage, default_mode, set_attributes, set_dir_attributes, write_all_at,
+    Leftovers, PartIndex, Stage, default_mode, set_attributes, set_attributes_at, set_link_time,
+    set_open_attributes, write_all_at,
 };
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Archive, Completed, Durability, Entry, EntryKind, Existing, Receiver, SkipReason,
+    Archive, Completed, Durability, Entry, EntryKind, Existing, IdentityTable, Receiver, SkipReason,
 };
-use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use fastdrop_proto::units::{ChunkIndex, EntryIndex, Mtime};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,6 +28,10 @@ use std::sync::{Arc, Mutex, RwLock};
 #[derive(Debug, Clone)]
 pub(crate) struct ReceiveOptions {
     pub(crate) existing: Existing,
+    /// How what is in the way could be got out of it, in words for whoever is refused; empty if it could not.
+    pub(crate) advice: &'static str,
+    /// Identical means equal contents.
+    pub(crate) check: bool,
     pub(crate) durability: Durability,
     pub(crate) times: bool,
     pub(crate) mode: bool,
@@ -96,6 +101,10 @@ pub(crate) struct FileSink {
     pub(super) options: ReceiveOptions,
     /// What does not simply go to its place.
     pub(super) exceptions: HashMap<EntryIndex, Verdict>,
+    /// What is there, and gets its time and permissions.
+    pub(super) adjust: Vec<EntryIndex>,
+    /// What the sender calls its files.
+    pub(super) identities: Mutex<IdentityTable>,
     pub(super) open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
     pub(super) ready: Mutex<Vec<Ready>>,
     /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
@@ -144,6 +153,7 @@ impl FileSink {
         mounts: Mounts,
         options: ReceiveOptions,
         exceptions: HashMap<EntryIndex, Verdict>,
+        adjust: Vec<EntryIndex>,
     ) -> Self {
         Self {
             root,
@@ -152,6 +162,8 @@ impl FileSink {
             mounts,
             options,
             exceptions,
+            adjust,
+            identities: Mutex::default(),
             open: Mutex::default(),
             ready: Mutex::default(),
             working: RwLock::default(),
@@ -224,21 +236,22 @@ impl FileSink {
         self.mounts.part_of(index).map_err(|_| Errno::XDEV)
     }
 
-    /// Moves in what earlier transfers left of the files that are needed. How many whole files that was, and bytes.
+    /// Moves in what earlier transfers left of the files that are needed; how many bytes that was.
     pub(super) fn take_over(
         &self,
         found: Vec<Leftovers>,
         machine: &mut Receiver,
+        identities: &IdentityTable,
         algorithm: Algorithm,
         hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
-    ) -> Result<(u64, u64), Error> {
+    ) -> Result<u64, Error> {
         let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
         for (folder, leftovers) in found.iter().enumerate() {
             by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));
         }
         let manifest = Arc::clone(machine.manifest());
         let one_chunk = machine.table().one_chunk();
-        let (mut whole, mut bytes) = (0, 0);
+        let mut bytes = 0;
         for (index, entry) in manifest.iter() {
             if entry.size() == 0 || !machine.is_needed(index) || by_key.is_empty() {
                 continue;
@@ -246,7 +259,11 @@ impl FileSink {
             let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
             let Some(&(folder, at)) = by_key.get(&key) else { continue };
             let leftovers = &found[folder];
-            let left = if self.options.resume { leftovers.verify(at, algorithm, one_chunk) } else { None };
+            let left = if self.options.resume {
+                leftovers.verify(at, identities.get(index), algorithm, one_chunk)
+            } else {
+                None
+            };
             let Some(left) = left else {
                 leftovers.discard(at);
                 continue;
@@ -254,10 +271,9 @@ impl FileSink {
             let part = self.part_of(index).map_err(|errno| self.system(&entry, errno))?;
             let temp = self.stage.adopt(leftovers, &left, part)?;
             bytes += self.hold(machine, index, &entry, temp, &left, hashes)?;
-            whole += u64::from(matches!(left.content, LeftContent::Whole(_)));
         }
         found.into_iter().for_each(Leftovers::close);
-        Ok((whole, bytes))
+        Ok(bytes)
     }
 
     /// Counts what was moved in; how many bytes that are.
@@ -287,8 +303,13 @@ impl FileSink {
                 let Some((first, _)) = machine.table().chunks_of(index) else { return Ok(0) };
                 let mut bytes = 0;
                 let mut complete = false;
-                for (&piece, checksum) in pieces {
-                    complete |= machine.hold(ChunkIndex(first.0 + piece), checksum) == Completed::File(index);
+                for (&piece, &Piece { checksum, claimed }) in pieces {
+                    let chunk = ChunkIndex(first.0 + piece);
+                    if claimed {
+                        machine.claim(chunk, &checksum);
+                    } else {
+                        complete |= machine.hold(chunk, &checksum) == Completed::File(index);
+                    }
                     bytes += one.min(entry.size() - u64::from(piece) * one);
                 }
                 if complete {
@@ -315,13 +336,32 @@ impl FileSink {
             *lock(&self.stream) = Some(temp);
         } else {
             let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
+            let identity = self.identity(index);
             rustix::fs::ftruncate(&fd, entry.size())
-                .and_then(|()| self.stage.journal().append(&[Record::File { temp, key }]))
+                .and_then(|()| self.stage.journal().append(&[Record::File { temp, identity, key }]))
                 .inspect_err(|_| self.stage.remove_temp(temp))?;
         }
         let staged = Arc::new(Staged { temp, fd, dirty: false });
         open.insert(index, Arc::clone(&staged));
         Ok(staged)
+    }
+
+    /// What the sender calls the file of `index`; 0 as long as that is not known.
+    pub(super) fn identity(&self, index: EntryIndex) -> u64 {
+        lock(&self.identities).get(index)
+    }
+
+    /// Gives what is there already the time and permissions that it is to have.
+    pub(super) fn adjust(&self, dirs: &mut Dirs, entry: &Entry<'_>) -> Result<(), Errno> {
+        let path = self.placement.of(entry.path);
+        let mtime = self.options.times.then_some(entry.mtime);
+        if let EntryKind::Link { .. } = entry.kind {
+            let (folder, name) = split(&path);
+            let folder = dirs.find(&self.root, folder)?.ok_or(Errno::NOENT)?;
+            return mtime.map_or(Ok(()), |mtime| set_link_time(folder, name, mtime));
+        }
+        let mode = self.options.mode.then_some(entry.mode);
+        set_attributes_at(&self.root, &path, mtime, mode)
     }
 
     pub(super) fn file_mode(&self, entry: &Entry<'_>) -> u32 {
@@ -394,19 +434,27 @@ impl FileSink {
         index: EntryIndex,
         path: &[u8],
         target: &[u8],
+        mtime: Mtime,
     ) -> Result<(), Errno> {
         let (folder, name) = split(path);
+        let set_time = |folder: BorrowedFd<'_>, name: &[u8]| match self.options.times {
+            true => set_link_time(folder, name, mtime),
+            false => Ok(()),
+        };
         self.in_folder(folder, || {
             let folder_fd = dirs.make(&self.root, folder)?;
             let Some(exception) = self.exceptions.get(&index) else {
-                return rustix::fs::symlinkat(target, folder_fd, name);
+                rustix::fs::symlinkat(target, folder_fd, name)?;
+                return set_time(folder_fd, name);
             };
             let from = self.stage.folder(self.part_of(index)?);
             let temp = format!("{}.link", self.stage.temp_name(index.0));
             rustix::fs::symlinkat(target, from, &temp[..])?;
-            rename_as(exception, from, &temp, folder_fd, name).inspect_err(|_| {
-                let _ = rustix::fs::unlinkat(from, &temp[..], AtFlags::empty());
-            })
+            set_time(from, temp.as_bytes())
+                .and_then(|()| rename_as(exception, from, &temp, folder_fd, name))
+                .inspect_err(|_| {
+                    let _ = rustix::fs::unlinkat(from, &temp[..], AtFlags::empty());
+                })
         })?;
         note_with_ancestors(&mut lock(&self.named_in), folder);
         Ok(())
@@ -422,7 +470,7 @@ impl FileSink {
         let fd = self.in_folder(split(path).0, || {
             self.root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
         })?;
-        set_dir_attributes(
+        set_open_attributes(
             &fd,
             self.options.times.then_some(entry.mtime),
             self.options.mode.then_some(entry.mode),

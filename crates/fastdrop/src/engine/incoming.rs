@@ -2,7 +2,7 @@
 
 use super::files::{FileSink, ReceiveOptions};
 use super::mounts::{Mounts, Refusal};
-use super::place::{Placement, Verdict, judge};
+use super::place::{Placement, Rules, Verdict, judge};
 use crate::error::{Error, reason};
 use crate::journal::{FileKey, Record};
 use crate::root::{Dirs, Root, split};
@@ -50,12 +50,12 @@ impl Incoming {
         let placement = Placement::resolve(root, &folder, Place::Into, &manifest)?;
         let entry = only(&manifest)?;
         let mut dirs = Dirs::default();
-        let exceptions = match judge(root, &mut dirs, path, &entry, options.existing, false)? {
+        let exceptions = match judge(root, &mut dirs, path, &entry, &Rules::of_names(options.existing))? {
             Verdict::Conflict(why) => {
                 return Err(Error::with_code(409, format!("{}: {why}", crate::shown(path))));
             }
             verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
-            Verdict::Identical | Verdict::Left => {
+            Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
                 return Err(Error::with_code(409, format!("{}: it exists", crate::shown(path))));
             }
             Verdict::New => HashMap::new(),
@@ -68,7 +68,7 @@ impl Incoming {
             let part = mounts.part_of(ONLY);
             part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
         });
-        let sink = FileSink::new(Arc::clone(root), placement, stage, mounts, options, exceptions);
+        let sink = FileSink::new(Arc::clone(root), placement, stage, mounts, options, exceptions, Vec::new());
         let made = staged.and_then(|part| {
             sink.check_space(&BTreeMap::from([(part, size)]), size)?;
             let made = sink.stage.new_temp(part, 0o600);
@@ -106,7 +106,7 @@ impl Incoming {
         let never = Mtime { seconds: i64::MIN, nanos: 0 };
         let key = FileKey::new(self.sink.placement.of(entry.path), bytes, never);
         let (temp, checksum) = (self.temp, Checksum::from_slice(&[]));
-        let records = [Record::File { temp, key }, Record::Piece { temp, piece: 0, checksum }];
+        let records = [Record::File { temp, identity: 0, key }, Record::Piece { temp, piece: 0, checksum }];
         self.keep = self.sink.stage.journal().append(&records).is_ok();
     }
 

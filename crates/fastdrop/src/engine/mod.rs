@@ -1,8 +1,10 @@
 //! The engine: the protocol's sender and receiver, given sockets, files and threads. Client and server share it.
 
+mod compare;
 mod compress;
 pub(crate) mod files;
 pub(crate) mod incoming;
+pub(crate) mod inquiry;
 mod mounts;
 pub(crate) mod output;
 pub(crate) mod place;

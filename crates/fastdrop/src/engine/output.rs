@@ -17,12 +17,22 @@ pub(crate) struct OutputSink {
 
 pub(super) struct OutputState {
     pub(super) to: Box<dyn Write + Send>,
-    /// Which file is being written: none but this one can be gone on with.
-    pub(super) file: Option<(FileKey, u32, Algorithm)>,
+    /// The file that is being written: none but this one can be gone on with.
+    pub(super) file: Option<OutputFile>,
     /// Checksums of the chunks that have been written.
     pub(super) written: Vec<Checksum>,
     /// Chunks that came too early.
     pub(super) early: BTreeMap<u32, (Checksum, Vec<u8>)>,
+}
+
+/// A file on its way to an output, and how it is cut and checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutputFile {
+    pub(super) key: FileKey,
+    /// What the sender calls it; 0 if it does not.
+    pub(super) identity: u64,
+    pub(super) one_chunk: u32,
+    pub(super) algorithm: Algorithm,
 }
 
 impl std::fmt::Debug for OutputSink {
@@ -38,12 +48,25 @@ impl OutputSink {
         }
     }
 
-    /// Checksums of what an earlier attempt has written of `file`; an error if it has written something else.
-    pub(super) fn begin(&self, file: (FileKey, u32, Algorithm)) -> Result<Vec<Checksum>, Error> {
+    /// Whether an earlier attempt has written something.
+    pub(super) fn has_begun(&self) -> bool {
+        !lock(&self.state).written.is_empty()
+    }
+
+    /// Notes what the sender calls the file, which a later attempt has to find again.
+    pub(super) fn set_identity(&self, identity: u64) {
+        if let Some(file) = &mut lock(&self.state).file {
+            file.identity = identity;
+        }
+    }
+
+    /// Checksums of what an earlier attempt has written of `file`; an error if it has written something else, or nobody knows.
+    pub(super) fn begin(&self, file: OutputFile) -> Result<Vec<Checksum>, Error> {
         let mut state = lock(&self.state);
         // What came too early and was not written comes again.
         state.early.clear();
-        if !state.written.is_empty() && state.file.as_ref() != Some(&file) {
+        let same = file.identity != 0 && state.file.as_ref() == Some(&file);
+        if !state.written.is_empty() && !same {
             return Err(Error::with_code(
                 410,
                 "the file changed while it was fetched, and its beginning is written already",

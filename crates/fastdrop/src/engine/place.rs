@@ -131,6 +131,10 @@ pub(crate) enum Verdict {
     New,
     /// The same is there.
     Identical,
+    /// The same is there, but for its time or permissions.
+    Adjust,
+    /// A file of the same size is there: its contents decide.
+    Ask,
     /// Something else is there, and stays.
     Left,
     /// Something else is there, and is replaced when this is complete.
@@ -141,14 +145,41 @@ pub(crate) enum Verdict {
     Conflict(&'static str),
 }
 
+/// Which files of equal size have their contents compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// None: nobody could say what the other end has.
+    Never,
+    /// Those of another time.
+    Touched,
+    /// All.
+    Always,
+}
+
+/// How an entry is compared with what is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) existing: Existing,
+    /// Whether times and permissions are kept.
+    pub(crate) times: bool,
+    pub(crate) mode: bool,
+    pub(crate) contents: Contents,
+}
+
+impl Rules {
+    /// For files of which nothing but the name is known.
+    pub(crate) fn of_names(existing: Existing) -> Self {
+        Self { existing, times: false, mode: false, contents: Contents::Never }
+    }
+}
+
 /// Compares an entry with what is at its place.
 pub(crate) fn judge(
     root: &Root,
     dirs: &mut Dirs,
     path: &[u8],
     entry: &Entry<'_>,
-    existing: Existing,
-    times: bool,
+    rules: &Rules,
 ) -> Result<Verdict, Error> {
     let stat = match dirs.stat(root, path) {
         Ok(Some(stat)) => stat,
@@ -164,27 +195,58 @@ pub(crate) fn judge(
         (EntryKind::Directory, FileType::Directory) => return Ok(Verdict::Identical),
         (EntryKind::Directory, _) => return Ok(Verdict::Conflict("it is not a folder there")),
         (_, FileType::Directory) => return Ok(Verdict::Conflict("it is a folder there")),
-        (_, FileType::RegularFile | FileType::Symlink) => !same(root, dirs, path, entry, &stat, kind, times)?,
+        (_, FileType::RegularFile | FileType::Symlink) => same(root, dirs, path, entry, &stat, kind, rules)?,
         _ => return Ok(Verdict::Conflict("it is a device, pipe or socket there")),
     };
-    Ok(match existing {
-        _ if !differs => Verdict::Identical,
+    Ok(match differs {
+        Sameness::Differs => clash(root, dirs, path, entry, rules),
+        Sameness::Unsure => Verdict::Ask,
+        Sameness::Same if needs_adjusting(entry, &stat, rules) => Verdict::Adjust,
+        Sameness::Same => Verdict::Identical,
+    })
+}
+
+/// What becomes of an entry at whose place something else is.
+pub(crate) fn clash(root: &Root, dirs: &mut Dirs, path: &[u8], entry: &Entry<'_>, rules: &Rules) -> Verdict {
+    match rules.existing {
         Existing::Skip => Verdict::Left,
-        Existing::Error => Verdict::Conflict("it exists and differs"),
+        Existing::Error => Verdict::Conflict(DIFFERS),
         Existing::Rename => {
             // An earlier attempt may have put it there already, under its new name.
             let mut numbers = (1..NUMBERED_MAX).map(|n| numbered(path, n));
             let brought = numbers.find_map(|path| match dirs.stat(root, &path) {
                 Ok(Some(stat)) => {
                     let kind = FileType::from_raw_mode(stat.st_mode);
-                    same(root, dirs, &path, entry, &stat, kind, times).ok().filter(|&same| same)
+                    let same = same(root, dirs, &path, entry, &stat, kind, rules);
+                    same.ok().filter(|&same| same == Sameness::Same).map(|_| true)
                 }
                 _ => Some(false),
             });
             if brought == Some(true) { Verdict::Identical } else { Verdict::Renamed }
         }
         Existing::Overwrite => Verdict::Replace,
-    })
+    }
+}
+
+/// Why something is in the way that `--existing` could get out of it.
+pub(crate) const DIFFERS: &str = "it exists and differs";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sameness {
+    Same,
+    /// Only the contents tell.
+    Unsure,
+    Differs,
+}
+
+/// Whether what of an entry is kept is not yet so.
+pub(crate) fn needs_adjusting(entry: &Entry<'_>, stat: &Stat, rules: &Rules) -> bool {
+    let mode = matches!(entry.kind, EntryKind::File { .. }) && rules.mode;
+    (rules.times && !same_time(entry, stat)) || (mode && stat.st_mode & 0o777 != entry.mode)
+}
+
+fn same_time(entry: &Entry<'_>, stat: &Stat) -> bool {
+    stat.st_mtime == entry.mtime.seconds && stat.st_mtime_nsec == u64::from(entry.mtime.nanos)
 }
 
 fn same(
@@ -194,24 +256,30 @@ fn same(
     entry: &Entry<'_>,
     stat: &Stat,
     kind: FileType,
-    times: bool,
-) -> Result<bool, Error> {
-    Ok(match (entry.kind, kind) {
+    rules: &Rules,
+) -> Result<Sameness, Error> {
+    let known = match (entry.kind, kind) {
+        (EntryKind::File { size }, FileType::RegularFile) if stat.st_size as u64 != size => false,
         (EntryKind::File { size }, FileType::RegularFile) => {
-            times
-                && stat.st_size as u64 == size
-                && stat.st_mtime == entry.mtime.seconds
-                && stat.st_mtime_nsec == u64::from(entry.mtime.nanos)
+            let same_time = rules.times && same_time(entry, stat);
+            match rules.contents {
+                Contents::Always if size > 0 => return Ok(Sameness::Unsure),
+                Contents::Touched if size > 0 && !same_time => return Ok(Sameness::Unsure),
+                Contents::Never => same_time,
+                // Two empty files, or the same size and time.
+                Contents::Always | Contents::Touched => true,
+            }
         }
         (EntryKind::Link { target }, FileType::Symlink) => {
             let (folder, name) = split(path);
             let system =
                 |errno: Errno| Error::system(format!("{}: {}", crate::shown(path), reason(errno)), errno);
-            let Some(folder) = dirs.find(root, folder).map_err(system)? else { return Ok(false) };
+            let Some(folder) = dirs.find(root, folder).map_err(system)? else { return Ok(Sameness::Differs) };
             rustix::fs::readlinkat(folder.as_fd(), name, Vec::new()).map_err(system)?.as_bytes() == target
         }
         _ => false,
-    })
+    };
+    Ok(if known { Sameness::Same } else { Sameness::Differs })
 }
 
 /// `name` with ` (n)` before its extension.

@@ -1,9 +1,11 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
+use super::compare::{Compared, compare};
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
+use super::inquiry::Inquiry;
 use super::mounts::{Mounts, Refusal};
-use super::output::{OutputSink, output_error};
-use super::place::{Placement, Verdict, judge};
+use super::output::{OutputFile, OutputSink, output_error};
+use super::place::Placement;
 use super::turns::{PATIENCE, Turn, Turns};
 use super::worker::{ChunkWorker, inside};
 use super::{Joined, Joins, lock};
@@ -18,16 +20,19 @@ use crate::throttle::Throttle;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::Spent;
 use fastdrop_proto::fastdp::{
-    Control, Done, Durability, EntryKind, Failed, FrameKind, Manifest, Receiver, SkipReason, Table, Violation,
+    Control, Done, Durability, EntryKind, Failed, FrameKind, IdentityTable, Manifest, Receiver, SkipReason,
+    Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Complete files are named before END when so many of them are proven.
+const NAMING_BATCH: usize = 1024;
 /// How often the sender hears that this end is alive.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Bytes of failures that are told one by one, as they are encoded: they must fit into one frame.
@@ -83,9 +88,22 @@ pub(crate) struct Prepared {
     pub(crate) answer: Vec<Control>,
     /// Files that were there, or are left alone.
     pub(crate) skipped: u64,
+    /// How many of them differ from what was asked for.
+    pub(crate) left: u64,
     /// Bytes that need not be sent, because they are here: of skipped files, and of unfinished ones.
     pub(crate) bytes_skipped: u64,
     pub(crate) bytes_resumed: u64,
+}
+
+/// What a transfer would do.
+pub(crate) struct Preview {
+    /// SKIP and NEED.
+    pub(crate) answer: Vec<Control>,
+    /// Entries that would come.
+    pub(crate) needed: BTreeSet<EntryIndex>,
+    /// Files that are there, or would be left alone; how many of them differ.
+    pub(crate) skipped: u64,
+    pub(crate) left: u64,
 }
 
 impl Reception {
@@ -103,6 +121,7 @@ impl Reception {
         observer: Arc<Observer>,
         stop: Stop,
         busy: &mut dyn FnMut(&str) -> Result<Busy, Error>,
+        mut inquiry: Option<Inquiry<'_>>,
     ) -> Result<Prepared, Error> {
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));
@@ -113,77 +132,37 @@ impl Reception {
         // An archive is neither compared nor continued; its contents are, once they are known.
         let unpack = options.unpack.is_some();
         let named = placement.named().filter(|_| !unpack);
-        let leftovers = Leftovers::find(&root, named.as_deref(), wanted, |name| match busy(name) {
-            Ok(busy) => busy,
-            Err(error) => {
+        let mut is_busy = |name: &str| {
+            busy(name).unwrap_or_else(|error| {
                 refused = Some(error);
                 Busy::Known
-            }
-        });
+            })
+        };
+        // Without a sender that could say so, nobody knows whether what is left is of the same file.
+        let leftovers = match inquiry {
+            Some(_) => Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy),
+            None => Vec::new(),
+        };
         if let Some(error) = refused {
             return Err(error);
         }
-        let mut exceptions = HashMap::new();
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
-        let (mut skipped, mut bytes_skipped, mut bytes_resumed) = (0, 0, 0);
-        let mut conflicts: Vec<(Vec<u8>, &'static str)> = Vec::new();
-        let mut conflict_count = 0u64;
-        let mut told = 0;
-        let mut dirs = Dirs::default();
         let mut mounts = Mounts::default();
-        let chosen = options.filter.choose_from(&manifest);
-        for (index, entry) in manifest.iter() {
-            if stop.is_stopped() {
-                return Err(Error::Interrupted);
-            }
-            if unpack {
-                mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
-                continue;
-            }
-            if !chosen.takes(index) {
-                machine.skip(index, SkipReason::Policy);
-                continue;
-            }
-            let path = placement.of(entry.path);
-            let verdict = judge(&root, &mut dirs, &path, &entry, options.existing, options.times)?;
-            if !matches!(verdict, Verdict::Conflict(_)) {
-                let is_staged = match entry.kind {
-                    EntryKind::Directory => false,
-                    EntryKind::Link { .. } => matches!(verdict, Verdict::Replace | Verdict::Renamed),
-                    _ => !matches!(verdict, Verdict::Identical | Verdict::Left),
-                };
-                mounts.note(&root, &mut dirs, index, &path, is_staged)?;
-            }
-            match verdict {
-                Verdict::New => {}
-                Verdict::Identical if entry.kind == EntryKind::Directory => {}
-                Verdict::Identical | Verdict::Left => {
-                    let identical = verdict == Verdict::Identical;
-                    machine.skip(index, if identical { SkipReason::Identical } else { SkipReason::Policy });
-                    skipped += 1;
-                    bytes_skipped += entry.size();
+        let compared = match unpack {
+            true => {
+                let mut dirs = Dirs::default();
+                for (index, entry) in manifest.iter() {
+                    mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
                 }
-                Verdict::Replace | Verdict::Renamed => {
-                    exceptions.insert(index, verdict);
-                }
-                Verdict::Conflict(why) => {
-                    conflict_count += 1;
-                    // They must fit into one frame, each byte taking up to three.
-                    told += 3 * path.len();
-                    if conflicts.len() < 20 && (told < 48 << 10 || conflicts.is_empty()) {
-                        conflicts.push((entry.path.as_bytes().to_vec(), why));
-                    }
-                }
+                Compared::default()
             }
-        }
-        if let Some((_, why)) = conflicts.first() {
-            let message = match conflict_count {
-                1 => format!("{why}; nothing was sent"),
-                count => format!("{count} files are in the way ({why}); nothing was sent"),
-            };
-            let paths = conflicts.iter().map(|(path, _)| path.clone()).collect();
-            return Err(Error::Refused(fastdrop_proto::fastdp::Refuse { code: 409, message, paths }));
-        }
+            false => {
+                let inquiry = inquiry.as_mut();
+                compare(&mut machine, &root, &placement, &options, inquiry, &mut mounts, &stop)?
+            }
+        };
+        let Compared { exceptions, adjust, skipped, left, bytes_skipped } = compared;
+        let mut bytes_resumed = 0;
         let one_chunk = machine.table().one_chunk();
         let mut stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named)?;
         let failed =
@@ -194,13 +173,19 @@ impl Reception {
                     return Err(error);
                 }
             };
-        let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions);
+        let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
         let mut hashes = BTreeMap::new();
-        match sink.take_over(leftovers, &mut machine, algorithm, &mut hashes) {
-            Ok((held, bytes)) => {
-                skipped += held;
-                bytes_resumed += bytes;
-            }
+        let unknown = IdentityTable::default();
+        // Only unfinished work is worth waiting for what the sender calls its files.
+        let identities = match inquiry.as_mut().filter(|_| !leftovers.is_empty()) {
+            Some(inquiry) => inquiry.identities(),
+            None => Ok(&unknown),
+        };
+        let taken = identities.and_then(|identities| {
+            sink.take_over(leftovers, &mut machine, identities, algorithm, &mut hashes)
+        });
+        match taken {
+            Ok(bytes) => bytes_resumed += bytes,
             Err(error) => {
                 // What has been moved in already stays for another attempt.
                 if !sink.has_something() {
@@ -217,9 +202,41 @@ impl Reception {
             }
             return Err(error);
         }
+        if let Some(inquiry) = inquiry {
+            *lock(&sink.identities) = inquiry.into_identities();
+        }
         let reception = Self::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes);
         lock(&reception.failed).extend(failed);
-        Ok(Prepared { reception, answer, skipped, bytes_skipped, bytes_resumed })
+        Ok(Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed })
+    }
+
+    /// What [`Self::prepare`] would answer, without changing anything: the frames, and how many files need not come.
+    ///
+    /// # Errors
+    ///
+    /// What would be refused.
+    pub(crate) fn preview(
+        mut machine: Receiver,
+        root: &Root,
+        placement: &Placement,
+        options: &ReceiveOptions,
+        stop: &Stop,
+        mut inquiry: Inquiry<'_>,
+    ) -> Result<Preview, Error> {
+        let manifest = Arc::clone(machine.manifest());
+        if options.size_max.is_some_and(|max| manifest.bytes() > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        let mut mounts = Mounts::default();
+        let mut compared = Compared::default();
+        if options.unpack.is_none() {
+            compared =
+                compare(&mut machine, root, placement, options, Some(&mut inquiry), &mut mounts, stop)?;
+        }
+        let Compared { skipped, left, .. } = compared;
+        let answer = machine.answer();
+        let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
+        Ok(Preview { answer, needed, skipped, left })
     }
 
     /// A reception of one file into a pipe.
@@ -230,6 +247,7 @@ impl Reception {
         sink: Arc<OutputSink>,
         observer: Arc<Observer>,
         stop: Stop,
+        mut inquiry: Inquiry<'_>,
     ) -> Result<Prepared, Error> {
         if manifest.len() != 1
             || manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. }))
@@ -244,7 +262,10 @@ impl Reception {
             return Err(Error::with_code(400, "an empty manifest"));
         };
         let key = FileKey::new(entry.path.as_bytes().to_vec(), entry.size(), entry.mtime);
-        let written = sink.begin((key, machine.table().one_chunk().bytes(), algorithm))?;
+        let begun = sink.has_begun();
+        let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
+        let one_chunk = machine.table().one_chunk().bytes();
+        let written = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
         if whole && !written.is_empty() {
             // All of it is there, in a pack of one.
             machine.skip(EntryIndex(0), SkipReason::Held);
@@ -255,7 +276,7 @@ impl Reception {
         }
         let answer = machine.answer();
         let reception = Self::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new());
-        Ok(Prepared { reception, answer, skipped: 0, bytes_skipped: 0, bytes_resumed })
+        Ok(Prepared { reception, answer, skipped: 0, left: 0, bytes_skipped: 0, bytes_resumed })
     }
 
     fn new(
@@ -564,6 +585,23 @@ impl Reception {
                             self.drop_abandoned(entry, code, reason);
                             connection.send_controls(&answer)?;
                         }
+                        (Control::Identity(part), Some(_)) => match (&self.sink, part.identities.first()) {
+                            (Sink::Files(sink), _) => lock(&sink.identities).handle(&part)?,
+                            (Sink::Output(sink), Some(&identity)) => sink.set_identity(identity),
+                            (Sink::Output(_), None) => {}
+                        },
+                        (Control::Same(chunks), Some(_)) => {
+                            clock = self.observer.clocks.wait.since(clock);
+                            chunks.into_iter().try_for_each(|chunk| worker.same(chunk))?;
+                            self.observer.clocks.write.since(clock);
+                        }
+                        (Control::Proven(proven), Some(_)) => {
+                            let handled = lock(&self.machine).handle_proven(&proven);
+                            self.or_fail(handled.map_err(Error::from))?;
+                            clock = self.observer.clocks.wait.since(clock);
+                            self.or_fail(self.name_proven())?;
+                            self.observer.clocks.write.since(clock);
+                        }
                         (Control::End(digest), Some(_)) => lock(&self.machine).handle_end(digest)?,
                         (Control::Spent(spent), Some(_)) => *lock(&self.spent) = spent,
                         (Control::More, Some(_)) => more(),
@@ -623,10 +661,33 @@ impl Reception {
         for staged in open {
             sink.stage.sync_file(staged.fd.as_fd())?;
         }
-        let ready = std::mem::take(&mut *lock(&sink.ready));
-        self.name_files(sink, &ready)?;
+        let proven = self.take_proven(sink, 1);
+        self.name_files(sink, &proven)?;
         sink.sync_names()?;
         sink.stage.sync_journal()
+    }
+
+    /// Gives the files that are proven their names, if there are enough of them.
+    fn name_proven(&self) -> Result<(), Error> {
+        let Sink::Files(sink) = &self.sink else { return Ok(()) };
+        let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
+        // Without syncs there is nothing to wait for.
+        let least = if sink.options.durability == Durability::None { 1 } else { NAMING_BATCH };
+        let proven = self.take_proven(sink, least);
+        self.name_files(sink, &proven)
+    }
+
+    /// Takes the files that are complete and proven, if they are at least so many.
+    fn take_proven(&self, sink: &FileSink, least: usize) -> Vec<Ready> {
+        let machine = lock(&self.machine);
+        let mut ready = lock(&sink.ready);
+        let (proven, rest): (Vec<_>, Vec<_>) =
+            ready.iter().copied().partition(|ready| machine.is_proven(ready.entry));
+        if proven.len() < least {
+            return Vec::new();
+        }
+        *ready = rest;
+        proven
     }
 
     /// Gives complete files their names, once they are synced.
@@ -715,7 +776,7 @@ impl Reception {
             let path = sink.placement.of(entry.path);
             let made = match entry.kind {
                 EntryKind::Directory => sink.finish_dir(&path),
-                EntryKind::Link { target } => sink.make_link(&mut dirs, index, &path, target),
+                EntryKind::Link { target } => sink.make_link(&mut dirs, index, &path, target, entry.mtime),
                 _ => continue,
             };
             match made {
@@ -724,6 +785,16 @@ impl Reception {
                     self.observer.files_done.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(errno) => self.note_failed(index, code_of(errno), reason(errno)),
+            }
+        }
+        for &index in &sink.adjust {
+            let Some(entry) = self.manifest.get(index) else { continue };
+            if let Err(errno) = sink.adjust(&mut dirs, &entry) {
+                self.note_failed(
+                    index,
+                    code_of(errno),
+                    format!("setting its time and permissions: {}", reason(errno)),
+                );
             }
         }
         // They may be in folders of which the times are about to be set.

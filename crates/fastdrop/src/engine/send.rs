@@ -5,15 +5,16 @@ use super::turns::{Turn, Turns};
 use super::{Joined, Joins, MANIFEST_PART, lock};
 use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::Error;
+use crate::identity::Identities;
 use crate::observe::{Clock, Clocks, Observer, Phase};
-use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces};
+use crate::source::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces, Unreadable};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
 use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
     Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
-    Manifest, Outcome, Sender, Spent, StreamId,
+    LeftOut, Manifest, Outcome, Sender, Spent, StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub(crate) struct Transmission {
     wake: Condvar,
     manifest: Arc<Manifest>,
     tree: Arc<SourceTree>,
+    identities: Identities,
     algorithm: Algorithm,
     sparse: bool,
     compress: Compress,
@@ -80,24 +82,36 @@ pub(crate) enum Opener<'a> {
     Ask,
 }
 
-/// The frames that offer a manifest.
-pub(crate) fn offer(connection: &Connection, manifest: &Manifest) -> Result<(), Ended> {
+/// Sends the frames that offer a manifest, and what is left out of it.
+pub(crate) fn offer(
+    connection: &Connection,
+    manifest: &Manifest,
+    left_out: Vec<LeftOut>,
+) -> Result<(), Ended> {
     for part in manifest.parts(MANIFEST_PART) {
         connection.send_control(&Control::Manifest(part.to_vec()))?;
+    }
+    for part in left_out {
+        connection.send_control(&Control::LeftOut(part))?;
     }
     connection.send_control(&Control::ManifestEnd(manifest.end()))
 }
 
 impl Transmission {
     pub(crate) fn new(
-        machine: Sender,
+        mut machine: Sender,
         tree: Arc<SourceTree>,
+        identities: Identities,
         grant: &Grant,
         options: SendOptions,
         observer: Arc<Observer>,
         stop: Stop,
     ) -> Arc<Self> {
+        if grant.has(Capability::Identity) {
+            machine.set_identities(identities.told());
+        }
         Arc::new(Self {
+            identities,
             manifest: Arc::clone(machine.manifest()),
             algorithm: machine.algorithm(),
             machine: Mutex::new(machine),
@@ -180,9 +194,14 @@ impl Transmission {
                 }
             });
             let mut machine = self.machine();
+            let mut looking = false;
             loop {
                 let now = Instant::now();
                 machine.handle_timeout(now);
+                if !looking && machine.wants_reading() {
+                    looking = true;
+                    scope.spawn(|| self.look(&connection));
+                }
                 let mut opens = 0;
                 while machine.poll_open(now) {
                     opens += 1;
@@ -238,6 +257,10 @@ impl Transmission {
             (_, Some(error)) => error,
             (Some(Outcome::Failed(violation)), None) => Error::Violation(violation),
             (Some(Outcome::Lost(why)), None) => Error::Network(why),
+            (Some(Outcome::StartOver), None) => Error::with_code(
+                409,
+                "the other end would continue with something else than what is here now, and is too old to be told so: --no-resume begins anew",
+            ),
             (None, None) => Error::Interrupted,
         };
         if !matches!(error, Error::Network(_) | Error::Refused(_)) {
@@ -245,6 +268,72 @@ impl Transmission {
         }
         control.close();
         Err(error)
+    }
+
+    /// Whether another attempt has to begin without what the receiver holds.
+    pub(crate) fn must_start_over(&self) -> bool {
+        matches!(self.machine().outcome(), Some(Outcome::StartOver))
+    }
+
+    fn chunks(&self) -> ChunkReader<'_> {
+        ChunkReader {
+            tree: &self.tree,
+            manifest: &self.manifest,
+            identities: &self.identities,
+            algorithm: self.algorithm,
+            clocks: &self.observer.clocks,
+            pieces: Some(&self.pieces),
+            sparse: self.sparse,
+            last: None,
+        }
+    }
+
+    /// Reads what the receiver wants to know, or to have compared, beside what is sent.
+    fn look(&self, control: &Connection) {
+        let mut chunks = self.chunks();
+        let mut chunk = ReadChunk::default();
+        let mut machine = self.machine();
+        loop {
+            if machine.outcome().is_some() || self.stop.is_stopped() {
+                return;
+            }
+            if let Some(entry) = machine.poll_asked() {
+                drop(machine);
+                let content = crate::source::content(&self.tree, &self.manifest, entry, &self.stop);
+                if control.send_control(&Control::Content(vec![(entry, content)])).is_err() {
+                    return;
+                }
+            } else if let Some(index) = machine.poll_compare() {
+                let plan = ChunkPlan::new(&machine, index);
+                drop(machine);
+                let Some(plan) = plan else { return };
+                match chunks.read(&plan, &mut chunk) {
+                    Ok(()) => {
+                        let mut machine = self.machine();
+                        machine.handle_compared(index, &chunk.checksum);
+                        if let Some(needed) = machine.needed() {
+                            self.observer.bytes_total.fetch_max(needed.bytes, Ordering::Relaxed);
+                        }
+                    }
+                    Err(unreadable) => self.give_up(None, index, unreadable),
+                }
+                self.wake.notify_all();
+            } else {
+                machine = self.wait(machine, TICK);
+                continue;
+            }
+            machine = self.machine();
+        }
+    }
+
+    /// Notes that a chunk cannot be read, on its way to `stream` or to be compared.
+    fn give_up(&self, stream: Option<StreamId>, index: ChunkIndex, unreadable: Unreadable) {
+        let Unreadable { entry, code, reason } = unreadable;
+        tracing::debug!(entry = entry.0, %reason, "an entry cannot be sent");
+        self.machine().handle_unreadable(stream, index, entry, code, &reason);
+        let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+        lock(&self.abandoned).entry(entry).or_insert(Failed { path, code, message: reason });
+        self.wake.notify_all();
     }
 
     fn wait<'a>(&self, machine: MutexGuard<'a, Sender>, until: Duration) -> MutexGuard<'a, Sender> {
@@ -304,15 +393,7 @@ impl Transmission {
     /// Sends what is to be sent on one stream.
     fn pump(&self, id: StreamId, connection: &Connection) {
         let mut pump = Pump {
-            chunks: ChunkReader {
-                tree: &self.tree,
-                manifest: &self.manifest,
-                algorithm: self.algorithm,
-                clocks: &self.observer.clocks,
-                pieces: Some(&self.pieces),
-                sparse: self.sparse,
-                last: None,
-            },
+            chunks: self.chunks(),
             chunk: ReadChunk::default(),
             compressor: ChunkCompressor::new(self.compress, self.rate_max, connection.is_shortest()),
         };
@@ -386,14 +467,7 @@ impl Transmission {
         Pump { chunks, chunk, compressor }: &mut Pump<'_>,
     ) -> Result<(), Ended> {
         if let Err(unreadable) = chunks.read(plan, chunk) {
-            let entry = unreadable.entry;
-            tracing::debug!(entry = entry.0, reason = %unreadable.reason, "an entry cannot be sent");
-            self.machine().handle_unreadable(id, index, entry, unreadable.code, &unreadable.reason);
-            let path =
-                self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
-            let failed = Failed { path, code: unreadable.code, message: unreadable.reason };
-            lock(&self.abandoned).entry(entry).or_insert(failed);
-            self.wake.notify_all();
+            self.give_up(Some(id), index, unreadable);
             return Ok(());
         }
         self.machine().handle_read(index, &chunk.checksum);

@@ -55,6 +55,7 @@ impl Reception {
             self.stop.clone(),
             // What is locked is somebody else's, or this archive.
             &mut |_| Ok(Busy::Known),
+            None,
         )?;
         let Sink::Files(inner) = &reception.sink else { return Ok(()) };
         let unpacked = self.extract(&reception, inner, unpack, archive()?);

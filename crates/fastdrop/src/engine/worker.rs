@@ -11,18 +11,14 @@ use crate::journal::{FileKey, Record};
 use crate::stage::write_all_at;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Durability, Encoding, EntryKind, Expected, Extents,
-    FrameHeader,
+    ChunkContent, ChunkVerdict, Completed, Control, Encoding, EntryKind, Expected, Extents, FrameHeader,
 };
-use fastdrop_proto::units::EntryIndex;
+use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use rustix::fs::FallocateFlags;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
-
-/// Complete files are named when so many of them wait.
-const NAMING_BATCH: usize = 1024;
 
 /// Takes chunks off one stream, with buffers of its own.
 pub(super) struct ChunkWorker<'a> {
@@ -251,7 +247,8 @@ impl<'a> ChunkWorker<'a> {
             let temp = sink.make_small(index, &entry, bytes).map_err(|errno| sink.system(&entry, errno))?;
             made.push(Ready { entry: index, temp });
             let key = FileKey::new(sink.placement.of(entry.path), size.into(), entry.mtime);
-            records.push(Record::Small { temp, checksum, key });
+            let identity = sink.identity(index);
+            records.push(Record::Small { temp, identity, checksum, key });
             if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
                 lock(&self.reception.hashes).insert(index, hash);
             }
@@ -285,16 +282,33 @@ impl<'a> ChunkWorker<'a> {
             }
             Completed::Pack(..) => lock(&sink.ready).extend(small),
         }
-        let batch = {
-            let mut ready = lock(&sink.ready);
-            // Without syncs there is nothing to wait for.
-            let full = ready.len() >= NAMING_BATCH || sink.options.durability == Durability::None;
-            if full { std::mem::take(&mut *ready) } else { Vec::new() }
-        };
-        if !batch.is_empty() {
-            self.reception.name_files(sink, &batch)?;
-        }
         Ok(())
+    }
+
+    /// Takes a chunk that is held from an earlier transfer and that the sender has found to be its own.
+    pub(super) fn same(&mut self, chunk: ChunkIndex) -> Result<(), Error> {
+        let reception = self.reception;
+        let Sink::Files(sink) = &reception.sink else {
+            return Err(Error::with_code(400, "a comparison that nobody asked for"));
+        };
+        let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
+        let (same, content) = {
+            let mut machine = lock(&reception.machine);
+            (machine.handle_same(chunk)?, machine.table().content(chunk))
+        };
+        let (Some((checksum, completed)), Some(ChunkContent::Piece { entry, offset, .. })) = (same, content)
+        else {
+            return Ok(());
+        };
+        // It is of the file that the sender has now; if that is all of it, there is nothing more to remember.
+        let staged = lock(&sink.open).get(&entry).map(|staged| staged.temp);
+        if let (Some(temp), Completed::Nothing) = (staged, completed) {
+            let one = u64::from(lock(&reception.machine).table().one_chunk().bytes());
+            let record = Record::Piece { temp, piece: (offset / one) as u32, checksum };
+            let appended = sink.stage.journal().append(&[record]);
+            reception.or_fail(appended.map_err(|errno| Error::system("writing the journal", errno)))?;
+        }
+        reception.or_fail(self.complete(sink, completed, Vec::new()))
     }
 }
 

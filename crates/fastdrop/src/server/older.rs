@@ -58,6 +58,8 @@ impl Placed {
         }
         let receive = ReceiveOptions {
             existing: options.existing,
+            advice: "",
+            check: false,
             durability: Durability::Commit,
             times: false,
             mode: false,

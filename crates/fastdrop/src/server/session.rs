@@ -5,25 +5,28 @@ use super::{Shared, StreamGuard, Transfer, lock};
 use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::{ReceiveOptions, Unpack};
+use crate::engine::inquiry::Inquiry;
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, SendOptions, Transmission, offer};
 use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
-use crate::error::Error;
+use crate::error::{Error, code_of, reason};
 use crate::filter::Filter;
+use crate::identity::Identities;
 use crate::journal::FileKey;
 use crate::observe::Observer;
 use crate::root::Root;
 use crate::stage::{Busy, random};
-use crate::walk::{SourceTree, WalkOptions, walk};
+use crate::walk::{SourceTree, WalkOptions, Walked, walk};
 use fastdrop_proto::fastdp::{
-    Archive, Capability, Control, Do, Entry, EntryKind, Existing, Grant, Header, Links, Manifest,
-    ManifestBuilder, Open, RelPath, Sender, SenderConfig, Streams, Table, Transcript,
+    Archive, Capability, Control, Do, Entry, EntryKind, Existing, Grant, Header, LeftOut, LeftOutEntry,
+    Links, Manifest, ManifestBuilder, Open, PathError, Receiver, RelPath, Sender, SenderConfig, Streams,
+    Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
 use std::any::Any;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,6 +58,7 @@ pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken, held: Box<dyn Any 
     let started = Instant::now();
     let result = match shaken.open.r#do {
         Do::Put => serving.put(reader),
+        Do::Preview => serving.preview(reader),
         Do::Get => serving.get(reader),
         Do::List => serving.list(),
         // The transfer's own threads serve it from here on; its key stays taken as long as it lasts.
@@ -111,7 +115,7 @@ impl Serving<'_> {
                 (Some(asked), Some(own)) => Some(asked.min(own)),
                 (asked, own) => asked.or(own),
             },
-            keeps_archive: self.open.r#do == Do::Put
+            keeps_archive: matches!(self.open.r#do, Do::Put | Do::Preview)
                 && self.open.compress.archive().is_some()
                 && self.shared.options.keep_archive,
             capabilities: self.open.shared_capabilities(),
@@ -164,54 +168,112 @@ impl Serving<'_> {
 
     // ---- put ----
 
-    fn put(&self, mut reader: FrameReader) -> Result<(), Error> {
+    /// Reads an offer and settles where it goes; an error has been told.
+    fn take_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
+        self.read_offer(reader).or_else(|error| self.refuse(error))
+    }
+
+    fn read_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
         let options = &self.shared.options;
         if options.read_only {
-            return self.refuse(Error::with_code(403, "this server only gives"));
+            return Err(Error::with_code(403, "this server only gives"));
         }
         if self.open.existing > options.existing.max(Existing::Error) {
-            return self
-                .refuse(Error::with_code(403, "this server does not allow that for files that exist"));
+            let why = match self.open.existing {
+                Existing::Rename => {
+                    "this server gives no other names to what exists: serve --existing rename would"
+                }
+                _ => "this server keeps what exists: serve --existing overwrite would let it be replaced",
+            };
+            return Err(Error::with_code(403, why));
         }
-        let one_chunk = match self.client.chunk_size() {
-            Ok(size) => size.min(ChunkSize::COMMON),
-            Err(violation) => return self.refuse(violation.into()),
-        };
-        let manifest = match self.read_manifest(&mut reader) {
-            Ok(manifest) => Arc::new(manifest),
-            Err(error) => return self.refuse(error),
-        };
+        let one_chunk = self.client.chunk_size()?.min(ChunkSize::COMMON);
+        let mut manifest = self.read_manifest(reader)?;
         let archive = self.open.compress.archive();
-        let prepared = Table::new(&manifest, one_chunk)
-            .map_err(|error| Error::with_code(413, error.to_string()))
-            .and_then(|table| {
-                let said = (self.client.full_size, self.client.full_chunk);
-                let is = (manifest.bytes(), u64::from(table.count()));
-                if self.client.one_chunk == u64::from(one_chunk.bytes()) && said != is {
-                    return Err(Error::with_code(400, "the header contradicts the manifest"));
-                }
-                if archive.is_some() {
-                    expect_archive(&manifest)?;
-                }
-                let placement =
-                    Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
-                Ok((
-                    table,
-                    match archive {
-                        Some(kind) if options.keep_archive => placement.ending_in(kind.extension()),
-                        _ => placement,
-                    },
-                ))
-            });
-        let (table, placement) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return self.refuse(error),
+        if let (Some(kind), Do::Preview, true) = (archive, self.open.r#do, options.keep_archive) {
+            manifest = offered(&manifest, kind).map_err(|error| Error::with_code(400, error.to_string()))?;
+        }
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let said = (self.client.full_size, self.client.full_chunk);
+        let is = (manifest.bytes(), u64::from(table.count()));
+        let comparable = self.client.one_chunk == u64::from(one_chunk.bytes());
+        if self.open.r#do == Do::Put && comparable && said != is {
+            return Err(Error::with_code(400, "the header contradicts the manifest"));
+        }
+        if archive.is_some() && self.open.r#do == Do::Put {
+            expect_archive(&manifest)?;
+        }
+        let placement = Placement::resolve(&self.shared.root, &self.open.path, self.open.place, &manifest)?;
+        let placement = match archive {
+            Some(kind) if options.keep_archive => placement.ending_in(kind.extension()),
+            _ => placement,
         };
         let header = Header {
             one_chunk: one_chunk.bytes().into(),
             full_chunk: table.count().into(),
             ..self.client.clone()
         };
+        Ok(Offered { manifest: Arc::new(manifest), table, placement, header, one_chunk })
+    }
+
+    fn receive_options(&self, grant: &Grant) -> ReceiveOptions {
+        let options = &self.shared.options;
+        let archive = self.open.compress.archive().filter(|_| !options.keep_archive);
+        ReceiveOptions {
+            existing: self.open.existing,
+            advice: match options.existing {
+                Existing::Overwrite => {
+                    "send --existing overwrite replaces, rename keeps both, skip leaves what is there"
+                }
+                _ => {
+                    "send --existing overwrite would replace what is there, if this server allowed it: serve --existing overwrite"
+                }
+            },
+            check: self.open.check,
+            durability: self.open.durability,
+            times: self.open.times,
+            mode: self.open.mode,
+            // Without identities nobody knows whether what is held is of the same file.
+            resume: self.open.resume && grant.has(Capability::Identity),
+            size_max: options.size_max,
+            free_min: options.free_min,
+            filter: Filter::default(),
+            unpack: archive.map(|kind| Unpack::new(kind, options.entries_max)),
+        }
+    }
+
+    /// Says what a put would do.
+    fn preview(&self, mut reader: FrameReader) -> Result<(), Error> {
+        let Offered { manifest, table, placement, header, .. } = self.take_offer(&mut reader)?;
+        self.answer(&header)?;
+        let grant = self.grant(TransferId(random()?), 1, placement.kind());
+        self.send_grant(&grant)?;
+        let receive = self.receive_options(&grant);
+        let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
+        let packed = receive.unpack.is_some();
+        let inquiry = if packed { inquiry.without_contents() } else { inquiry };
+        let receive = ReceiveOptions { unpack: None, ..receive };
+        let previewed = with_alive(self.connection, || {
+            let machine = Receiver::new(manifest, table, self.open.checksum);
+            let (root, stop) = (&self.shared.root, &self.shared.stop);
+            Reception::preview(machine, root, &placement, &receive, stop, inquiry)
+        });
+        match previewed {
+            Ok(preview) => self.connection.send_controls(&preview.answer)?,
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        }
+        self.connection.finish_writing();
+        Ok(())
+    }
+
+    fn put(&self, mut reader: FrameReader) -> Result<(), Error> {
+        let options = &self.shared.options;
+        let Offered { manifest, table, placement, header, one_chunk } = self.take_offer(&mut reader)?;
         let preparing = match self.shared.prepare(&manifest, &placement) {
             Ok(preparing) => preparing,
             Err(error) => return self.refuse(error),
@@ -225,29 +287,18 @@ impl Serving<'_> {
         let observer = Arc::new(Observer::default());
         let prepared = with_alive(self.connection, || {
             let mut busy = |folder: &str| self.take_over(folder, &manifest, &placement);
-            let receive = ReceiveOptions {
-                existing: self.open.existing,
-                durability: self.open.durability,
-                times: self.open.times,
-                mode: self.open.mode,
-                resume: self.open.resume,
-                size_max: options.size_max,
-                free_min: options.free_min,
-                filter: Filter::default(),
-                unpack: archive
-                    .filter(|_| !options.keep_archive)
-                    .map(|kind| Unpack::new(kind, options.entries_max)),
-            };
+            let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
             Reception::prepare(
                 Arc::clone(&manifest),
                 table,
                 self.open.checksum,
                 Arc::clone(&self.shared.root),
                 placement.clone(),
-                receive,
+                self.receive_options(&grant),
                 Arc::clone(&observer),
                 self.shared.stop.clone(),
                 &mut busy,
+                Some(inquiry),
             )
         });
         let Prepared { reception, answer, .. } = match prepared {
@@ -322,16 +373,20 @@ impl Serving<'_> {
         if self.shared.options.write_only {
             return self.refuse(Error::with_code(403, "this server only takes"));
         }
-        let offered = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
-        let (chunk_max, (tree, manifest)) = match offered {
-            Ok(offered) => offered,
+        let found = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
+        let (chunk_max, (tree, walked)) = match found {
+            Ok(found) => found,
             Err(error) => return self.refuse(error),
         };
+        let Walked { manifest, identities, left_out, unnamed } = walked;
         let packed = match self.pack(&tree, &manifest) {
             Ok(packed) => packed,
             Err(error) => return self.refuse(error),
         };
-        let (manifest, input) = packed.map_or((manifest, None), |(manifest, input)| (manifest, Some(input)));
+        let (manifest, identities, input) = match packed {
+            Some((manifest, input)) => (manifest, Identities::default(), Some(input)),
+            None => (manifest, identities, None),
+        };
         let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
         let largest = if input.is_some() { 1 << 30 } else { largest };
         let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
@@ -348,7 +403,7 @@ impl Serving<'_> {
         let reserved = Reserved::new(self.shared, wanted, one_chunk);
         let grant = self.grant(id, reserved.streams, fastdrop_proto::fastdp::Place::Auto);
         let grant_json = self.send_grant(&grant)?;
-        offer(self.connection, &manifest)?;
+        offer(self.connection, &manifest, LeftOut::frames(left_out, unnamed))?;
         let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
         let config = SenderConfig {
             streams,
@@ -359,6 +414,9 @@ impl Serving<'_> {
             checkpoint: grant.checkpoint,
             data_streams_from: data_streams_from(streams, self.rtt, manifest.len()),
             flying_max: flying_max(self.rtt, one_chunk),
+            identity: grant.has(Capability::Identity),
+            proof: grant.has(Capability::Proof),
+            content: grant.has(Capability::Content),
             ..SenderConfig::default()
         };
         let mut machine =
@@ -368,7 +426,7 @@ impl Serving<'_> {
         let stop = self.shared.stop.clone();
         let (compress, rate_max) = (self.open.compress, self.open.rate_max);
         let options = SendOptions { compress, rate_max, keeps_rate: false };
-        let transmission = Transmission::new(machine, tree, &grant, options, observer, stop);
+        let transmission = Transmission::new(machine, tree, identities, &grant, options, observer, stop);
         transmission.set_turns(&self.shared.turns);
         let registered =
             self.shared.add_session(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
@@ -409,13 +467,13 @@ impl Serving<'_> {
     }
 
     /// Walks what a get asks for.
-    fn find(&self) -> Result<(Arc<SourceTree>, Arc<Manifest>), Error> {
+    fn find(&self) -> Result<(Arc<SourceTree>, Walked), Error> {
         let root = match self.open.links {
             Links::Follow => {
                 let following = self.shared.root.following_beneath();
                 Arc::new(following.map_err(|errno| Error::system("opening the folder", errno))?)
             }
-            Links::Copy | Links::Skip => Arc::clone(&self.shared.root),
+            Links::Copy | Links::Safe | Links::Skip => Arc::clone(&self.shared.root),
         };
         let (path, contents) = requested(&self.open.path)?;
         let mut tree = SourceTree::default();
@@ -431,16 +489,33 @@ impl Serving<'_> {
             entries_max: self.shared.options.entries_max,
             tells_uncarried: false,
         };
-        let walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
-        for warning in walked.warnings.iter().chain(&walked.failed) {
-            tracing::warn!(path = %crate::shown(&warning.path), why = %warning.message, "left out");
+        let mut walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
+        if !self.open.has(Capability::Links) {
+            let links = walked.manifest.links_beyond_base();
+            walked.leave_out(&links, "a link that leads where this client is too old to have it lead")?;
         }
-        if walked.manifest.is_empty()
-            && let Some(failed) = walked.failed.first()
-        {
-            return Err(Error::with_code(403, format!("{}: {}", crate::shown(&failed.path), failed.message)));
+        for entry in &walked.left_out {
+            tracing::warn!(path = %crate::shown(&entry.path), why = %entry.reason, "left out");
         }
-        Ok((Arc::new(tree), walked.manifest))
+        if let Some(failed) = walked.first_failed() {
+            let why = format!("{}: {}", crate::shown(&failed.path), failed.reason);
+            if walked.manifest.is_empty() {
+                return Err(Error::with_code(failed.code, why));
+            }
+            self.may_leave_out(&why)?;
+        }
+        Ok((Arc::new(tree), walked))
+    }
+
+    /// Refuses a client that would not learn that something is left out.
+    fn may_leave_out(&self, why: &str) -> Result<(), Error> {
+        if self.open.has(Capability::LeftOut) {
+            return Ok(());
+        }
+        Err(Error::with_code(
+            409,
+            format!("not all of it can be had, and this client is too old to be told so: {why}"),
+        ))
     }
 
     // ---- list ----
@@ -449,44 +524,70 @@ impl Serving<'_> {
         if self.shared.options.write_only {
             return self.refuse(Error::with_code(403, "this server only takes"));
         }
-        let manifest = match self.listing() {
-            Ok(manifest) => manifest,
+        let (manifest, left_out) = match self.listing() {
+            Ok(listing) => listing,
             Err(error) => return self.refuse(error),
         };
         self.answer(&Header::new(ChunkSize::COMMON, 0, manifest.bytes(), &crate::shown(&self.open.path)))?;
         self.send_grant(&self.grant(TransferId(random()?), 1, fastdrop_proto::fastdp::Place::Auto))?;
-        offer(self.connection, &manifest)?;
+        offer(self.connection, &manifest, LeftOut::frames(left_out, 0))?;
         self.connection.finish_writing();
         Ok(())
     }
 
-    fn listing(&self) -> Result<Manifest, Error> {
+    /// Lists a folder, or the file that the path names, and what of it cannot be listed.
+    fn listing(&self) -> Result<(Manifest, Vec<LeftOutEntry>), Error> {
         let root: &Root = &self.shared.root;
         let (path, contents) = requested(&self.open.path)?;
         let system = |errno| Error::system(crate::shown(path), errno);
         let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(413, error.to_string());
         let mut builder = ManifestBuilder::for_list(self.shared.options.entries_max);
+        let mut left_out = Vec::new();
         let (stat, is_dir) = look(root, path, contents)?;
+        let mut add = |folder: BorrowedFd<'_>, name: &[u8], stat: &rustix::fs::Stat| {
+            match listed(folder, name, stat) {
+                Ok(listed) => builder.push(&listed.entry()).map_err(bad)?,
+                Err(NotListed::Hidden) => {}
+                Err(NotListed::Failed(code, reason)) => left_out.push(failed(name, code, reason)),
+            }
+            Ok::<_, Error>(())
+        };
         if !is_dir {
             let (folder, name) = crate::root::split(path);
             let folder = root.open_dir(folder).map_err(system)?;
-            let target = target(folder.as_fd(), name, &stat);
-            if let Some(entry) = listed(name, &stat, &target) {
-                builder.push(&entry).map_err(bad)?;
+            add(folder.as_fd(), name, &stat)?;
+        } else {
+            let dir = root.open_dir(path).map_err(system)?;
+            let mut unreadable = Vec::new();
+            for (name, _) in crate::walk::names(dir.as_fd()).map_err(system)? {
+                match rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => add(dir.as_fd(), &name, &stat)?,
+                    // It is gone by now.
+                    Err(rustix::io::Errno::NOENT) => {}
+                    Err(errno) => unreadable.push(failed(&name, code_of(errno), reason(errno))),
+                }
             }
-            return builder.finish().map_err(bad);
+            left_out.append(&mut unreadable);
         }
-        let dir = root.open_dir(path).map_err(system)?;
-        for (name, _) in crate::walk::names(dir.as_fd()).map_err(system)? {
-            // What is gone by now, or is neither file nor folder, is not listed.
-            let Ok(stat) = rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            let target = target(dir.as_fd(), &name, &stat);
-            if let Some(entry) = listed(&name, &stat, &target) {
-                builder.push(&entry).map_err(bad)?;
-            }
+        if let Some(failed) = left_out.first() {
+            self.may_leave_out(&format!("{}: {}", crate::shown(&failed.path), failed.reason))?;
         }
-        builder.finish().map_err(bad)
+        Ok((builder.finish().map_err(bad)?, left_out))
     }
+}
+
+/// A put that has been offered.
+struct Offered {
+    manifest: Arc<Manifest>,
+    table: Table,
+    placement: Placement,
+    /// This end's header.
+    header: Header,
+    one_chunk: ChunkSize,
+}
+
+fn failed(path: &[u8], code: u16, reason: String) -> LeftOutEntry {
+    LeftOutEntry { path: path.to_vec(), policy: false, directory: false, code, reason }
 }
 
 /// The path that a get or list means, and whether it means what is in it.
@@ -510,23 +611,60 @@ fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, b
     if contents && !is_dir { Err(missing("not a folder")) } else { Ok((stat, is_dir)) }
 }
 
-/// Where a link points; empty for what is no link.
-fn target(folder: std::os::fd::BorrowedFd<'_>, name: &[u8], stat: &rustix::fs::Stat) -> Vec<u8> {
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-        return Vec::new();
-    }
-    rustix::fs::readlinkat(folder, name, Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default()
+/// One line of a list.
+struct ListedEntry<'a> {
+    path: RelPath<'a>,
+    mode: u32,
+    mtime: Mtime,
+    kind: ListedKind,
 }
 
-fn listed<'a>(name: &'a [u8], stat: &rustix::fs::Stat, target: &'a [u8]) -> Option<Entry<'a>> {
+enum ListedKind {
+    File(u64),
+    Directory,
+    Link(Vec<u8>),
+}
+
+impl ListedEntry<'_> {
+    fn entry(&self) -> Entry<'_> {
+        let kind = match &self.kind {
+            ListedKind::File(size) => EntryKind::File { size: *size },
+            ListedKind::Directory => EntryKind::Directory,
+            ListedKind::Link(target) => EntryKind::Link { target },
+        };
+        Entry { path: self.path, kind, mode: self.mode, mtime: self.mtime }
+    }
+}
+
+/// Why something in a folder is not in its list.
+enum NotListed {
+    /// Unfinished work of this program.
+    Hidden,
+    /// It cannot be, with a code of section 11.
+    Failed(u16, String),
+}
+
+fn listed<'a>(
+    folder: BorrowedFd<'_>,
+    name: &'a [u8],
+    stat: &rustix::fs::Stat,
+) -> Result<ListedEntry<'a>, NotListed> {
+    let path = RelPath::new(name).map_err(|error| match error {
+        PathError::Hidden => NotListed::Hidden,
+        error => NotListed::Failed(403, error.to_string()),
+    })?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => EntryKind::File { size: stat.st_size as u64 },
-        FileType::Directory => EntryKind::Directory,
-        FileType::Symlink => EntryKind::Link { target },
-        _ => return None,
+        FileType::RegularFile => ListedKind::File(stat.st_size as u64),
+        FileType::Directory => ListedKind::Directory,
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(folder, name, Vec::new());
+            let target = target.map_err(|errno| NotListed::Failed(code_of(errno), reason(errno)))?;
+            ListedKind::Link(target.into_bytes())
+        }
+        _ => return Err(NotListed::Failed(415, "neither a file nor a folder nor a link".into())),
     };
     let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
-    Some(Entry { path: RelPath::new(name).ok()?, kind, mode: stat.st_mode & 0o777, mtime })
+    Ok(ListedEntry { path, mode: stat.st_mode & 0o777, mtime, kind })
 }
 
 /// Chunk buffers of one transfer, given back when it ends.

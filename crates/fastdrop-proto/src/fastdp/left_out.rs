@@ -1,0 +1,138 @@
+//! Entries that a server leaves out of a manifest, and why (section 8).
+
+use super::Violation;
+use crate::cursor::Cursor;
+
+/// Entries that are named at most, in all frames of one manifest; what is beyond is only counted.
+pub const LEFT_OUT_NAMED_MAX: usize = 10_000;
+/// Bytes of one LEFT_OUT frame, below the bound of a control frame.
+const FRAME_MAX: usize = 512 << 10;
+/// Bytes of a reason, longer ones are cut.
+const REASON_MAX: usize = 1000;
+
+const POLICY: u8 = 0x01;
+const DIRECTORY: u8 = 0x02;
+
+/// One entry that is not in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOutEntry {
+    /// Relative to the transfer; not checked, because it may be what is wrong. At most 65,535 bytes.
+    pub path: Vec<u8>,
+    /// Left out on purpose, not for want of anything.
+    pub policy: bool,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// In the terms of section 11.
+    pub code: u16,
+    /// A sentence.
+    pub reason: String,
+}
+
+/// The payload of LEFT_OUT.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many more were left out, by policy or not, than all frames name.
+    pub unnamed: u64,
+    /// Those that are named.
+    pub entries: Vec<LeftOutEntry>,
+}
+
+impl LeftOut {
+    /// Frames for `entries`, and `unnamed` that could not be kept.
+    pub fn frames(mut entries: Vec<LeftOutEntry>, mut unnamed: u64) -> Vec<LeftOut> {
+        unnamed = unnamed.saturating_add(entries.len().saturating_sub(LEFT_OUT_NAMED_MAX) as u64);
+        entries.truncate(LEFT_OUT_NAMED_MAX);
+        let mut frames: Vec<LeftOut> = Vec::new();
+        let mut bytes = FRAME_MAX;
+        for entry in entries {
+            let size = 7 + entry.path.len() + REASON_MAX;
+            if bytes + size > FRAME_MAX {
+                frames.push(LeftOut::default());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(frame) = frames.last_mut() {
+                frame.entries.push(entry);
+            }
+        }
+        if unnamed > 0 {
+            frames.push(LeftOut { unnamed, entries: Vec::new() });
+        }
+        frames
+    }
+
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, Violation> {
+        let mut cursor = Cursor::new(payload);
+        let mut left_out = LeftOut { unnamed: cursor.u64()?, entries: Vec::new() };
+        while !cursor.is_empty() {
+            let (flags, code) = (cursor.u8()?, cursor.u16()?);
+            if flags & !(POLICY | DIRECTORY) != 0 {
+                return Err(Violation::protocol("an entry left out with unknown flags"));
+            }
+            let len = usize::from(cursor.u16()?);
+            let path = cursor.bytes(len)?.to_vec();
+            let len = usize::from(cursor.u16()?);
+            let reason = std::str::from_utf8(cursor.bytes(len)?)
+                .map_err(|_| Violation::protocol("a reason that is not UTF-8"))?;
+            left_out.entries.push(LeftOutEntry {
+                path,
+                policy: flags & POLICY != 0,
+                directory: flags & DIRECTORY != 0,
+                code,
+                reason: reason.into(),
+            });
+        }
+        if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
+            return Err(Violation::with_code(413, "more entries left out than may be named"));
+        }
+        Ok(left_out)
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = self.unnamed.to_be_bytes().to_vec();
+        for entry in &self.entries {
+            let directory = if entry.directory { DIRECTORY } else { 0 };
+            out.push(if entry.policy { POLICY | directory } else { directory });
+            out.extend_from_slice(&entry.code.to_be_bytes());
+            let path = entry.path.get(..usize::from(u16::MAX)).unwrap_or(&entry.path);
+            out.extend_from_slice(&(path.len() as u16).to_be_bytes());
+            out.extend_from_slice(path);
+            let reason = entry.reason.get(..entry.reason.floor_char_boundary(REASON_MAX)).unwrap_or_default();
+            out.extend_from_slice(&(reason.len() as u16).to_be_bytes());
+            out.extend_from_slice(reason.as_bytes());
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn left_out() -> LeftOut {
+        let entry = |path: &str, policy, reason: &str| LeftOutEntry {
+            path: path.into(),
+            policy,
+            directory: !policy,
+            code: 403,
+            reason: reason.into(),
+        };
+        LeftOut { unnamed: 2, entries: vec![entry("a/b", false, "no permission"), entry("l", true, "ü")] }
+    }
+
+    #[test]
+    fn many_entries_become_frames_that_fit_and_the_rest_is_counted() {
+        let entry = LeftOutEntry {
+            path: vec![b'x'; 65_535],
+            policy: false,
+            directory: false,
+            code: 403,
+            reason: "y".repeat(5000),
+        };
+        let frames = LeftOut::frames(vec![entry; 10_005], 7);
+        assert_eq!(frames.iter().map(|frame| frame.entries.len()).sum::<usize>(), LEFT_OUT_NAMED_MAX);
+        assert_eq!(frames.iter().map(|frame| frame.unnamed).sum::<u64>(), 12);
+        assert!(frames.iter().all(|frame| frame.encode().len() <= 1 << 20));
+        assert_eq!(LeftOut::frames(Vec::new(), 0), []);
+    }
+}

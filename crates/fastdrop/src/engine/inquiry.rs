@@ -1,0 +1,107 @@
+//! What a receiver has to know of the sender before it can answer a manifest.
+
+use crate::connection::FrameReader;
+use crate::error::Error;
+use fastdrop_proto::fastdp::{Capability, Control, Grant, IdentityTable, Manifest};
+use fastdrop_proto::units::EntryIndex;
+use std::collections::HashMap;
+
+/// Files that are asked for at once: their answers are kept, 36 bytes each.
+pub(crate) const ASKED_MAX: usize = 20_000;
+
+/// Questions to the sender, on the control stream, while it waits for the answer to its manifest.
+pub(crate) struct Inquiry<'a> {
+    reader: &'a mut FrameReader,
+    identity: bool,
+    content: bool,
+    identities: IdentityTable,
+}
+
+impl<'a> Inquiry<'a> {
+    /// Asks over `reader` what `grant` allows.
+    pub(crate) fn new(reader: &'a mut FrameReader, grant: &Grant, manifest: &Manifest) -> Self {
+        Self {
+            reader,
+            identity: grant.has(Capability::Identity),
+            content: grant.has(Capability::Content),
+            identities: IdentityTable::new(manifest.len()),
+        }
+    }
+
+    /// The same without questions for contents.
+    pub(crate) fn without_contents(self) -> Self {
+        Self { content: false, ..self }
+    }
+
+    /// Whether the sender says the BLAKE3 of files.
+    pub(crate) fn knows_contents(&self) -> bool {
+        self.content
+    }
+
+    /// The identities of all files; of none from a sender that does not know them.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost, or the sender says something else.
+    pub(crate) fn identities(&mut self) -> Result<&IdentityTable, Error> {
+        if self.identity && !self.identities.is_complete() {
+            self.reader.connection().send_control(&Control::Ask(Vec::new()))?;
+        }
+        while self.identity && !self.identities.is_complete() {
+            self.next(&mut |_, _| Err(Error::with_code(400, "contents that nobody asked for")))?;
+        }
+        Ok(&self.identities)
+    }
+
+    /// Asks for the BLAKE3 of files, at most [`ASKED_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::identities`].
+    pub(crate) fn ask(&self, entries: &[EntryIndex]) -> Result<(), Error> {
+        Ok(self.reader.connection().send_control(&Control::Ask(entries.to_vec()))?)
+    }
+
+    /// The answers to [`Self::ask`]: None where the sender cannot read its file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::identities`].
+    pub(crate) fn answers(
+        &mut self,
+        entries: &[EntryIndex],
+    ) -> Result<HashMap<EntryIndex, Option<[u8; 32]>>, Error> {
+        let mut open: std::collections::HashSet<_> = entries.iter().copied().collect();
+        let mut answers = HashMap::with_capacity(entries.len());
+        while !open.is_empty() {
+            self.next(&mut |entry, content| {
+                if !open.remove(&entry) {
+                    return Err(Error::with_code(400, "contents that nobody asked for"));
+                }
+                answers.insert(entry, content);
+                Ok(())
+            })?;
+        }
+        Ok(answers)
+    }
+
+    fn next(
+        &mut self,
+        take: &mut dyn FnMut(EntryIndex, Option<[u8; 32]>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match self.reader.next_control()? {
+            Control::Alive => Ok(()),
+            Control::Identity(part) if self.identity => Ok(self.identities.handle(&part)?),
+            Control::Content(contents) if self.content => {
+                contents.into_iter().try_for_each(|(entry, content)| take(entry, content))
+            }
+            Control::Refuse(refuse) => Err(Error::Refused(refuse)),
+            _ => Err(Error::with_code(400, "a frame that a sender does not send before it is answered")),
+        }
+    }
+
+    /// What has come of the identities; the rest comes while chunks flow.
+    pub(crate) fn into_identities(self) -> IdentityTable {
+        self.identities
+    }
+}
