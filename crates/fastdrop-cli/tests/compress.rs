@@ -94,7 +94,7 @@ fn auto_compresses_text_on_a_slow_way_but_not_random_data() {
     fs::write(&words, text(12 * MIB as usize)).unwrap();
     write_file(&random, 12 * MIB, 3);
     for (at, (source, limit, compressed)) in
-        [(&words, "20M", true), (&random, "40M", false)].into_iter().enumerate()
+        [(&words, "5M", true), (&random, "40M", false)].into_iter().enumerate()
     {
         let to = format!("{at}");
         let sent = client(args!["send", source, server.target(&to), "--bwlimit", limit]).expect(0);
