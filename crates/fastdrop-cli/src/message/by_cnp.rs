@@ -97,20 +97,24 @@ pub(super) async fn send(
         Ok::<_, Failure>(begin.elapsed())
     };
     // What the listener says is not waited for, but it is taken, so that nothing gets stuck.
-    let take = async {
+    let mut take = std::pin::pin!(async {
         while client.recv().await.is_ok_and(|message| message.is_some()) {}
-        std::future::pending().await
-    };
+        std::future::pending::<std::convert::Infallible>().await
+    });
     let result = tokio::select! {
         result = count => result,
-        never = take => never,
+        never = &mut take => match never {},
     };
     let stats = client.stats();
     let time = *result.as_ref().unwrap_or(&begin.elapsed());
     sent.acknowledged = stats.counters.messages_acknowledged;
     sent.stats = Some(Stats { rtt: stats.rtt, rtt_min: stats.rtt_min, counters: stats.counters, time });
     result.map(drop)?;
-    match client.close().await {
+    let closed = tokio::select! {
+        closed = client.close() => closed,
+        never = &mut take => match never {},
+    };
+    match closed {
         // Everything is acknowledged: how the listener takes leave is its own affair.
         Err(Error::Ended(Ending::ConnectionLost | Ending::PeerClosed)) => Ok(()),
         closed => Ok(closed?),

@@ -8,7 +8,7 @@ use fastdrop::{Stop, shown};
 use fastdrop_messages::vstp::tcp::tls::Trust;
 use fastdrop_messages::vstp::tcp::{Ending, TcpConfig, VstpTcpClient, VstpTcpConnection};
 use fastdrop_messages::vstp::types::{ErrorCode, Frame, FrameType, Header, VstpError};
-use fastdrop_messages::vstp::udp::{VstpUdpClient, VstpUdpServer};
+use fastdrop_messages::vstp::udp::{self, VstpUdpClient, VstpUdpServer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -248,7 +248,13 @@ pub(super) async fn by_udp(
         let (client, ack) = (Arc::clone(&client), send.ack);
         under_way.spawn(async move {
             let frame = frame.try_into()?;
-            if ack { Ok(client.deliver(frame, to).await?) } else { client.send_bytes(frame, to).await }
+            let sent = if ack { client.deliver(frame, to).await } else { client.dispatch(frame, to).await };
+            sent.map_err(|failure| match failure {
+                udp::Failure::TooLarge => {
+                    VstpError::ServerError("it takes no message of this size by UDP".into())
+                }
+                other => other.into(),
+            })
         });
         if under_way.len() >= BATCH
             && let Some(outcome) = under_way.join_next().await

@@ -20,7 +20,6 @@ impl From<Failure> for VstpError {
         match failure {
             Failure::TimedOut => Self::Timeout,
             Failure::Refused(code) => Self::ServerError(words_of(&code)),
-            Failure::TooLarge => Self::ServerError("it takes no message of this size by UDP".into()),
             Failure::Frame(error) => error.into(),
             other => Self::Protocol(other.to_string()),
         }
@@ -63,7 +62,16 @@ impl VstpUdpClient {
 
     /// The same without copying the payload.
     pub async fn send_bytes(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), VstpError> {
-        Ok(self.handle.send(frame, dest, false).await?)
+        Ok(self.dispatch(frame, dest).await?)
+    }
+
+    /// The same, with a reason for every failure.
+    ///
+    /// # Errors
+    ///
+    /// What is known of why the frame did not leave or arrive.
+    pub async fn dispatch(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
+        self.handle.send(frame, dest, false).await
     }
 
     /// Sends a frame until its receiver has acknowledged it; [`VstpError::Timeout`] if that does not happen in the time that [`UdpConfig`] gives.
