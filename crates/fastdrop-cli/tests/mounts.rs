@@ -363,6 +363,7 @@ fn case_107_a_mount_that_comes_or_goes_meanwhile_loses_nothing() {
             let tree = from.path().join("tree");
             write_file(&tree.join("disk/big"), 12 * MIB, 1);
             write_file(&tree.join("disk/small"), 3000, 2);
+            until_settled(&tree.join("disk/small"));
             let disk = to.path().join("tree/disk");
             fs::create_dir_all(&disk).unwrap();
             let elsewhere = own.path().join("elsewhere");

@@ -167,6 +167,57 @@ fn a_read_only_folder_of_somebody_else_is_a_failed_entry() {
     }
 }
 
+/// Folders of this user's own that may not even be looked into are compared like all others.
+#[test]
+#[ignore = "needs root"]
+fn folders_that_lack_any_of_the_owners_permissions_are_updated() {
+    for get in [false, true] {
+        for locked in [0o000, 0o100, 0o200, 0o300, 0o400, 0o444, 0o500, 0o600, 0o077] {
+            let pair = Pair::new(get, |tree| {
+                write_file(&tree.join("locked/old"), 3000, 1);
+                write_file(&tree.join("locked/inner/old"), 3000, 2);
+            });
+            pair.assert_arrives();
+            let folder = pair.arrived().join("locked");
+            write_file(&pair.tree().join("locked/new"), 1000, 3);
+            write_file(&pair.tree().join("locked/inner/new"), 1000, 4);
+            give_to_nobody(&pair.tree());
+            set_mode(&folder.join("inner"), locked);
+            set_mode(&folder, locked);
+            let out = pair.command(None, &["--preserve", "times"]).run().expect(0);
+            assert_eq!(out.number("files_skipped"), 2, "{locked:o} {out}");
+            assert_same_contents(&pair.tree().join("locked/inner"), &folder.join("inner"));
+            for folder in [&folder, &folder.join("inner")] {
+                assert_eq!(mode(folder), locked, "{locked:o}");
+            }
+            assert_eq!(leftovers(pair.to.path()), NOTHING);
+            pair.assert_arrives();
+        }
+    }
+}
+
+/// A folder into which this user may not even look costs what would go there, and nothing else.
+#[test]
+#[ignore = "needs root"]
+fn a_folder_that_cannot_be_looked_into_is_a_failed_entry() {
+    for get in [false, true] {
+        let pair = Pair::new(get, |tree| {
+            write_file(&tree.join("theirs/file"), 3000, 1);
+            write_file(&tree.join("theirs/inner/file"), 3000, 1);
+            write_file(&tree.join("ours/file"), 3000, 2);
+        });
+        fs::create_dir_all(pair.arrived().join("theirs/inner")).unwrap();
+        give_to_nobody(&pair.arrived());
+        tool("chown", args!["0:0", pair.arrived().join("theirs")]);
+        set_mode(&pair.arrived().join("theirs"), 0o700);
+        let out = pair.command(None, &[]).run().expect(3);
+        assert!(out.to_string().contains("ermission denied"), "{out}");
+        assert_same_contents(&pair.tree().join("ours"), &pair.arrived().join("ours"));
+        assert_eq!(names_in(&pair.arrived().join("theirs")), ["inner"]);
+        assert_eq!(names_in(&pair.arrived().join("theirs/inner")), [] as [&str; 0]);
+    }
+}
+
 /// Killed while names are given, or failed after they were: what was lent is given back, by the transfer itself, by the
 /// next start, or by whoever looks for unfinished work there next.
 #[test]

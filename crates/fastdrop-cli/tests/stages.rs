@@ -41,6 +41,7 @@ fn what_could_not_be_named_for_a_moment_is_not_sent_again() {
             let (from, to, own) = (scratch(), scratch(), scratch());
             let log = own.path().join("strace.log");
             write_file(&from.path().join("file"), size, 1);
+            until_settled(&from.path().join("file"));
             receive(get, from.path(), to.path(), failing(&log, "renameat2", error, "2+")).expect_failure();
             assert_injected(&log);
             assert_eq!(names_in(to.path()), [] as [&str; 0], "{error}");
@@ -60,6 +61,7 @@ fn one_name_of_many_that_cannot_be_given_is_a_failed_entry() {
         let (served, own) = (scratch(), scratch());
         let (log, tree) = (own.path().join("strace.log"), own.path().join("tree"));
         small_tree(&tree, 2, 5, 1);
+        until_settled(&tree.join("folder-001/file-0004"));
         let mut server = Server::wrapped(served.path(), &[], failing(&log, "renameat2", error, "4"));
         let out = client(args!["send", tree, server.target("")]).expect(3);
         assert_injected(&log);

@@ -59,6 +59,11 @@ pub(crate) struct Stage {
     poisoned: Mutex<bool>,
 }
 
+/// Whether a folder, or one above it, could be lent permissions that it lacks.
+pub(crate) fn could_lend(root: &Root, folder: &[u8]) -> bool {
+    Lendable::find(root, folder).is_ok_and(|lendable| lendable.is_some())
+}
+
 /// The permissions that a new file gets from this process.
 pub(crate) fn default_mode(is_dir: bool) -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -695,47 +700,54 @@ impl Leftovers {
     ///
     /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file nothing is kept that could not
     /// be compared, and the rest is claimed only.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of a file that is there, or may be, and cannot be looked at now: no verdict on it.
     pub(crate) fn verify(
         &self,
         at: usize,
         identity: u64,
         algorithm: Algorithm,
         one_chunk: ChunkSize,
-    ) -> Option<Left> {
-        let left = self.recovered.files.get(at)?;
+    ) -> Result<Option<Left>, Errno> {
+        let Some(left) = self.recovered.files.get(at) else { return Ok(None) };
         let same = identity != 0 && left.identity == identity;
         if !same && (algorithm.is_empty() || matches!(left.content, LeftContent::Whole(_))) {
-            return None;
+            return Ok(None);
         }
         // Without checksums only the page cache can vouch for what was not synced, and it went with the power.
         if self.recovered.algorithm != algorithm || (algorithm.is_empty() && !self.recovered.same_boot) {
-            return None;
+            return Ok(None);
         }
         let name = temp_name(&self.name, left.temp);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.folder_of(left.temp)?, name, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&fd).ok()?;
+        let folder = self.folder_of(left.temp).ok_or(Errno::XDEV)?;
+        let fd = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            result => result?,
+        };
+        let stat = rustix::fs::fstat(&fd)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
             || stat.st_size as u64 != left.key.size
         {
-            return None;
+            return Ok(None);
         }
         let one = u64::from(one_chunk.bytes());
         let content = match &left.content {
             LeftContent::Whole(checksum) if left.key.size <= one => {
                 let mut bytes = vec![0; left.key.size as usize];
-                read_exact_at(&fd, &mut bytes, 0).ok()?;
-                (algorithm.of(&bytes) == *checksum).then_some(LeftContent::Whole(*checksum))?
+                read_exact_at(&fd, &mut bytes, 0)?;
+                (algorithm.of(&bytes) == *checksum).then_some(LeftContent::Whole(*checksum))
             }
-            LeftContent::Whole(_) => return None,
             LeftContent::Pieces(pieces) if self.recovered.one_chunk == one_chunk => {
                 let mut held = verify_pieces(&fd, left.key.size, pieces, algorithm, one);
                 held.values_mut().for_each(|piece| piece.claimed |= !same);
-                (!held.is_empty()).then_some(LeftContent::Pieces(held))?
+                (!held.is_empty()).then_some(LeftContent::Pieces(held))
             }
-            LeftContent::Pieces(_) => return None,
+            LeftContent::Whole(_) | LeftContent::Pieces(_) => None,
         };
-        Some(Left { content, identity, ..left.clone() })
+        Ok(content.map(|content| Left { content, identity, ..left.clone() }))
     }
 
     /// Deletes one file.
@@ -895,7 +907,7 @@ mod tests {
         stage.journal().append(&records).unwrap();
         drop(stage);
         let found = Leftovers::find(&root, None, |_| true, |_| panic!("nobody is at it"));
-        let verify = |identity, algorithm| found[0].verify(0, identity, algorithm, ChunkSize::MIN);
+        let verify = |identity, algorithm| found[0].verify(0, identity, algorithm, ChunkSize::MIN).unwrap();
         for (identity, claimed) in [(5, false), (6, true), (0, true)] {
             let left = verify(identity, Algorithm::Xxh3).unwrap();
             let piece = Piece { checksum: sum(1), claimed };
@@ -936,7 +948,7 @@ mod tests {
             let algorithm = leftovers.recovered.algorithm;
             for (key, at) in leftovers.keys() {
                 for (identity, kept) in [(5, true), (6, false), (0, false)] {
-                    let left = leftovers.verify(at, identity, algorithm, ChunkSize::MIN);
+                    let left = leftovers.verify(at, identity, algorithm, ChunkSize::MIN).unwrap();
                     assert_eq!(left.is_some(), kept, "{key:?} as {identity}");
                 }
             }

@@ -156,6 +156,16 @@ impl Drop for MountAt {
     }
 }
 
+/// Waits until `path` was not changed only just now: of what was, nobody can tell whether it is changed once more.
+pub fn until_settled(path: &Path) {
+    eventually("a file to be older than the ticks of the file system's clock", || {
+        let changed = std::os::unix::fs::MetadataExt::ctime_nsec(&std::fs::metadata(path).unwrap());
+        let seconds = std::os::unix::fs::MetadataExt::ctime(&std::fs::metadata(path).unwrap());
+        let then = std::time::UNIX_EPOCH + Duration::new(seconds as u64, changed as u32);
+        then.elapsed().is_ok_and(|age| age > Duration::from_millis(200)).then_some(())
+    });
+}
+
 /// Writes zeros into `path` until the file system is full.
 pub fn fill_up(path: &Path) {
     use std::io::Write as _;

@@ -4,13 +4,14 @@ use super::files::ReceiveOptions;
 use super::inquiry::{ASKED_MAX, Inquiry};
 use super::mounts::Mounts;
 use super::place::{Contents, DIFFERS, Placement, Rules, Verdict, clash, judge, needs_adjusting};
-use crate::error::Error;
-use crate::root::{Dirs, Root};
+use crate::error::{Error, reason};
+use crate::root::{Dirs, Root, split};
 use crate::source::content_of;
 use crate::stop::Stop;
-use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest, Receiver, Refuse, SkipReason};
+use fastdrop_proto::fastdp::{Entry, EntryKind, Failed, Manifest, Receiver, Refuse, RelPath, SkipReason};
 use fastdrop_proto::units::EntryIndex;
-use std::collections::HashMap;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
 
 /// Paths that a refusal names.
 const NAMED_MAX: usize = 20;
@@ -24,14 +25,16 @@ pub(super) struct Compared {
     pub(super) exceptions: HashMap<EntryIndex, Verdict>,
     /// Entries that are there, but for their time or permissions.
     pub(super) adjust: Vec<EntryIndex>,
+    /// Entries that can have no place.
+    pub(super) failed: BTreeMap<EntryIndex, Failed>,
     /// Files that were there, or are left alone, and their bytes; how many of them differ and are left.
     pub(super) skipped: u64,
     pub(super) left: u64,
     pub(super) bytes_skipped: u64,
 }
 
-/// Compares the manifest of `machine` with what is beneath `root`, and notes in `mounts` where what is to come will live. Nothing is
-/// changed.
+/// Compares the manifest of `machine` with what is beneath `root`, and notes in `places` where what is to come will live. Nothing is
+/// changed, but for permissions that are lent.
 ///
 /// # Errors
 ///
@@ -42,7 +45,7 @@ pub(super) fn compare(
     placement: &Placement,
     options: &ReceiveOptions,
     inquiry: Option<&mut Inquiry<'_>>,
-    mounts: &mut Mounts,
+    places: Places<'_>,
     stop: &Stop,
 ) -> Result<Compared, Error> {
     let contents = match inquiry.as_ref().is_some_and(|inquiry| inquiry.knows_contents()) {
@@ -63,7 +66,7 @@ pub(super) fn compare(
         conflicts: Conflicts::default(),
         asked: Vec::new(),
         inquiry,
-        mounts,
+        mounts: places.mounts,
         stop,
     };
     let chosen = options.filter.choose_from(&manifest);
@@ -76,8 +79,23 @@ pub(super) fn compare(
             continue;
         }
         let path = placement.of(entry.path);
-        let verdict = judge(root, &mut comparing.dirs, &path, &entry, &comparing.rules)?;
-        comparing.place(index, &entry, &path, &verdict)?;
+        // In the folder into which it goes a path may become too long.
+        if let Err(error) = RelPath::new(&path) {
+            comparing.fail(index, &entry, error.to_string());
+            continue;
+        }
+        let mut placed = comparing.judge(index, &entry, &path);
+        if is_denied(&placed) && (places.lend)(split(&path).0)? {
+            placed = comparing.judge(index, &entry, &path);
+        }
+        let verdict = match placed {
+            // A folder into which this user may not look costs what would go there.
+            Err(Error::System { errno: errno @ Errno::ACCESS, .. }) => {
+                comparing.fail(index, &entry, reason(errno));
+                continue;
+            }
+            placed => placed?,
+        };
         match verdict {
             Verdict::Ask => comparing.asked.push(index),
             verdict => comparing.settle(index, &entry, &path, verdict),
@@ -89,6 +107,18 @@ pub(super) fn compare(
     comparing.compare_contents()?;
     comparing.conflicts.refuse(options.advice)?;
     Ok(comparing.compared)
+}
+
+/// What is found out about the places of entries.
+pub(super) struct Places<'a> {
+    /// The mounts that they are on.
+    pub(super) mounts: &'a mut Mounts,
+    /// Lends a folder, into which this user may not look, the permission for that; whether it could.
+    pub(super) lend: &'a mut dyn FnMut(&[u8]) -> Result<bool, Error>,
+}
+
+fn is_denied<T>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::System { errno: Errno::ACCESS, .. }))
 }
 
 struct Comparing<'a, 'b> {
@@ -108,6 +138,13 @@ struct Comparing<'a, 'b> {
 }
 
 impl Comparing<'_, '_> {
+    /// Compares an entry with what is at its place, and notes where it will live.
+    fn judge(&mut self, index: EntryIndex, entry: &Entry<'_>, path: &[u8]) -> Result<Verdict, Error> {
+        let verdict = judge(self.root, &mut self.dirs, path, entry, &self.rules)?;
+        self.place(index, entry, path, &verdict)?;
+        Ok(verdict)
+    }
+
     /// Notes where an entry will live, in the order of the manifest.
     fn place(
         &mut self,
@@ -124,6 +161,13 @@ impl Comparing<'_, '_> {
             _ => matches!(verdict, Verdict::New | Verdict::Replace | Verdict::Renamed | Verdict::Ask),
         };
         self.mounts.note(self.root, &mut self.dirs, index, path, is_staged)
+    }
+
+    /// Gives up an entry that can have no place.
+    fn fail(&mut self, index: EntryIndex, entry: &Entry<'_>, message: String) {
+        self.machine.skip(index, SkipReason::Policy);
+        let path = entry.path.as_bytes().to_vec();
+        self.compared.failed.insert(index, Failed { path, code: 403, message });
     }
 
     fn settle(&mut self, index: EntryIndex, entry: &Entry<'_>, path: &[u8], verdict: Verdict) {

@@ -259,14 +259,22 @@ impl FileSink {
             let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
             let Some(&(folder, at)) = by_key.get(&key) else { continue };
             let leftovers = &found[folder];
-            let left = if self.options.resume {
-                leftovers.verify(at, identities.get(index), algorithm, one_chunk)
-            } else {
-                None
+            let left = match self.options.resume {
+                true => leftovers.verify(at, identities.get(index), algorithm, one_chunk),
+                false => Ok(None),
             };
-            let Some(left) = left else {
-                leftovers.discard(at);
-                continue;
+            let left = match left {
+                Ok(Some(left)) => left,
+                Ok(None) => {
+                    leftovers.discard(at);
+                    continue;
+                }
+                // It stays for an attempt that can look at it.
+                Err(errno) => {
+                    let path = crate::shown(&key.path);
+                    tracing::warn!(path, %errno, "unfinished work cannot be looked at now");
+                    continue;
+                }
             };
             let part = self.part_of(index).map_err(|errno| self.system(&entry, errno))?;
             let temp = self.stage.adopt(leftovers, &left, part)?;

@@ -1,6 +1,6 @@
 //! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
 
-use super::compare::{Compared, compare};
+use super::compare::{Compared, Places, compare};
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
 use super::inquiry::Inquiry;
 use super::mounts::{Mounts, Refusal};
@@ -148,24 +148,40 @@ impl Reception {
         }
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
         let mut mounts = Mounts::default();
+        let one_chunk = machine.table().one_chunk();
+        let begin =
+            || Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named.clone());
+        // What is lent is noted in the journal first.
+        let mut stage = None;
+        let mut lend = |folder: &[u8]| {
+            let lendable = crate::stage::could_lend(&root, folder);
+            if !lendable {
+                return Ok(false);
+            }
+            let stage = match stage.take() {
+                Some(begun) => stage.insert(begun),
+                None => stage.insert(begin()?),
+            };
+            stage.lend(folder).map_err(|errno| Error::system(crate::shown(folder), errno))
+        };
         let compared = match unpack {
             true => {
                 let mut dirs = Dirs::default();
                 for (index, entry) in manifest.iter() {
                     mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
                 }
-                Compared::default()
+                Ok(Compared::default())
             }
             false => {
-                let inquiry = inquiry.as_mut();
-                compare(&mut machine, &root, &placement, &options, inquiry, &mut mounts, &stop)?
+                let places = Places { mounts: &mut mounts, lend: &mut lend };
+                compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)
             }
         };
-        let Compared { exceptions, adjust, skipped, left, bytes_skipped } = compared;
+        let compared = compared.inspect_err(|_| stage.iter().for_each(Stage::remove))?;
+        let Compared { exceptions, adjust, failed: unplaced, skipped, left, bytes_skipped } = compared;
         let mut bytes_resumed = 0;
-        let one_chunk = machine.table().one_chunk();
-        let mut stage = Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named)?;
-        let failed =
+        let mut stage = stage.map_or_else(begin, Ok)?;
+        let mut failed =
             match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut machine)) {
                 Ok(failed) => failed,
                 Err(error) => {
@@ -173,6 +189,7 @@ impl Reception {
                     return Err(error);
                 }
             };
+        failed.extend(unplaced);
         let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
         let mut hashes = BTreeMap::new();
         let unknown = IdentityTable::default();
@@ -230,8 +247,8 @@ impl Reception {
         let mut mounts = Mounts::default();
         let mut compared = Compared::default();
         if options.unpack.is_none() {
-            compared =
-                compare(&mut machine, root, placement, options, Some(&mut inquiry), &mut mounts, stop)?;
+            let places = Places { mounts: &mut mounts, lend: &mut |_| Ok(false) };
+            compared = compare(&mut machine, root, placement, options, Some(&mut inquiry), places, stop)?;
         }
         let Compared { skipped, left, .. } = compared;
         let answer = machine.answer();
