@@ -270,6 +270,8 @@ struct PutOffer {
 
 /// Why a link was not sent.
 const TOO_NEW_A_LINK: &str = "the server is too old for a link that leads there";
+/// Why a long path was not sent.
+const TOO_LONG_A_PATH: &str = "the server is too old for a path of more than 4,096 bytes";
 
 impl PutOffer {
     /// Looks at the files again: a later attempt sends what they are then.
@@ -282,23 +284,35 @@ impl PutOffer {
         self.identities = now;
     }
 
-    /// Whether a server that is too old could have refused the manifest for its links.
+    /// Whether a server that is too old could have refused the manifest for its links or long paths.
     fn is_too_new(&self, error: &Error) -> bool {
+        let manifest = &self.walked.manifest;
         matches!(error, Error::Refused(refuse) if refuse.code == 400)
-            && !self.walked.manifest.links_beyond_base().is_empty()
+            && !(manifest.links_beyond_base().is_empty() && manifest.long_paths().is_empty())
     }
 
-    fn leave_out_new_links(&mut self, tally: &mut Tally) -> Result<(), Error> {
+    fn leave_out_what_is_too_new(&mut self, tally: &mut Tally) -> Result<(), Error> {
+        let long = self.walked.manifest.long_paths();
+        self.leave_out(&long, TOO_LONG_A_PATH, tally)?;
         let links = self.walked.manifest.links_beyond_base();
-        for entry in links.iter().filter_map(|&index| self.walked.manifest.get(index)) {
-            tally.fail(entry.path.as_bytes(), 415, TOO_NEW_A_LINK);
+        self.leave_out(&links, TOO_NEW_A_LINK, tally)
+    }
+
+    fn leave_out(
+        &mut self,
+        entries: &std::collections::BTreeSet<EntryIndex>,
+        why: &str,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
+        for entry in entries.iter().filter_map(|&index| self.walked.manifest.get(index)) {
+            tally.fail(entry.path.as_bytes(), 415, why);
         }
-        self.walked.leave_out(&links, TOO_NEW_A_LINK)?;
-        self.identities.remove(&links);
+        self.walked.leave_out(entries, why)?;
+        self.identities.remove(entries);
         // What is left is a manifest of its own.
         self.changed.clear();
         if self.walked.manifest.is_empty() {
-            return Err(Error::with_code(415, TOO_NEW_A_LINK));
+            return Err(Error::with_code(415, why));
         }
         Ok(())
     }
@@ -615,6 +629,7 @@ impl Client {
             entries_max: ENTRIES_MAX,
             // With -v alone: it takes a call for each file.
             tells_uncarried: tracing::enabled!(tracing::Level::INFO),
+            long_paths: true,
         };
         let mut walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
@@ -686,7 +701,7 @@ impl Client {
                     return Err(Error::with_code(400, "the server continues although it was told not to"));
                 }
                 Err(PutFailure::Offer(error)) if offer.is_too_new(&error) => {
-                    offer.leave_out_new_links(tally)?;
+                    offer.leave_out_what_is_too_new(tally)?;
                 }
                 Err(PutFailure::Offer(error) | PutFailure::Other(error)) => return Err(error),
             }
@@ -776,6 +791,12 @@ impl Client {
         }
         let table =
             Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if let Input::Archive { contents, .. } = input
+            && !grant.has(Capability::LongPaths)
+            && !contents.long_paths().is_empty()
+        {
+            return Err(Error::with_code(415, TOO_LONG_A_PATH).into());
+        }
         if let Input::Archive { contents, .. } = input
             && !grant.has(Capability::Links)
             && !contents.links_beyond_base().is_empty()
@@ -940,7 +961,8 @@ impl Client {
         let mut agreed = self.agree(open, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
-        let (manifest, left_out) = read_manifest(&mut agreed.reader, ManifestBuilder::new(ENTRIES_MAX))?;
+        let builder = ManifestBuilder::new(ENTRIES_MAX).with_long_paths(grant.has(Capability::LongPaths));
+        let (manifest, left_out) = read_manifest(&mut agreed.reader, builder)?;
         let manifest = Arc::new(manifest);
         let filter = &self.options.filter;
         let is_wanted = |entry: &&LeftOutEntry| {

@@ -164,6 +164,7 @@ mod tests {
             links: Links::Copy,
             filter: filter.clone(),
             entries_max: 1000,
+            long_paths: false,
             tells_uncarried: false,
         };
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();

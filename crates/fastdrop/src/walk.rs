@@ -9,14 +9,14 @@ use crate::observe::Observer;
 use crate::root::{Root, join, split};
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::{
-    Entry, EntryKind, HIDDEN, LEFT_OUT_NAMED_MAX, LeftOutEntry, Links, Manifest, ManifestBuilder,
-    ManifestError, PathError, RelPath,
+    Entry, EntryKind, HIDDEN, LEFT_OUT_NAMED_MAX, LONG_PATH_MAX, LeftOutEntry, Links, Manifest,
+    ManifestBuilder, ManifestError, PathError, RelPath,
 };
 use fastdrop_proto::units::{EntryIndex, Mtime};
 use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -149,7 +149,9 @@ impl Walked {
         Ok(())
     }
 
-    fn note(&mut self, entry: LeftOutEntry) {
+    fn note(&mut self, mut entry: LeftOutEntry) {
+        // One that is too long is known by its beginning.
+        entry.path.truncate(LONG_PATH_MAX);
         if self.left_out.len() < LEFT_OUT_NAMED_MAX {
             self.left_out.push(entry);
         } else {
@@ -166,7 +168,14 @@ pub(crate) struct WalkOptions {
     pub(crate) entries_max: u32,
     /// Looks for what is not carried, and says so in the log.
     pub(crate) tells_uncarried: bool,
+    /// Whether the receiver takes paths of more than 4,096 bytes.
+    pub(crate) long_paths: bool,
 }
+
+/// Folders on the way to where the walk is that are kept open; those above are opened again when it comes back to them.
+const OPEN_MAX: usize = 32;
+/// The reason for which an entry is not sent to a receiver without the capability `long-paths`.
+const LONG_PATH: &str = "a path of more than 4,096 bytes, which the other end does not take";
 
 /// Walks everything in `tree`; `stream` is the name of an entry of unknown size to end with.
 pub(crate) fn walk(
@@ -180,9 +189,8 @@ pub(crate) fn walk(
         options,
         observer,
         stop,
-        builder: ManifestBuilder::new(options.entries_max),
+        builder: ManifestBuilder::new(options.entries_max).with_long_paths(options.long_paths),
         walked: Walked::default(),
-        ancestors: Vec::new(),
         entered: Vec::new(),
         uncarried: Uncarried::default(),
         privileged: rustix::process::geteuid().is_root(),
@@ -199,13 +207,8 @@ pub(crate) fn walk(
         let parent = if name.is_empty() { Ok(None) } else { top.root.open_dir(folder).map(Some) };
         match parent {
             Ok(parent) => {
-                walk.visit(
-                    &top.root,
-                    &top.inner,
-                    parent.as_ref().map(|fd| (fd.as_fd(), name)),
-                    &top.name,
-                    stat,
-                )?;
+                let at = parent.as_ref().map(|fd| (fd.as_fd(), name));
+                walk.all(&top.root, &top.inner, at, &top.name, stat)?;
             }
             Err(errno) => walk.fail(&top.name, false, errno),
         }
@@ -225,8 +228,6 @@ struct Walk<'a> {
     stop: &'a Stop,
     builder: ManifestBuilder,
     walked: Walked,
-    /// Device and inode of the folders above, to notice a link that leads back up.
-    ancestors: Vec<(u64, u64)>,
     /// Folders above, of which nothing has been taken yet, and which are not taken for themselves.
     entered: Vec<Entered>,
     uncarried: Uncarried,
@@ -238,6 +239,21 @@ struct Entered {
     path: Vec<u8>,
     mode: u32,
     mtime: Mtime,
+}
+
+/// A folder in which the walk is, or beneath which.
+struct Folder {
+    /// How much of the walk's paths is this folder's: of that beneath the root, and of that in the manifest.
+    inner_len: usize,
+    path_len: usize,
+    /// Closed while the walk is far beneath it.
+    dir: Option<OwnedFd>,
+    /// Device and inode, to notice a link that leads back up.
+    id: (u64, u64),
+    /// The names in it that are still to come.
+    names: std::vec::IntoIter<(Vec<u8>, FileType)>,
+    /// How many folders above have been entered without being taken.
+    entered: usize,
 }
 
 impl Walk<'_> {
@@ -285,8 +301,9 @@ impl Walk<'_> {
         self.walked.note(LeftOutEntry { path: path.to_vec(), policy: false, directory, code, reason });
     }
 
-    /// Adds what is at `inner` beneath `root`, as `path`. `at` is its folder and name there, for calls that are cheaper so.
-    fn visit(
+    /// Adds what is at `inner` beneath `root`, as `path`, and all that is in it. `at` is its folder and name there, for
+    /// calls that are cheaper so.
+    fn all(
         &mut self,
         root: &Arc<Root>,
         inner: &[u8],
@@ -294,6 +311,67 @@ impl Walk<'_> {
         path: &[u8],
         stat: Stat,
     ) -> Result<(), Error> {
+        let (mut inner, mut path) = (inner.to_vec(), path.to_vec());
+        let mut folders = Vec::from_iter(self.visit(root, &inner, at, &path, stat, &[])?);
+        while let Some(mut folder) = folders.pop() {
+            inner.truncate(folder.inner_len);
+            path.truncate(folder.path_len);
+            let Some((name, _)) = folder.names.next() else {
+                self.entered.truncate(folder.entered);
+                continue;
+            };
+            let dir = match folder.dir.take().map_or_else(|| root.open_dir(&inner), Ok) {
+                Ok(dir) => dir,
+                Err(errno) => {
+                    self.fail(&path, true, errno);
+                    self.entered.truncate(folder.entered);
+                    continue;
+                }
+            };
+            if !inner.is_empty() {
+                inner.push(b'/');
+            }
+            inner.extend_from_slice(&name);
+            path.push(b'/');
+            path.extend_from_slice(&name);
+            let flags = if root.follows() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+            let stat = match rustix::fs::statat(&dir, &name[..], flags) {
+                // A link to nothing, when following.
+                Err(Errno::NOENT) if root.follows() => Err(Errno::NOENT),
+                // When links must stay beneath the root, the lookup has to say whether they do.
+                Ok(_) if root.follows() => root.stat(&inner),
+                result => result,
+            };
+            folders.push(folder);
+            let beneath = match stat {
+                Ok(stat) => self.visit(root, &inner, Some((dir.as_fd(), &name)), &path, stat, &folders)?,
+                Err(errno) => {
+                    self.fail(&path, false, errno);
+                    None
+                }
+            };
+            if let Some(folder) = folders.last_mut() {
+                folder.dir = Some(dir);
+            }
+            folders.extend(beneath);
+            if let Some(far) = folders.len().checked_sub(OPEN_MAX + 1).and_then(|at| folders.get_mut(at)) {
+                far.dir = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is at `inner` beneath `root`, as `path`; what is in it is still to be walked then. `above` are the folders
+    /// on the way.
+    fn visit(
+        &mut self,
+        root: &Arc<Root>,
+        inner: &[u8],
+        at: Option<(BorrowedFd<'_>, &[u8])>,
+        path: &[u8],
+        stat: Stat,
+        above: &[Folder],
+    ) -> Result<Option<Folder>, Error> {
         if self.stop.is_stopped() {
             return Err(Error::Interrupted);
         }
@@ -302,15 +380,19 @@ impl Walk<'_> {
         let checked = match RelPath::new(path) {
             Ok(checked) => checked,
             // Unfinished work of this program is nobody's to send.
-            Err(PathError::Hidden) => return Ok(()),
+            Err(PathError::Hidden) => return Ok(None),
             Err(error) => {
                 self.refuse(path, directory, 403, error.to_string());
-                return Ok(());
+                return Ok(None);
             }
         };
         let choice = self.options.filter.choose(checked, directory);
         if choice == Choice::Leave {
-            return Ok(());
+            return Ok(None);
+        }
+        if checked.is_long() && !self.options.long_paths {
+            self.refuse(path, directory, 403, LONG_PATH);
+            return Ok(None);
         }
         if self.options.tells_uncarried
             && let Some((folder, name)) = at
@@ -329,23 +411,23 @@ impl Walk<'_> {
                         rustix::fs::accessat(folder, name, rustix::fs::Access::READ_OK, AtFlags::EACCESS);
                     if let Err(errno @ Errno::ACCESS) = readable {
                         self.fail(path, false, errno);
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
                 entry.kind = EntryKind::File { size: stat.st_size as u64 };
-                self.push(&entry, Some(&stat))
+                self.push(&entry, Some(&stat))?;
             }
             FileType::Directory => {
                 let id = (stat.st_dev, stat.st_ino);
-                if self.ancestors.contains(&id) {
+                if above.iter().any(|folder| folder.id == id) {
                     self.refuse(path, true, 415, "a link that leads back up, which cannot be followed");
-                    return Ok(());
+                    return Ok(None);
                 }
                 let dir = match root.open_dir(inner) {
                     Ok(dir) => dir,
                     Err(errno) => {
                         self.fail(path, true, errno);
-                        return Ok(());
+                        return Ok(None);
                     }
                 };
                 let entered = self.entered.len();
@@ -353,56 +435,22 @@ impl Walk<'_> {
                     Choice::Take => self.push(&entry, None)?,
                     _ => self.entered.push(Entered { path: path.to_vec(), mode: entry.mode, mtime }),
                 }
-                self.ancestors.push(id);
-                let result = self.children(root, inner, dir.as_fd(), path);
-                self.ancestors.pop();
-                self.entered.truncate(entered);
-                result
+                match names(dir.as_fd()) {
+                    Ok(names) => {
+                        let (inner_len, path_len) = (inner.len(), path.len());
+                        let (dir, names) = (Some(dir), names.into_iter());
+                        return Ok(Some(Folder { inner_len, path_len, dir, id, names, entered }));
+                    }
+                    Err(errno) => {
+                        self.fail(path, true, errno);
+                        self.entered.truncate(entered);
+                    }
+                }
             }
-            FileType::Symlink => self.link(root, inner, path, &mut entry),
-            _ => {
-                self.refuse(path, false, 415, "neither a file nor a folder nor a link");
-                Ok(())
-            }
+            FileType::Symlink => self.link(root, inner, path, &mut entry)?,
+            _ => self.refuse(path, false, 415, "neither a file nor a folder nor a link"),
         }
-    }
-
-    fn children(
-        &mut self,
-        root: &Arc<Root>,
-        inner: &[u8],
-        dir: BorrowedFd<'_>,
-        path: &[u8],
-    ) -> Result<(), Error> {
-        let names = match names(dir) {
-            Ok(names) => names,
-            Err(errno) => {
-                self.fail(path, true, errno);
-                return Ok(());
-            }
-        };
-        let mut child_path = [path, b"/"].concat();
-        let mut child_inner = if inner.is_empty() { Vec::new() } else { [inner, b"/"].concat() };
-        let (path_len, inner_len) = (child_path.len(), child_inner.len());
-        for (name, _) in names {
-            child_path.truncate(path_len);
-            child_path.extend_from_slice(&name);
-            child_inner.truncate(inner_len);
-            child_inner.extend_from_slice(&name);
-            let flags = if root.follows() { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-            let stat = match rustix::fs::statat(dir, &name[..], flags) {
-                // A link to nothing, when following.
-                Err(Errno::NOENT) if root.follows() => Err(Errno::NOENT),
-                // When links must stay beneath the root, the lookup has to say whether they do.
-                Ok(_) if root.follows() => root.stat(&child_inner),
-                result => result,
-            };
-            match stat {
-                Ok(stat) => self.visit(root, &child_inner, Some((dir, &name)), &child_path, stat)?,
-                Err(errno) => self.fail(&child_path, false, errno),
-            }
-        }
-        Ok(())
+        Ok(None)
     }
 
     fn link(
@@ -462,6 +510,7 @@ mod tests {
             links: Links::Copy,
             filter: Filter::default(),
             entries_max: 100,
+            long_paths: false,
             tells_uncarried: false,
         };
         let walked = walk(&tree, None, &options, &Observer::default(), &Stop::new()).unwrap();

@@ -148,11 +148,13 @@ pub enum Capability {
     Content,
     /// Links to wherever the folder reaches in which the manifest arrives.
     Links,
+    /// Paths of more than 4,096 bytes.
+    LongPaths,
 }
 
 impl Capability {
     /// All that this implementation has.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Sparse,
         Self::Zstd,
         Self::Archive,
@@ -162,6 +164,7 @@ impl Capability {
         Self::Proof,
         Self::Content,
         Self::Links,
+        Self::LongPaths,
     ];
 
     fn name(self) -> &'static str {
@@ -175,6 +178,7 @@ impl Capability {
             Capability::Proof => "proof",
             Capability::Content => "content",
             Capability::Links => "links",
+            Capability::LongPaths => "long-paths",
         }
     }
 }

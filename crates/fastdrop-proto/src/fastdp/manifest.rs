@@ -1,7 +1,7 @@
 //! The list of what a transfer moves (section 5).
 
 use super::link::{TARGET_MAX, base_reach, climbs};
-use super::path::{PATH_MAX, PathError, RelPath};
+use super::path::{PathError, RelPath};
 use crate::cursor::{Cursor, ReadError};
 use crate::units::{EntryIndex, Mtime};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,9 +105,6 @@ pub enum EntryError {
 fn decode<'a>(cursor: &mut Cursor<'a>) -> Result<Entry<'a>, EntryError> {
     let kind = cursor.u8()?;
     let path_len = usize::from(cursor.u16()?);
-    if path_len > PATH_MAX {
-        return Err(PathError::TooLong.into());
-    }
     let path = RelPath::new(cursor.bytes(path_len)?)?;
     let mode = cursor.u32()?;
     let mtime = Mtime { seconds: cursor.i64()?, nanos: cursor.u32()? };
@@ -255,10 +252,15 @@ impl Manifest {
     ///
     /// Links that rest on what is left out.
     pub fn without(&self, entries: &BTreeSet<EntryIndex>) -> Result<Manifest, ManifestError> {
-        let mut builder = ManifestBuilder::new(u32::MAX);
+        let mut builder = ManifestBuilder::new(u32::MAX).with_long_paths(true);
         let mut kept = self.iter().filter(|(index, _)| !entries.contains(index));
         kept.try_for_each(|(_, entry)| builder.push(&entry))?;
         builder.finish()
+    }
+
+    /// The entries that a peer without the capability `long-paths` would refuse. Whatever is beneath one is among them.
+    pub fn long_paths(&self) -> BTreeSet<EntryIndex> {
+        self.iter().filter(|(_, entry)| entry.path.is_long()).map(|(index, _)| index).collect()
     }
 
     /// The totals for MANIFEST_END.
@@ -272,6 +274,7 @@ impl Manifest {
 pub struct ManifestBuilder {
     manifest: Manifest,
     entries_max: u32,
+    long_paths: bool,
     digest: XxHash3_64,
     /// Where the last entry's path stands in `manifest.encoded`, and whether something may lie beneath it.
     last: Option<(std::ops::Range<usize>, bool)>,
@@ -295,6 +298,7 @@ impl ManifestBuilder {
         Self {
             manifest: Manifest::default(),
             entries_max,
+            long_paths: false,
             digest: XxHash3_64::new(),
             last: None,
             ended_by_stream: false,
@@ -307,6 +311,12 @@ impl ManifestBuilder {
     /// An empty list that is only shown: its links may lead anywhere.
     pub fn for_list(entries_max: u32) -> Self {
         Self { for_list: true, ..Self::new(entries_max) }
+    }
+
+    /// The same, taking paths of up to 65,535 bytes if `long_paths` says so: both ends have that capability, or the
+    /// manifest stays here.
+    pub fn with_long_paths(self, long_paths: bool) -> Self {
+        Self { long_paths, ..self }
     }
 
     /// Adds an entry after the others.
@@ -354,6 +364,9 @@ impl ManifestBuilder {
     }
 
     fn check(&self, entry: &Entry<'_>) -> Result<(), ManifestError> {
+        if entry.path.is_long() && !self.long_paths {
+            return Err(EntryError::Path(PathError::TooLong).into());
+        }
         let shown = || entry.path.as_bytes().escape_ascii().to_string();
         if self.ended_by_stream {
             return Err(ManifestError::Order(shown()));
@@ -406,7 +419,7 @@ impl ManifestBuilder {
             }
             let original = (0..).map(EntryIndex).filter(|entry| !left_out.contains_key(entry));
             let original: Vec<_> = original.take(builder.manifest.len() as usize).collect();
-            let mut next = ManifestBuilder::new(builder.entries_max);
+            let mut next = ManifestBuilder::new(builder.entries_max).with_long_paths(builder.long_paths);
             for (index, entry) in builder.manifest.iter() {
                 match original.get(index.at()) {
                     Some(&original) if escaping.contains(&index) => {
@@ -547,6 +560,34 @@ mod tests {
         let beyond = manifest.links_beyond_base();
         assert_eq!(beyond, [EntryIndex(1)].into());
         assert_eq!(manifest.without(&beyond).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn long_paths_are_taken_only_where_both_ends_take_them() {
+        let path = |len: usize| {
+            let mut path = "d/".repeat(700) + &("e".repeat(254) + "/").repeat(len / 255 + 1);
+            path.truncate(len);
+            if path.ends_with('/') {
+                path.replace_range(len - 1.., "f");
+            }
+            path
+        };
+        for (len, is_long) in [(4095, false), (4096, false), (4097, true), (65_535, true)] {
+            let path = path(len);
+            assert_eq!(path.len(), len);
+            for long_paths in [false, true] {
+                let mut builder = ManifestBuilder::new(2).with_long_paths(long_paths);
+                let pushed = builder.push(&file(&path, 1));
+                assert_eq!(pushed.is_ok(), long_paths || !is_long, "{len}");
+                if pushed.is_err() {
+                    assert_eq!(pushed, Err(EntryError::Path(PathError::TooLong).into()));
+                    continue;
+                }
+                let manifest = builder.finish().unwrap();
+                assert_eq!(manifest.get(EntryIndex(0)).unwrap().path.as_bytes(), path.as_bytes());
+                assert_eq!(manifest.long_paths().len(), usize::from(is_long));
+            }
+        }
     }
 
     #[test]

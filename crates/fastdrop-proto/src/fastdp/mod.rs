@@ -31,7 +31,7 @@ pub use left_out::{LEFT_OUT_NAMED_MAX, LeftOut, LeftOutEntry};
 pub use link::TARGET_MAX;
 pub use manifest::{Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestEnd, ManifestError};
 pub use need::{Held, NeedTotals, SkipReason, SkipRun};
-pub use path::{COMPONENT_MAX, HIDDEN, PATH_MAX, PathError, RelPath};
+pub use path::{COMPONENT_MAX, DEPTH_MAX, HIDDEN, LONG_PATH_MAX, PATH_MAX, PathError, RelPath};
 pub use receiver::{ChunkVerdict, Completed, Expected, Finish, Receiver};
 pub use root::{Transcript, root_digest};
 pub use sender::{Action, Outcome, Sender, SenderConfig, StreamId, Streams};

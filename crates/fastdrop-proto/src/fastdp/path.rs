@@ -3,8 +3,12 @@
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Longest path in bytes.
+/// Longest path in bytes, towards a peer without the capability `long-paths`.
 pub const PATH_MAX: usize = 4096;
+/// Longest path in bytes.
+pub const LONG_PATH_MAX: usize = 65_535;
+/// Most components of a path.
+pub const DEPTH_MAX: usize = 1024;
 /// Longest component in bytes.
 pub const COMPONENT_MAX: usize = 255;
 /// The folder in which receivers keep unfinished work: never a name in a transfer.
@@ -16,9 +20,12 @@ pub enum PathError {
     /// Nothing at all.
     #[error("an empty path")]
     Empty,
-    /// Longer than 4,096 bytes.
-    #[error("a path of more than 4,096 bytes")]
+    /// Longer than [`LONG_PATH_MAX`], or than [`PATH_MAX`] where both ends are not known to take more.
+    #[error("a path that is too long")]
     TooLong,
+    /// More than [`DEPTH_MAX`] components.
+    #[error("a path of more than 1,024 components")]
+    TooDeep,
     /// Begins with a slash.
     #[error("an absolute path")]
     Absolute,
@@ -36,7 +43,7 @@ pub enum PathError {
     Escapes,
 }
 
-/// A checked relative path: components of 1 to 255 bytes, joined by `/`.
+/// A checked relative path: at most [`DEPTH_MAX`] components of 1 to 255 bytes, joined by `/`.
 ///
 /// Ordered component by component, so that a directory comes right before what is in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +55,7 @@ impl<'a> RelPath<'a> {
         if bytes.is_empty() {
             return Err(PathError::Empty);
         }
-        if bytes.len() > PATH_MAX {
+        if bytes.len() > LONG_PATH_MAX {
             return Err(PathError::TooLong);
         }
         if bytes.first() == Some(&b'/') {
@@ -57,7 +64,10 @@ impl<'a> RelPath<'a> {
         if bytes.contains(&0) {
             return Err(PathError::Nul);
         }
-        for component in bytes.split(|&byte| byte == b'/') {
+        for (depth, component) in bytes.split(|&byte| byte == b'/').enumerate() {
+            if depth >= DEPTH_MAX {
+                return Err(PathError::TooDeep);
+            }
             if component.is_empty()
                 || component.len() > COMPONENT_MAX
                 || component == b"."
@@ -75,6 +85,11 @@ impl<'a> RelPath<'a> {
     /// The path's bytes.
     pub fn as_bytes(self) -> &'a [u8] {
         self.0
+    }
+
+    /// Whether only a peer with the capability `long-paths` takes it.
+    pub fn is_long(self) -> bool {
+        self.0.len() > PATH_MAX
     }
 
     /// The components, from the top.
@@ -124,7 +139,8 @@ mod tests {
     #[test]
     fn cases_47_and_53_names_that_could_lead_elsewhere_are_refused() {
         let long = vec![b'a'; 256];
-        let deep = b"a/".repeat(2049);
+        let too_long = [&[b'a'; 254][..], b"/"].concat().repeat(258);
+        let too_deep = &b"a/".repeat(1025)[..2049];
         for (bytes, why) in [
             (&b""[..], PathError::Empty),
             (b"/etc/passwd", PathError::Absolute),
@@ -135,7 +151,8 @@ mod tests {
             (b"a/", PathError::Component),
             (b"a\0b", PathError::Nul),
             (&long, PathError::Component),
-            (&deep, PathError::TooLong),
+            (&too_long, PathError::TooLong),
+            (too_deep, PathError::TooDeep),
             (b"a/.fastdrop/x", PathError::Hidden),
         ] {
             assert_eq!(RelPath::new(bytes), Err(why), "{}", bytes.escape_ascii());
@@ -145,8 +162,12 @@ mod tests {
     #[test]
     fn cases_53_and_57_every_other_name_is_a_name() {
         let longest = [b'a'; 255];
+        let long = [&[b'a'; 254][..], b"/"].concat().repeat(257);
+        let deep = b"a/".repeat(1024);
         for bytes in [
             &longest[..],
+            &long[..65_534],
+            &deep[..2047],
             b"C:\\x",
             b"con",
             b"...",

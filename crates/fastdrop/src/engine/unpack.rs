@@ -100,7 +100,7 @@ impl Reception {
             let (a, b) = (a.path.split(|&byte| byte == b'/'), b.path.split(|&byte| byte == b'/'));
             a.cmp(b)
         });
-        let mut builder = ManifestBuilder::new(members_max);
+        let mut builder = ManifestBuilder::new(members_max).with_long_paths(true);
         let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
         for member in &members {
             let path = RelPath::new(&member.path);

@@ -347,7 +347,8 @@ impl Serving<'_> {
     fn read_manifest(&self, reader: &mut FrameReader) -> Result<Manifest, Error> {
         let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(400, error.to_string());
         let until = Instant::now() + MANIFEST_PATIENCE;
-        let mut builder = ManifestBuilder::new(self.shared.options.entries_max);
+        let mut builder = ManifestBuilder::new(self.shared.options.entries_max)
+            .with_long_paths(self.open.has(Capability::LongPaths));
         loop {
             if Instant::now() > until {
                 return Err(Error::with_code(408, "the manifest did not come in time"));
@@ -488,6 +489,7 @@ impl Serving<'_> {
             filter: Filter::default(),
             entries_max: self.shared.options.entries_max,
             tells_uncarried: false,
+            long_paths: self.open.has(Capability::LongPaths),
         };
         let mut walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
         if !self.open.has(Capability::Links) {
