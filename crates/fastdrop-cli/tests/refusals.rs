@@ -439,6 +439,35 @@ fn case_105_a_1_1_0_receiver_that_closes_without_a_word_is_given_up() {
     assert_eq!(count.join().unwrap(), 3);
 }
 
+/// A receiver, or a relay, that has answered and reads no further is not waited for.
+#[test]
+fn case_105_an_answer_is_heard_while_nothing_more_can_be_sent() {
+    let files = scratch();
+    let file = files.path().join("f");
+    write_file(&file, 64 * MIB, 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let keep = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut first = vec![0; 4096];
+        let count = stream.read(&mut first).unwrap();
+        let text = String::from_utf8_lossy(&first[..count]).into_owned();
+        let head = upgrade(&text, "").replace("1.0.0", "1.1.0");
+        stream.write_all(head.split_once('\0').unwrap().0.as_bytes()).unwrap();
+        // The sender has filled everything between by now, or will.
+        stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        stream.write_all(b"ERROR: 507 no space").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    });
+    let started = std::time::Instant::now();
+    let target = format!("127.0.0.1:{port}");
+    client(args!["send", "--retries", "0", "--protocol", "fastdp1.1", file, target]).expect(8);
+    // Silence counts as a loss after a minute only.
+    assert!(started.elapsed().as_secs() < 45, "it waited for {:?}", started.elapsed());
+    drop(keep.join().unwrap());
+}
+
 /// Needs root, to take a user of its own that may have few threads.
 #[test]
 #[ignore = "needs root"]

@@ -89,6 +89,8 @@ pub(crate) struct Connection {
     stopped: AtomicBool,
     /// A call has reported that the peer reset it. The system says so once; later reads look like an end in good order.
     was_reset: AtomicBool,
+    /// The peer says nothing until it ends or gives up: sending on after that is in vain.
+    stops_at_answer: AtomicBool,
     /// Bytes that were read.
     received: AtomicU64,
     /// The path is shorter than [`SMALL_BUFFER_RTT`].
@@ -118,6 +120,7 @@ impl Connection {
             writing: Mutex::new(()),
             stopped: AtomicBool::new(false),
             was_reset: AtomicBool::new(false),
+            stops_at_answer: AtomicBool::new(false),
             received: AtomicU64::new(0),
             shortest: rtt < SMALL_BUFFER_RTT,
         })
@@ -159,6 +162,17 @@ impl Connection {
     /// Has it reset when it goes, or ended in good order.
     pub(crate) fn reset_on_close(&self, reset: bool) {
         reset_on_close(&self.socket, reset);
+    }
+
+    /// Has a blocked write end as soon as there is something to read.
+    pub(crate) fn stop_at_answer(&self) {
+        self.stops_at_answer.store(true, Ordering::SeqCst);
+    }
+
+    /// There is something to read, or the end of it.
+    fn has_input(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&now)) != Ok(0)
     }
 
     /// The peer has reset it, as far as reads and writes have told.
@@ -252,7 +266,7 @@ impl Connection {
                     moved_at = Instant::now();
                     pace(0);
                 }
-                Err(error) => self.waited(&error, moved_at)?,
+                Err(error) => self.waited_to_write(&error, moved_at)?,
             }
         }
         Ok(())
@@ -283,7 +297,7 @@ impl Connection {
                 Err(errno @ (rustix::io::Errno::IO | rustix::io::Errno::OVERFLOW)) => {
                     return Err(SendFileError::Source(errno));
                 }
-                Err(errno) => self.waited(&errno.into(), moved_at).map_err(SendFileError::Ended)?,
+                Err(errno) => self.waited_to_write(&errno.into(), moved_at).map_err(SendFileError::Ended)?,
             }
         }
         Ok(offset - start)
@@ -295,6 +309,15 @@ impl Connection {
             std::thread::sleep(nap);
             left -= nap;
         }
+    }
+
+    /// Decides about a write that could not go on, as [`Self::waited`].
+    fn waited_to_write(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
+        self.waited(error, moved_at)?;
+        if self.stops_at_answer.load(Ordering::SeqCst) && self.has_input() {
+            return Err(Ended::Broken("the peer has answered before everything was sent".into()));
+        }
+        Ok(())
     }
 
     /// Decides whether a call that brought nothing is worth repeating.

@@ -157,6 +157,7 @@ fn exchange_headers(
     client.stop.watch(&connection);
     let mut reader = FrameReader::new(Arc::clone(&connection), early);
     send_all(&connection, &payload.header.encode())?;
+    connection.stop_at_answer();
     let confirms = payload.header.version == Version::V1_0 && read_header(&mut reader)?;
     client.observer.set_phase(Phase::Moving);
     Ok((reader, confirms))
@@ -220,6 +221,9 @@ fn send_once(
     let sent = (0..count).try_for_each(|index| {
         if index + 1 == count {
             source.check()?;
+        }
+        if reader.comes_within(Duration::ZERO) {
+            return Err(Error::Network("the receiver has answered before everything was sent".into()));
         }
         send_chunk(client, &connection, payload, index, throttle).map(|_| ())
     });

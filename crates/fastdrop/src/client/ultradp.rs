@@ -28,6 +28,7 @@ pub(super) fn send(
         Error::with_code(400, format!("{}: UltraDP cannot carry this name", crate::shown(&file.name)))
     })?;
     let connection = client.bare(client.target.port)?;
+    connection.stop_at_answer();
     client.observer.set_phase(Phase::Moving);
     let sent = transmit(client, &connection, &line, file, compressed, throttle);
     match sent.and_then(|()| finish(client, &connection)) {
