@@ -38,7 +38,7 @@ const ROWS: [Row; 42] = [
     ("links", Some("follow"), ALL, false),
     ("links", Some("skip"), ALL, false),
     ("links", Some("safe"), NONE, false),
-    ("check", None, NONE, true),
+    ("check", None, NONE, false),
     ("no-resume", None, ALL, true),
     ("checkpoint", Some("512M"), NONE, false),
     ("checkpoint", Some("1M"), NONE, false),
