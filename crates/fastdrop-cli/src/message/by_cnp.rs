@@ -34,16 +34,17 @@ pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
             let id = session.agreed().id.text().into_owned();
             let (from, transport) = (session.peer_addr(), session.transport());
             let origin = Origin { protocol: "cnp", transport, session: &id, from };
-            let message = delivery.message().clone();
-            if printer.print(origin, serde_json::Map::new(), &message).await.is_err() {
-                // What is not written is not acknowledged, and the listener ends.
+            let (message, headers) = (delivery.message().clone(), serde_json::Map::new());
+            // What is not written is not acknowledged, and then the listener ends.
+            if !printer.echo {
+                let _ = printer.print_and(origin, headers, &message, || delivery.acknowledge()).await;
                 return;
             }
-            delivery.acknowledge();
-            if printer.echo
-                && let Err(error) = session.submit(message).await
-            {
-                tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+            if printer.print(origin, headers, &message).await.is_ok() {
+                delivery.acknowledge();
+                if let Err(error) = session.submit(message).await {
+                    tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
+                }
             }
         }
     };

@@ -163,7 +163,7 @@ pub(crate) struct Send {
     /// vstp: a header of every message
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// Wait until each message has been acknowledged, as cnp always does
+    /// Wait until each message has been acknowledged, which a listener does when it has written it out; cnp always waits
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) ack: bool,
     /// Each line of this file is a message; `-` for standard input

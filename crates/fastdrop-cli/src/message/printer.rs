@@ -22,11 +22,10 @@ pub(super) struct Printer {
     end: Stop,
 }
 
-/// A line that is to be written, and whom to tell when it is.
-#[derive(Debug)]
+/// A line that is to be written, and what is done when it is; dropped without that if it cannot be.
 struct Line {
     text: String,
-    written: oneshot::Sender<()>,
+    written: Box<dyn FnOnce() + Send>,
 }
 
 /// What is printed was not written, and will not be: the output is lost, or the listener ends.
@@ -58,11 +57,19 @@ impl Printer {
             let _ = failed.try_send(OutputError::from(std::io::Error::from(error)));
         };
         std::thread::spawn(move || {
-            while let Some(Line { text, written }) = taken.blocking_recv() {
+            let (mut text, mut written) = (String::new(), Vec::new());
+            while let Some(first) = taken.blocking_recv() {
+                // What else waits is written in the same call.
+                let others = std::iter::from_fn(|| taken.try_recv().ok()).take(Self::LINES);
+                for line in std::iter::once(first).chain(others) {
+                    text.push_str(&line.text);
+                    written.push(line.written);
+                }
                 if let Err(error) = write_all(text.as_bytes()) {
                     return fail(&failed, error);
                 }
-                let _ = written.send(());
+                text = String::new();
+                written.drain(..).for_each(|written| written());
             }
         });
         std::thread::spawn(move || {
@@ -85,12 +92,33 @@ impl Printer {
     /// Writes a message. When this returns well, all of it is written.
     pub(super) async fn print(
         &self,
-        Origin { protocol, transport, session, from }: Origin<'_>,
+        origin: Origin<'_>,
         headers: Map<String, Value>,
         message: &Bytes,
     ) -> Result<(), NotWritten> {
+        self.write(self.line_of(origin, headers, message)).await
+    }
+
+    /// Waits until there is room for a message, which is written in its turn. Then `written` is called, from another
+    /// thread; it is dropped if the message cannot be written.
+    pub(super) async fn print_and(
+        &self,
+        origin: Origin<'_>,
+        headers: Map<String, Value>,
+        message: &Bytes,
+        written: impl FnOnce() + Send + 'static,
+    ) -> Result<(), NotWritten> {
+        self.queue(self.line_of(origin, headers, message), Box::new(written)).await
+    }
+
+    fn line_of(
+        &self,
+        Origin { protocol, transport, session, from }: Origin<'_>,
+        headers: Map<String, Value>,
+        message: &Bytes,
+    ) -> String {
         if !self.output.json {
-            return self.write(format!("{}\n", shown(message))).await;
+            return format!("{}\n", shown(message));
         }
         let mut fields = json!({
             "protocol": protocol, "transport": transport, "session": session, "from": from.to_string(),
@@ -100,18 +128,27 @@ impl Printer {
             Ok(text) => fields["text"] = text.into(),
             Err(_) => fields["base64"] = STANDARD.encode(message).into(),
         }
-        self.write(self.output.event_line("message", fields).unwrap_or_default()).await
+        self.output.event_line("message", fields).unwrap_or_default()
     }
 
     async fn write(&self, text: String) -> Result<(), NotWritten> {
-        let (written, told) = oneshot::channel();
-        let write = async {
-            self.lines.send(Line { text, written }).await.map_err(|_| NotWritten)?;
-            told.await.map_err(|_| NotWritten)
+        let (tell, told) = oneshot::channel();
+        // Whoever does not wait any more does not want to know.
+        let written = move || {
+            let _ = tell.send(());
         };
+        self.queue(text, Box::new(written)).await?;
         tokio::select! {
             biased;
-            written = write => written,
+            told = told => told.map_err(|_| NotWritten),
+            () = self.end.wait() => Err(NotWritten),
+        }
+    }
+
+    async fn queue(&self, text: String, written: Box<dyn FnOnce() + Send>) -> Result<(), NotWritten> {
+        tokio::select! {
+            biased;
+            queued = self.lines.send(Line { text, written }) => queued.map_err(|_| NotWritten),
             () = self.end.wait() => Err(NotWritten),
         }
     }
