@@ -266,6 +266,51 @@ fn case_107_the_stage_is_beside_the_target_where_the_top_is_not_writable() {
     assert_eq!(leftovers(served.path()), NOTHING);
 }
 
+/// Where nothing is writable, but this user's own, a folder is lent the permission for its time.
+#[test]
+#[ignore = "needs root"]
+fn case_107_a_mount_of_read_only_folders_of_ones_own_is_staged_in_one_of_them() {
+    let (served, own) = (scratch(), scratch());
+    for folder in [served.path(), own.path()] {
+        set_mode(folder, 0o755);
+    }
+    let tree = own.path().join("tree");
+    write_file(&tree.join("disk/ro/file"), 3 * MIB, 1);
+    let disk = served.path().join("tree/disk");
+    fs::create_dir_all(&disk).unwrap();
+    give_to_nobody(served.path());
+    let _disk = MountAt::tmpfs(&disk, "size=32m,mode=755");
+    fs::create_dir(disk.join("ro")).unwrap();
+    give_to_nobody(&disk.join("ro"));
+    for locked in [0o555, 0o300] {
+        set_mode(&disk.join("ro"), locked);
+        let server = Server::wrapped(served.path(), &["--existing", "overwrite"], as_nobody());
+        let target = server.target("tree/disk/ro/");
+        client(args!["send", "--existing", "overwrite", tree.join("disk/ro/file"), target]).expect(0);
+        same_bytes(&tree.join("disk/ro/file"), &disk.join("ro/file"));
+        assert_eq!(fs::metadata(disk.join("ro")).unwrap().mode() & 0o777, locked);
+        assert_eq!(leftovers(served.path()), NOTHING);
+        fs::remove_file(disk.join("ro/file")).unwrap();
+    }
+}
+
+/// Something that is mounted on `.fastdrop` itself is no place for files that will live outside of it.
+#[test]
+#[ignore = "needs root"]
+fn case_107_a_mount_on_the_hidden_folder_is_a_refusal_in_words_or_no_obstacle() {
+    let (served, own) = (scratch(), scratch());
+    let _mount = MountAt::tmpfs(&served.path().join(".fastdrop"), "size=32m");
+    let source = own.path().join("file");
+    write_file(&source, 3 * MIB, 1);
+    fs::create_dir(served.path().join("folder")).unwrap();
+    let server = Server::start(served.path(), &[]);
+    client(args!["send", source, server.target("folder/")]).expect(0);
+    assert_same_file(&source, &served.path().join("folder/file"));
+    let out = client(args!["send", source, server.target("")]).expect_failure();
+    assert!(out.to_string().contains("folder for unfinished files"), "{out}");
+    assert!(!served.path().join("file").exists());
+}
+
 /// A mount that is read-only costs what would go there, in words.
 #[test]
 #[ignore = "needs root"]

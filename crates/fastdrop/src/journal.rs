@@ -20,8 +20,10 @@ use twox_hash::XxHash3_64;
 pub(crate) const NAME: &str = "journal";
 /// Its name until it is complete.
 const NEW: &str = "journal.new";
-/// All names that a journal may have.
-pub(crate) const NAMES: [&str; 2] = [NAME, NEW];
+/// An empty file that is there once the journal names a folder that was lent permissions.
+pub(crate) const LENT_MARK: &str = "lent";
+/// All names of what belongs to a journal.
+pub(crate) const NAMES: [&str; 3] = [NAME, NEW, LENT_MARK];
 const MAGIC: &[u8] = b"fastdrop journal 1\n";
 /// Bytes of a record: room for a path of any length.
 const RECORD_MAX: usize = 128 << 10;

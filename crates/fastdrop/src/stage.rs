@@ -142,7 +142,17 @@ impl Stage {
             return Err(Error::with_code(413, "files on more mounts than one transfer may write to"));
         }
         let mut result = Err(Errno::NOENT);
-        for place in part::places(&self.root, folders, mount) {
+        let places = part::places(&self.root, folders, mount);
+        let is_writable = |place: &&PartPlace| part::check_writable(&self.root, place).is_ok();
+        if places.iter().find(is_writable).is_none() {
+            // None will do but one that is lent what it lacks.
+            for folder in folders {
+                if self.lend(folder).map_err(system)? {
+                    break;
+                }
+            }
+        }
+        for place in places {
             if let Err(errno) = part::check_writable(&self.root, &place) {
                 result = Err(errno);
                 continue;
@@ -151,7 +161,8 @@ impl Stage {
             let record = Record::Part { part: part as u8, place: place.clone() };
             self.journal.append(&[record]).map_err(system)?;
             result = Part::make(&self.root, place, &self.name, mount);
-            if !matches!(result, Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::XDEV)) {
+            let elsewhere = [Errno::ACCESS, Errno::PERM, Errno::ROFS, Errno::XDEV, Errno::EXIST];
+            if !result.as_ref().is_err_and(|errno| elsewhere.contains(errno)) {
                 break;
             }
         }
@@ -384,7 +395,8 @@ impl Stage {
             Ok(dirs) => dirs.iter().try_for_each(rustix::fs::fsync),
             Err(_) => {
                 rustix::fs::syncfs(&*self.root)?;
-                self.mounts.iter().try_for_each(rustix::fs::syncfs)
+                let parts = self.elsewhere.iter().map(|part| &part.folder);
+                self.mounts.iter().chain(parts).try_for_each(rustix::fs::syncfs)
             }
         })
     }
@@ -394,6 +406,11 @@ impl Stage {
         let mut any = false;
         while let Some(lendable) = Lendable::find(&self.root, folder)? {
             let mut lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+            if lent.is_empty() {
+                let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mode = Mode::from_raw_mode(0o600);
+                rustix::fs::openat(&self.home.folder, journal::LENT_MARK, flags, mode)?;
+            }
             let mode = *lent.entry(lendable.path.clone()).or_insert(lendable.mode);
             // Noted first: whoever finds this journal after a crash gives them back.
             self.journal.append(&[Record::Lent { mode, path: lendable.path.clone() }])?;
@@ -845,12 +862,17 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
             Mode::empty(),
         );
         let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
-        // Locked as long as this looks at it.
+        let is_old = since(touched) > age;
+        let has_lent = rustix::fs::statat(&folder, journal::LENT_MARK, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        if !is_old && !has_lent {
+            continue;
+        }
+        // Locked as long as this looks at it: whoever wants to continue it meanwhile finds it busy.
         let found = journal::recover(folder.as_fd());
         if let Found::Recovered(recovered) = &found {
             lent::give_back(root, &recovered.lent);
         }
-        if since(touched) > age && !matches!(found, Found::Busy) {
+        if is_old && !matches!(found, Found::Busy) {
             tracing::info!(folder = %name, "removing unfinished work that nobody came back for");
             remove_folder(root, &name, &journal::parts(folder.as_fd()));
         }

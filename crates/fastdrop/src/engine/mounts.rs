@@ -155,8 +155,10 @@ impl Mounts {
             if stage.is_home(mount.id) {
                 continue;
             }
-            let folder = root.open_dir(&mount.folder);
-            stage.note_mount(folder.map_err(|errno| Error::system(crate::shown(&mount.folder), errno))?);
+            // One that cannot be opened can be synced by way of the part that is there.
+            if let Ok(folder) = root.open_dir(&mount.folder) {
+                stage.note_mount(folder);
+            }
             if !mount.staged.is_empty() {
                 let part = stage.part_for(&mount.staged, mount.id);
                 mount.part = part.map_err(|error| Refusal { code: error.code(), message: error.to_string() });

@@ -43,7 +43,10 @@ impl Lendable {
 
     /// Gives it what it lacks.
     pub(super) fn lend(&self) -> Result<(), Errno> {
-        set_mode(&self.fd, self.mode | self.lacking)
+        set_mode(&self.fd, self.mode | self.lacking)?;
+        // Some file systems say yes and change nothing.
+        let lacking = self.lacking & !rustix::fs::fstat(&self.fd)?.st_mode;
+        if lacking == 0 { Ok(()) } else { Err(Errno::ACCESS) }
     }
 }
 
@@ -53,7 +56,7 @@ pub(super) fn give_back(root: &Root, lent: &BTreeMap<Vec<u8>, u32>) {
     folders.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
     for (path, &mode) in folders {
         if let Ok(Some((fd, now))) = look(root, path)
-            && [mode | TO_CHANGE, mode | TO_PASS].contains(&now)
+            && [mode | TO_CHANGE, mode | TO_PASS].iter().any(|lent| (lent ^ now) & 0o777 == 0)
             && let Err(errno) = set_mode(&fd, mode)
         {
             let path = crate::shown(path);

@@ -46,7 +46,7 @@ pub(super) struct Part {
 impl Part {
     /// Makes the folder `name` at `place`, if that is on `mount`.
     pub(super) fn make(root: &Root, place: PartPlace, name: &str, mount: MountId) -> Result<Self, Errno> {
-        let base_fd = root.open_dir(&place.base)?;
+        let base_fd = open_base(root, &place)?;
         if MountId::of(&base_fd)? != mount {
             return Err(Errno::XDEV);
         }
@@ -91,7 +91,7 @@ pub(super) fn places(root: &Root, folders: &[Vec<u8>], mount: MountId) -> Vec<Pa
 
 /// Checks that this user may make something at `place`.
 pub(super) fn check_writable(root: &Root, place: &PartPlace) -> Result<(), Errno> {
-    let base = root.open_dir(&place.base)?;
+    let base = open_base(root, place)?;
     rustix::fs::accessat(base, c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
 }
 
@@ -99,6 +99,11 @@ pub(super) fn check_writable(root: &Root, place: &PartPlace) -> Result<(), Errno
 pub(super) fn open_all(root: &Root, name: &str, places: &BTreeMap<u8, PartPlace>) -> BTreeMap<u8, OwnedFd> {
     let open = |place: &PartPlace| root.open_dir(&path(place, name)).ok();
     places.iter().filter_map(|(&part, place)| Some((part, open(place)?))).collect()
+}
+
+/// The folder that holds `.fastdrop`, which need not be readable.
+fn open_base(root: &Root, place: &PartPlace) -> Result<OwnedFd, Errno> {
+    root.open_at(&place.base, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
 }
 
 fn path(place: &PartPlace, name: &str) -> Vec<u8> {
@@ -113,7 +118,7 @@ pub(super) fn remove(root: &Root, name: &str, place: &PartPlace) -> bool {
                 let _ = rustix::fs::unlinkat(&folder, &file[..], AtFlags::empty());
             }
             drop(folder);
-            let Ok(base) = root.open_dir(&place.base) else { return false };
+            let Ok(base) = open_base(root, place) else { return false };
             let outer = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let Ok(outer) = rustix::fs::openat(&base, HIDDEN, outer, Mode::empty()) else { return false };
             let removed = rustix::fs::unlinkat(&outer, name, AtFlags::REMOVEDIR);
