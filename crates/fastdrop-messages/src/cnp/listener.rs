@@ -119,7 +119,11 @@ impl Listener {
         let fits = self.sessions.len() < self.sessions_max || self.sessions.contains_key(&from);
         let place = self.ready.try_reserve().ok().filter(|_| fits && !self.closes);
         let Some(place) = place else {
-            tracing::warn!(%from, "no more sessions");
+            if self.closes {
+                tracing::debug!(%from, "no new session while the server closes");
+            } else {
+                tracing::warn!(%from, "no more sessions");
+            }
             machine.abort(ErrorCode::Busy, "no more sessions here");
             let mut farewell = Vec::new();
             machine.poll_transmit(Instant::now(), &mut farewell, 0);
