@@ -190,6 +190,38 @@ fn case_107_a_killed_transfer_onto_a_mount_is_resumed() {
     }
 }
 
+/// Killed at any call that makes, names or removes something: no part of a stage is forgotten.
+#[test]
+#[ignore = "needs root and strace"]
+fn case_107_killed_at_each_persisting_system_call_nothing_stays_on_a_mount() {
+    let mut kills = 0;
+    for calls in ["mkdirat", "unlinkat", "renameat2", "write", "fsync,fdatasync,syncfs"] {
+        for when in 1..8 {
+            let (from, to) = (scratch(), scratch());
+            let tree = from.path().join("tree");
+            write_file(&tree.join("disk/big"), 2 * MIB, 1);
+            write_file(&tree.join("disk/new/small"), 3000, 2);
+            write_file(&tree.join("here"), 3000, 3);
+            let arrived = to.path().join("tree");
+            let _mount = MountAt::tmpfs(&arrived.join("disk"), "size=32m");
+            let (trace, inject) =
+                (format!("trace={calls}"), format!("inject={calls}:signal=KILL:when={when}"));
+            // Not with --seccomp-bpf: that does not deliver the signals.
+            let strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
+            let Some(mut server) = Server::try_wrapped(to.path(), &[], strace) else { continue };
+            let first = client(args!["send", "--retries", "0", tree, server.target("")]);
+            kills += u32::from(first.expect_one_of(&[0, 5]).code() != 0);
+            server.kill9();
+            let server = Server::start(to.path(), &[]);
+            client(args!["send", tree, server.target("")]).expect(0);
+            assert_same_contents(&tree, &arrived);
+            // A folder without a journal at the root is taken for a transfer that begins, for a minute.
+            assert_eq!(leftovers(&arrived.join("disk")), NOTHING, "{calls} {when}");
+        }
+    }
+    assert!(kills >= 8, "the server was killed {kills} times only: this tested little");
+}
+
 /// What nobody came back for expires on the mount, too.
 #[test]
 #[ignore = "needs root"]

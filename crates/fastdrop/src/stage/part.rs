@@ -126,7 +126,13 @@ pub(super) fn remove(root: &Root, name: &str, place: &PartPlace) -> bool {
             let _ = rustix::fs::unlinkat(&base, HIDDEN, AtFlags::REMOVEDIR);
             matches!(removed, Ok(()) | Err(Errno::NOENT))
         }
-        Err(Errno::NOENT | Errno::NOTDIR) => !is_away(root, place),
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            // Somebody may have been killed between removing the one folder and the other.
+            if let Ok(base) = open_base(root, place) {
+                let _ = rustix::fs::unlinkat(&base, HIDDEN, AtFlags::REMOVEDIR);
+            }
+            !is_away(root, place)
+        }
         Err(_) => false,
     }
 }
