@@ -167,9 +167,6 @@ pub(crate) struct Send {
     /// Files and folders (with a slash at the end: what is in the folder; `-` or a pipe: a stream, alone), then host[:port][/path] or http://host[:port][/path]
     #[arg(required = true, num_args = 1.., value_names = ["PATH", "TARGET"])]
     pub(crate) paths: Vec<OsString>,
-    /// Exit with 0 instead of 10 when everything was sent with a protocol that cannot confirm that it arrived
-    #[arg(long, value_parser = FalseyValueParser::new())]
-    pub(crate) unconfirmed_ok: bool,
     #[command(flatten)]
     pub(crate) transfer: Transfer,
 }
@@ -192,6 +189,9 @@ pub(crate) struct Get {
 pub(crate) struct List {
     /// host[:port][/path], or as a URL with http
     pub(crate) target: OsString,
+    /// Exit with 0 instead of 10 when the server is too old to say whether that is all
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) unconfirmed_ok: bool,
     /// Attempts after a loss
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub(crate) retries: u32,
@@ -244,6 +244,9 @@ pub(crate) struct Transfer {
     /// Ask the other side, and say exactly what would be done
     #[arg(short = 'n', long, value_parser = FalseyValueParser::new())]
     pub(crate) dry_run: bool,
+    /// Exit with 0 instead of 10 when the other end cannot confirm that all of it has been moved
+    #[arg(long, value_parser = FalseyValueParser::new())]
+    pub(crate) unconfirmed_ok: bool,
     /// Bytes a second at most
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) bwlimit: Option<u64>,

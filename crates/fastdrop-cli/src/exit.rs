@@ -57,6 +57,11 @@ impl ExitCode {
         }
     }
 
+    /// The same, but [`Self::Done`] for [`Self::Unconfirmed`] if that is `ok`.
+    pub(crate) fn unless_unconfirmed(self, ok: bool) -> Self {
+        if self == ExitCode::Unconfirmed && ok { ExitCode::Done } else { self }
+    }
+
     /// The code for a kind of failure.
     pub(crate) fn of_kind(kind: ErrorKind) -> Self {
         match kind {

@@ -2,7 +2,7 @@
 
 use crate::exit::ExitCode;
 use crate::units::{bytes, seconds};
-use fastdrop::{Durability, Error, ErrorKind, ListedKind, Listing, Summary, shown};
+use fastdrop::{Durability, Error, ErrorKind, ListedKind, Listing, Protocol, Summary, shown};
 use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGPIPE;
 use std::io::Write;
@@ -161,6 +161,9 @@ impl Output {
             complain(&format!("{path}: {message}"));
             self.event("failed", json!({ "path": path, "code": failed.code, "message": message }))?;
         }
+        if !listing.confirmed {
+            complain(TOO_OLD);
+        }
         for item in &listing.entries {
             let path = shown(&item.path);
             let (kind, letter) = match item.kind {
@@ -265,6 +268,9 @@ fn skipped(summary: &Summary) -> String {
     }
 }
 
+/// What is said of a server that does not know how to tell what it leaves out.
+const TOO_OLD: &str = "not confirmed: the server is too old to say whether it left something out";
+
 /// The summary in one line.
 fn line(verb: &str, summary: &Summary) -> String {
     let mut parts = Vec::new();
@@ -300,7 +306,9 @@ fn line(verb: &str, summary: &Summary) -> String {
     if summary.retries > 0 {
         parts.push(plural(summary.retries.into(), "reconnection"));
     }
-    if !summary.confirmed {
+    if !summary.confirmed && summary.protocol == Protocol::FastDp {
+        parts.push(TOO_OLD.to_owned());
+    } else if !summary.confirmed {
         parts.push(format!("sent, not confirmed: {} does not tell whether it arrived", summary.protocol));
     }
     // Nothing is said of what nobody looked at.

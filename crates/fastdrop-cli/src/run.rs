@@ -307,10 +307,10 @@ fn send(common: &Common, mut send: Send, asked: Asked) -> Result<ExitCode, Refus
     }
     let options = options(&send.transfer, asked)?;
     let what = sources(&send.paths, &target)?;
-    let dry_run = send.transfer.dry_run;
+    let (dry_run, unconfirmed_ok) = (send.transfer.dry_run, send.transfer.unconfirmed_ok);
     let code =
         transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))?;
-    Ok(if code == ExitCode::Unconfirmed && send.unconfirmed_ok { ExitCode::Done } else { code })
+    Ok(code.unless_unconfirmed(unconfirmed_ok))
 }
 
 /// Standard input, and a pipe that is named, is sent as a stream; everything else by its path.
@@ -353,7 +353,8 @@ fn get(common: &Common, get: Get, asked: Asked) -> Result<ExitCode, Refused> {
         Destination::Path(get.dest)
     };
     let how = GetOptions { dry_run: get.transfer.dry_run, keep_archive: get.keep_archive };
-    transfer(common, target, options, to_output, "got", |client| client.get(destination, how))
+    let code = transfer(common, target, options, to_output, "got", |client| client.get(destination, how))?;
+    Ok(code.unless_unconfirmed(get.transfer.unconfirmed_ok))
 }
 
 /// Standard output without a buffer in which the last bytes could be lost.
@@ -416,13 +417,20 @@ fn list(common: &Common, list: List) -> Result<ExitCode, Refused> {
     let options = ClientOptions { protocol, retries, ..ClientOptions::default() };
     let client = Client::new(target, options, Arc::new(Observer::default()), stop);
     let listed = match list.protocol {
-        Protocol::FastDownloader => client.names().map(|names| (output.names(&names), 0)),
-        _ => client.list().map(|listing| (output.list(&listing), listing.failed_count)),
+        Protocol::FastDownloader => client.names().map(|names| (output.names(&names), ExitCode::Done)),
+        _ => client.list().map(|listing| {
+            let code = match (listing.failed_count, listing.confirmed) {
+                (1.., _) => ExitCode::Partly,
+                (0, true) => ExitCode::Done,
+                (0, false) => ExitCode::Unconfirmed,
+            };
+            (output.list(&listing), code)
+        }),
     };
     Ok(match listed {
-        Ok((printed, failed)) => {
+        Ok((printed, code)) => {
             printed?;
-            if failed > 0 { ExitCode::Partly } else { ExitCode::Done }
+            code.unless_unconfirmed(list.unconfirmed_ok)
         }
         Err(error) => fail(error, output, &signals, false),
     })

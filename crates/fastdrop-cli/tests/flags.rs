@@ -20,7 +20,7 @@ type Row = (&'static str, Option<&'static str>, &'static [&'static str], bool);
 const ALL: &[&str] = &OLDER;
 const NONE: &[&str] = &[];
 
-const ROWS: [Row; 42] = [
+const ROWS: [Row; 43] = [
     ("existing", Some("error"), NONE, true),
     ("existing", Some("skip"), NONE, true),
     ("existing", Some("rename"), NONE, true),
@@ -59,6 +59,7 @@ const ROWS: [Row; 42] = [
     ("retries", Some("5"), ALL, true),
     ("retries", Some("0"), ALL, true),
     ("dry-run", None, NONE, true),
+    ("unconfirmed-ok", None, ALL, true),
     ("verbose", None, ALL, true),
     ("quiet", None, ALL, true),
     ("json", None, ALL, true),
@@ -66,7 +67,7 @@ const ROWS: [Row; 42] = [
 ];
 
 /// Flags that only one command has: which, and who keeps them.
-const SEND_ONLY: [Row; 1] = [("unconfirmed-ok", None, ALL, true)];
+const SEND_ONLY: [Row; 0] = [];
 const GET_ONLY: [Row; 1] = [("keep-archive", None, ALL, false)];
 
 /// Ways to ask for something.

@@ -882,6 +882,12 @@ impl Client {
         if grant.checksum != self.options.checksum || grant.durability != self.options.durability {
             return Err(Error::with_code(400, "the server grants something else than was asked for"));
         }
+        if self.options.check && !grant.has(Capability::Content) {
+            return Err(Error::with_code(
+                415,
+                "the server is too old to compare contents, which --check asks for",
+            ));
+        }
         let (capability, name) = match self.options.compress {
             Compress::Zstd => (Capability::Zstd, "Zstandard"),
             Compress::Zip => {
@@ -968,6 +974,14 @@ impl Client {
         let is_wanted = |entry: &&LeftOutEntry| {
             RelPath::new(&entry.path).map_or(true, |path| filter.wants(path, entry.directory))
         };
+        // A single file is there or not; of a folder, more may have been there.
+        let is_single = manifest.len() == 1
+            && manifest.iter().all(|(_, entry)| entry.kind != EntryKind::Directory)
+            && !self.target.path.is_empty()
+            && !self.target.path.ends_with(b"/");
+        if !is_single && !grant.has(Capability::LeftOut) {
+            tally.note_unconfirmed();
+        }
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         // What is in an archive is known when it has arrived.
         if tally.attempts == 0 && self.compress()?.archive().is_none() {
@@ -1150,7 +1164,7 @@ impl Client {
         self.persist(|_| {
             let mut agreed =
                 self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
-            read_grant(&mut agreed.reader)?;
+            let (grant, _) = read_grant(&mut agreed.reader)?;
             let (manifest, left_out) =
                 read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
             agreed.reader.connection().close();
@@ -1160,7 +1174,7 @@ impl Client {
                 failed.map(|LeftOutEntry { path, code, reason, .. }| Failed { path, code, message: reason });
             let failed: Vec<_> = failed.collect();
             let failed_count = left_out.unnamed.saturating_add(failed.len() as u64);
-            Ok(Listing { entries, failed, failed_count })
+            Ok(Listing { entries, failed, failed_count, confirmed: grant.has(Capability::LeftOut) })
         })
     }
 }

@@ -51,7 +51,7 @@ pub struct Summary {
     /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`. Says nothing of what was skipped.
     pub checksum: &'static str,
     /// The other end has said that all of it is there. False where the protocol of a put cannot tell: then it was sent, and no more
-    /// is known.
+    /// is known; and in a get where the server is too old to say whether it left something out.
     pub confirmed: bool,
     /// Settings that are defaults, and that the protocol cannot keep.
     pub unkept: Vec<Setting>,
@@ -112,6 +112,8 @@ pub struct Listing {
     pub failed: Vec<Failed>,
     /// How many could not be listed.
     pub failed_count: u64,
+    /// The server would have said if there were more. False if it is too old for that.
+    pub confirmed: bool,
 }
 
 impl Listed {
@@ -328,6 +330,11 @@ impl Tally {
     pub(super) fn note_file(&mut self, bytes: u64) {
         self.summary.files += 1;
         self.summary.bytes += bytes;
+    }
+
+    /// Notes that the server may have left something out without a word.
+    pub(super) fn note_unconfirmed(&mut self) {
+        self.summary.confirmed = false;
     }
 
     /// Counts a file that has been sent by one of the older protocols.
