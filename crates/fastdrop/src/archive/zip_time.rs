@@ -59,9 +59,8 @@ pub(super) fn read<'a>(fields: impl Iterator<Item = &'a ExtraField>) -> Result<M
         match field {
             ExtraField::ExtendedTimestamp(times) => common = times.mod_time(),
             ExtraField::Custom(custom) if custom.header_id == EXACT => {
-                if exact.replace(parse_exact(&custom.data)?).is_some() {
-                    return Err(bad("a ZIP archive that says the time of a file twice"));
-                }
+                let earlier = exact.replace(parse_exact(&custom.data)?);
+                earlier.map_or(Ok(()), |_| Err(bad("a ZIP archive that says the time of a file twice")))?;
             }
             _ => {}
         }

@@ -33,6 +33,11 @@ impl<'a> Inquiry<'a> {
         Self { content: false, ..self }
     }
 
+    /// Whether the sender tells versions of files apart, and compares what is held of another.
+    pub(crate) fn knows_identities(&self) -> bool {
+        self.identity
+    }
+
     /// Whether the sender says the BLAKE3 of files.
     pub(crate) fn knows_contents(&self) -> bool {
         self.content

@@ -26,7 +26,7 @@ pub(super) struct OutputState {
 }
 
 /// A file on its way to an output, and how it is cut and checked.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OutputFile {
     pub(super) key: FileKey,
     /// What the sender calls it; 0 if it does not.
@@ -60,37 +60,57 @@ impl OutputSink {
         }
     }
 
-    /// Checksums of what an earlier attempt has written of `file`; an error if it has written something else, or nobody knows.
-    pub(super) fn begin(&self, file: OutputFile) -> Result<Vec<Checksum>, Error> {
+    /// Checksums of what an earlier attempt has written of `file`, and whether the sender still has the same file; if not, or if
+    /// nobody knows, it may have changed.
+    ///
+    /// # Errors
+    ///
+    /// 410 if something else has been written.
+    pub(super) fn begin(&self, file: OutputFile) -> Result<(Vec<Checksum>, bool), Error> {
         let mut state = lock(&self.state);
         // What came too early and was not written comes again.
         state.early.clear();
-        let same = file.identity != 0 && state.file.as_ref() == Some(&file);
-        if !state.written.is_empty() && !same {
-            return Err(Error::with_code(
-                410,
-                "the file changed while it was fetched, and its beginning is written already",
-            ));
-        }
+        let same = match &state.file {
+            Some(earlier) if !state.written.is_empty() => {
+                if (OutputFile { identity: file.identity, ..earlier.clone() }) != file {
+                    return Err(changed());
+                }
+                file.identity != 0 && earlier.identity == file.identity
+            }
+            _ => true,
+        };
         state.file = Some(file);
-        Ok(state.written.clone())
+        Ok((state.written.clone(), same))
     }
 
-    pub(super) fn write(&self, chunk: ChunkIndex, checksum: Checksum, bytes: &[u8]) -> std::io::Result<()> {
+    /// Writes a chunk, or keeps it until those before it have come.
+    ///
+    /// # Errors
+    ///
+    /// 410 for another version of what has been written, and what the output says.
+    pub(super) fn write(&self, chunk: ChunkIndex, checksum: Checksum, bytes: &[u8]) -> Result<(), Error> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
+        if chunk.at() < state.written.len() {
+            return Err(changed());
+        }
         if chunk.at() != state.written.len() {
             state.early.insert(chunk.0, (checksum, bytes.to_vec()));
             return Ok(());
         }
-        state.to.write_all(bytes)?;
+        state.to.write_all(bytes).map_err(output_error)?;
         state.written.push(checksum);
         while let Some((checksum, bytes)) = state.early.remove(&(state.written.len() as u32)) {
-            state.to.write_all(&bytes)?;
+            state.to.write_all(&bytes).map_err(output_error)?;
             state.written.push(checksum);
         }
         Ok(())
     }
+}
+
+/// The beginning that has been written is not that of the file that is there now.
+pub(super) fn changed() -> Error {
+    Error::with_code(410, "the file changed while it was fetched, and its beginning is written already")
 }
 
 pub(super) fn output_error(error: std::io::Error) -> Error {

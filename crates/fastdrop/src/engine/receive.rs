@@ -4,7 +4,7 @@ use super::compare::{Compared, Places, compare};
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
 use super::inquiry::Inquiry;
 use super::mounts::{Mounts, Refusal};
-use super::output::{OutputFile, OutputSink, output_error};
+use super::output::{OutputFile, OutputSink, changed, output_error};
 use super::place::Placement;
 use super::turns::{PATIENCE, Turn, Turns};
 use super::worker::{ChunkWorker, inside};
@@ -282,13 +282,23 @@ impl Reception {
         let begun = sink.has_begun();
         let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
         let one_chunk = machine.table().one_chunk().bytes();
-        let written = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
+        let (written, same) = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
+        // Whether it is the same file can be found out chunk by chunk, where the sender knows how to compare.
+        let is_comparable = inquiry.knows_identities() && !algorithm.is_empty() && !whole;
+        if !same && !is_comparable {
+            return Err(changed());
+        }
         if whole && !written.is_empty() {
             // All of it is there, in a pack of one.
             machine.skip(EntryIndex(0), SkipReason::Held);
         }
         for (at, checksum) in written.iter().enumerate().filter(|_| !whole) {
-            machine.hold(ChunkIndex(at as u32), checksum);
+            let chunk = ChunkIndex(at as u32);
+            if same {
+                machine.hold(chunk, checksum);
+            } else {
+                machine.claim(chunk, checksum);
+            }
             bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
         }
         let answer = machine.answer();

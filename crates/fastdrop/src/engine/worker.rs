@@ -140,7 +140,7 @@ impl<'a> ChunkWorker<'a> {
         let reception = self.reception;
         let completed = match &reception.sink {
             Sink::Output(output) => {
-                output.write(expected.chunk, *checksum, &self.plain).map_err(output_error)?;
+                output.write(expected.chunk, *checksum, &self.plain)?;
                 lock(&reception.machine).handle_written(expected.chunk, checksum)
             }
             Sink::Files(sink) => {
@@ -289,7 +289,9 @@ impl<'a> ChunkWorker<'a> {
     pub(super) fn same(&mut self, chunk: ChunkIndex) -> Result<(), Error> {
         let reception = self.reception;
         let Sink::Files(sink) = &reception.sink else {
-            return Err(Error::with_code(400, "a comparison that nobody asked for"));
+            // What has been written cannot be taken back, nor is there anything to remember of it.
+            lock(&reception.machine).handle_same(chunk)?;
+            return Ok(());
         };
         let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
         let (same, content) = {
