@@ -24,7 +24,7 @@ enum Cut {
     ServerKilled,
     ServerTerm,
     ServerRestarted,
-    ConnectionCut,
+    Connection,
     /// The source is changed without a trace in size and time while the server restarts.
     ChangedMeanwhile,
 }
@@ -36,7 +36,7 @@ const CUTS: [Cut; 8] = [
     Cut::ServerKilled,
     Cut::ServerTerm,
     Cut::ServerRestarted,
-    Cut::ConnectionCut,
+    Cut::Connection,
     Cut::ChangedMeanwhile,
 ];
 
@@ -159,11 +159,11 @@ impl World {
         let proxy = Proxy::to(self.server.port);
         match round.cut {
             Cut::None => {}
-            Cut::ConnectionCut => proxy.cut_at(&[round.at]),
+            Cut::Connection => proxy.cut_at(&[round.at]),
             _ => proxy.hold_at(round.at),
         }
         let mut running = self.command(round, &proxy).start();
-        if !matches!(round.cut, Cut::None | Cut::ConnectionCut) {
+        if !matches!(round.cut, Cut::None | Cut::Connection) {
             let start = Instant::now();
             while proxy.total() < round.at && running.is_running() && start.elapsed() < HANGS {
                 std::thread::sleep(Duration::from_millis(1));
@@ -215,7 +215,7 @@ impl World {
             }
         };
         match cut {
-            Cut::None | Cut::ConnectionCut => {}
+            Cut::None | Cut::Connection => {}
             Cut::ClientKilled => signal("KILL"),
             Cut::ClientTerm => signal("TERM"),
             Cut::ClientInt => signal("INT"),

@@ -174,6 +174,11 @@ impl Receiver {
         self.checksums.get(chunk.at()).filter(|_| held)
     }
 
+    /// Whether there are bytes of a chunk already, be they of this version of its file or perhaps of another.
+    pub fn has(&self, chunk: ChunkIndex) -> bool {
+        matches!(self.chunks.get(chunk.at()), Some(ChunkState::Held | ChunkState::Claimed))
+    }
+
     /// Leaves out `entry`. Only before [`Self::answer`].
     pub fn skip(&mut self, entry: EntryIndex, reason: SkipReason) {
         if let Some(state) = self.entries.get_mut(entry.at()) {

@@ -496,7 +496,7 @@ impl FileSink {
 fn missing_bytes(machine: &Receiver, index: EntryIndex, entry: &Entry<'_>) -> u64 {
     let one = u64::from(machine.table().one_chunk().bytes());
     let Some((first, count)) = machine.table().chunks_of(index) else { return entry.size() };
-    let held = (0..count).filter(|piece| machine.checksum(ChunkIndex(first.0 + piece)).is_some());
+    let held = (0..count).filter(|piece| machine.has(ChunkIndex(first.0 + piece)));
     held.fold(entry.size(), |left, piece| {
         left.saturating_sub(one.min(entry.size().saturating_sub(u64::from(piece) * one)))
     })

@@ -1,11 +1,13 @@
 //! Which mount each entry of a transfer will live on, and which part of the stage is there.
 
-use super::files::FileSink;
+use super::files::{FileSink, ReceiveOptions};
 use crate::error::Error;
 use crate::root::{Dirs, MountId, Root, join, split};
 use crate::stage::{PARTS_MAX, PartIndex, Stage};
+use fastdrop_proto::fastdp::Receiver;
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 
 /// The mounts that entries will live on: in a tree, many entries in a row are on the same.
 #[derive(Debug, Default)]
@@ -149,6 +151,36 @@ impl Mounts {
         sink.options.check_room(mount.bytes, free, total, b"")
     }
 
+    /// Checks, before there is a stage, that there is room for all that is needed. Mounts of one device share what is free there.
+    ///
+    /// # Errors
+    ///
+    /// No room on a mount, or more than one transfer may have.
+    pub(super) fn check_room_for_all(
+        &self,
+        root: &Root,
+        machine: &Receiver,
+        options: &ReceiveOptions,
+    ) -> Result<(), Error> {
+        let mut needed = vec![0u64; self.mounts.len()];
+        for (index, entry) in machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)) {
+            if let Some(bytes) = self.mount_of(index).and_then(|at| needed.get_mut(at)) {
+                *bytes = bytes.saturating_add(entry.size());
+            }
+        }
+        let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
+        for (mount, bytes) in self.mounts.iter().zip(needed) {
+            let Ok(folder) = root.open_dir(&mount.folder) else { continue };
+            let device = rustix::fs::fstat(&folder).map_or(0, |stat| stat.st_dev);
+            let free = rustix::fs::fstatvfs(&folder);
+            let free = free.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+            let sum = devices.entry(device).or_default();
+            *sum = sum.saturating_add(bytes);
+            options.check_room(*sum, free, machine.manifest().bytes(), &mount.folder)?;
+        }
+        Ok(())
+    }
+
     /// Makes a part of the stage on each mount on which temporary files are needed.
     pub(super) fn stage(&mut self, root: &Root, stage: &mut Stage) -> Result<(), Error> {
         for mount in &mut self.mounts {
@@ -179,11 +211,15 @@ impl Mounts {
 
     /// The part that the temporary file of an entry is in, or why there can be none.
     pub(super) fn part_of(&self, index: EntryIndex) -> Result<PartIndex, &Refusal> {
-        let after = self.runs.partition_point(|&(first, _)| first <= index);
-        let run = after.checked_sub(1).and_then(|at| self.runs.get(at));
-        match run.and_then(|&(_, at)| self.mounts.get(at)) {
+        match self.mount_of(index).and_then(|at| self.mounts.get(at)) {
             Some(mount) => mount.part.as_ref().copied(),
             None => Ok(PartIndex::HOME),
         }
+    }
+
+    /// The place of an entry's mount in `mounts`.
+    fn mount_of(&self, index: EntryIndex) -> Option<usize> {
+        let after = self.runs.partition_point(|&(first, _)| first <= index);
+        after.checked_sub(1).and_then(|at| self.runs.get(at)).map(|&(_, at)| at)
     }
 }

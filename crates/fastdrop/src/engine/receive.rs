@@ -251,6 +251,7 @@ impl Reception {
             compared = compare(&mut machine, root, placement, options, Some(&mut inquiry), places, stop)?;
         }
         let Compared { skipped, left, .. } = compared;
+        mounts.check_room_for_all(root, &machine, options)?;
         let answer = machine.answer();
         let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
         Ok(Preview { answer, needed, skipped, left })

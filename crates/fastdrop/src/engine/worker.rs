@@ -2,7 +2,6 @@
 
 use super::files::{FileSink, Ready};
 use super::lock;
-use super::output::output_error;
 use super::receive::{Reception, Sink};
 use crate::connection::{Ended, FrameReader};
 use crate::decode::zstd_exact;
