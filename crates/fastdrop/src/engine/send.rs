@@ -14,7 +14,7 @@ use crate::walk::SourceTree;
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
     Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
-    LeftOut, Manifest, Outcome, Sender, Spent, StreamId,
+    LeftOut, Manifest, Outcome, Refuse, Sender, Spent, StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// The longest that a thread waits without looking around.
 const TICK: Duration = Duration::from_millis(500);
+/// Longest wait for a receiver to end a transfer that the sender has given up.
+const GIVING_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One transfer that is being sent.
 pub(crate) struct Transmission {
@@ -216,8 +218,13 @@ impl Transmission {
                     self.pieces.free(chunk);
                 }
                 self.observer.set_streams(machine.data_streams() as u64);
-                if machine.outcome().is_some() || self.stop.is_stopped() || lock(&self.input_error).is_some()
-                {
+                if machine.outcome().is_some() || self.stop.is_stopped() {
+                    break;
+                }
+                let refusal = lock(&self.input_error).as_ref().map(Error::refusal);
+                if let Some(refusal) = refusal {
+                    drop(machine);
+                    self.take_leave(&connection, refusal);
                     break;
                 }
                 if opens > 0 {
@@ -241,6 +248,20 @@ impl Transmission {
             }
         });
         self.result(&connection)
+    }
+
+    /// Tells the receiver why nothing more comes, and waits a moment until it has read that: closing a connection with unread
+    /// bytes would take the last frame back, and the receiver would try again.
+    fn take_leave(&self, control: &Connection, refusal: Refuse) {
+        if control.send_control(&Control::Refuse(refusal)).is_err() {
+            return;
+        }
+        control.finish_writing();
+        let until = Instant::now() + GIVING_UP_TIMEOUT;
+        let mut machine = self.machine();
+        while machine.outcome().is_none() && !self.stop.is_stopped() && Instant::now() < until {
+            machine = self.wait(machine, until.saturating_duration_since(Instant::now()).min(TICK));
+        }
     }
 
     fn result(&self, control: &Connection) -> Result<Done, Error> {
