@@ -403,6 +403,31 @@ fn an_archive_whose_connection_broke_is_made_anew() {
     assert_same_bytes(&tree, &back);
 }
 
+#[test]
+fn archives_are_compared_by_contents_where_that_is_asked_for() {
+    for kind in ["zip", "targz"] {
+        let (served, own) = (scratch(), scratch());
+        let tree = own.path().join("tree");
+        for name in ["changed", "same"] {
+            write_file(&tree.join(name), 3000, 1);
+            set_mtime(&tree.join(name), 1_000_000_000, 5);
+        }
+        let server = Server::start(served.path(), &["--existing", "overwrite"]);
+        let send = |extra: &[&str]| {
+            let mut words = args!["send", &tree, server.target(""), "--compress", kind];
+            words.extend(extra.iter().map(std::ffi::OsString::from));
+            client(words)
+        };
+        send(&[]).expect(0);
+        // Neither size nor time tells.
+        write_file(&tree.join("changed"), 3000, 2);
+        set_mtime(&tree.join("changed"), 1_000_000_000, 5);
+        send(&["--check"]).expect(9);
+        send(&["--check", "--existing", "overwrite"]).expect(0).expect_summary(&[("files_skipped", 1)]);
+        assert_same_tree(&tree, &server.path("tree"));
+    }
+}
+
 /// What is sent anew each time gains nothing, so that the attempts end.
 #[test]
 fn an_archive_whose_connection_breaks_every_time_is_given_up() {

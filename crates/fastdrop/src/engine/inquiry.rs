@@ -9,9 +9,16 @@ use std::collections::HashMap;
 /// Files that are asked for at once: their answers are kept, 36 bytes each.
 pub(crate) const ASKED_MAX: usize = 20_000;
 
+/// The origin of answers.
+enum Answers<'a> {
+    Sender(&'a mut FrameReader),
+    /// An archive that is here: the BLAKE3 of its files.
+    Archive(HashMap<EntryIndex, [u8; 32]>),
+}
+
 /// Questions to the sender, on the control stream, while it waits for the answer to its manifest.
 pub(crate) struct Inquiry<'a> {
-    reader: &'a mut FrameReader,
+    answers: Answers<'a>,
     identity: bool,
     content: bool,
     identities: IdentityTable,
@@ -21,11 +28,22 @@ impl<'a> Inquiry<'a> {
     /// Asks over `reader` what `grant` allows.
     pub(crate) fn new(reader: &'a mut FrameReader, grant: &Grant, manifest: &Manifest) -> Self {
         Self {
-            reader,
+            answers: Answers::Sender(reader),
             identity: grant.has(Capability::Identity),
             content: grant.has(Capability::Content),
             identities: IdentityTable::new(manifest.len()),
         }
+    }
+
+    /// Asks nobody: an archive that is here has files with these BLAKE3.
+    pub(crate) fn of_archive(contents: HashMap<EntryIndex, [u8; 32]>) -> Self {
+        let identities = IdentityTable::default();
+        Self { answers: Answers::Archive(contents), identity: false, content: true, identities }
+    }
+
+    /// Returns true if the sender can have what is left of an earlier transfer compared.
+    pub(crate) fn may_resume(&self) -> bool {
+        matches!(self.answers, Answers::Sender(_))
     }
 
     /// The same without questions for contents.
@@ -50,7 +68,7 @@ impl<'a> Inquiry<'a> {
     /// The connection is lost, or the sender says something else.
     pub(crate) fn identities(&mut self) -> Result<&IdentityTable, Error> {
         if self.identity && !self.identities.is_complete() {
-            self.reader.connection().send_control(&Control::Ask(Vec::new()))?;
+            self.ask(&[])?;
         }
         while self.identity && !self.identities.is_complete() {
             self.next(&mut |_, _| Err(Error::with_code(400, "contents that nobody asked for")))?;
@@ -64,7 +82,12 @@ impl<'a> Inquiry<'a> {
     ///
     /// As [`Self::identities`].
     pub(crate) fn ask(&self, entries: &[EntryIndex]) -> Result<(), Error> {
-        Ok(self.reader.connection().send_control(&Control::Ask(entries.to_vec()))?)
+        match &self.answers {
+            Answers::Sender(reader) => {
+                Ok(reader.connection().send_control(&Control::Ask(entries.to_vec()))?)
+            }
+            Answers::Archive(_) => Ok(()),
+        }
     }
 
     /// The answers to [`Self::ask`]: None where the sender cannot read its file.
@@ -76,6 +99,9 @@ impl<'a> Inquiry<'a> {
         &mut self,
         entries: &[EntryIndex],
     ) -> Result<HashMap<EntryIndex, Option<[u8; 32]>>, Error> {
+        if let Answers::Archive(contents) = &self.answers {
+            return Ok(entries.iter().map(|entry| (*entry, contents.get(entry).copied())).collect());
+        }
         let mut open: std::collections::HashSet<_> = entries.iter().copied().collect();
         let mut answers = HashMap::with_capacity(entries.len());
         while !open.is_empty() {
@@ -94,7 +120,10 @@ impl<'a> Inquiry<'a> {
         &mut self,
         take: &mut dyn FnMut(EntryIndex, Option<[u8; 32]>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        match self.reader.next_control()? {
+        let Answers::Sender(reader) = &mut self.answers else {
+            return Err(Error::with_code(500, "a question that an archive cannot answer"));
+        };
+        match reader.next_control()? {
             Control::Alive => Ok(()),
             Control::Identity(part) if self.identity => Ok(self.identities.handle(&part)?),
             Control::Content(contents) if self.content => {

@@ -139,9 +139,11 @@ impl Reception {
             })
         };
         // Without a sender that could say so, nobody knows whether what is left is of the same file.
-        let leftovers = match inquiry {
-            Some(_) => Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy),
-            None => Vec::new(),
+        let leftovers = match &inquiry {
+            Some(inquiry) if inquiry.may_resume() => {
+                Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy)
+            }
+            _ => Vec::new(),
         };
         if let Some(error) = refused {
             return Err(error);

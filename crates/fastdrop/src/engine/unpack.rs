@@ -1,6 +1,7 @@
 //! Unpacking an archive that has arrived: its members become files as if each had been sent by itself.
 
 use super::files::{FileSink, Ready, Unpack};
+use super::inquiry::Inquiry;
 use super::lock;
 use super::mounts::Mounts;
 use super::receive::{Prepared, Reception, Sink};
@@ -13,6 +14,7 @@ use fastdrop_proto::fastdp::{
     Archive, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Seek, SeekFrom};
 use std::os::fd::AsFd;
@@ -20,6 +22,8 @@ use std::sync::Arc;
 
 /// Up to here a file is written in one go.
 const SMALL_MAX: u64 = 1 << 20;
+/// Bytes that are hashed at once.
+const HASHED_AT_ONCE: usize = 64 << 10;
 /// Bytes of all paths and targets in an archive.
 const NAMES_MAX: usize = 256 << 20;
 
@@ -35,7 +39,8 @@ impl Reception {
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
             Ok(file)
         };
-        let manifest = Arc::new(self.contents(sink, unpack, archive()?)?);
+        let (manifest, hashes) = self.contents(sink, unpack, archive()?)?;
+        let manifest = Arc::new(manifest);
         let table = Table::new(&manifest, ChunkSize::COMMON)
             .map_err(|error| Error::with_code(413, error.to_string()))?;
         let placement = sink.placement.of_contents(&manifest)?;
@@ -55,7 +60,7 @@ impl Reception {
             self.stop.clone(),
             // What is locked is somebody else's, or this archive.
             &mut |_| Ok(Busy::Known),
-            None,
+            sink.options.check.then(|| Inquiry::of_archive(hashes)),
         )?;
         let Sink::Files(inner) = &reception.sink else { return Ok(()) };
         let unpacked = self.extract(&reception, inner, unpack, archive()?);
@@ -68,14 +73,20 @@ impl Reception {
         Ok(())
     }
 
-    /// What is in the archive, once all of it has been looked at: names that lead nowhere else, sizes that there is room for.
-    fn contents(&self, sink: &FileSink, unpack: Unpack, file: File) -> Result<Manifest, Error> {
+    /// The members of the archive, once all of it has been looked at: names that lead nowhere else, sizes that there is room for. With
+    /// the BLAKE3 of its files, if contents are to be compared.
+    fn contents(
+        &self,
+        sink: &FileSink,
+        unpack: Unpack,
+        file: File,
+    ) -> Result<(Manifest, HashMap<EntryIndex, [u8; 32]>), Error> {
         let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
         let mut members = Vec::new();
         let (mut bytes, mut names) = (0_u64, 0);
         let (mut mounts, mut dirs) = (Mounts::default(), Dirs::default());
         let members_max = unpack.members_max;
-        each(unpack, file, &mut |member, _| {
+        each(unpack, file, &mut |member, content| {
             self.may_go_on()?;
             names += member.path.len();
             if let MemberKind::Link(target) = &member.kind {
@@ -93,16 +104,18 @@ impl Reception {
             // All of it is checked once it is known; this ends early what is far too large.
             let place = sink.placement.of(path);
             mounts.check_room(sink, &mut dirs, &place, member.size(), bytes).map_err(DecodeError::Failed)?;
-            members.push(member.clone());
+            let is_compared = sink.options.check && matches!(member.kind, MemberKind::File(_));
+            let hash = if is_compared { Some(self.hash(content)?) } else { None };
+            members.push((member.clone(), hash));
             Ok(())
         })?;
-        members.sort_by(|a, b| {
+        members.sort_by(|(a, _), (b, _)| {
             let (a, b) = (a.path.split(|&byte| byte == b'/'), b.path.split(|&byte| byte == b'/'));
             a.cmp(b)
         });
         let mut builder = ManifestBuilder::new(members_max).with_long_paths(true);
         let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
-        for member in &members {
+        for (member, _) in &members {
             let path = RelPath::new(&member.path);
             let path = path.map_err(|error| Error::with_code(400, error.to_string()))?;
             let kind = match &member.kind {
@@ -115,7 +128,22 @@ impl Reception {
         if members.is_empty() {
             return Err(Error::with_code(400, "an empty archive"));
         }
-        builder.finish().map_err(broken)
+        let hashes = members.iter().enumerate();
+        let hashes = hashes.filter_map(|(at, (_, hash))| Some((EntryIndex(at as u32), (*hash)?))).collect();
+        Ok((builder.finish().map_err(broken)?, hashes))
+    }
+
+    /// The BLAKE3 of a member.
+    fn hash(&self, content: &mut Content<'_>) -> Result<[u8; 32], DecodeError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; HASHED_AT_ONCE];
+        loop {
+            self.may_go_on()?;
+            match fill(content, &mut buffer)? {
+                0 => return Ok(*hasher.finalize().as_bytes()),
+                count => hasher.update(&buffer[..count]),
+            };
+        }
     }
 
     /// Writes the files of the archive that are needed, each under a temporary name.
