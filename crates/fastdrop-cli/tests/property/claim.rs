@@ -65,6 +65,7 @@ impl Claim<'_> {
             match self.options.links {
                 "skip" => return Ok(()),
                 "follow" => return self.check_followed(path, arrived, before),
+                "safe" if leads_outside(path, target) => return Ok(()),
                 _ if leads_outside(path, target) => {
                     return Err("a link that leads outside, and no failure".into());
                 }
@@ -80,6 +81,9 @@ impl Claim<'_> {
             "rename" if self.is_beside(path, entry) => return Ok(()),
             _ => {}
         }
+        if self.options.checks {
+            return Err(differs(&why, entry, arrived, before));
+        }
         // Equal size and time count as identical. What is preserved is set all the same.
         if let (Kind::File(size, _), Some((Kind::File(size_before, _), _, seconds, nanos))) =
             (&entry.0, before)
@@ -92,7 +96,7 @@ impl Claim<'_> {
                 Err(other) => why = other,
             }
         }
-        Err(format!("{why}\n    sent    {entry:?}\n    arrived {arrived:?}\n    before  {before:?}"))
+        Err(differs(&why, entry, arrived, before))
     }
 
     /// Under another name in the same folder, which nothing had before.
@@ -133,6 +137,10 @@ impl Claim<'_> {
             Err(format!("followed, a link became {arrived:?}"))
         }
     }
+}
+
+fn differs(why: &str, entry: &Entry, arrived: &Entry, before: Option<&Entry>) -> String {
+    format!("{why}\n    sent    {entry:?}\n    arrived {arrived:?}\n    before  {before:?}")
 }
 
 fn agrees_with_any<'a>(

@@ -14,6 +14,8 @@ pub(crate) struct Options {
     pub(crate) compress: &'static str,
     pub(crate) checksum: &'static str,
     pub(crate) excludes: bool,
+    /// Contents are compared, so that equal size and time are no excuse.
+    pub(crate) checks: bool,
     /// Options that change nothing of the claim.
     others: Vec<&'static str>,
 }
@@ -29,12 +31,13 @@ impl Options {
         others.extend(*rng.pick(&[&[][..], &[], &[], &["--checkpoint", "1M"]]));
         Self {
             existing: *rng.pick(&["overwrite", "overwrite", "overwrite", "error", "skip", "rename"]),
-            links: *rng.pick(&["copy", "copy", "copy", "copy", "skip", "follow"]),
+            links: *rng.pick(&["copy", "copy", "copy", "copy", "safe", "skip", "follow"]),
             times: !rng.one_in(6),
             mode: !rng.one_in(6),
             compress: *rng.pick(&["auto", "auto", "none", "none", "zstd", "zip", "targz"]),
             checksum: *rng.pick(&["xxh3", "xxh3", "blake3", "none"]),
             excludes: rng.one_in(5),
+            checks: rng.one_in(4),
             others,
         }
     }
@@ -49,6 +52,7 @@ impl Options {
             compress: "auto",
             checksum: "xxh3",
             excludes: false,
+            checks: true,
             others: Vec::new(),
         }
     }
@@ -63,6 +67,9 @@ impl Options {
         let mut words = vec!["--existing", self.existing, "--links", self.links, "--preserve", preserve];
         words.extend(["--compress", self.compress, "--checksum", self.checksum]);
         words.extend(&self.others);
+        if self.checks {
+            words.push("--check");
+        }
         if self.excludes {
             words.extend(["--exclude", "*.o"]);
         }

@@ -138,7 +138,7 @@ impl World {
         sizes.map(|entry| if let Kind::File(size, _) = entry.0 { size } else { 0 }).sum()
     }
 
-    fn command(&self, round: &Round, proxy: &Proxy) -> Cmd {
+    fn command(&self, round: &Round, proxy: &Proxy, extra: &[&str]) -> Cmd {
         let tree = if round.form == Form::Contents { "tree/" } else { "" };
         let mut words = if self.sends {
             let source = self.own.path().join(if tree.is_empty() { "from/tree" } else { "from/tree/" });
@@ -149,20 +149,38 @@ impl World {
             args!["get", proxy.target("tree"), self.own.path().join("to")]
         };
         words.extend(round.options.words());
+        words.extend(extra.iter().map(OsString::from));
         words.extend(["--retries", "1", "--progress", "none"].map(OsString::from));
         fastdrop(words)
+    }
+
+    /// The exit code of the dry run of a round, which must leave everything as it is.
+    fn foretell(&self, round: &Round, before: &Tree) -> Result<i32, String> {
+        let proxy = Proxy::to(self.server.port);
+        let (output, in_time) = self.command(round, &proxy, &["-n"]).start().wait_or_kill(HANGS);
+        drop(proxy);
+        self.server.wait_idle();
+        if !in_time || output.stderr.contains("panicked") {
+            return Err(format!("a dry run that hangs or panics\n{output}"));
+        }
+        if state(&self.arrived()) != *before {
+            return Err(format!("a dry run that changes something\n{output}"));
+        }
+        Ok(output.code())
     }
 
     fn round(&mut self, round: &Round) -> Result<bool, String> {
         let before = state(&self.arrived());
         let source = state(&self.source());
+        let foretold = round.cut == Cut::None && self.rng.one_in(3);
+        let foretold = if foretold { Some(self.foretell(round, &before)?) } else { None };
         let proxy = Proxy::to(self.server.port);
         match round.cut {
             Cut::None => {}
             Cut::Connection => proxy.cut_at(&[round.at]),
             _ => proxy.hold_at(round.at),
         }
-        let mut running = self.command(round, &proxy).start();
+        let mut running = self.command(round, &proxy, &[]).start();
         if !matches!(round.cut, Cut::None | Cut::Connection) {
             let start = Instant::now();
             while proxy.total() < round.at && running.is_running() && start.elapsed() < HANGS {
@@ -184,6 +202,9 @@ impl World {
         }
         if output.stderr.contains("panicked") || self.server.stderr().contains("panicked") {
             return Err(format!("a panic\n{output}\n{}", self.server.stderr()));
+        }
+        if foretold.is_some_and(|foretold| foretold != output.code()) {
+            return Err(format!("the dry run had exit code {foretold:?}\n{output}"));
         }
         match output.code() {
             0 => {}
