@@ -277,7 +277,5 @@ pub(crate) fn injected(nths: &[u32]) -> Vec<Cell> {
 }
 
 /// Cells that are known to be untrue, by parts of their name, with the reason. To be empty.
-pub(crate) const KNOWN_GAPS: &[(&[&str], &str)] = &[
-    (&["Dry by fastdp, Source(UnreadableFile)"], "a dry run does not open the files"),
-    (&["SendDry by fastdp, Serves([\"--min-free\""], "a dry run does not ask for free space"),
-];
+pub(crate) const KNOWN_GAPS: &[(&[&str], &str)] =
+    &[(&["Dry by fastdp, Source(UnreadableFile)"], "a dry run does not open the files")];
