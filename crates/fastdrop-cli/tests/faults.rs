@@ -623,6 +623,9 @@ fn case_53_names_that_are_none_are_refused() {
     let absolute = outer.path().join("planted").into_os_string().into_encoded_bytes();
     let long = [b'x'; 256];
     let deep = "d/".repeat(2100) + "file";
+    // One byte more than a client without the capability for long paths may send; and too deep, but not too long.
+    let long_path = [&("d".repeat(240) + "/").repeat(17)[..4096], "e"].concat();
+    let too_deep = "d/".repeat(1024) + "f";
     let names: Vec<&[u8]> = vec![
         b"../planted",
         b"..",
@@ -641,6 +644,8 @@ fn case_53_names_that_are_none_are_refused() {
         b"\0",
         &long,
         deep.as_bytes(),
+        long_path.as_bytes(),
+        too_deep.as_bytes(),
         b".fastdrop",
         b".fastdrop/x",
         b"a/.fastdrop",
