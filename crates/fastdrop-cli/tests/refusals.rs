@@ -468,6 +468,22 @@ fn case_105_an_answer_is_heard_while_nothing_more_can_be_sent() {
     drop(keep.join().unwrap());
 }
 
+#[test]
+fn case_105_a_server_that_leaves_after_one_transfer_answers_that_one() {
+    let files = sources();
+    for protocol in PUSHES {
+        for size in SIZES {
+            let dir = scratch();
+            let mut server = Server::start(dir.path(), &["--once"]);
+            let name = format!("f{size}");
+            let out = send(protocol, &files.path().join(&name), server.target(""), &[]);
+            assert_eq!(out.code(), if protocol == "ultradp" { 10 } else { 0 }, "{out}");
+            assert_same_contents_of(&files.path().join(&name), &server.path(&name), &out.to_string());
+            assert_eq!(server.wait_within(DEADLINE), 0);
+        }
+    }
+}
+
 /// Needs root, to take a user of its own that may have few threads.
 #[test]
 #[ignore = "needs root"]

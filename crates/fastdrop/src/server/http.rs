@@ -49,8 +49,16 @@ pub(super) async fn serve(
         .header_read_timeout(HEAD_PATIENCE)
         .max_headers(64)
         .serve_connection(TokioIo::new(Begun { early, at: 0, socket }), service)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    let mut served = std::pin::pin!(served);
+    let served = tokio::select! {
+        served = served.as_mut() => served,
+        () = shared.stop.wait() => {
+            // The answer that is under way is the last one, and may be that a file is complete.
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }

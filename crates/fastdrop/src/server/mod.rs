@@ -34,6 +34,8 @@ use std::time::Duration;
 
 /// How long transfers may take to leave in good order.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long answers may take that are under way when the server stops.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How often what nobody came back for is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -319,14 +321,15 @@ impl Server {
         let shared = Arc::clone(&self.shared);
         runtime.block_on(async {
             let permits = Arc::new(tokio::sync::Semaphore::new(shared.options.connections_max));
-            let mut tasks = tokio::task::JoinSet::new();
+            let (mut tasks, mut accepting) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
             for (serves, listener) in self.listeners {
                 let listener = tokio::net::TcpListener::from_std(listener).map_err(ServerError::Runtime)?;
-                tasks.spawn(accept(Arc::clone(&shared), listener, serves, Arc::clone(&permits)));
+                accepting.spawn(accept(Arc::clone(&shared), listener, serves, Arc::clone(&permits)));
             }
             tasks.spawn(expire(Arc::clone(&shared)));
             tasks.spawn(expire_nextdp(Arc::clone(&shared)));
             shared.stop.wait().await;
+            while accepting.join_next().await.is_some() {}
             tasks.shutdown().await;
             Ok(())
         })?;
@@ -360,7 +363,11 @@ async fn accept(
     let mut handshakes = tokio::task::JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
-        let (socket, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.stop.wait() => break,
+        };
+        let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or a connection that was gone before it was taken: the next may succeed.
@@ -419,6 +426,13 @@ async fn accept(
             shared.evict(Some(peer.ip()));
         }
     }
+    drop(listener);
+    // Who has not said what it wants is not served any more; answers that are under way are given.
+    for (_, (_, handshake)) in std::mem::take(&mut *lock(&shared.handshaking)) {
+        handshake.abort();
+    }
+    let answered = async { while handshakes.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
 }
 
 /// A key in use; free again when this goes.
