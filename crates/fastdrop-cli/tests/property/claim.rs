@@ -99,18 +99,14 @@ impl Claim<'_> {
         Err(differs(&why, entry, arrived, before))
     }
 
-    /// Under another name in the same folder, which nothing had before.
+    /// Under another name in the same folder: brought by this run, or by one before. Equal size and time count as identical there,
+    /// too.
     fn is_beside(&self, path: &Path, entry: &Entry) -> bool {
-        let beside = |(other, found): (&PathBuf, &Entry)| {
-            other.parent() == path.parent()
-                && self.before.get(other) != Some(found)
-                && agrees(entry, found, self.options).is_ok()
-        };
-        // A copy may be there from a run before.
-        self.arrived.iter().any(beside)
-            || self.arrived.iter().any(|(other, found)| {
-                other.parent() == path.parent() && agrees(entry, found, self.options).is_ok()
-            })
+        self.arrived.iter().filter(|(other, _)| other.parent() == path.parent()).any(|(_, found)| {
+            let identical = matches!((&entry.0, &found.0), (Kind::File(size, _), Kind::File(other, _)) if size == other)
+                && (entry.2, entry.3) == (found.2, found.3);
+            agrees(entry, found, self.options).is_ok() || (identical && !self.options.checks)
+        })
     }
 
     fn check_followed(
