@@ -422,7 +422,11 @@ fn archives_are_compared_by_contents_where_that_is_asked_for() {
         // Neither size nor time tells.
         write_file(&tree.join("changed"), 3000, 2);
         set_mtime(&tree.join("changed"), 1_000_000_000, 5);
-        send(&["--check"]).expect(9);
+        for flags in [&["--check"][..], &["--check", "-n"]] {
+            send(flags).expect(9);
+        }
+        let dry = send(&["--check", "-n", "--existing", "overwrite"]).expect(0);
+        assert_eq!(dry.number("files"), 1, "{dry}");
         send(&["--check", "--existing", "overwrite"]).expect(0).expect_summary(&[("files_skipped", 1)]);
         assert_same_tree(&tree, &server.path("tree"));
     }

@@ -1006,8 +1006,8 @@ impl Client {
         let connection = Arc::clone(agreed.reader.connection());
         let inquiry = Inquiry::new(&mut agreed.reader, &grant, &manifest);
         if options.dry_run {
-            // The contents of an archive are compared by size and time alone.
-            let packed = self.compress()?.archive().is_some();
+            // What comes in an archive is compared by size and time alone, unless contents are to be compared.
+            let packed = self.compress()?.archive().is_some() && !self.options.check;
             let inquiry = if packed { inquiry.without_contents() } else { inquiry };
             let preview = with_alive(&connection, || match place {
                 GetPlace::Output(_) => Ok(None),

@@ -316,7 +316,8 @@ impl Tally {
     }
 
     /// Notes the entries of `manifest` that would be moved.
-    pub(super) fn note_dry(&mut self, manifest: &Manifest, would_move: impl Fn(EntryIndex) -> bool) {
+    pub(super) fn note_dry(&mut self, manifest: &Arc<Manifest>, would_move: impl Fn(EntryIndex) -> bool) {
+        self.manifest = Arc::clone(manifest);
         self.summary.dry_run = true;
         let entries = manifest.iter().filter(|(index, _)| would_move(*index));
         self.summary.would_move = entries.map(|(_, entry)| Listed::new(&entry)).collect();
@@ -381,7 +382,9 @@ impl Tally {
     pub(super) fn finish(mut self, done: Result<Done, Error>, observer: &Observer) -> Result<Summary, Error> {
         let done = done?;
         if self.summary.dry_run {
-            return Ok(self.close());
+            // What is known to fail was never offered; what is there already counts, too.
+            let offered = count_files(&self.manifest);
+            return self.conclude(offered, false);
         }
         // The receiver names a thousand, and counts them all.
         let unnamed = done.failed_count.saturating_sub(done.failed.len() as u64);
@@ -427,9 +430,15 @@ impl Tally {
         let files_failed = self.failed.values().filter(is_file).count() as u64;
         self.summary.files =
             self.summary.files.saturating_sub(files_failed.saturating_sub(self.never_offered));
+        let files = self.summary.files;
+        self.conclude(files, had_files)
+    }
+
+    /// The first failure, if nothing at all came through: `files` did, and there were some at first if `had_files`.
+    fn conclude(self, files: u64, had_files: bool) -> Result<Summary, Error> {
         let all_failed = self.failed.len() as u64 >= u64::from(self.manifest.len());
         match self.failed.values().next() {
-            Some(failed) if self.summary.files == 0 && (had_files || all_failed) => {
+            Some(failed) if files == 0 && (had_files || all_failed) => {
                 let message =
                     format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
                 Err(Error::with_code(failed.code, message))

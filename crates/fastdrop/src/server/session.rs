@@ -251,7 +251,7 @@ impl Serving<'_> {
         self.send_grant(&grant)?;
         let receive = self.receive_options(&grant);
         let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
-        let packed = receive.unpack.is_some();
+        let packed = receive.unpack.is_some() && !receive.check;
         let inquiry = if packed { inquiry.without_contents() } else { inquiry };
         let receive = ReceiveOptions { unpack: None, ..receive };
         let previewed = with_alive(self.connection, || {
