@@ -16,7 +16,7 @@ const POLICIES: [&str; 4] = ["skip", "error", "rename", "overwrite"];
 /// Puts something at `path`, of one of a few kinds, sizes, contents, times and modes, so that two of them are often alike.
 fn put_something(path: &Path, rng: &mut Rng) {
     match rng.number() % 9 {
-        0 => return,
+        0 => {}
         1 => fs::create_dir(path).unwrap(),
         2 => symlink(["here", "there", "/etc", "../out"][rng.number() as usize % 4], path).unwrap(),
         _ => {
@@ -61,7 +61,7 @@ fn case_111_a_dry_run_says_what_the_real_run_does() {
             }
         }
         let server = Server::start(served.path(), &["--existing", "overwrite"]);
-        let sends = rng.number() % 2 == 0;
+        let sends = rng.number().is_multiple_of(2);
         let mut command = if sends {
             args!["send", own.path().join("t"), server.target(""), "--existing", policy]
         } else {
