@@ -940,6 +940,7 @@ impl Client {
         // What is in a folder goes into one, even if it is a single file.
         let contents = self.target.path.is_empty() || self.target.path.ends_with(b"/");
         let mut fixed = if contents { Place::Into } else { Place::Auto };
+        tally.unpacks = archive.is_some() && !options.keep_archive;
         let done = self.persist(|number| {
             tally.attempts = number;
             self.get_once(&place, &mut fixed, options, &mut tally)

@@ -150,6 +150,8 @@ pub(super) struct Tally {
     pub(super) one_chunk: u32,
     /// The server keeps an archive as one.
     pub(super) kept: bool,
+    /// What comes is unpacked here: never nothing, since an empty archive is refused.
+    pub(super) unpacks: bool,
     /// Bytes of what was in an archive.
     contents: Option<u64>,
 }
@@ -167,6 +169,7 @@ impl Tally {
             congestion: String::new(),
             one_chunk: 0,
             kept: false,
+            unpacks: false,
             contents: None,
             summary: Summary {
                 files: 0,
@@ -436,7 +439,7 @@ impl Tally {
 
     /// The first failure, if nothing at all came through: `files` did, and there were some at first if `had_files`.
     fn conclude(self, files: u64, had_files: bool) -> Result<Summary, Error> {
-        let all_failed = self.failed.len() as u64 >= u64::from(self.manifest.len());
+        let all_failed = !self.unpacks && self.failed.len() as u64 >= u64::from(self.manifest.len());
         match self.failed.values().next() {
             Some(failed) if files == 0 && (had_files || all_failed) => {
                 let message =
