@@ -78,7 +78,15 @@ impl Claim<'_> {
         match self.options.existing {
             // What differed may have stayed, whatever it was.
             "skip" if before == Some(arrived) => return Ok(()),
-            "rename" if self.is_beside(path, entry) => return Ok(()),
+            "rename"
+                if self
+                    .source
+                    .iter()
+                    .filter_map(|tree| tree.get(path))
+                    .any(|entry| self.is_beside(path, entry)) =>
+            {
+                return Ok(());
+            }
             _ => {}
         }
         if self.options.checks {
