@@ -115,6 +115,36 @@ fn case_111_a_dry_run_is_refused_as_the_real_run_is() {
     client(args!["get", "-n", server.target(""), own.path()]).expect(9);
 }
 
+/// Case 111: what could have no place is known before.
+#[test]
+#[ignore = "needs root"]
+fn case_111_a_dry_run_tells_what_may_not_be_written() {
+    let (served, own) = (scratch(), scratch());
+    set_mode(served.path(), 0o777);
+    let tree = own.path().join("tree");
+    write_file(&tree.join("open/file"), 10, 1);
+    write_file(&tree.join("closed/file"), 10, 2);
+    // Root's own, in which nobody else may write, and one into which nobody else may look.
+    fs::create_dir_all(served.path().join("tree/closed")).unwrap();
+    fs::create_dir_all(served.path().join("alone")).unwrap();
+    set_mode(&served.path().join("alone"), 0o700);
+    fs::create_dir(served.path().join("tree/open")).unwrap();
+    set_mode(&served.path().join("tree/open"), 0o777);
+    set_mode(&served.path().join("tree"), 0o777);
+    let user = args!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let server = Server::wrapped(served.path(), &[], user);
+    for (source, target) in [("", ""), ("", "alone"), ("open/file", "tree/closed"), ("open", "tree/closed")] {
+        let run = |extra: &[&str]| {
+            let extra: Vec<OsString> = extra.iter().map(Into::into).collect();
+            let source = if source.is_empty() { tree.clone() } else { tree.join(source) };
+            client([args!["send", source, server.target(target)], extra].concat())
+        };
+        let (dry, real) = (run(&["-n"]), run(&[]));
+        assert_ne!(real.code(), 0, "{target}: {real}");
+        assert_eq!(dry.code(), real.code(), "{source} to {target}: {dry}\n{real}");
+    }
+}
+
 /// A file that was merely touched does not conflict, nor is it sent: it gets its time.
 #[test]
 fn a_touched_file_gets_its_time_without_being_sent() {

@@ -740,7 +740,7 @@ impl Client {
         })?;
         let connection = Arc::clone(agreed.reader.connection());
         let mut skipped = vec![None; manifest.len() as usize];
-        loop {
+        let done = loop {
             match agreed.reader.next_control()? {
                 Control::Alive => {}
                 Control::Ask(entries) => {
@@ -759,18 +759,19 @@ impl Client {
                             .fill(Some(run.reason));
                     }
                 }
-                Control::Need(_) => break,
+                Control::Need(_) => {}
+                Control::Done(done) => break done,
                 Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
                 _ => return Err(Error::with_code(400, "a frame that does not belong to a preview")),
             }
-        }
+        };
         connection.close();
         let is_left = |reason: &&Option<SkipReason>| **reason == Some(SkipReason::Policy);
         let count = |skipped: usize| skipped as u64;
         let left = count(skipped.iter().filter(is_left).count());
         tally.note_skipped(count(skipped.iter().flatten().count()), left, 0, 0);
         tally.note_dry(&manifest, |index| skipped.get(index.at()) == Some(&None));
-        Ok(Done::default())
+        Ok(done)
     }
 
     fn put_attempt(
@@ -1027,6 +1028,7 @@ impl Client {
                 Some(preview) => {
                     tally.note_skipped(preview.skipped, preview.left, 0, 0);
                     tally.note_dry(&manifest, |index| preview.needed.contains(&index));
+                    return Ok(preview.done);
                 }
                 None => tally.note_dry(&manifest, |_| true),
             }

@@ -13,7 +13,7 @@ use crate::connection::{Connection, Ended, FrameReader};
 use crate::error::{Error, code_of, reason};
 use crate::journal::FileKey;
 use crate::observe::{Observer, Phase};
-use crate::root::{Dirs, Root};
+use crate::root::{Dirs, Root, split};
 use crate::stage::{Busy, Leftovers, Stage, is_poison};
 use crate::stop::Stop;
 use crate::throttle::Throttle;
@@ -24,6 +24,7 @@ use fastdrop_proto::fastdp::{
     Table, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -104,6 +105,8 @@ pub(crate) struct Preview {
     /// Files that are there, or would be left alone; how many of them differ.
     pub(crate) skipped: u64,
     pub(crate) left: u64,
+    /// The last word of a receiver that brought nothing: what could not be brought.
+    pub(crate) done: Done,
 }
 
 impl Reception {
@@ -252,11 +255,14 @@ impl Reception {
             let places = Places { mounts: &mut mounts, lend: &mut |_| Ok(false) };
             compared = compare(&mut machine, root, placement, options, Some(&mut inquiry), places, stop)?;
         }
-        let Compared { skipped, left, .. } = compared;
+        let Compared { mut failed, skipped, left, .. } = compared;
+        failed.extend(unwritable(root, placement, &mut machine)?);
         mounts.check_room_for_all(root, &machine, options)?;
         let answer = machine.answer();
         let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
-        Ok(Preview { answer, needed, skipped, left })
+        let (failed, failed_count) = (shown_failures(failed.values()), failed.len() as u64);
+        let done = Done { failed, failed_count, durability: options.durability, ..Done::default() };
+        Ok(Preview { answer, needed, skipped, left, done })
     }
 
     /// A reception of one file into a pipe.
@@ -928,6 +934,59 @@ impl Drop for EndOnDrop<'_> {
         self.0.over.store(true, Ordering::SeqCst);
         self.0.wake_waiting();
     }
+}
+
+/// Skips what could not be made, because the folder that it would be in is somebody else's; what that is.
+///
+/// # Errors
+///
+/// The root is one of those folders: no transfer could begin.
+fn unwritable(
+    root: &Root,
+    placement: &Placement,
+    machine: &mut Receiver,
+) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
+    use rustix::fs::{Access, AtFlags, accessat, fstat};
+    let denied = |dirs: &mut Dirs, folder: &[u8]| {
+        let mut there = folder;
+        let fd = loop {
+            match dirs.find(root, there) {
+                Ok(Some(fd)) => break fd,
+                Ok(None) if !there.is_empty() => there = split(there).0,
+                Ok(None) | Err(_) => return None,
+            }
+        };
+        let own = fstat(fd).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw());
+        match accessat(fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            // The permission of a folder of one's own is lent.
+            Err(errno) if !own || errno != Errno::ACCESS || there.is_empty() => Some(errno),
+            _ => None,
+        }
+    };
+    let mut dirs = Dirs::default();
+    if let Some(errno) = denied(&mut dirs, b"") {
+        return Err(Error::system("making a folder for unfinished files", errno));
+    }
+    let manifest = Arc::clone(machine.manifest());
+    let mut failed = BTreeMap::new();
+    let mut last: Option<(Vec<u8>, Option<Errno>)> = None;
+    for (index, entry) in manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory) {
+        if !machine.is_needed(index) {
+            continue;
+        }
+        let path = placement.of(entry.path);
+        let folder = split(&path).0;
+        let errno = match &last {
+            Some((known, errno)) if known == folder => *errno,
+            _ => last.insert((folder.to_vec(), denied(&mut dirs, folder))).1,
+        };
+        if let Some(errno) = errno {
+            machine.skip(index, SkipReason::Policy);
+            let path = entry.path.as_bytes().to_vec();
+            failed.insert(index, Failed { path, code: code_of(errno), message: reason(errno) });
+        }
+    }
+    Ok(failed)
 }
 
 /// As many failures as fit. A name becomes at most three times as long on the wire.

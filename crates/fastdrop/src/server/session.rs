@@ -260,7 +260,10 @@ impl Serving<'_> {
             Reception::preview(machine, root, &placement, &receive, stop, inquiry)
         });
         match previewed {
-            Ok(preview) => self.connection.send_controls(&preview.answer)?,
+            Ok(preview) => {
+                self.connection.send_controls(&preview.answer)?;
+                self.connection.send_control(&Control::Done(preview.done))?;
+            }
             Err(error) => {
                 let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
                 self.connection.finish_writing();
