@@ -29,13 +29,13 @@ fn put_something(path: &Path, rng: &mut Rng) {
 }
 
 /// All that a run told, but for figures: paths that would be moved or were, failures, and counts.
-fn told(out: &Output) -> (BTreeSet<String>, u64, u64) {
+fn told(out: &Output) -> (BTreeSet<String>, [u64; 3]) {
     let failed = out.events.iter().filter(|event| event["event"] == "failed");
     let failed = failed.map(|event| event["path"].as_str().unwrap().to_owned()).collect();
     if out.code() == 0 || out.code() == 3 {
-        (failed, out.number("files_skipped"), out.number("files_failed"))
+        (failed, ["files_skipped", "files_left", "files_failed"].map(|number| out.number(number)))
     } else {
-        (failed, 0, 0)
+        (failed, [0; 3])
     }
 }
 
@@ -52,7 +52,8 @@ fn case_111_a_dry_run_says_what_the_real_run_does() {
             &["--preserve", "none"],
             &["--exclude", "f1", "--links", "safe"],
             &["--compress", "targz"],
-        ][rng.number() as usize % 5];
+            &["--compress", "zip", "--check"],
+        ][rng.number() as usize % 6];
         let extra: Vec<OsString> = extra.iter().map(Into::into).collect();
         for side in [served.path(), own.path()] {
             fs::create_dir(side.join("t")).unwrap();
@@ -142,6 +143,36 @@ fn case_111_a_dry_run_tells_what_may_not_be_written() {
         let (dry, real) = (run(&["-n"]), run(&[]));
         assert_ne!(real.code(), 0, "{target}: {real}");
         assert_eq!(dry.code(), real.code(), "{source} to {target}: {dry}\n{real}");
+    }
+}
+
+/// Case 111: what can be known only of the manifest is refused, or counted, by the dry run too.
+#[test]
+fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
+    let (served, own) = (scratch(), scratch());
+    write_file(&served.path().join("folder/file"), 10, 1);
+    write_file(&served.path().join("two"), 10, 2);
+    symlink("nowhere", served.path().join("link")).unwrap();
+    let list = own.path().join("list");
+    fs::write(&list, "two\nmissing\n").unwrap();
+    let server = Server::start(served.path(), &[]);
+    for (path, to, flags, code) in [
+        ("folder", "-", &[][..], 9),
+        ("link", "-", &[], 9),
+        ("", "-", &[], 9),
+        ("two", "-", &[], 0),
+        ("", "into", &["--files-from", "list"], 3),
+        ("", "into", &["--files-from", "list", "--compress", "zip"], 3),
+        ("", "into", &["--files-from", "list", "--compress", "targz"], 3),
+    ] {
+        let run = |extra: &[&str]| {
+            let to = if to == "-" { to.into() } else { own.path().join(to) };
+            let named =
+                |flag: &&str| if *flag == "list" { list.clone().into() } else { OsString::from(flag) };
+            let flags: Vec<_> = flags.iter().chain(extra).map(named).collect();
+            plain([args!["get", server.target(path), to], flags].concat()).code()
+        };
+        assert_eq!((run(&["-n"]), run(&[])), (code, code), "{path:?} to {to} with {flags:?}");
     }
 }
 
@@ -262,6 +293,29 @@ fn case_112_nothing_is_verified_that_nobody_read() {
     fs::create_dir(&empty).unwrap();
     let folder = plain(args!["send", empty, server.target("")]).expect(0).text();
     assert!(!folder.contains("verified"), "{folder}");
+}
+
+/// Case 112: what differs and was left is told apart from what is the same, in archives too.
+#[test]
+fn case_112_what_was_left_is_not_called_the_same() {
+    for compress in ["none", "zip", "targz"] {
+        for sends in [true, false] {
+            let (served, own) = (scratch(), scratch());
+            for (side, seed) in [(&served, 1), (&own, 2)] {
+                write_file(&side.path().join("t/same"), 10, 1);
+                set_mtime(&side.path().join("t/same"), 1_500_000_000, 5);
+                write_file(&side.path().join("t/differs"), 10 + seed, seed);
+            }
+            let server = Server::start(served.path(), &[]);
+            let command = match sends {
+                true => args!["send", own.path().join("t"), server.target("")],
+                false => args!["get", server.target("t"), own.path()],
+            };
+            let out = client([command, args!["--existing", "skip", "--compress", compress]].concat());
+            let told = [("files", 2), ("files_skipped", 2), ("files_left", 1), ("files_verified", 0)];
+            out.expect(0).expect_summary(&told);
+        }
+    }
 }
 
 /// Something in the way is told once, with both flags that get out of it, whoever refuses.

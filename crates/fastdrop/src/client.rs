@@ -16,7 +16,7 @@ use crate::archive::{Packed, expect_archive, offered};
 use crate::connection::{Connection, Ended, FrameReader, prepare_socket};
 use crate::engine::files::{ReceiveOptions, Unpack};
 use crate::engine::inquiry::Inquiry;
-use crate::engine::output::OutputSink;
+use crate::engine::output::{OutputSink, expect_one_file};
 use crate::engine::place::Placement;
 use crate::engine::receive::{Prepared, Reception};
 use crate::engine::send::{Opener, SendOptions, Transmission, offer};
@@ -986,7 +986,7 @@ impl Client {
         }
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         // What is in an archive is known when it has arrived.
-        if tally.attempts == 0 && self.compress()?.archive().is_none() {
+        if tally.attempts == 0 && archive.is_none() {
             for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
                 tally.fail(path, 404, &why);
             }
@@ -1012,7 +1012,7 @@ impl Client {
             let packed = self.compress()?.archive().is_some() && !self.options.check;
             let inquiry = if packed { inquiry.without_contents() } else { inquiry };
             let preview = with_alive(&connection, || match place {
-                GetPlace::Output(_) => Ok(None),
+                GetPlace::Output(_) => expect_one_file(&manifest).map(|()| None),
                 GetPlace::Files { root, path, .. } => {
                     let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
                     if let Some(kind) = archive {

@@ -320,6 +320,12 @@ pub struct Done {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Files of an archive that need not be written: they were there, or were left as they were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// How many of those differ, and were left.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left: u64,
     /// What was promised, and kept.
     pub durability: Durability,
     /// What did not arrive; at most 1,000, `failed_count` has the number.
@@ -337,6 +343,11 @@ pub struct Done {
     /// How long they wrote and synced.
     #[serde(default)]
     pub write_micros: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "what serde calls takes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn one() -> u16 {

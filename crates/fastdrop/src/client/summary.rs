@@ -303,6 +303,7 @@ impl Tally {
         if !self.kept {
             let taken = done.files + done.failed_count;
             self.summary.files_skipped = self.summary.files.saturating_sub(taken);
+            self.summary.files_left = done.left.min(self.summary.files_skipped);
         }
     }
 
@@ -310,7 +311,8 @@ impl Tally {
     pub(super) fn note_unpacked(&mut self, done: &Done) {
         self.contents = Some(done.bytes);
         self.summary.bytes = done.bytes;
-        self.summary.files = done.files + self.failed.len() as u64 - self.never_offered;
+        self.summary.files = done.files + done.skipped + self.failed.len() as u64 - self.never_offered;
+        (self.summary.files_skipped, self.summary.files_left) = (done.skipped, done.left);
     }
 
     fn note_hashes(&mut self, hashes: BTreeMap<EntryIndex, [u8; 32]>, manifest: &Manifest) {

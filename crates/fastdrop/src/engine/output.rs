@@ -4,6 +4,7 @@ use super::lock;
 use crate::error::Error;
 use crate::journal::FileKey;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest};
 use fastdrop_proto::units::ChunkIndex;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -106,6 +107,19 @@ impl OutputSink {
         }
         Ok(())
     }
+}
+
+/// Checks that a manifest can go to an output: it is one file.
+///
+/// # Errors
+///
+/// 409 if it is not.
+pub(crate) fn expect_one_file(manifest: &Manifest) -> Result<(), Error> {
+    let is_file = |entry: Entry<'_>| matches!(entry.kind, EntryKind::File { .. });
+    if manifest.len() == 1 && manifest.iter().all(|(_, entry)| is_file(entry)) {
+        return Ok(());
+    }
+    Err(Error::with_code(409, "only one file can go to standard output"))
 }
 
 /// The beginning that has been written is not that of the file that is there now.

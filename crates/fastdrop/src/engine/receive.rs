@@ -4,7 +4,7 @@ use super::compare::{Compared, Places, compare};
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
 use super::inquiry::Inquiry;
 use super::mounts::{Mounts, Refusal};
-use super::output::{OutputFile, OutputSink, changed, output_error};
+use super::output::{OutputFile, OutputSink, changed, expect_one_file, output_error};
 use super::place::Placement;
 use super::turns::{PATIENCE, Turn, Turns};
 use super::worker::{ChunkWorker, inside};
@@ -275,11 +275,7 @@ impl Reception {
         stop: Stop,
         mut inquiry: Inquiry<'_>,
     ) -> Result<Prepared, Error> {
-        if manifest.len() != 1
-            || manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. }))
-        {
-            return Err(Error::with_code(409, "only one file can go to standard output"));
-        }
+        expect_one_file(&manifest)?;
         let one = u64::from(table.one_chunk().bytes());
         let whole = manifest.bytes() < one;
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
@@ -876,8 +872,8 @@ impl Reception {
             write_micros: clocks.write.micros(),
             ..Done::default()
         };
-        if let Some(Done { files, bytes, failed, failed_count, .. }) = unpacked {
-            return Done { files, bytes, failed, failed_count, ..done };
+        if let Some(Done { files, bytes, skipped, left, failed, failed_count, .. }) = unpacked {
+            return Done { files, bytes, skipped, left, failed, failed_count, ..done };
         }
         for index in machine.needed_entries() {
             let Some(entry) = self.manifest.get(index) else { continue };

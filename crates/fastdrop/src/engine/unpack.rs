@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::root::Dirs;
 use crate::stage::{Busy, write_all_at};
 use fastdrop_proto::fastdp::{
-    Archive, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
+    Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::HashMap;
@@ -49,7 +49,7 @@ impl Reception {
         *lock(&self.unlisted) = missing.into_iter().map(failed).collect();
         let mut options = sink.options.clone();
         options.unpack = None;
-        let Prepared { reception, .. } = Reception::prepare(
+        let Prepared { reception, skipped, left, .. } = Reception::prepare(
             manifest,
             table,
             self.algorithm,
@@ -68,7 +68,7 @@ impl Reception {
         // The journal knows nothing of what was unpacked: the next attempt unpacks it again.
         inner.stage.remove();
         finished?;
-        *lock(&self.unpacked) = Some(reception.report());
+        *lock(&self.unpacked) = Some(Done { skipped, left, ..reception.report() });
         sink.stage.remove();
         Ok(())
     }
