@@ -14,7 +14,10 @@ fuzz_target!(|payload: &[u8]| {
         assert!((1..=config.packet_max).contains(&agreed.packet_max));
         // Whoever would have asked for as much agrees to the same.
         let read = read_syn_ack(&answer, &config).expect("its own answer can be read");
-        assert_eq!((read.mode, read.window, read.packet_max), (agreed.mode, agreed.window, agreed.packet_max));
+        assert_eq!(
+            (read.mode, read.window, read.packet_max),
+            (agreed.mode, agreed.window, agreed.packet_max)
+        );
     }
     if let Ok(agreed) = read_syn_ack(payload, &config) {
         assert!((1..=WINDOW_MAX).contains(&agreed.window));

@@ -13,11 +13,21 @@ enum Input {
     /// Bytes as they are.
     Raw(Vec<u8>),
     /// A packet whose checksum is right in the handshake.
-    Packet { typ: u8, seq: u16, payload: Vec<u8> },
+    Packet {
+        typ: u8,
+        seq: u16,
+        payload: Vec<u8>,
+    },
     /// What a client or server of the field begins with.
-    Handshake { which: u8 },
-    Send { len: u16 },
-    Pass { ms: u16 },
+    Handshake {
+        which: u8,
+    },
+    Send {
+        len: u16,
+    },
+    Pass {
+        ms: u16,
+    },
     End,
     Close,
 }

@@ -2,7 +2,9 @@
 
 #![no_main]
 
-use fastdrop_proto::fastdp::{ChunkContent, Control, Encoding, FrameHeader, FrameKind, control_payload_max};
+use fastdrop_proto::fastdp::{
+    ChunkContent, Control, Encoding, FrameHeader, FrameKind, LeftOutEntry, control_payload_max,
+};
 use fastdrop_proto::units::EntryIndex;
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +19,7 @@ fuzz_target!(|input: (u8, u32, &[u8])| {
             }
         }
     }
-    let kind = u32::from(kind % 0x16);
+    let kind = u32::from(kind % 0x1d);
     if let Ok(control) = Control::decode(kind, payload) {
         if let Control::Open(open) = &control {
             let _ = open.check();
@@ -33,6 +35,13 @@ fuzz_target!(|input: (u8, u32, &[u8])| {
             // A reason is cut.
             (Control::Abandon { reason: long, .. }, Control::Abandon { reason, .. }) => {
                 assert!(long.starts_with(&reason[..]) && reason.len() <= 1000);
+            }
+            (Control::LeftOut(long), Control::LeftOut(cut)) => {
+                assert_eq!((long.unnamed, long.entries.len()), (cut.unnamed, cut.entries.len()));
+                for (long, cut) in long.entries.iter().zip(&cut.entries) {
+                    assert!(long.reason.starts_with(&cut.reason[..]) && cut.reason.len() <= 1000);
+                    assert_eq!(LeftOutEntry { reason: cut.reason.clone(), ..long.clone() }, *cut);
+                }
             }
             _ => assert_eq!(again, control),
         }

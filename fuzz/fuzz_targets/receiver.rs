@@ -6,8 +6,8 @@ use arbitrary::Arbitrary;
 use fastdrop_fuzz::{CHUNK, Shape, sum};
 use fastdrop_proto::checksum::Checksum;
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, EntryKind, FrameKind, Receiver, SkipReason, Transcript,
-    root_digest,
+    ChunkContent, ChunkVerdict, Completed, Control, EntryKind, FrameKind, Proven, Receiver, SkipReason,
+    Transcript, Violation, root_digest,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use libfuzzer_sys::fuzz_target;
@@ -37,6 +37,16 @@ enum Step {
     SizeAny(u32, u64),
     End([u8; 2]),
     HonestEnd,
+    /// One of the chunks that are claimed.
+    Same(u8),
+    SameAny(u32),
+    /// The next so many chunks, with the right digest.
+    HonestProven(u8),
+    Proven {
+        first: u32,
+        count: u32,
+        byte: u8,
+    },
 }
 
 #[derive(Debug, Arbitrary)]
@@ -44,7 +54,18 @@ struct Input {
     shape: Shape,
     skips: Vec<(u16, u8)>,
     holds: Vec<(u16, u8)>,
+    claims: Vec<(u16, u8)>,
     steps: Vec<Step>,
+}
+
+/// Takes one chunk of SAME, which must have been claimed and is held from then on.
+fn same(receiver: &mut Receiver, chunk: ChunkIndex) -> Result<(), Violation> {
+    let (had, held) = (receiver.has(chunk), receiver.checksum(chunk).is_some());
+    if let Some((checksum, _)) = receiver.handle_same(chunk)? {
+        assert!(had && !held, "a chunk that was not claimed");
+        assert_eq!(receiver.checksum(chunk), Some(checksum));
+    }
+    Ok(())
 }
 
 fuzz_target!(|input: Input| {
@@ -64,6 +85,17 @@ fuzz_target!(|input: Input| {
             receiver.hold(chunk, &sum(algorithm, *byte));
         }
     }
+    let mut claimed = Vec::new();
+    for (chunk, byte) in input.claims.iter().take(50) {
+        let chunk = ChunkIndex(u32::from(*chunk) % (counted + 1));
+        // Without checksums nothing could be compared.
+        if !algorithm.is_empty()
+            && matches!(receiver.table().content(chunk), Some(ChunkContent::Piece { .. }))
+        {
+            receiver.claim(chunk, &sum(algorithm, *byte));
+            claimed.push(chunk);
+        }
+    }
     let frames = receiver.answer();
     let needed = receiver.totals();
     assert!(matches!(frames.last(), Some(Control::Need(totals)) if *totals == needed));
@@ -76,6 +108,7 @@ fuzz_target!(|input: Input| {
             .collect::<Vec<_>>()
     };
     let mut writing: Vec<(ChunkIndex, Checksum, u32)> = Vec::new();
+    let mut proven = 0;
     let mut finished = false;
     let mut over = false;
     for step in input.steps.iter().take(300) {
@@ -162,6 +195,27 @@ fuzz_target!(|input: Input| {
                 let digest = root_digest(&Transcript::default(), held(&receiver).into_iter());
                 receiver.handle_end(digest)
             }
+            Step::Same(nth) if !claimed.is_empty() => {
+                same(&mut receiver, claimed[usize::from(nth) % claimed.len()])
+            }
+            Step::Same(_) => Ok(()),
+            Step::SameAny(chunk) => same(&mut receiver, ChunkIndex(chunk)),
+            Step::HonestProven(count) => {
+                let count = u32::from(count).min(counted.saturating_sub(proven));
+                let chunks = held(&receiver).into_iter();
+                let chunks = chunks.filter(|(chunk, _)| (proven..proven + count).contains(&chunk.0));
+                let digest = root_digest(&Transcript::default(), chunks);
+                let done = receiver.handle_proven(&Proven { first: ChunkIndex(proven), count, digest });
+                if done.is_ok() {
+                    proven += count;
+                }
+                done
+            }
+            Step::Proven { first, count, byte } => {
+                let proof = Proven { first: ChunkIndex(first), count, digest: [byte; 32] };
+                assert!(receiver.handle_proven(&proof).is_err(), "a made-up digest is believed");
+                Ok(())
+            }
         };
         if let Err(violation) = done {
             assert!([400, 409, 422].contains(&violation.code), "{violation}");
@@ -169,6 +223,13 @@ fuzz_target!(|input: Input| {
             over = true;
         }
         receiver.totals();
+        for (entry, _) in manifest.iter().filter(|&(entry, _)| receiver.is_proven(entry)) {
+            let (first, count) = receiver.table().chunks_of(entry).unwrap();
+            assert!(first.0 + count <= proven);
+            for chunk in (first.0..first.0 + count).map(ChunkIndex) {
+                assert!(receiver.checksum(chunk).is_some(), "proven without {chunk:?}");
+            }
+        }
         if let Some(finish) = receiver.poll_finish() {
             assert!(!finished, "finished twice");
             finished = true;

@@ -4,9 +4,10 @@
 
 use arbitrary::Arbitrary;
 use fastdrop_fuzz::{CHUNK, Shape, sum};
+use fastdrop_proto::checksum::Checksum;
 use fastdrop_proto::fastdp::{
-    Action, Control, Done, Held, NeedTotals, Outcome, Receiver, Refuse, Sender, SenderConfig, SkipReason,
-    SkipRun, StreamId, Streams, Table,
+    Action, ChunkContent, Control, Done, Held, NeedTotals, Outcome, Proven, Receiver, Refuse, Sender,
+    SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
 use libfuzzer_sys::fuzz_target;
@@ -29,8 +30,12 @@ enum Said {
     Done,
     Refuse,
     Alive,
+    Compare(u16, u8, u8),
+    Ask(Vec<u16>),
     /// What a receiver never says.
     More,
+    Same(Vec<u32>),
+    Proven(u32, u32),
 }
 
 #[derive(Debug, Arbitrary)]
@@ -41,6 +46,9 @@ enum Step {
     Read(u8, u8),
     Sent(u8),
     Unreadable(u8, u16),
+    /// Reads a chunk to be compared, which is the same, another, or cannot be read.
+    Compare(u8, u16),
+    Asked,
     Joined,
     OpenFailed,
     Lost(u8),
@@ -51,16 +59,58 @@ enum Step {
     Honest(u8, u8),
 }
 
+/// What an honest receiver leaves out, holds, and claims to hold.
+#[derive(Debug, Arbitrary)]
+struct Answer {
+    skips: Vec<u16>,
+    holds: Vec<u16>,
+    claims: Vec<u16>,
+}
+
 #[derive(Debug, Arbitrary)]
 struct Input {
     shape: Shape,
-    /// What an honest receiver leaves out; without this the peer answers as it likes.
-    answer: Option<Vec<u16>>,
+    /// The answer of an honest receiver; without this the peer answers as it likes.
+    answer: Option<Answer>,
+    identity: bool,
+    proof: bool,
+    content: bool,
     streams: Option<u8>,
     granted: u8,
     checkpoint: Option<u16>,
     flying_max: u8,
     steps: Vec<Step>,
+}
+
+/// One of the entries that `chunk` has bytes of.
+fn own_entry(sender: &Sender, chunk: ChunkIndex, nth: u16) -> Option<EntryIndex> {
+    let manifest = sender.manifest();
+    let is_own = |&entry: &EntryIndex| {
+        let chunks = sender.table().chunks_of(entry);
+        manifest.get(entry).is_some_and(|item| item.size() > 0)
+            && chunks.is_some_and(|(first, count)| (first.0..first.0 + count).contains(&chunk.0))
+    };
+    let own: Vec<EntryIndex> = (0..manifest.len()).map(EntryIndex).filter(is_own).collect();
+    match own.len() {
+        0 => sender.table().stream().map(|(entry, _)| entry),
+        count => Some(own[usize::from(nth) % count]),
+    }
+}
+
+/// Fails if a frame belongs to a capability that is not shared, or does not follow the last one of its type.
+fn check_frame(input: &Input, frame: &Control, proven: &mut u32, identities: &mut u32) {
+    match frame {
+        Control::Identity(part) => {
+            assert!(input.identity && part.first.0 == *identities && !part.identities.is_empty());
+            *identities += part.identities.len() as u32;
+        }
+        Control::Same(chunks) => assert!(input.identity && !chunks.is_empty()),
+        Control::Proven(part) => {
+            assert!(input.proof && part.first.0 == *proven && part.count > 0);
+            *proven += part.count;
+        }
+        _ => {}
+    }
 }
 
 fuzz_target!(|input: Input| {
@@ -73,13 +123,45 @@ fuzz_target!(|input: Input| {
         checkpoint: input.checkpoint.map(u64::from),
         data_streams_from: 0,
         flying_max: usize::from(input.flying_max).max(1),
+        identity: input.identity,
+        proof: input.proof,
+        content: input.content,
         ..SenderConfig::default()
     };
     let mut sender = Sender::new(config, Arc::clone(&manifest), table.clone(), algorithm, now);
-    if let Some(skips) = &input.answer {
+    if input.identity {
+        sender.set_identities((1..=u64::from(manifest.len())).collect());
+    }
+    let mut confirmed: BTreeSet<ChunkIndex> = BTreeSet::new();
+    let mut claims: BTreeMap<ChunkIndex, Checksum> = BTreeMap::new();
+    if let Some(answer) = &input.answer {
         let mut receiver = Receiver::new(Arc::clone(&manifest), table, algorithm);
-        for entry in skips.iter().take(50) {
+        for entry in answer.skips.iter().take(50) {
             receiver.skip(EntryIndex(u32::from(*entry) % (manifest.len() + 1)), SkipReason::Policy);
+        }
+        let pieces = |chunks: &[u16], receiver: &Receiver| -> Vec<ChunkIndex> {
+            let chunks = chunks.iter().take(50).map(|&chunk| ChunkIndex(chunk.into()));
+            let is_piece =
+                |chunk| matches!(receiver.table().content(chunk), Some(ChunkContent::Piece { .. }));
+            chunks.filter(|&chunk| is_piece(chunk)).collect()
+        };
+        // An older receiver's chunks are compared, which needs checksums; only a newer one says which.
+        if input.identity || !algorithm.is_empty() {
+            for chunk in pieces(&answer.holds, &receiver) {
+                let sum = sum(algorithm, 0);
+                receiver.hold(chunk, &sum);
+                if receiver.checksum(chunk).is_some() && input.identity {
+                    confirmed.insert(chunk);
+                } else {
+                    claims.insert(chunk, sum);
+                }
+            }
+        }
+        if input.identity && !algorithm.is_empty() {
+            for chunk in pieces(&answer.claims, &receiver) {
+                receiver.claim(chunk, &sum(algorithm, 0));
+                claims.insert(chunk, sum(algorithm, 0));
+            }
         }
         for frame in receiver.answer() {
             sender.handle_frame(StreamId::CONTROL, frame, now);
@@ -90,7 +172,7 @@ fuzz_target!(|input: Input| {
     // What each stream has been told to send, and whether it has read it.
     let mut sending: BTreeMap<u32, (ChunkIndex, bool)> = BTreeMap::new();
     let mut handed: Vec<ChunkIndex> = Vec::new();
-    let mut confirmed: BTreeSet<ChunkIndex> = BTreeSet::new();
+    let (mut proven, mut identities) = (0, 0);
     let mut names = vec![0];
     let mut end_sent = false;
     let mut filled = 0u64;
@@ -140,7 +222,18 @@ fuzz_target!(|input: Input| {
                     Said::Done => Control::Done(Done::default()),
                     Said::Refuse => Control::Refuse(Refuse { code: 400, message: "x".into(), paths: vec![] }),
                     Said::Alive => Control::Alive,
+                    Said::Compare(first, count, more) => Control::Compare(Held {
+                        first: ChunkIndex((*first).into()),
+                        checksums: vec![1; usize::from(*count) * algorithm.len() + usize::from(more % 2)],
+                    }),
+                    Said::Ask(entries) => {
+                        Control::Ask(entries.iter().map(|&entry| EntryIndex(entry.into())).collect())
+                    }
                     Said::More => Control::More,
+                    Said::Same(chunks) => Control::Same(chunks.iter().copied().map(ChunkIndex).collect()),
+                    Said::Proven(first, count) => {
+                        Control::Proven(Proven { first: ChunkIndex(*first), count: *count, digest: [0; 32] })
+                    }
                 };
                 let before = sender.confirmed_bytes();
                 sender.handle_frame(name(*stream), frame, now);
@@ -168,7 +261,10 @@ fuzz_target!(|input: Input| {
                         assert!(!end_sent, "END twice");
                         end_sent = true;
                     }
-                    Action::Control(_) | Action::Wait => {}
+                    Action::Control(frame) => {
+                        check_frame(&input, &frame, &mut proven, &mut identities);
+                    }
+                    Action::Wait => {}
                     Action::Close => {
                         if id != StreamId::CONTROL {
                             names.retain(|&other| other != id.0);
@@ -196,24 +292,38 @@ fuzz_target!(|input: Input| {
             Step::Unreadable(stream, entry) => {
                 let id = name(*stream);
                 if let Some(&(chunk, false)) = sending.get(&id.0) {
-                    // One of the chunk's own entries.
-                    let own: Vec<EntryIndex> = (0..manifest.len())
-                        .map(EntryIndex)
-                        .filter(|&entry| {
-                            manifest.get(entry).is_some_and(|item| item.size() > 0)
-                                && sender.table().chunks_of(entry).is_some_and(|(first, count)| {
-                                    (first.0..first.0 + count).contains(&chunk.0)
-                                })
-                        })
-                        .collect();
-                    let entry = match own.len() {
-                        0 => sender.table().stream().map(|(entry, _)| entry),
-                        count => Some(own[usize::from(*entry) % count]),
-                    };
-                    if let Some(entry) = entry {
+                    if let Some(entry) = own_entry(&sender, chunk, *entry) {
                         sending.remove(&id.0);
                         sender.handle_unreadable(Some(id), chunk, entry, 404, "x");
                     }
+                }
+            }
+            Step::Compare(outcome, entry) => {
+                let over = sender.outcome().is_some();
+                if let Some(chunk) = sender.poll_compare() {
+                    assert!(!over && sender.needed().is_some() && !confirmed.contains(&chunk));
+                    let same = claims.get(&chunk).copied();
+                    let same = same.unwrap_or_else(|| Checksum::from_slice(&vec![1; algorithm.len()]));
+                    match outcome % 8 {
+                        7 => {
+                            if let Some(entry) = own_entry(&sender, chunk, *entry) {
+                                sender.handle_unreadable(None, chunk, entry, 404, "x");
+                            }
+                        }
+                        6 => sender.handle_compared(chunk, &sum(algorithm, 3)),
+                        _ => {
+                            sender.handle_compared(chunk, &same);
+                            if sender.outcome().is_none() {
+                                confirmed.insert(chunk);
+                            }
+                        }
+                    }
+                }
+            }
+            Step::Asked => {
+                if let Some(entry) = sender.poll_asked() {
+                    assert!(input.content && sender.outcome().is_none());
+                    assert!(manifest.get(entry).is_some());
                 }
             }
             Step::Joined => names.push(sender.handle_stream_joined(now).0),
@@ -266,7 +376,9 @@ fuzz_target!(|input: Input| {
                             end_sent = true;
                             sender.handle_frame(id, Control::Done(Done::default()), now);
                         }
-                        Action::Control(_) => {}
+                        Action::Control(frame) => {
+                            check_frame(&input, &frame, &mut proven, &mut identities);
+                        }
                         Action::Close => {
                             if id != StreamId::CONTROL {
                                 names.retain(|&other| other != id.0);

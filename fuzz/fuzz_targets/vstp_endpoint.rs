@@ -13,15 +13,47 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Arbitrary)]
 enum Step {
-    Fragment { from: u8, id: u8, reports: bool, index: u8, total: u8, len: u8, fill: u8, ack: bool },
-    Report { from: u8, id: u8, payload: Vec<u8> },
-    Frame { from: u8, typ: u8, flags: u8, headers: Vec<(u8, Vec<u8>)>, payload: Vec<u8> },
-    Bytes { from: u8, bytes: Vec<u8> },
-    Send { to: u8, len: u16, ack: bool },
+    Fragment {
+        from: u8,
+        id: u8,
+        reports: bool,
+        index: u8,
+        total: u8,
+        len: u8,
+        fill: u8,
+        ack: bool,
+    },
+    Report {
+        from: u8,
+        id: u8,
+        payload: Vec<u8>,
+    },
+    Frame {
+        from: u8,
+        typ: u8,
+        flags: u8,
+        headers: Vec<(u8, Vec<u8>)>,
+        payload: Vec<u8>,
+    },
+    Bytes {
+        from: u8,
+        bytes: Vec<u8>,
+    },
+    Send {
+        to: u8,
+        len: u16,
+        ack: bool,
+    },
     /// What was sent comes back to its sender, or to another.
-    Reflect { to: u8 },
-    Pass { ms: u16 },
-    Ping { to: u8 },
+    Reflect {
+        to: u8,
+    },
+    Pass {
+        ms: u16,
+    },
+    Ping {
+        to: u8,
+    },
 }
 
 const KEYS: [&str; 8] =
@@ -33,7 +65,11 @@ fn address(n: u8) -> SocketAddr {
 
 fn encode(typ: FrameType, flags: Flags, headers: HeadersBuf, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    FrameBytes::new(typ, headers, payload.to_vec().into()).with_flag(flags).as_ref().encode(&mut out).unwrap();
+    FrameBytes::new(typ, headers, payload.to_vec().into())
+        .with_flag(flags)
+        .as_ref()
+        .encode(&mut out)
+        .unwrap();
     out
 }
 
@@ -88,7 +124,11 @@ fuzz_target!(|steps: Vec<Step>| {
             }
             Step::Bytes { from, bytes } => endpoint.handle_datagram(now, address(from), &bytes),
             Step::Send { to, len, ack } => {
-                let frame = FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![1; usize::from(len) * 8].into());
+                let frame = FrameBytes::new(
+                    FrameType::Data,
+                    HeadersBuf::default(),
+                    vec![1; usize::from(len) * 8].into(),
+                );
                 assert!(sends.insert(endpoint.send(now, address(to), frame, ack)));
             }
             Step::Reflect { to } => endpoint.handle_datagram(now, address(to), &last),

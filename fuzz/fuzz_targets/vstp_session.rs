@@ -51,7 +51,9 @@ fuzz_target!(|input: Input| {
                 let over = session.is_over();
                 let verdict = session.handle_frame(now, &frame.as_ref(), crc.into());
                 match verdict {
-                    Verdict::Acknowledged(number) => assert!(waiting.remove(&number), "acknowledged, and never sent"),
+                    Verdict::Acknowledged(number) => {
+                        assert!(waiting.remove(&number), "acknowledged, and never sent")
+                    }
                     Verdict::Deliver(wanted) => {
                         assert!(!over);
                         if let Some(wanted) = wanted.filter(|_| crc % 2 == 0) {

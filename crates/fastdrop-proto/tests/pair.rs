@@ -8,9 +8,9 @@ mod support;
 
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
-    Action, ChunkVerdict, Completed, Control, Done, FrameHeader, FrameKind, Held, NeedTotals, Outcome,
-    Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table,
-    Transcript, root_digest,
+    Action, ChunkVerdict, Completed, Control, Done, FrameHeader, FrameKind, Held, Identities, LeftOut,
+    NeedTotals, Outcome, Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId,
+    Streams, Table, Transcript, root_digest,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
 use proptest::prelude::*;
@@ -803,6 +803,9 @@ enum Step {
     Written,
     WriteFailed,
     Finish,
+    Compare(u8),
+    ComparedUnreadable(u32),
+    Asked,
 }
 
 fn sum(byte: u8) -> Checksum {
@@ -821,13 +824,24 @@ fn control() -> impl Strategy<Value = Control> {
     let reason = prop::sample::select(vec![SkipReason::Identical, SkipReason::Policy, SkipReason::Held]);
     let run = (number(), number(), reason);
     let run = run.prop_map(|(first, count, reason)| SkipRun { first: EntryIndex(first), count, reason });
-    let held = (number(), 0usize..4, 0usize..9).prop_map(|(first, sums, more)| Held {
-        first: ChunkIndex(first),
-        checksums: vec![7; sums * 8 + more % 2],
-    });
+    let held = || {
+        (number(), 0usize..4, 0usize..9).prop_map(|(first, sums, more)| Held {
+            first: ChunkIndex(first),
+            checksums: vec![7; sums * 8 + more % 2],
+        })
+    };
     prop_oneof![
         1 => prop::collection::vec(run, 0..3).prop_map(Control::Skip),
-        1 => held.prop_map(Control::Held),
+        1 => held().prop_map(Control::Held),
+        2 => held().prop_map(Control::Compare),
+        2 => chunks().prop_map(Control::Same),
+        1 => prop::collection::vec(number().prop_map(EntryIndex), 0..4).prop_map(Control::Ask),
+        1 => (number(), prop::collection::vec(any::<u64>(), 0..9))
+            .prop_map(|(first, identities)| Control::Identity(Identities { first: EntryIndex(first), identities })),
+        1 => (number(), number(), 0u8..2)
+            .prop_map(|(first, count, byte)| Control::Proven(Proven { first: ChunkIndex(first), count, digest: [byte; 32] })),
+        1 => any::<u64>().prop_map(|unnamed| Control::LeftOut(LeftOut { unnamed, entries: vec![] })),
+        1 => number().prop_map(|entry| Control::Content(vec![(EntryIndex(entry), None)])),
         4 => prop_oneof![Just((6, 5720)), Just((0, 0)), (0u32..9, 0u64..6000)]
             .prop_map(|(chunks, bytes)| Control::Need(NeedTotals { chunks, bytes })),
         4 => chunks().prop_map(Control::Confirm),
@@ -864,6 +878,9 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Written),
         1 => Just(Step::WriteFailed),
         2 => Just(Step::Finish),
+        3 => (0u8..9).prop_map(Step::Compare),
+        1 => number().prop_map(Step::ComparedUnreadable),
+        1 => Just(Step::Asked),
     ]
 }
 
@@ -883,16 +900,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_sender_takes_anything_in_any_order(steps in prop::collection::vec(step(), 0..120), answered in any::<bool>()) {
+    fn a_sender_takes_anything_in_any_order(steps in prop::collection::vec(step(), 0..120), answered in any::<bool>(), newer in any::<bool>()) {
         let source = everything();
         let base = Instant::now();
         let mut now = base;
         let mut handed = Vec::new();
         let table = Table::new(&source.manifest, ChunkSize::MIN).unwrap();
-        let config = SenderConfig { granted: 3, data_streams_from: 0, checkpoint: Some(2000), ..SenderConfig::default() };
+        let config = SenderConfig { granted: 3, data_streams_from: 0, checkpoint: Some(2000), identity: newer, proof: newer, content: newer, ..SenderConfig::default() };
         let mut sender = Sender::new(config, Arc::clone(&source.manifest), table, Algorithm::Xxh3, now);
+        if newer {
+            sender.set_identities(vec![1; source.manifest.len() as usize]);
+        }
         if answered {
-            let need = Control::Need(NeedTotals { chunks: 6, bytes: 5720 });
+            // Two of the file's chunks are claimed.
+            let claims = Held { first: ChunkIndex(1), checksums: vec![7; 16] };
+            let claims = if newer { Control::Compare(claims) } else { Control::Held(claims) };
+            sender.handle_frame(StreamId::CONTROL, claims, now);
+            let need = Control::Need(NeedTotals { chunks: 4, bytes: 5720 - 2 * 1024 });
             sender.handle_frame(StreamId::CONTROL, need, now);
             prop_assert_eq!(sender.outcome(), None);
         }
@@ -915,6 +939,18 @@ proptest! {
                     let chunk = handed[nth as usize % handed.len()];
                     sender.handle_unreadable(Some(StreamId(stream)), chunk, EntryIndex(entry), 404, "x");
                 }
+                Step::Compare(byte) => {
+                    if let Some(chunk) = sender.poll_compare() {
+                        prop_assert!(sender.outcome().is_none() && sender.needed().is_some());
+                        sender.handle_compared(chunk, &Checksum::from_slice(&[byte; 8]));
+                    }
+                }
+                Step::ComparedUnreadable(entry) => {
+                    if let Some(chunk) = sender.poll_compare() {
+                        sender.handle_unreadable(None, chunk, EntryIndex(entry), 404, "x");
+                    }
+                }
+                Step::Asked => prop_assert!(sender.poll_asked().is_none() || newer),
                 Step::Joined => _ = sender.handle_stream_joined(now),
                 Step::OpenFailed => sender.handle_open_failed(now),
                 Step::Lost(stream) => sender.handle_stream_lost(StreamId(stream), now),
@@ -941,6 +977,8 @@ proptest! {
         let source = everything();
         let table = Table::new(&source.manifest, ChunkSize::MIN).unwrap();
         let mut receiver = Receiver::new(Arc::clone(&source.manifest), table, Algorithm::Xxh3);
+        receiver.claim(ChunkIndex(2), &sum(0));
+        receiver.claim(ChunkIndex(3), &sum(2));
         receiver.answer();
         let mut writing = Vec::new();
         for step in steps {
@@ -948,6 +986,14 @@ proptest! {
                 Step::Frame(_, Control::Size { entry, size }) => receiver.handle_size(entry, size),
                 Step::Frame(_, Control::Abandon { entry, .. }) => receiver.handle_abandon(entry).map(|_| ()),
                 Step::Frame(_, Control::End(digest)) => receiver.handle_end(digest),
+                Step::Frame(_, Control::Same(chunks)) => chunks.into_iter().try_for_each(|chunk| {
+                    let claimed = receiver.has(chunk) && receiver.checksum(chunk).is_none();
+                    if let Some((checksum, _)) = receiver.handle_same(chunk)? {
+                        assert!(claimed && receiver.checksum(chunk) == Some(checksum));
+                    }
+                    Ok(())
+                }),
+                Step::Frame(_, Control::Proven(proven)) => receiver.handle_proven(&proven),
                 Step::Expect(encoded, chunk, size, byte) => {
                     let chunk = ChunkIndex(chunk);
                     let kind = if encoded { FrameKind::EncodedChunk(chunk) } else { FrameKind::Chunk(chunk) };
