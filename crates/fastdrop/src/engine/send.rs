@@ -218,13 +218,20 @@ impl Transmission {
                     self.pieces.free(chunk);
                 }
                 self.observer.set_streams(machine.data_streams() as u64);
-                if machine.outcome().is_some() || self.stop.is_stopped() {
+                if self.stop.is_stopped() {
                     break;
                 }
-                let refusal = lock(&self.input_error).as_ref().map(Error::refusal);
+                let refusal = match machine.outcome() {
+                    Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
+                    None => lock(&self.input_error).as_ref().map(Error::refusal),
+                };
+                let is_over = machine.outcome().is_some();
                 if let Some(refusal) = refusal {
                     drop(machine);
-                    self.take_leave(&connection, refusal);
+                    self.take_leave(&connection, refusal, is_over);
+                    break;
+                }
+                if is_over {
                     break;
                 }
                 if opens > 0 {
@@ -251,15 +258,20 @@ impl Transmission {
     }
 
     /// Tells the receiver why nothing more comes, and waits a moment until it has read that: closing a connection with unread
-    /// bytes would take the last frame back, and the receiver would try again.
-    fn take_leave(&self, control: &Connection, refusal: Refuse) {
+    /// bytes would take the last frame back, and the receiver would try again. `is_over` if the machine has come to its end, and what
+    /// the receiver says does not count any more.
+    fn take_leave(&self, control: &Connection, refusal: Refuse, is_over: bool) {
         if control.send_control(&Control::Refuse(refusal)).is_err() {
             return;
         }
         control.finish_writing();
         let until = Instant::now() + GIVING_UP_TIMEOUT;
         let mut machine = self.machine();
-        while machine.outcome().is_none() && !self.stop.is_stopped() && Instant::now() < until {
+        while lock(&self.connections).contains_key(&StreamId::CONTROL)
+            && (is_over || machine.outcome().is_none())
+            && !self.stop.is_stopped()
+            && Instant::now() < until
+        {
             machine = self.wait(machine, until.saturating_duration_since(Instant::now()).min(TICK));
         }
     }
@@ -276,15 +288,11 @@ impl Transmission {
             _ if self.stop.is_stopped() => Error::Interrupted,
             // It ended the streams, which were lost for no other reason.
             (_, Some(error)) => error,
-            (Some(Outcome::Failed(violation)), None) => Error::Violation(violation),
             (Some(Outcome::Lost(why)), None) => Error::Network(why),
-            (Some(Outcome::StartOver), None) => Error::with_code(
-                409,
-                "the other end would continue with something else than what is here now, and is too old to be told so: --no-resume begins anew",
-            ),
-            (None, None) => Error::Interrupted,
+            (outcome, None) => outcome.as_ref().and_then(own_failure).unwrap_or(Error::Interrupted),
         };
-        if !matches!(error, Error::Network(_) | Error::Refused(_)) {
+        // What this end gave up itself, it has said already.
+        if matches!(error, Error::Interrupted) {
             let _ = control.send_control(&Control::Refuse(error.refusal()));
         }
         control.close();
@@ -593,6 +601,18 @@ impl Transmission {
             }
         }
         self.wake.notify_all();
+    }
+}
+
+/// The reason for which this end gives the transfer up; None if it is not this end that does.
+fn own_failure(outcome: &Outcome) -> Option<Error> {
+    match outcome {
+        Outcome::Failed(violation) => Some(Error::Violation(violation.clone())),
+        Outcome::StartOver => Some(Error::with_code(
+            409,
+            "the other end would continue with something else than what is here now, and is too old to be told so: --no-resume begins anew",
+        )),
+        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Lost(_) => None,
     }
 }
 
