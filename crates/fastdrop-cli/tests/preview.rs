@@ -176,6 +176,55 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
     }
 }
 
+/// Case 111: what cannot be read is known before, and only counts where it would be read.
+#[test]
+fn case_111_a_dry_run_tells_what_cannot_be_read() {
+    let (theirs, own) = (scratch(), scratch());
+    // A folder with one such file, such a file alone, an empty one, and one that is at its place already.
+    let all: &[(&str, &[&str])] =
+        &[("tree", &[]), ("tree/closed", &[]), ("void", &[]), ("there", &["there"]), ("there", &[])];
+    let archive: &[&str] = &["--compress", "targz"];
+    for sends in [true, false] {
+        for (number, ((name, before), extra)) in
+            all.iter().flat_map(|case| [&[][..], archive].map(|extra| (case, extra))).enumerate()
+        {
+            let (from, to) = if sends { (&own, &theirs) } else { (&theirs, &own) };
+            let at = format!("{sends}-{number}");
+            let (from, to) = (from.path().join(format!("from-{at}")), to.path().join(format!("to-{at}")));
+            write_file(&from.join("tree/open"), 10, 1);
+            write_file(&from.join("tree/closed"), 3 << 20, 2);
+            write_file(&from.join("void/closed"), 0, 2);
+            write_file(&from.join("there/closed"), 10, 2);
+            for tree in before.iter() {
+                fs::create_dir_all(to.join(tree)).unwrap();
+                let mut copy = std::process::Command::new("cp");
+                let copied = copy.arg("-p").arg(from.join("there/closed")).arg(to.join("there/closed"));
+                assert!(copied.status().unwrap().success());
+            }
+            fs::create_dir_all(&to).unwrap();
+            for tree in ["tree", "void", "there"] {
+                set_mode(&from.join(tree).join("closed"), 0);
+            }
+            let server = Server::wrapped(theirs.path(), &["--existing", "overwrite"], as_if_not_root());
+            let run = |more: &[&str]| {
+                let command = if sends {
+                    args!["send", from.join(name), server.target(format!("to-{at}/"))]
+                } else {
+                    args!["get", server.target(format!("from-{at}/{name}")), &to]
+                };
+                let extra = extra.iter().chain(more).map(Into::into).collect::<Vec<OsString>>();
+                fastdrop([command, extra].concat()).wrapper(as_if_not_root()).json().run()
+            };
+            let (dry, real) = (run(&["-n"]), run(&[]));
+            assert_eq!(dry.code(), real.code(), "{at} {name} {before:?} {extra:?}: {dry}\n{real}");
+            if real.code() == 3 {
+                assert_eq!(dry.number("files_failed"), 1, "{dry}");
+                assert_eq!(dry.number("files"), real.number("files"), "{dry}\n{real}");
+            }
+        }
+    }
+}
+
 /// A file that was merely touched does not conflict, nor is it sent: it gets its time.
 #[test]
 fn a_touched_file_gets_its_time_without_being_sent() {

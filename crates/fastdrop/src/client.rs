@@ -28,7 +28,7 @@ use crate::identity::Identities;
 use crate::observe::{Limits, Observer, Phase};
 use crate::protocol::Protocol;
 use crate::root::split;
-use crate::source::content;
+use crate::source::{Unreadable, content};
 use crate::stage::{Busy, random};
 use crate::stop::Stop;
 use crate::walk::{SourceTree, WalkOptions, Walked, walk};
@@ -43,7 +43,7 @@ use fastdrop_proto::fastdp::{
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use get_place::GetPlace;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
@@ -300,7 +300,7 @@ impl PutOffer {
 
     fn leave_out(
         &mut self,
-        entries: &std::collections::BTreeSet<EntryIndex>,
+        entries: &BTreeSet<EntryIndex>,
         why: &str,
         tally: &mut Tally,
     ) -> Result<(), Error> {
@@ -740,7 +740,7 @@ impl Client {
         })?;
         let connection = Arc::clone(agreed.reader.connection());
         let mut skipped = vec![None; manifest.len() as usize];
-        let done = loop {
+        let mut done = loop {
             match agreed.reader.next_control()? {
                 Control::Alive => {}
                 Control::Ask(entries) => {
@@ -766,12 +766,54 @@ impl Client {
             }
         };
         connection.close();
-        let is_left = |reason: &&Option<SkipReason>| **reason == Some(SkipReason::Policy);
-        let count = |skipped: usize| skipped as u64;
-        let left = count(skipped.iter().filter(is_left).count());
-        tally.note_skipped(count(skipped.iter().flatten().count()), left, 0, 0);
-        tally.note_dry(&manifest, |index| skipped.get(index.at()) == Some(&None));
+        let is_needed = |index: &EntryIndex| skipped.get(index.at()) == Some(&None);
+        let needed = (0..manifest.len()).map(EntryIndex).filter(is_needed);
+        let unreadable = if self.compress()?.archive().is_some() {
+            offer.tree.unreadable(&manifest, (0..manifest.len()).map(EntryIndex))
+        } else {
+            offer.tree.unreadable(&manifest, needed.clone())
+        };
+        let mut needed = needed.collect::<BTreeSet<_>>();
+        // What would fail at the other end is among what it skips by policy.
+        let fails = done.failed.iter().map(|failed| &failed.path[..]).collect::<HashSet<_>>();
+        let stays = |index: u32| {
+            manifest.get(EntryIndex(index)).is_some_and(|entry| !fails.contains(entry.path.as_bytes()))
+        };
+        let stays = (0..).zip(&skipped).filter(|(index, reason)| reason.is_some() && stays(*index));
+        let left = stays.clone().filter(|(_, reason)| **reason == Some(SkipReason::Policy));
+        tally.note_skipped(stays.clone().count() as u64, left.count() as u64, 0, 0);
+        let unreadable =
+            unreadable.into_iter().map(|Unreadable { entry, code, reason }| (entry, code, reason));
+        self.would_fail(unreadable, &manifest, &mut needed, &mut done)?;
+        tally.note_dry(&manifest, |index| needed.contains(&index));
         Ok(done)
+    }
+
+    /// Moves what could not be read from `needed` to what fails in `done`. An archive, which reads everything, fails
+    /// as a whole.
+    fn would_fail(
+        &self,
+        unreadable: impl Iterator<Item = (EntryIndex, u16, String)>,
+        manifest: &Manifest,
+        needed: &mut BTreeSet<EntryIndex>,
+        done: &mut Done,
+    ) -> Result<(), Error> {
+        let is_archive = self.compress()?.archive().is_some();
+        for (index, code, message) in unreadable {
+            let Some(entry) = manifest.get(index) else { continue };
+            let path = entry.path.as_bytes().to_vec();
+            if is_archive {
+                // As the transfer would say it.
+                return Err(Error::with_code(410, format!("{}: {message}", crate::shown(&path))));
+            }
+            // Of an empty file nothing is read.
+            if entry.size() == 0 || !needed.remove(&index) {
+                continue;
+            }
+            done.failed.push(Failed { path, code, message });
+            done.failed_count += 1;
+        }
+        Ok(())
     }
 
     fn put_attempt(
@@ -960,7 +1002,7 @@ impl Client {
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
-        let mut open = self.open(Do::Get)?;
+        let mut open = Open { dry: options.dry_run, ..self.open(Do::Get)? };
         // Of an archive that is unpacked, what would come is in it.
         let archive = open.compress.archive().filter(|_| !options.dry_run || options.keep_archive);
         if archive.is_none() && open.compress.archive().is_some() {
@@ -970,7 +1012,7 @@ impl Client {
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.keeps_its_word(&grant)?;
         let builder = ManifestBuilder::new(ENTRIES_MAX).with_long_paths(grant.has(Capability::LongPaths));
-        let (manifest, left_out) = read_manifest(&mut agreed.reader, builder)?;
+        let (manifest, mut left_out) = read_manifest(&mut agreed.reader, builder)?;
         let manifest = Arc::new(manifest);
         let filter = &self.options.filter;
         let is_wanted = |entry: &&LeftOutEntry| {
@@ -984,6 +1026,14 @@ impl Client {
         if !is_single && !grant.has(Capability::LeftOut) {
             tally.note_unconfirmed();
         }
+        // Of a dry run it also tells what is there, but could not be read.
+        let mut unreadable = Vec::new();
+        left_out.entries.retain(|entry| {
+            let found = RelPath::new(&entry.path).ok().and_then(|path| manifest.find(path));
+            let Some((index, _)) = found.filter(|_| options.dry_run) else { return true };
+            unreadable.push((index, entry.code, entry.reason.clone()));
+            false
+        });
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         // What is in an archive is known when it has arrived.
         if tally.attempts == 0 && archive.is_none() {
@@ -1024,15 +1074,16 @@ impl Client {
                 }
             });
             connection.close();
-            match preview.map_err(own_refusal)? {
+            let (mut needed, mut done) = match preview.map_err(own_refusal)? {
                 Some(preview) => {
                     tally.note_skipped(preview.skipped, preview.left, 0, 0);
-                    tally.note_dry(&manifest, |index| preview.needed.contains(&index));
-                    return Ok(preview.done);
+                    (preview.needed, preview.done)
                 }
-                None => tally.note_dry(&manifest, |_| true),
-            }
-            return Ok(Done::default());
+                None => ((0..manifest.len()).map(EntryIndex).collect(), Done::default()),
+            };
+            self.would_fail(unreadable.into_iter(), &manifest, &mut needed, &mut done)?;
+            tally.note_dry(&manifest, |index| needed.contains(&index));
+            return Ok(done);
         }
         let place = &place.with_parents()?;
         let prepared = with_alive(&connection, || match place {

@@ -37,6 +37,23 @@ impl Unreadable {
     }
 }
 
+impl SourceTree {
+    /// Those files among `entries` that cannot be opened.
+    pub(crate) fn unreadable(
+        &self,
+        manifest: &Manifest,
+        entries: impl Iterator<Item = EntryIndex>,
+    ) -> Vec<Unreadable> {
+        let why = |index| {
+            let entry = manifest.get(index)?;
+            let EntryKind::File { .. } = entry.kind else { return None };
+            let Some((root, path)) = self.locate(entry.path) else { return Some(Unreadable::changed(index)) };
+            root.open_file(&path).err().map(|errno| Unreadable::system(index, errno))
+        };
+        entries.filter_map(why).collect()
+    }
+}
+
 /// A chunk in memory, ready to go.
 #[derive(Debug, Default)]
 pub(crate) struct ReadChunk {

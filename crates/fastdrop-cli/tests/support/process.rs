@@ -177,6 +177,15 @@ pub fn fastdrop(args: Vec<OsString>) -> Cmd {
     }
 }
 
+/// Drops root's right to read and write everything, so that modes mean something.
+pub fn as_if_not_root() -> Vec<OsString> {
+    if rustix::process::geteuid().is_root() {
+        crate::args!["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    } else {
+        Vec::new()
+    }
+}
+
 /// Runs a command with `--json` to its end.
 pub fn client(args: Vec<OsString>) -> Output {
     fastdrop(args).json().run()

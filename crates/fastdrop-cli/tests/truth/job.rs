@@ -88,15 +88,6 @@ fn real_of(command: Command) -> Command {
     }
 }
 
-/// Drops root's right to read and write everything, so that modes mean something.
-fn as_if_not_root() -> Vec<OsString> {
-    if rustix::process::geteuid().is_root() {
-        args!["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-    } else {
-        Vec::new()
-    }
-}
-
 impl Job<'_> {
     fn from(&self) -> PathBuf {
         self.own.path().join("from")

@@ -110,6 +110,9 @@ pub struct Open {
     /// Identical means equal contents, not equal size and mtime. Only where `content` is shared.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub check: bool,
+    /// Nothing will be asked for, in a get: LEFT_OUT also names entries of the manifest that cannot be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry: bool,
     /// Bytes per data stream between checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
@@ -212,6 +215,7 @@ impl Open {
             links: Links::default(),
             resume: true,
             check: false,
+            dry: false,
             checkpoint: None,
             rtt_micros: 0,
             rate_max: None,

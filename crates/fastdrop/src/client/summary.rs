@@ -387,14 +387,13 @@ impl Tally {
     pub(super) fn finish(mut self, done: Result<Done, Error>, observer: &Observer) -> Result<Summary, Error> {
         let done = done?;
         if self.summary.dry_run {
+            let offered_failed = done.failed_count > 0;
             self.unnamed += done.failed_count.saturating_sub(done.failed.len() as u64);
             for failed in done.failed {
                 self.failed.entry(failed.path.clone()).or_insert(failed);
             }
-            // What would be left out, of what was offered.
-            let placeless = (self.failed.len() as u64).saturating_sub(self.never_offered);
-            let placed = self.summary.files + self.summary.files_skipped.saturating_sub(placeless);
-            return self.conclude(placed, placeless > 0);
+            let placed = self.summary.files + self.summary.files_skipped;
+            return self.conclude(placed, offered_failed);
         }
         // The receiver names a thousand, and counts them all.
         let unnamed = done.failed_count.saturating_sub(done.failed.len() as u64);

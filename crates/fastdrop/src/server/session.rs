@@ -16,6 +16,7 @@ use crate::identity::Identities;
 use crate::journal::FileKey;
 use crate::observe::Observer;
 use crate::root::Root;
+use crate::source::Unreadable;
 use crate::stage::{Busy, random};
 use crate::walk::{SourceTree, WalkOptions, Walked, walk};
 use fastdrop_proto::fastdp::{
@@ -23,7 +24,7 @@ use fastdrop_proto::fastdp::{
     Links, Manifest, ManifestBuilder, Open, PathError, Receiver, RelPath, Sender, SenderConfig, Streams,
     Table, Transcript,
 };
-use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
+use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -382,7 +383,7 @@ impl Serving<'_> {
             Ok(found) => found,
             Err(error) => return self.refuse(error),
         };
-        let Walked { manifest, identities, left_out, unnamed } = walked;
+        let Walked { manifest, identities, mut left_out, unnamed } = walked;
         let packed = match self.pack(&tree, &manifest) {
             Ok(packed) => packed,
             Err(error) => return self.refuse(error),
@@ -407,6 +408,14 @@ impl Serving<'_> {
         let reserved = Reserved::new(self.shared, wanted, one_chunk);
         let grant = self.grant(id, reserved.streams, fastdrop_proto::fastdp::Place::Auto);
         let grant_json = self.send_grant(&grant)?;
+        if self.open.dry {
+            let all = (0..manifest.len()).map(EntryIndex);
+            let unreadable = with_alive(self.connection, || tree.unreadable(&manifest, all));
+            let named = unreadable.into_iter().filter_map(|Unreadable { entry, code, reason }| {
+                Some(failed(manifest.get(entry)?.path.as_bytes(), code, reason))
+            });
+            left_out.extend(named);
+        }
         offer(self.connection, &manifest, LeftOut::frames(left_out, unnamed))?;
         let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
         let config = SenderConfig {
