@@ -548,6 +548,49 @@ fn strange_frames_are_refused() {
     assert_eq!(names_in(served.path()), [] as [&str; 0]);
 }
 
+/// A receiver that breaks the protocol is told so, also where the server is the one that sends.
+#[test]
+fn strange_answers_of_a_get_are_refused() {
+    let served = scratch();
+    write_file(&served.path().join("data"), 3 * CHUNK, 1);
+    let mut server = Server::start(served.path(), &[]);
+    let need = |chunks: u32, bytes: u64| {
+        control(wire::NEED, &[&chunks.to_be_bytes()[..], &bytes.to_be_bytes()].concat())
+    };
+    let numbers = |kind, number: u32| control(kind, &number.to_be_bytes());
+    let right = need(3, 3 * CHUNK);
+    let after = |frame: Vec<u8>| [right.clone(), frame].concat();
+    let skip = [&1_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), &[1]].concat();
+    let held =
+        |first: u32, checksums: &[u8]| control(wire::HELD, &[&first.to_be_bytes(), checksums].concat());
+    let cases = [
+        ("a need of something else", need(1, 5)),
+        ("a second answer", after(right.clone())),
+        ("an entry to skip that does not exist", control(wire::SKIP, &skip)),
+        ("a held chunk that does not exist", held(3, &[0; 8])),
+        ("half a checksum", held(0, &[0; 4])),
+        ("held chunks after the answer", after(held(0, &[0; 8]))),
+        ("a confirmation of what was not sent", numbers(wire::CONFIRM, 0)),
+        ("a confirmation of what does not exist", after(numbers(wire::CONFIRM, 3))),
+        ("a chunk asked for again that does not exist", after(numbers(wire::AGAIN, 3))),
+        ("ABANDONED without ABANDON", after(numbers(wire::ABANDONED, 0))),
+        ("COMPARE without the capability", control(wire::COMPARE, &[0; 12])),
+        ("DONE before END", control(wire::DONE, br#"{"Files":1,"Bytes":1,"Durability":"commit"}"#)),
+        ("END from the receiver", after(control(wire::END, &[0; 32]))),
+    ];
+    let head = header(Offer::new().header_json().to_string().as_bytes());
+    let open = Offer::new().open("Do", "get").open("Path", "data").open;
+    for (what, answer) in cases {
+        let mut raw = Raw::connect(server.port);
+        raw.send([&head[..], &control(wire::OPEN, open.to_string().as_bytes())].concat());
+        raw.read_header();
+        raw.wait_for(wire::MANIFEST_END);
+        raw.send(answer);
+        raw.expect_refusal(true, &[400], what);
+        server.assert_serves(what);
+    }
+}
+
 /// Case 51 in small, and 20: sparse chunks whose extents lie.
 #[test]
 fn sparse_chunks_that_lie_are_refused() {

@@ -20,9 +20,11 @@ pub const NEED: u8 = 0x08;
 pub const CONFIRM: u8 = 0x09;
 pub const AGAIN: u8 = 0x0a;
 pub const SIZE: u8 = 0x0d;
+pub const ABANDONED: u8 = 0x0f;
 pub const END: u8 = 0x10;
 pub const DONE: u8 = 0x11;
 pub const ALIVE: u8 = 0x13;
+pub const COMPARE: u8 = 0x16;
 
 /// The chunk size of the tests that do not try others.
 pub const CHUNK: u64 = 262_144;
