@@ -740,17 +740,24 @@ impl Client {
         })?;
         let connection = Arc::clone(agreed.reader.connection());
         let mut skipped = vec![None; manifest.len() as usize];
+        let mut asked = 0;
+        let mut is_answered = false;
         let mut done = loop {
             match agreed.reader.next_control()? {
                 Control::Alive => {}
-                Control::Ask(entries) => {
+                Control::Ask(entries) if !is_answered => {
+                    // Each file once: a server must not have this end read for ever.
+                    asked += entries.len() as u64;
+                    if entries.is_empty() || asked > u64::from(manifest.len()) {
+                        return Err(Error::with_code(400, "a preview asks for more than there is"));
+                    }
                     for entry in entries {
                         let content =
                             with_alive(&connection, || content(&offer.tree, &manifest, entry, &self.stop));
                         connection.send_control(&Control::Content(vec![(entry, content)]))?;
                     }
                 }
-                Control::Skip(runs) => {
+                Control::Skip(runs) if !is_answered => {
                     for run in runs {
                         let end = run.first.at().saturating_add(run.count as usize);
                         let range = skipped.get_mut(run.first.at()..end);
@@ -759,8 +766,8 @@ impl Client {
                             .fill(Some(run.reason));
                     }
                 }
-                Control::Need(_) => {}
-                Control::Done(done) => break done,
+                Control::Need(_) if !is_answered => is_answered = true,
+                Control::Done(done) if is_answered => break done,
                 Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
                 _ => return Err(Error::with_code(400, "a frame that does not belong to a preview")),
             }
@@ -1291,10 +1298,10 @@ fn read_grant(reader: &mut FrameReader) -> Result<(Grant, Vec<u8>), Error> {
     }
 }
 
-/// An error of this end as the receiver, which refuses by itself.
+/// An error of this end as the receiver, which refuses by itself, and names paths then.
 fn own_refusal(error: Error) -> Error {
     match error {
-        Error::Refused(refuse) => {
+        Error::Refused(refuse) if !refuse.paths.is_empty() => {
             let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
             Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
         }

@@ -368,10 +368,15 @@ impl Tally {
         }
     }
 
+    /// How many failed: those that are named, and so many more, of which the peer says the numbers.
+    fn failed_count(&self, unnamed: u64) -> u64 {
+        (self.failed.len() as u64).saturating_add(unnamed).saturating_add(self.unnamed)
+    }
+
     fn close(mut self) -> Summary {
         self.summary.time = self.start.elapsed();
         self.summary.retries = self.attempts;
-        self.summary.files_failed = self.summary.files_failed.max(self.failed.len() as u64 + self.unnamed);
+        self.summary.files_failed = self.summary.files_failed.max(self.failed_count(0));
         self.summary.failed = self.failed.into_values().collect();
         self.summary.congestion = self.congestion;
         self.summary.one_chunk = self.one_chunk;
@@ -388,7 +393,8 @@ impl Tally {
         let done = done?;
         if self.summary.dry_run {
             let offered_failed = done.failed_count > 0;
-            self.unnamed += done.failed_count.saturating_sub(done.failed.len() as u64);
+            let unnamed = done.failed_count.saturating_sub(done.failed.len() as u64);
+            self.unnamed = self.unnamed.saturating_add(unnamed);
             for failed in done.failed {
                 self.failed.entry(failed.path.clone()).or_insert(failed);
             }
@@ -400,7 +406,7 @@ impl Tally {
         for failed in done.failed {
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
-        self.summary.files_failed = self.failed.len() as u64 + unnamed + self.unnamed;
+        self.summary.files_failed = self.failed_count(unnamed);
         let moved = observer.bytes_moved.load(Ordering::Relaxed);
         self.summary.bytes_sent = self.contents.unwrap_or(moved);
         if self.summary.protocol == Protocol::FastDp {
