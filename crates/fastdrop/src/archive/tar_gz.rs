@@ -56,7 +56,11 @@ impl<W: Write> TarGzWriter<W> {
             }
             MemberKind::Link(target) => {
                 header.set_entry_type(EntryType::Symlink);
-                self.tar.append_link(&mut header, path, OsStr::from_bytes(target))
+                // As it is: `append_link` would make `a/b` of `a//b` and of `a/./b`.
+                if header.set_link_name_literal(target).is_err() {
+                    self.append_long_target(target)?;
+                }
+                self.tar.append_data(&mut header, path, std::io::empty())
             }
             MemberKind::File(size) => {
                 header.set_entry_type(EntryType::Regular);
@@ -65,6 +69,17 @@ impl<W: Write> TarGzWriter<W> {
                 exact.expect_done()
             }
         }
+    }
+
+    /// Adds GNU's header for the target of the link that follows, which is too long for that link's own.
+    fn append_long_target(&mut self, target: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("@LongLink")?;
+        header.set_mode(0o644);
+        header.set_entry_type(EntryType::GNULongLink);
+        header.set_size(target.len() as u64 + 1);
+        header.set_cksum();
+        self.tar.append(&header, target.chain(&[0][..]))
     }
 
     pub(crate) fn finish(self) -> Result<()> {
@@ -219,6 +234,48 @@ pub(crate) fn read_tar_gz<R: BufRead, E: From<Error>>(
         }
         if padding > PADDING_MAX || rest.iter().take(count).any(|&byte| byte != 0) {
             return Err(bad("something behind the end of a tar archive").into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_108_the_target_of_a_link_comes_back_as_it_was() {
+        let mut targets: Vec<Vec<u8>> = Vec::new();
+        for text in
+            ["a", "a//b", "a/./b", "./a", ".//a", "..//a", "a/", "a/.", ".", "./", "a/../b", "a\nb", " "]
+        {
+            targets.push(text.into());
+        }
+        targets.push(b"\xff\\\xfe".to_vec());
+        for len in [98, 99, 100, 101, 102, 255, 4095] {
+            targets.push(vec![b'x'; len]);
+            targets.push(b"x//".iter().copied().cycle().take(len).collect());
+            targets.push(b"x\n".iter().copied().cycle().take(len).collect());
+        }
+        for name in [&b"link"[..], &[b'n'; 200]] {
+            let member = |target: &Vec<u8>| Member {
+                path: name.to_vec(),
+                kind: MemberKind::Link(target.clone()),
+                mtime: Mtime { seconds: 1, nanos: 5 },
+                mode: 0o777,
+            };
+            for target in &targets {
+                let mut archive = Vec::new();
+                let mut writer = TarGzWriter::new(&mut archive);
+                writer.add(&member(target), &mut std::io::empty()).unwrap();
+                writer.finish().unwrap();
+                let mut found = Vec::new();
+                read_tar_gz::<_, Error>(&archive[..], |member, _| {
+                    found.push(member.clone());
+                    Ok(())
+                })
+                .unwrap();
+                assert_eq!(found, [member(target)], "{}", crate::shown(target));
+            }
         }
     }
 }
