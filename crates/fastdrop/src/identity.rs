@@ -1,6 +1,7 @@
 //! Identities of files: whether a file is still the one that it was when its transfer began.
 
 use crate::walk::SourceTree;
+use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{EntryKind, Manifest};
 use fastdrop_proto::units::EntryIndex;
 use rustix::fs::Stat;
@@ -13,8 +14,7 @@ const FRESH: Duration = Duration::from_millis(100);
 
 /// The identity of the file that `stat` describes, never 0. Every change of contents or place gives it another one: no program can set the ctime.
 pub(crate) fn identity(stat: &Stat) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    for part in [
+    let parts = [
         stat.st_dev.to_le_bytes(),
         stat.st_ino.to_le_bytes(),
         stat.st_size.to_le_bytes(),
@@ -22,11 +22,9 @@ pub(crate) fn identity(stat: &Stat) -> u64 {
         stat.st_mtime_nsec.to_le_bytes(),
         stat.st_ctime.to_le_bytes(),
         stat.st_ctime_nsec.to_le_bytes(),
-    ] {
-        hasher.update(&part);
-    }
-    let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(1)
+    ];
+    let hash = Algorithm::Xxh3.of(parts.as_flattened());
+    hash.as_bytes().iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte)).max(1)
 }
 
 /// The identities of a manifest's files.
