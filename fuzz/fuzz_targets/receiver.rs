@@ -207,6 +207,13 @@ fuzz_target!(|input: Input| {
                 let digest = root_digest(&Transcript::default(), chunks);
                 let done = receiver.handle_proven(&Proven { first: ChunkIndex(proven), count, digest });
                 if done.is_ok() {
+                    for chunk in (proven..proven + count).map(ChunkIndex) {
+                        let is_needed = match receiver.table().content(chunk) {
+                            Some(ChunkContent::Piece { entry, .. }) => receiver.is_needed(entry),
+                            _ => receiver.slices(chunk).next().is_some(),
+                        };
+                        assert!(!is_needed || receiver.checksum(chunk).is_some(), "{chunk:?} is not held");
+                    }
                     proven += count;
                 }
                 done
