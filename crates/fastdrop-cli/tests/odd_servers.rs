@@ -21,22 +21,29 @@ const CONTENT: u8 = 0x1b;
 /// Serves every connection: takes the upgrade, the header and, in a put, the offer; answers with a header and GRANT, then says
 /// `says`, and reads until the client leaves.
 fn odd_server(says: Vec<u8>) -> u16 {
+    odd_server_after(0, says)
+}
+
+/// The same, after so many connections that end when they have been upgraded.
+fn odd_server_after(lost: usize, says: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
-        for stream in listener.incoming() {
+        for (at, stream) in listener.incoming().enumerate() {
             let says = says.clone();
-            std::thread::spawn(move || serve(stream.unwrap(), &says));
+            std::thread::spawn(move || match at < lost {
+                true => upgrade(&mut stream.unwrap()),
+                false => serve(stream.unwrap(), &says),
+            });
         }
     });
     port
 }
 
-/// None if the client leaves before the offer is whole.
-fn serve(mut stream: TcpStream, says: &[u8]) -> Option<()> {
+fn upgrade(stream: &mut TcpStream) -> Option<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
-        request.extend(read(&mut stream, 1)?);
+        request.extend(read(stream, 1)?);
     }
     let request = String::from_utf8(request).unwrap();
     let key = request.lines().find_map(|line| line.strip_prefix("Sec-FastDP-Key: ")).unwrap();
@@ -44,7 +51,12 @@ fn serve(mut stream: TcpStream, says: &[u8]) -> Option<()> {
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n\
          Sec-FastDP-Key: {key}\r\nSec-FastDP-Version: 2.0.0\r\n\r\n"
     );
-    stream.write_all(answer.as_bytes()).unwrap();
+    stream.write_all(answer.as_bytes()).ok()
+}
+
+/// None if the client leaves before the offer is whole.
+fn serve(mut stream: TcpStream, says: &[u8]) -> Option<()> {
+    upgrade(&mut stream)?;
     let len = read_u32(&mut stream)?;
     let client: Value = serde_json::from_slice(&read(&mut stream, len)?).unwrap();
     let open: Value = serde_json::from_slice(&read_frame(&mut stream)?.1).unwrap();
@@ -167,5 +179,23 @@ fn a_get_ends_whatever_the_server_claims() {
         assert!([1, 7, 9].contains(&out.code()), "{what}: {out}");
         assert!(!out.stderr.contains("panicked"), "{what}: {out}");
         assert!(!into.join("a").exists(), "{what}: {out}");
+    }
+}
+
+/// What an attempt does not come to is left for the next one: what is missing, and what is there already.
+#[test]
+fn a_connection_that_was_lost_early_changes_nothing_of_what_is_told() {
+    let own = scratch();
+    let source = own.path().join("file");
+    write_file(&source, 10, 1);
+    let list = own.path().join("list");
+    std::fs::write(&list, "a\nmissing\n").unwrap();
+    for lost in [0, 1, 2] {
+        let target = format!("127.0.0.1:{}", odd_server_after(lost, manifest(&[])));
+        let out = client(args!["get", "-n", "--files-from", list, target, own.path()]).expect(3);
+        out.expect_summary(&[("files", 1), ("files_failed", 1), ("retries", lost as u64)]);
+        let target = format!("127.0.0.1:{}", odd_server_after(lost, [skip(), need(), done()].concat()));
+        let out = client(args!["send", "-n", source, target]).expect(0);
+        out.expect_summary(&[("files", 0), ("files_skipped", 1)]);
     }
 }

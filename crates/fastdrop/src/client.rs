@@ -1043,7 +1043,7 @@ impl Client {
         });
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         // What is in an archive is known when it has arrived.
-        if tally.attempts == 0 && archive.is_none() {
+        if archive.is_none() {
             for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
                 tally.fail(path, 404, &why);
             }

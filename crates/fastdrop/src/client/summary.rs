@@ -146,6 +146,8 @@ pub(super) struct Tally {
     /// How the sender spent its time, if that is the other end.
     spent: Option<Spent>,
     pub(super) attempts: u32,
+    /// The first attempt in which the receiver has compared what it has.
+    compared_in: Option<u32>,
     pub(super) congestion: String,
     pub(super) one_chunk: u32,
     /// The server keeps an archive as one.
@@ -166,6 +168,7 @@ impl Tally {
             unnamed: 0,
             spent: None,
             attempts: 0,
+            compared_in: None,
             congestion: String::new(),
             one_chunk: 0,
             kept: false,
@@ -235,8 +238,9 @@ impl Tally {
     }
 
     pub(super) fn note_skipped(&mut self, files: u64, left: u64, bytes: u64, resumed: u64) {
-        // A later attempt finds what an earlier one of the same call has brought: that was not skipped.
-        if self.attempts == 0 {
+        // A later attempt finds what an earlier one, which got so far, has brought: that was not skipped.
+        let first = *self.compared_in.get_or_insert(self.attempts);
+        if first == self.attempts {
             self.summary.files_skipped = files;
             self.summary.files_left = left;
             self.summary.bytes_skipped = bytes;
