@@ -103,6 +103,12 @@ impl Setting {
         fastdrop([rest, flags].concat()).json()
     }
 
+    /// How many bytes of unfinished files are stored.
+    fn unfinished(&self) -> u64 {
+        let stored = |path: &std::path::PathBuf| Some(fs::symlink_metadata(path).ok()?.blocks() * 512);
+        leftovers(self.to.path()).iter().filter_map(stored).sum()
+    }
+
     fn assert_arrived(&self, what: &str) {
         let (sent, arrived) = (self.from.path().join("thing"), self.to.path().join("thing"));
         if sent.is_dir() {
@@ -134,7 +140,14 @@ fn resumed_after(tree: bool) {
                 proxy.hold_at(5 * MIB);
                 let run = setting.command(&proxy, &[flags, &["--retries", "0"]].concat()).start();
                 proxy.wait_held();
-                run.kill9();
+                if way == Way::Get && matches!(how, Change::Touched | Change::Nothing) {
+                    // What a client has noted when it is killed depends on how busy the machine is.
+                    eventually("some of it to be written", || (setting.unfinished() >= MIB).then_some(()));
+                    run.signal("TERM");
+                    run.wait();
+                } else {
+                    run.kill9();
+                }
                 proxy.cut_all();
                 setting.server.wait_idle();
                 change(&file, how);
@@ -150,7 +163,6 @@ fn resumed_after(tree: bool) {
                 // What is the same is not moved again.
                 let (moved, whole) = (out.number("bytes_sent"), out.number("bytes"));
                 match how {
-                    // Buffers may have held some of what had passed.
                     Change::Nothing => assert!(moved < whole, "{what}: {moved} bytes moved"),
                     Change::Touched if !flags.contains(&"none") => {
                         assert!((1..whole).contains(&moved), "{what}: {moved} bytes moved");
