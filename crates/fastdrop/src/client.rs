@@ -920,7 +920,11 @@ impl Client {
                 tally.fail(entry.path.as_bytes(), 410, "the source changed while it was sent");
             }
         }
-        Ok(result?)
+        let done = result?;
+        if done.durability != grant.durability {
+            return Err(Error::with_code(400, "the server did something else than it granted").into());
+        }
+        Ok(done)
     }
 
     fn rtt(&self) -> Duration {
