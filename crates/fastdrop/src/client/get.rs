@@ -1,0 +1,343 @@
+//! Gets and lists.
+
+use super::get_place::GetPlace;
+use super::summary::Tally;
+use super::{
+    Client, Destination, ENTRIES_MAX, GetOptions, Listed, Listing, Summary, fastdownloader, read_grant,
+};
+use crate::archive::expect_archive;
+use crate::connection::FrameReader;
+use crate::engine::files::{ReceiveOptions, Unpack};
+use crate::engine::inquiry::Inquiry;
+use crate::engine::output::{OutputSink, expect_one_file};
+use crate::engine::place::Placement;
+use crate::engine::receive::{Prepared, Reception};
+use crate::engine::with_alive;
+use crate::error::Error;
+use crate::flags::{Action, Request};
+use crate::observe::Phase;
+use crate::protocol::Protocol;
+use crate::stage::Busy;
+use crate::walk::Walked;
+use fastdrop_proto::fastdp::{
+    self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LEFT_OUT_NAMED_MAX, LeftOut,
+    LeftOutEntry, Manifest, ManifestBuilder, Open, Place, Receiver, RelPath, Table, Transcript,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+impl Client {
+    /// Fetches. A failure of some files is not an error here but counted in the summary.
+    pub fn get(&self, destination: Destination, options: GetOptions) -> Result<Summary, Error> {
+        let start = Instant::now();
+        let GetOptions { dry_run, keep_archive } = options;
+        let request = Request { action: Action::Get, options: &self.options, dry_run, keep_archive };
+        let unkept = request.check()?;
+        let mut tally = Tally::new(&self.options, &Walked::default(), start);
+        tally.note_unkept(unkept);
+        if self.options.protocol == Protocol::FastDownloader {
+            let done = fastdownloader::get(self, destination, dry_run, &mut tally);
+            return tally.finish(done, &self.observer);
+        }
+        let archive = self.compress()?.archive();
+        if archive.is_some() && options.keep_archive && !self.options.filter.is_empty() {
+            return Err(Error::with_code(
+                400,
+                "an archive that is kept comes whole: nothing can be left out of it",
+            ));
+        }
+        let place = match destination {
+            Destination::Output(_) if archive.is_some() => {
+                return Err(Error::with_code(400, "an archive cannot go to standard output"));
+            }
+            Destination::Output(to) => GetPlace::Output(Arc::new(OutputSink::new(to))),
+            Destination::Path(path) => GetPlace::files(&path)?,
+        };
+        // What is in a folder goes into one, even if it is a single file.
+        let contents = self.target.path.is_empty() || self.target.path.ends_with(b"/");
+        let mut fixed = if contents { Place::Into } else { Place::Auto };
+        tally.unpacks = archive.is_some() && !options.keep_archive;
+        let done = self.persist(|number| {
+            tally.attempts = number;
+            self.get_once(&place, &mut fixed, options, &mut tally)
+        });
+        if let (Ok(done), Some(_), false) = (&done, archive, options.dry_run) {
+            tally.note_unpacked(done);
+        }
+        tally.finish(done, &self.observer)
+    }
+
+    fn get_once(
+        &self,
+        place: &GetPlace,
+        fixed: &mut Place,
+        options: GetOptions,
+        tally: &mut Tally,
+    ) -> Result<Done, Error> {
+        self.observer.set_phase(Phase::Connecting);
+        let mut open = Open { dry: options.dry_run, ..self.open(Do::Get)? };
+        // Of an archive that is unpacked, what would come is in it.
+        let archive = open.compress.archive().filter(|_| !options.dry_run || options.keep_archive);
+        if archive.is_none() && open.compress.archive().is_some() {
+            open.compress = fastdp::Compress::None;
+        }
+        let mut agreed = self.agree(open, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+        let (grant, grant_json) = read_grant(&mut agreed.reader)?;
+        self.keeps_its_word(&grant)?;
+        let builder = ManifestBuilder::new(ENTRIES_MAX).with_long_paths(grant.has(Capability::LongPaths));
+        let (manifest, mut left_out) = read_manifest(&mut agreed.reader, builder)?;
+        let manifest = Arc::new(manifest);
+        let filter = &self.options.filter;
+        let is_wanted = |entry: &&LeftOutEntry| {
+            RelPath::new(&entry.path).map_or(true, |path| filter.wants(path, entry.directory))
+        };
+        // A single file is there or not; of a folder, more may have been there.
+        let is_single = manifest.len() == 1
+            && manifest.iter().all(|(_, entry)| entry.kind != EntryKind::Directory)
+            && !self.target.path.is_empty()
+            && !self.target.path.ends_with(b"/");
+        if !is_single && !grant.has(Capability::LeftOut) {
+            tally.note_unconfirmed();
+        }
+        // Of a dry run it also tells what is there, but could not be read.
+        let mut unreadable = Vec::new();
+        left_out.entries.retain(|entry| {
+            let found = RelPath::new(&entry.path).ok().and_then(|path| manifest.find(path));
+            let Some((index, _)) = found.filter(|_| options.dry_run) else { return true };
+            unreadable.push((index, entry.code, entry.reason.clone()));
+            false
+        });
+        tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
+        // What is in an archive is known when it has arrived.
+        if archive.is_none() {
+            for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
+                tally.fail(path, 404, &why);
+            }
+        }
+        let one_chunk = agreed.server.chunk_size()?;
+        if one_chunk > ChunkSize::COMMON {
+            return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
+        }
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if agreed.server.full_size != manifest.bytes() || agreed.server.full_chunk != u64::from(table.count())
+        {
+            return Err(Error::with_code(400, "the server's header contradicts its manifest"));
+        }
+        let files = manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64;
+        self.observer.files_total.store(files, Ordering::Relaxed);
+        tally.congestion = agreed.reader.connection().congestion();
+        tally.one_chunk = one_chunk.bytes();
+        let connection = Arc::clone(agreed.reader.connection());
+        let inquiry = Inquiry::new(&mut agreed.reader, &grant, &manifest);
+        if options.dry_run {
+            // What comes in an archive is compared by size and time alone, unless contents are to be compared.
+            let packed = self.compress()?.archive().is_some() && !self.options.check;
+            let inquiry = if packed { inquiry.without_contents() } else { inquiry };
+            let preview = with_alive(&connection, || match place {
+                GetPlace::Output(_) => expect_one_file(&manifest).map(|()| None),
+                GetPlace::Files { root, path, .. } => {
+                    let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                    if let Some(kind) = archive {
+                        placement = placement.ending_in(kind.extension());
+                    }
+                    let receive = self.receive_options(&grant, None);
+                    let machine = Receiver::new(Arc::clone(&manifest), table, self.options.checksum);
+                    Reception::preview(machine, root, &placement, &receive, &self.stop, inquiry).map(Some)
+                }
+            });
+            connection.close();
+            let (mut needed, mut done) = match preview.map_err(own_refusal)? {
+                Some(preview) => {
+                    tally.note_skipped(preview.skipped, preview.left, 0, 0);
+                    (preview.needed, preview.done)
+                }
+                None => ((0..manifest.len()).map(EntryIndex).collect(), Done::default()),
+            };
+            self.would_fail(unreadable.into_iter(), &manifest, &mut needed, &mut done)?;
+            tally.note_dry(&manifest, |index| needed.contains(&index));
+            return Ok(done);
+        }
+        let place = &place.with_parents()?;
+        let prepared = with_alive(&connection, || match place {
+            GetPlace::Output(sink) => Reception::to_output(
+                Arc::clone(&manifest),
+                table,
+                self.options.checksum,
+                Arc::clone(sink),
+                Arc::clone(&self.observer),
+                self.stop.clone(),
+                inquiry,
+            ),
+            GetPlace::Files { root, path, .. } => {
+                let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                *fixed = placement.kind();
+                if archive.is_some() {
+                    expect_archive(&manifest)?;
+                }
+                if let (Some(kind), true) = (archive, options.keep_archive) {
+                    placement = placement.ending_in(kind.extension());
+                }
+                let unpack = archive.filter(|_| !options.keep_archive);
+                let receive = self.receive_options(&grant, unpack.map(|kind| Unpack::new(kind, ENTRIES_MAX)));
+                let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
+                let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
+                let checksum = self.options.checksum;
+                Reception::prepare(
+                    manifest,
+                    table,
+                    checksum,
+                    root,
+                    placement,
+                    receive,
+                    observer,
+                    stop,
+                    &mut |_| Ok(Busy::Unknown),
+                    Some(inquiry),
+                )
+            }
+        });
+        let Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed } = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = connection.send_control(&Control::Refuse(error.refusal()));
+                connection.close();
+                return Err(own_refusal(error));
+            }
+        };
+        reception.set_transcript(Transcript::new(
+            &agreed.client_json,
+            &agreed.open_json,
+            &agreed.server_json,
+            &grant_json,
+        ));
+        if let Some(rate) = self.options.bytes_per_second_max {
+            reception.limit(rate);
+        }
+        tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
+        self.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
+        connection.send_controls(&answer)?;
+        let single = matches!(place, GetPlace::Output(_));
+        let opening = AtomicUsize::new(0);
+        let open_one = || {
+            // In order is in order only on one stream.
+            if single {
+                return;
+            }
+            let (reception, grant) = (&reception, &grant);
+            let joined = self.join(grant);
+            match joined {
+                Ok(joined) => {
+                    if let Err(joined) = reception.joins.push(joined) {
+                        joined.connection().close();
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "a data stream could not be opened"),
+            }
+        };
+        let result = std::thread::scope(|scope| {
+            // A server may ask for what it granted, and for as many again to replace them; then it has to wait.
+            let opened_max = 2 * usize::from(grant.streams) + 2;
+            let more = || {
+                if opening.fetch_add(1, Ordering::SeqCst) >= opened_max {
+                    opening.fetch_sub(1, Ordering::SeqCst);
+                    return;
+                }
+                scope.spawn(|| {
+                    open_one();
+                    opening.fetch_sub(1, Ordering::SeqCst);
+                });
+            };
+            reception.run(agreed.reader, &more)
+        });
+        tally.note_received(&reception, &manifest, &self.options.filter);
+        result
+    }
+
+    /// What this end, as the receiver, decides by itself.
+    fn receive_options(&self, grant: &Grant, unpack: Option<Unpack>) -> ReceiveOptions {
+        let options = &self.options;
+        ReceiveOptions {
+            existing: options.existing,
+            advice: "--existing overwrite replaces, rename keeps both, skip leaves what is there",
+            check: options.check,
+            durability: options.durability,
+            times: options.times,
+            mode: options.mode,
+            // Without identities nobody knows whether what is held is of the same file.
+            resume: options.resume && grant.has(Capability::Identity),
+            size_max: None,
+            free_min: 0,
+            filter: options.filter.clone(),
+            unpack,
+        }
+    }
+
+    /// Lists what is in a folder, or the file that the path names.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses, or is lost.
+    pub fn list(&self) -> Result<Listing, Error> {
+        self.check_list()?;
+        self.persist(|_| {
+            let mut agreed =
+                self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
+            let (grant, _) = read_grant(&mut agreed.reader)?;
+            let (manifest, left_out) =
+                read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
+            agreed.reader.connection().close();
+            let entries = manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect();
+            let failed = left_out.entries.into_iter().filter(|entry| !entry.policy);
+            let failed =
+                failed.map(|LeftOutEntry { path, code, reason, .. }| Failed { path, code, message: reason });
+            let failed: Vec<_> = failed.collect();
+            let failed_count = left_out.unnamed.saturating_add(failed.len() as u64);
+            Ok(Listing { entries, failed, failed_count, confirmed: grant.has(Capability::LeftOut) })
+        })
+    }
+}
+
+/// An error of this end as the receiver, which refuses by itself, and names paths then.
+fn own_refusal(error: Error) -> Error {
+    match error {
+        Error::Refused(refuse) if !refuse.paths.is_empty() => {
+            let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
+            Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
+        }
+        other => other,
+    }
+}
+
+/// Reads a manifest, and what the server has left out of it.
+fn read_manifest(
+    reader: &mut FrameReader,
+    mut builder: ManifestBuilder,
+) -> Result<(Manifest, LeftOut), Error> {
+    let mut left_out = LeftOut::default();
+    loop {
+        match reader.next_control()? {
+            Control::Manifest(part) => {
+                builder.handle_part(&part).map_err(|error| Error::with_code(400, error.to_string()))?;
+            }
+            Control::ManifestEnd(end) => {
+                let manifest = builder.handle_end(&end);
+                return manifest
+                    .map(|manifest| (manifest, left_out))
+                    .map_err(|error| Error::with_code(400, error.to_string()));
+            }
+            Control::LeftOut(part) => {
+                left_out.unnamed = left_out.unnamed.saturating_add(part.unnamed);
+                left_out.entries.extend(part.entries);
+                if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
+                    return Err(Error::with_code(413, "more entries left out than may be named"));
+                }
+            }
+            Control::Alive => {}
+            Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
+            _ => return Err(Error::with_code(400, "something else where the manifest must be")),
+        }
+    }
+}

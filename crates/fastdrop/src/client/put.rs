@@ -1,0 +1,470 @@
+//! Puts: what is offered, what a server makes of it, and one attempt after the other.
+
+use super::summary::Tally;
+use super::{Agreed, Client, ENTRIES_MAX, Put, PutOptions, Summary, cores, has_several_tops, read_grant};
+use crate::archive::{Packed, offered};
+use crate::engine::send::{Opener, SendOptions, Transmission};
+use crate::engine::{data_streams_from, flying_max, grantable, with_alive};
+use crate::error::Error;
+use crate::flags::{Action, Request};
+use crate::identity::Identities;
+use crate::observe::Phase;
+use crate::protocol::Protocol;
+use crate::root::split;
+use crate::source::{Unreadable, content};
+use crate::walk::{SourceTree, WalkOptions, Walked, walk};
+use fastdrop_proto::fastdp::{
+    Archive, Capability, Control, Do, Done, Grant, Header, Links, Manifest, Open, Place, Sender,
+    SenderConfig, SkipReason, Table, Transcript,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use std::collections::{BTreeSet, HashSet};
+use std::io::Read;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// Why a link was not sent.
+const TOO_NEW_A_LINK: &str = "the server is too old for a link that leads there";
+/// Why a long path was not sent.
+const TOO_LONG_A_PATH: &str = "the server is too old for a path of more than 4,096 bytes";
+
+/// Where what is sent comes from, beside files.
+enum Input {
+    /// Nowhere.
+    Nothing,
+    /// From a stream, which can be read once.
+    Once(Mutex<Option<Box<dyn Read + Send>>>),
+    /// From an archive of these, made anew for each attempt.
+    Archive { tree: Arc<SourceTree>, contents: Arc<Manifest>, kind: Archive },
+}
+
+impl Input {
+    /// Whether it has been read, and cannot be again.
+    fn is_spent(&self) -> bool {
+        match self {
+            Input::Once(read) => read.lock().unwrap_or_else(PoisonError::into_inner).is_none(),
+            Input::Nothing | Input::Archive { .. } => false,
+        }
+    }
+
+    fn spent() -> Error {
+        Error::with_code(400, "standard input has been read and cannot be sent again")
+    }
+
+    /// What to read; None if there are only files.
+    fn open(&self) -> Result<Option<Box<dyn Read + Send>>, Error> {
+        match self {
+            Input::Nothing => Ok(None),
+            Input::Once(read) => match read.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(read) => Ok(Some(read)),
+                None => Err(Self::spent()),
+            },
+            Input::Archive { tree, contents, kind } => {
+                let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind);
+                let packed =
+                    packed.map_err(|error| Error::with_code(500, format!("making an archive: {error}")))?;
+                Ok(Some(Box::new(packed)))
+            }
+        }
+    }
+}
+
+/// What a put offers, in one attempt after the other.
+struct PutOffer {
+    tree: Arc<SourceTree>,
+    walked: Walked,
+    /// Of the files as they are now.
+    identities: Identities,
+    place: Place,
+    /// Whether unfinished work may be continued.
+    resume: bool,
+    /// Files that have changed since the first attempt, though neither their size nor their time has.
+    changed: Vec<EntryIndex>,
+}
+
+impl PutOffer {
+    /// Looks at the files again: a later attempt sends what they are then.
+    fn look_again(&mut self) {
+        let manifest = &self.walked.manifest;
+        let now = Identities::find(&self.tree, manifest);
+        let is_other = |&index: &EntryIndex| now.get(index) != self.identities.get(index);
+        let changed = manifest.iter().map(|(index, _)| index).filter(is_other);
+        self.changed.extend(changed);
+        self.identities = now;
+    }
+
+    /// Whether a server that is too old could have refused the manifest for its links or long paths.
+    fn is_too_new(&self, error: &Error) -> bool {
+        let manifest = &self.walked.manifest;
+        matches!(error, Error::Refused(refuse) if refuse.code == 400)
+            && !(manifest.links_beyond_base().is_empty() && manifest.long_paths().is_empty())
+    }
+
+    fn leave_out_what_is_too_new(&mut self, tally: &mut Tally) -> Result<(), Error> {
+        let long = self.walked.manifest.long_paths();
+        self.leave_out(&long, TOO_LONG_A_PATH, tally)?;
+        let links = self.walked.manifest.links_beyond_base();
+        self.leave_out(&links, TOO_NEW_A_LINK, tally)
+    }
+
+    fn leave_out(
+        &mut self,
+        entries: &BTreeSet<EntryIndex>,
+        why: &str,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
+        for entry in entries.iter().filter_map(|&index| self.walked.manifest.get(index)) {
+            tally.fail(entry.path.as_bytes(), 415, why);
+        }
+        self.walked.leave_out(entries, why)?;
+        self.identities.remove(entries);
+        // What is left is a manifest of its own.
+        self.changed.clear();
+        if self.walked.manifest.is_empty() {
+            return Err(Error::with_code(415, why));
+        }
+        Ok(())
+    }
+}
+
+/// Why an attempt at a put failed.
+enum PutFailure {
+    /// The manifest was refused before anything was granted.
+    Offer(Error),
+    /// The server holds something else than what is here, and cannot be told so.
+    StartOver,
+    Other(Error),
+}
+
+impl From<Error> for PutFailure {
+    fn from(error: Error) -> Self {
+        PutFailure::Other(error)
+    }
+}
+
+impl From<PutFailure> for Error {
+    fn from(failure: PutFailure) -> Self {
+        match failure {
+            PutFailure::Offer(error) | PutFailure::Other(error) => error,
+            PutFailure::StartOver => {
+                Error::with_code(400, "the server continues although nothing was offered")
+            }
+        }
+    }
+}
+
+/// The chunk size that suits a manifest; `streamed` if its size is not known.
+fn wanted_chunk(manifest: &Manifest, streamed: bool) -> ChunkSize {
+    let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+    ChunkSize::for_file_size(if streamed { 1 << 30 } else { largest.max(manifest.bytes() / 16) })
+}
+
+impl Client {
+    /// Sends. A failure of some files is not an error here but counted in the summary.
+    pub fn put(&self, what: Put, options: PutOptions) -> Result<Summary, Error> {
+        let start = Instant::now();
+        let (dry_run, keep_archive) = (options.dry_run, false);
+        let request = Request { action: Action::Put, options: &self.options, dry_run, keep_archive };
+        let unkept = request.check()?;
+        let mut tree = SourceTree::default();
+        let mut stream = None;
+        let mut input = None;
+        let mut contents = false;
+        match what {
+            Put::Paths(paths) => {
+                for path in &paths {
+                    contents |= tree.add_path(path, self.options.links == Links::Follow)?;
+                }
+            }
+            Put::Stream(_) if self.options.protocol != Protocol::FastDp => {
+                let protocol = self.options.protocol;
+                return Err(Error::Unsupported(format!(
+                    "{protocol} has to know a file's size before it is sent"
+                )));
+            }
+            Put::Stream(read) => {
+                let (_, name) = split(&self.target.path);
+                if name.is_empty() {
+                    return Err(Error::with_code(400, "a stream needs the name of a file in the target"));
+                }
+                stream = Some(name.to_vec());
+                input = Some(read);
+            }
+        }
+        let walk_options = WalkOptions {
+            links: self.options.links,
+            filter: self.options.filter.clone(),
+            entries_max: ENTRIES_MAX,
+            // With -v alone: it takes a call for each file.
+            tells_uncarried: tracing::enabled!(tracing::Level::INFO),
+            long_paths: true,
+        };
+        let mut walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
+        let mut tally = Tally::new(&self.options, &walked, start);
+        tally.note_unkept(unkept);
+        let left_out = walked.left_out.iter().map(|entry| &entry.path[..]).collect::<HashSet<_>>();
+        for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
+            // What was left out is not missing, and has a reason of its own.
+            if !left_out.contains(path) {
+                tally.fail(path, 404, &why);
+            }
+        }
+        if walked.manifest.is_empty() {
+            return tally.nothing();
+        }
+        if self.options.protocol != Protocol::FastDp {
+            let done = self.put_older(&walked.manifest, &tree, &mut tally);
+            return tally.finish(done, &self.observer);
+        }
+        let tree = Arc::new(tree);
+        let archive = self.compress()?.archive();
+        // In a retry, what the first attempt made must not change where things go.
+        let place = match (&input, contents) {
+            (Some(_), _) => Place::As,
+            (None, true) => Place::Into,
+            (None, false) if archive.is_some() && has_several_tops(&walked.manifest) => Place::Into,
+            (None, false) => Place::Auto,
+        };
+        if archive.is_some() && input.is_some() {
+            return Err(Error::with_code(400, "standard input cannot be put into an archive"));
+        }
+        let identities = std::mem::take(&mut walked.identities);
+        let packed = Arc::clone(&walked.manifest);
+        let mut offer =
+            PutOffer { tree, walked, identities, place, resume: self.options.resume, changed: Vec::new() };
+        if options.dry_run {
+            let done = self.persist(|_| self.preview(&mut offer, &mut tally));
+            return tally.finish(done, &self.observer);
+        }
+        let input = match (archive, input) {
+            (Some(kind), _) => {
+                let contents = Arc::clone(&offer.walked.manifest);
+                offer.walked.manifest = Arc::new(offered(&contents, kind)?);
+                offer.identities = Identities::default();
+                Input::Archive { tree: Arc::clone(&offer.tree), contents, kind }
+            }
+            (None, Some(input)) => Input::Once(Mutex::new(Some(input))),
+            (None, None) => Input::Nothing,
+        };
+        let done = self.persist(|number| {
+            tally.attempts = number;
+            if number > 0 {
+                offer.look_again();
+            }
+            self.put_once(&mut offer, &input, &mut tally)
+        });
+        if let (Ok(done), Input::Archive { .. }) = (&done, &input) {
+            tally.note_packed(&packed, done);
+        }
+        tally.finish(done, &self.observer)
+    }
+
+    /// Makes one attempt. A server that is too old for some of it gets what it can take.
+    fn put_once(&self, offer: &mut PutOffer, input: &Input, tally: &mut Tally) -> Result<Done, Error> {
+        loop {
+            match self.put_attempt(offer, input, tally) {
+                Ok(done) => return Ok(done),
+                Err(PutFailure::StartOver) if offer.resume => offer.resume = false,
+                Err(PutFailure::StartOver) => {
+                    return Err(Error::with_code(400, "the server continues although it was told not to"));
+                }
+                Err(PutFailure::Offer(error)) if offer.is_too_new(&error) => {
+                    offer.leave_out_what_is_too_new(tally)?;
+                }
+                Err(PutFailure::Offer(error) | PutFailure::Other(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Offers a manifest; the answer comes through the connection.
+    fn offer(
+        &self,
+        r#do: Do,
+        offer: &PutOffer,
+        wanted: ChunkSize,
+    ) -> Result<(Agreed, Grant, Vec<u8>), PutFailure> {
+        self.observer.set_phase(Phase::Connecting);
+        let manifest = &offer.walked.manifest;
+        let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let name =
+            manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
+        let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
+        let open = Open { place: offer.place, resume: offer.resume, ..self.open(r#do)? };
+        let mut agreed = self.agree(open, &header, Some(manifest))?;
+        let (grant, grant_json) = read_grant(&mut agreed.reader).map_err(PutFailure::Offer)?;
+        self.keeps_its_word(&grant)?;
+        Ok((agreed, grant, grant_json))
+    }
+
+    /// Asks the server what a put would do.
+    fn preview(&self, offer: &mut PutOffer, tally: &mut Tally) -> Result<Done, Error> {
+        let manifest = Arc::clone(&offer.walked.manifest);
+        let offered = self.offer(Do::Preview, offer, wanted_chunk(&manifest, false));
+        let (mut agreed, ..) = offered.map_err(|failure| match failure {
+            PutFailure::Offer(Error::Refused(refuse)) if refuse.code == 400 => {
+                Error::Foreign("the server is too old to say what it would do; without -n it does it".into())
+            }
+            failure => failure.into(),
+        })?;
+        let connection = Arc::clone(agreed.reader.connection());
+        let mut skipped = vec![None; manifest.len() as usize];
+        let mut asked = 0;
+        let mut is_answered = false;
+        let mut done = loop {
+            match agreed.reader.next_control()? {
+                Control::Alive => {}
+                Control::Ask(entries) if !is_answered => {
+                    // Each file once: a server must not have this end read for ever.
+                    asked += entries.len() as u64;
+                    if entries.is_empty() || asked > u64::from(manifest.len()) {
+                        return Err(Error::with_code(400, "a preview asks for more than there is"));
+                    }
+                    for entry in entries {
+                        let content =
+                            with_alive(&connection, || content(&offer.tree, &manifest, entry, &self.stop));
+                        connection.send_control(&Control::Content(vec![(entry, content)]))?;
+                    }
+                }
+                Control::Skip(runs) if !is_answered => {
+                    for run in runs {
+                        let end = run.first.at().saturating_add(run.count as usize);
+                        let range = skipped.get_mut(run.first.at()..end);
+                        range
+                            .ok_or_else(|| Error::with_code(400, "skipped entries that do not exist"))?
+                            .fill(Some(run.reason));
+                    }
+                }
+                Control::Need(_) if !is_answered => is_answered = true,
+                Control::Done(done) if is_answered => break done,
+                Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
+                _ => return Err(Error::with_code(400, "a frame that does not belong to a preview")),
+            }
+        };
+        connection.close();
+        let is_needed = |index: &EntryIndex| skipped.get(index.at()) == Some(&None);
+        let needed = (0..manifest.len()).map(EntryIndex).filter(is_needed);
+        let unreadable = if self.compress()?.archive().is_some() {
+            offer.tree.unreadable(&manifest, (0..manifest.len()).map(EntryIndex))
+        } else {
+            offer.tree.unreadable(&manifest, needed.clone())
+        };
+        let mut needed = needed.collect::<BTreeSet<_>>();
+        // What would fail at the other end is among what it skips by policy.
+        let fails = done.failed.iter().map(|failed| &failed.path[..]).collect::<HashSet<_>>();
+        let stays = |index: u32| {
+            manifest.get(EntryIndex(index)).is_some_and(|entry| !fails.contains(entry.path.as_bytes()))
+        };
+        let stays = (0..).zip(&skipped).filter(|(index, reason)| reason.is_some() && stays(*index));
+        let left = stays.clone().filter(|(_, reason)| **reason == Some(SkipReason::Policy));
+        tally.note_skipped(stays.clone().count() as u64, left.count() as u64, 0, 0);
+        let unreadable =
+            unreadable.into_iter().map(|Unreadable { entry, code, reason }| (entry, code, reason));
+        self.would_fail(unreadable, &manifest, &mut needed, &mut done)?;
+        tally.note_dry(&manifest, |index| needed.contains(&index));
+        Ok(done)
+    }
+
+    fn put_attempt(
+        &self,
+        offer: &mut PutOffer,
+        input: &Input,
+        tally: &mut Tally,
+    ) -> Result<Done, PutFailure> {
+        if input.is_spent() {
+            return Err(Input::spent().into());
+        }
+        let manifest = Arc::clone(&offer.walked.manifest);
+        let wanted = wanted_chunk(&manifest, !matches!(input, Input::Nothing));
+        let (agreed, grant, grant_json) = self.offer(Do::Put, offer, wanted)?;
+        let one_chunk = agreed.server.chunk_size().map_err(Error::from)?;
+        if one_chunk > wanted {
+            return Err(Error::with_code(400, "the server raises OneChunk").into());
+        }
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        if let Input::Archive { contents, .. } = input
+            && !grant.has(Capability::LongPaths)
+            && !contents.long_paths().is_empty()
+        {
+            return Err(Error::with_code(415, TOO_LONG_A_PATH).into());
+        }
+        if let Input::Archive { contents, .. } = input
+            && !grant.has(Capability::Links)
+            && !contents.links_beyond_base().is_empty()
+        {
+            return Err(Error::with_code(
+                415,
+                format!("{TOO_NEW_A_LINK}; --links skip leaves all links out"),
+            )
+            .into());
+        }
+        offer.place = grant.place;
+        let rtt = self.rtt();
+        let config = SenderConfig {
+            streams: self.options.streams,
+            granted: grantable(grant.streams, one_chunk),
+            cores: cores(),
+            loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
+            rtt,
+            checkpoint: grant.checkpoint,
+            data_streams_from: data_streams_from(self.options.streams, rtt, manifest.len()),
+            flying_max: flying_max(rtt, one_chunk),
+            identity: grant.has(Capability::Identity),
+            proof: grant.has(Capability::Proof),
+            content: grant.has(Capability::Content),
+            ..SenderConfig::default()
+        };
+        tally.congestion = agreed.reader.connection().congestion();
+        tally.one_chunk = one_chunk.bytes();
+        let mut machine =
+            Sender::new(config, Arc::clone(&manifest), table, self.options.checksum, Instant::now());
+        machine.set_transcript(Transcript::new(
+            &agreed.client_json,
+            &agreed.open_json,
+            &agreed.server_json,
+            &grant_json,
+        ));
+        let transmission = Transmission::new(
+            machine,
+            Arc::clone(&offer.tree),
+            offer.identities.clone(),
+            &grant,
+            SendOptions {
+                compress: self.compress()?,
+                rate_max: self.options.bytes_per_second_max,
+                keeps_rate: true,
+            },
+            Arc::clone(&self.observer),
+            self.stop.clone(),
+        );
+        tally.kept = grant.keeps_archive;
+        if let Some(read) = input.open()? {
+            // Nobody joins this thread: a read of standard input cannot be called back.
+            let transmission = Arc::clone(&transmission);
+            // An archive takes its time in compressing.
+            let packed = matches!(input, Input::Archive { .. });
+            let feed =
+                move || transmission.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
+            std::thread::spawn(feed);
+        }
+        let join = || self.join(&grant);
+        let result = transmission.run(agreed.reader, &Opener::Connect(&join));
+        tally.note_sent(&transmission, &manifest, &self.observer);
+        if transmission.must_start_over() {
+            return Err(PutFailure::StartOver);
+        }
+        for &index in &offer.changed {
+            // It was brought by an earlier attempt, and may be of the version that was there then.
+            if let Some(entry) = manifest.get(index)
+                && transmission.machine().is_left_out(index)
+            {
+                tally.fail(entry.path.as_bytes(), 410, "the source changed while it was sent");
+            }
+        }
+        let done = result?;
+        if done.durability != grant.durability {
+            return Err(Error::with_code(400, "the server did something else than it granted").into());
+        }
+        Ok(done)
+    }
+}
