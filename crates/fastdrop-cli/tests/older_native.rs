@@ -352,6 +352,19 @@ fn cases_111_and_112_what_a_2_0_server_cannot_answer_is_refused_and_nothing_sent
 }
 
 #[test]
+fn case_108_a_2_0_server_is_sent_no_zip_archive_whose_times_it_would_not_read() {
+    for thing in THINGS {
+        let (from, there) = (scratch(), scratch());
+        thing.make(&from.path().join("thing"), 1);
+        let server = OldServer::start(there.path(), &[]);
+        let words = args!["send", "--compress", "zip", from.path().join("thing"), server.target("")];
+        let out = plain(words).expect(9);
+        assert!(out.stderr.contains("exact times in ZIP archives"), "{out}");
+        assert_eq!(names_in(there.path()), [""; 0]);
+    }
+}
+
+#[test]
 fn case_104_a_2_0_server_cannot_confirm_that_a_folder_is_whole() {
     let (served, to) = (scratch(), scratch());
     Thing::Tree.make(&served.path().join("tree"), 1);
