@@ -155,6 +155,8 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
     symlink("nowhere", served.path().join("link")).unwrap();
     let list = own.path().join("list");
     fs::write(&list, "two\nmissing\n").unwrap();
+    let gone = own.path().join("gone");
+    fs::write(&gone, "missing\n").unwrap();
     let server = Server::start(served.path(), &[]);
     for (path, to, flags, code) in [
         ("folder", "-", &[][..], 9),
@@ -164,11 +166,15 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
         ("", "into", &["--files-from", "list"], 3),
         ("", "into", &["--files-from", "list", "--compress", "zip"], 3),
         ("", "into", &["--files-from", "list", "--compress", "targz"], 3),
+        ("", "into", &["--files-from", "gone", "--compress", "zip"], 4),
     ] {
         let run = |extra: &[&str]| {
             let to = if to == "-" { to.into() } else { own.path().join(to) };
-            let named =
-                |flag: &&str| if *flag == "list" { list.clone().into() } else { OsString::from(flag) };
+            let named = |flag: &&str| match *flag {
+                "list" => list.clone().into(),
+                "gone" => gone.clone().into(),
+                flag => OsString::from(flag),
+            };
             let flags: Vec<_> = flags.iter().chain(extra).map(named).collect();
             plain([args!["get", server.target(path), to], flags].concat()).code()
         };

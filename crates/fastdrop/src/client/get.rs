@@ -110,10 +110,15 @@ impl Client {
             false
         });
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
-        // What is in an archive is known when it has arrived.
+        // What is in an archive is known when it has arrived: then all of it has failed if only that is wanted.
+        let mut missing = Vec::new();
         if archive.is_none() {
             for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
-                tally.fail(path, 404, &why);
+                if self.compress()?.archive().is_some() {
+                    missing.push(Failed { path: path.to_vec(), code: 404, message: why });
+                } else {
+                    tally.fail(path, 404, &why);
+                }
             }
         }
         let one_chunk = agreed.server.chunk_size()?;
@@ -157,6 +162,8 @@ impl Client {
                 None => ((0..manifest.len()).map(EntryIndex).collect(), Done::default()),
             };
             self.would_fail(unreadable.into_iter(), &manifest, &mut needed, &mut done)?;
+            done.failed_count += missing.len() as u64;
+            done.failed.extend(missing);
             tally.note_dry(&manifest, |index| needed.contains(&index));
             return Ok(done);
         }
