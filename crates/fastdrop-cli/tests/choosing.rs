@@ -77,7 +77,7 @@ fn flags_choose_the_same_in_both_directions_as_files_and_in_archives() {
         }
         for args in [
             args!["send", "-n", source, server.target("")],
-            args!["get", "-n", server.target("tree/"), "new"],
+            args!["get", "-n", server.target("tree/"), own.path().join("new")],
         ] {
             let out = client(with(args, flags));
             let would = out.events.iter().filter(|event| event["event"] == "would");
