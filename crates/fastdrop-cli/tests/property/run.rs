@@ -170,9 +170,14 @@ impl World {
     }
 
     fn round(&mut self, round: &Round) -> Result<bool, String> {
+        let foretold = round.cut == Cut::None && self.rng.one_in(3);
+        if foretold {
+            // The server may still be naming what the round before had brought.
+            self.server.kill9();
+            self.server.restart_same_dir();
+        }
         let before = state(&self.arrived());
         let source = state(&self.source());
-        let foretold = round.cut == Cut::None && self.rng.one_in(3);
         let foretold = if foretold { Some(self.foretell(round, &before)?) } else { None };
         let proxy = Proxy::to(self.server.port);
         match round.cut {
