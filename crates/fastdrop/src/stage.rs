@@ -352,8 +352,21 @@ impl Stage {
     }
 
     fn open_with(&self, temp: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let (folder, name) = (self.folder_of(temp), self.temp_name(temp));
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(self.folder_of(temp), self.temp_name(temp), flags, Mode::empty())
+        let open = || rustix::fs::openat(folder, &name[..], flags, Mode::empty());
+        match open() {
+            // It was complete once, and has the permissions of its place already: they may not let its owner open it.
+            Err(Errno::ACCESS) => {
+                let stat = rustix::fs::statat(folder, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+                let mode = Mode::from_raw_mode(stat.st_mode);
+                rustix::fs::chmodat(folder, &name[..], mode | Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+                let opened = open();
+                rustix::fs::chmodat(folder, &name[..], mode, AtFlags::empty())?;
+                opened
+            }
+            opened => opened,
+        }
     }
 
     /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives. It only helps.
