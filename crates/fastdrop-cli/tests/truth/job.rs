@@ -406,7 +406,20 @@ impl Job<'_> {
         let elsewhere = self.cell.trouble == Trouble::Source(Oddity::Missing);
         let source = if elsewhere { self.from().join("elsewhere") } else { self.source() };
         let Ok(_) = fs::symlink_metadata(&source) else { return State::default() };
-        State { tree: snapshot(&source), bytes: fs::read(&source).unwrap_or_default() }
+        // The test itself may not be root either.
+        let closed = match self.cell.trouble {
+            Trouble::Source(Oddity::UnreadableFile) => Some((self.large(), 0o644)),
+            Trouble::Source(Oddity::UnreadableFolder) => Some((self.source().join("deep"), 0o755)),
+            _ => None,
+        };
+        if let Some((path, mode)) = &closed {
+            set_mode(path, *mode);
+        }
+        let state = State { tree: snapshot(&source), bytes: fs::read(&source).unwrap_or_default() };
+        if let Some((path, _)) = &closed {
+            set_mode(path, 0);
+        }
+        state
     }
 
     fn destination(&self) -> Tree {
