@@ -256,7 +256,7 @@ fn verified(summary: &Summary) -> u64 {
     summary.files.saturating_sub(summary.files_skipped)
 }
 
-/// What was skipped, and why.
+/// The part of a summary that tells of skipped files, with the reason.
 fn skipped(summary: &Summary) -> String {
     let same = summary.files_skipped.saturating_sub(summary.files_left);
     let why = if summary.checked { "the same contents" } else { "the same size and time" };
@@ -268,7 +268,7 @@ fn skipped(summary: &Summary) -> String {
     }
 }
 
-/// What is said of a server that does not know how to tell what it leaves out.
+/// The words about a server that does not know how to tell what it leaves out.
 const TOO_OLD: &str = "not confirmed: the server is too old to say whether it left something out";
 
 /// The summary in one line.

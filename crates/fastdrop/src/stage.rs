@@ -329,7 +329,7 @@ impl Stage {
         if self.durability == Durability::None {
             return Ok(());
         }
-        // A file that may not be read by its own owner can still be synced with all others.
+        // Files that cannot be opened, or not all at once, are synced with all others.
         let open = |&temp: &u32| self.open_with(temp, OFlags::RDONLY);
         let files: Result<Vec<_>, _> =
             if temps.len() > SYNC_EACH_MAX { Err(Errno::MFILE) } else { temps.iter().map(open).collect() };

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 /// How long a listener may take to read what it was sent.
 const LISTENER_ENDS: Duration = Duration::from_secs(30);
 
-/// How long a client is told that the listener ends.
+/// The longest time for telling a client that the listener ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Prints what one client sends by TCP.

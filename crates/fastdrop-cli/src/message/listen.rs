@@ -64,7 +64,7 @@ pub(super) async fn listen(
     })
 }
 
-/// How long clients are told that the output is lost.
+/// The longest time for telling clients that the output is lost.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 async fn listen_and_print(

@@ -28,7 +28,7 @@ struct Line {
     written: Box<dyn FnOnce() + Send>,
 }
 
-/// What is printed was not written, and will not be: the output is lost, or the listener ends.
+/// A line was not written, and will not be: the output is lost, or the listener ends.
 #[derive(Debug, thiserror::Error)]
 #[error("the message could not be written out")]
 pub(super) struct NotWritten;

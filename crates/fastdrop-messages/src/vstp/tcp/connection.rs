@@ -51,7 +51,7 @@ impl Connection {
     const LARGE_MIN: usize = 32 << 10;
     const READ: usize = 256 << 10;
     const READ_AFTER_LARGE: usize = 512;
-    /// How long a peer that was refused something may go on sending before the connection is reset, which could take
+    /// The time for which a peer that was refused something may go on sending before the connection is reset, which could take
     /// from it what it was told; and how long the reason is looked for after a write has failed.
     const LINGER: Duration = Duration::from_secs(5);
     /// What is written without waiting for more.
