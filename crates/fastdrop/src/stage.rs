@@ -895,6 +895,7 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::thread::CapabilitySet;
 
     fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
         let root = Arc::new(Root::open(dir).unwrap());
@@ -914,6 +915,26 @@ mod tests {
         assert_eq!(temp, 1);
         write_all_at(fd.as_fd(), b"x", 0).unwrap();
         assert!(planted.is_symlink());
+    }
+
+    /// A file that was complete has the mode of its place, which may keep even its owner out.
+    #[test]
+    fn a_held_file_is_opened_whatever_its_mode_lets_its_owner_do() {
+        // Root's right to open everything would hide it. Capabilities are of a thread: no other test loses them.
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (_root, stage) = stage(dir.path());
+        for mode in [0o000, 0o044, 0o200, 0o400, 0o600] {
+            let (temp, fd) = stage.new_temp(PartIndex::HOME, 0o600).unwrap();
+            write_all_at(fd.as_fd(), b"x", 0).unwrap();
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).unwrap();
+            let opened = stage.open_with(temp, OFlags::RDWR).unwrap();
+            write_all_at(opened.as_fd(), b"y", 1).unwrap();
+            let stat = rustix::fs::fstat(&opened).unwrap();
+            assert_eq!((stat.st_size, stat.st_mode & 0o777), (2, mode));
+        }
     }
 
     #[test]
