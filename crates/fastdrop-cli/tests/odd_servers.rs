@@ -21,19 +21,19 @@ const CONTENT: u8 = 0x1b;
 /// Serves every connection: takes the upgrade, the header and, in a put, the offer; answers with a header and GRANT, then says
 /// `says`, and reads until the client leaves.
 fn odd_server(says: Vec<u8>) -> u16 {
-    odd_server_after(0, says)
+    odd_server_after(0, says, Vec::new())
 }
 
-/// The same, after so many connections that end when they have been upgraded.
-fn odd_server_after(lost: usize, says: Vec<u8>) -> u16 {
+/// The same, after so many connections that end when they have been upgraded; says `at_last` when all has been sent.
+fn odd_server_after(lost: usize, says: Vec<u8>, at_last: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for (at, stream) in listener.incoming().enumerate() {
-            let says = says.clone();
+            let (says, at_last) = (says.clone(), at_last.clone());
             std::thread::spawn(move || match at < lost {
                 true => upgrade(&mut stream.unwrap()),
-                false => serve(stream.unwrap(), &says),
+                false => serve(stream.unwrap(), &says, &at_last),
             });
         }
     });
@@ -55,7 +55,7 @@ fn upgrade(stream: &mut TcpStream) -> Option<()> {
 }
 
 /// None if the client leaves before the offer is whole.
-fn serve(mut stream: TcpStream, says: &[u8]) -> Option<()> {
+fn serve(mut stream: TcpStream, says: &[u8], at_last: &[u8]) -> Option<()> {
     upgrade(&mut stream)?;
     let len = read_u32(&mut stream)?;
     let client: Value = serde_json::from_slice(&read(&mut stream, len)?).unwrap();
@@ -76,6 +76,10 @@ fn serve(mut stream: TcpStream, says: &[u8]) -> Option<()> {
     let said = [header(header_json.to_string().as_bytes()), granted, says.to_vec()].concat();
     // A client that has heard enough hangs up.
     let _ = stream.write_all(&said);
+    if !at_last.is_empty() {
+        while open["Do"] == "put" && read_frame(&mut stream)?.0 != 0x8000_0000 | u32::from(END) {}
+        let _ = stream.write_all(at_last);
+    }
     let _ = std::io::copy(&mut stream, &mut std::io::sink());
     Some(())
 }
@@ -111,7 +115,12 @@ fn need() -> Vec<u8> {
 
 /// SKIP of the only entry.
 fn skip() -> Vec<u8> {
-    control(SKIP, &[0, 0, 0, 0, 0, 0, 0, 1, 1])
+    skip_for(1)
+}
+
+/// SKIP of the only entry, with a reason.
+fn skip_for(reason: u8) -> Vec<u8> {
+    control(SKIP, &[0, 0, 0, 0, 0, 0, 0, 1, reason])
 }
 
 /// An empty file, and what was left out of its folder.
@@ -144,6 +153,37 @@ fn a_put_ends_whatever_the_server_asks_or_claims() {
             let out = plain([command, flags].concat());
             assert_eq!(out.code(), 1, "{what}, {dry:?}: {out}");
             assert!(!out.stderr.contains("panicked"), "{what}: {out}");
+        }
+    }
+}
+
+/// A file that is left as it is has not arrived, unless leaving it was asked for or it is told as failed.
+#[test]
+fn a_put_takes_no_policy_that_it_did_not_ask_for() {
+    let own = scratch();
+    let source = own.path().join("file");
+    write_file(&source, 10, 1);
+    let left = br#"{"Files":0,"Bytes":0,"Durability":"commit","Failed":[]}"#;
+    let failed = br#"{"Files":0,"Bytes":0,"Durability":"commit","Failed":[{"Path":"file","Code":403,"Message":"no"}],"FailedCount":1}"#;
+    for (done, policy, code) in [
+        (&left[..], "error", 1),
+        (left, "rename", 1),
+        (left, "overwrite", 1),
+        (left, "skip", 0),
+        (failed, "error", 9),
+    ] {
+        for dry in [&[][..], &["-n"]] {
+            let port = odd_server_after(0, [skip_for(2), need()].concat(), control(DONE, done));
+            let flags: Vec<OsString> = dry.iter().map(Into::into).collect();
+            let target = format!("127.0.0.1:{port}");
+            let command = args!["send", "--retries", "0", "--existing", policy, source, target];
+            let out = plain([command, flags].concat());
+            assert_eq!(out.code(), code, "{policy}, {dry:?}: {out}");
+            assert_eq!(
+                out.stderr.contains("only --existing skip allows"),
+                code == 1,
+                "{policy}, {dry:?}: {out}"
+            );
         }
     }
 }
@@ -191,10 +231,10 @@ fn a_connection_that_was_lost_early_changes_nothing_of_what_is_told() {
     let list = own.path().join("list");
     std::fs::write(&list, "a\nmissing\n").unwrap();
     for lost in [0, 1, 2] {
-        let target = format!("127.0.0.1:{}", odd_server_after(lost, manifest(&[])));
+        let target = format!("127.0.0.1:{}", odd_server_after(lost, manifest(&[]), Vec::new()));
         let out = client(args!["get", "-n", "--files-from", list, target, own.path()]).expect(3);
         out.expect_summary(&[("files", 1), ("files_failed", 1), ("retries", lost as u64)]);
-        let target = format!("127.0.0.1:{}", odd_server_after(lost, [skip(), need(), done()].concat()));
+        let target = format!("127.0.0.1:{}", odd_server_after(lost, [skip(), need()].concat(), done()));
         let out = client(args!["send", "-n", source, target]).expect(0);
         out.expect_summary(&[("files", 0), ("files_skipped", 1)]);
     }

@@ -14,7 +14,7 @@ use crate::root::split;
 use crate::source::{Unreadable, content};
 use crate::walk::{SourceTree, WalkOptions, Walked, walk};
 use fastdrop_proto::fastdp::{
-    Archive, Capability, Control, Do, Done, Grant, Header, Links, Manifest, Open, Place, Sender,
+    Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, Sender,
     SenderConfig, SkipReason, Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
@@ -202,6 +202,7 @@ impl Client {
         let mut walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
         let mut tally = Tally::new(&self.options, &walked, start);
         tally.note_unkept(unkept);
+        tally.note_uncarried(&walked.uncarried);
         let left_out = walked.left_out.iter().map(|entry| &entry.path[..]).collect::<HashSet<_>>();
         for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
             // What was left out is not missing, and has a reason of its own.
@@ -357,11 +358,38 @@ impl Client {
         let stays = (0..).zip(&skipped).filter(|(index, reason)| reason.is_some() && stays(*index));
         let left = stays.clone().filter(|(_, reason)| **reason == Some(SkipReason::Policy));
         tally.note_skipped(stays.clone().count() as u64, left.count() as u64, 0, 0);
+        self.check_left(&manifest, &done, |index| {
+            skipped.get(index.at()) == Some(&Some(SkipReason::Policy))
+        })?;
         let unreadable =
             unreadable.into_iter().map(|Unreadable { entry, code, reason }| (entry, code, reason));
         self.would_fail(unreadable, &manifest, &mut needed, &mut done)?;
         tally.note_dry(&manifest, |index| needed.contains(&index));
         Ok(done)
+    }
+
+    /// Checks that nothing was left as it is for a policy that was not asked for. What failed is among what a server skips so.
+    fn check_left(
+        &self,
+        manifest: &Manifest,
+        done: &Done,
+        is_left: impl Fn(EntryIndex) -> bool,
+    ) -> Result<(), Error> {
+        if self.options.existing == Existing::Skip {
+            return Ok(());
+        }
+        let failed = done.failed.iter().map(|failed| &failed.path[..]).collect::<HashSet<_>>();
+        let unnamed = done.failed_count.saturating_sub(failed.len() as u64);
+        let left = manifest
+            .iter()
+            .filter(|(index, entry)| is_left(*index) && !failed.contains(entry.path.as_bytes()));
+        if done.left > 0 || left.count() as u64 > unnamed {
+            return Err(Error::with_code(
+                400,
+                "the server left files as they were, which only --existing skip allows",
+            ));
+        }
+        Ok(())
     }
 
     fn put_attempt(
@@ -465,6 +493,8 @@ impl Client {
         if done.durability != grant.durability {
             return Err(Error::with_code(400, "the server did something else than it granted").into());
         }
+        let left = |index| transmission.machine().skip_reason(index) == Some(SkipReason::Policy);
+        self.check_left(&manifest, &done, left)?;
         Ok(done)
     }
 }
