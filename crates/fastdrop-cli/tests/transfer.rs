@@ -805,6 +805,24 @@ fn what_is_not_carried_is_said_once_with_v() {
     assert!(!out.stderr.contains("carried"), "{out}");
 }
 
+/// The server says it of what a get asks for, and only when it is asked to.
+#[test]
+fn what_a_get_does_not_carry_is_said_once_with_v() {
+    let (served, own) = served_and_own();
+    let tree = served.path().join("tree");
+    small_tree(&tree, 2, 3, 1);
+    fs::hard_link(tree.join("folder-000/file-0000"), tree.join("folder-001/again")).unwrap();
+    let server = Server::start(served.path(), &[]);
+    for option in ["--existing=error", "--compress=targz", "--dry-run"] {
+        let into = own.path().join(option);
+        let out = plain(args!["get", "-v", option, server.target("tree"), into]).expect(0);
+        assert_eq!(out.stderr.matches("hard links are not carried: 2 files").count(), 1, "{option} {out}");
+        assert!(!out.stderr.contains("attributes"), "{out}");
+    }
+    let out = plain(args!["get", server.target("tree"), own.path().join("quiet")]).expect(0);
+    assert!(!out.stderr.contains("carried"), "{out}");
+}
+
 #[test]
 #[ignore = "needs a file system with extended attributes"]
 fn attributes_that_are_not_carried_are_said_once_with_v() {

@@ -840,7 +840,8 @@ fn control() -> impl Strategy<Value = Control> {
             .prop_map(|(first, identities)| Control::Identity(Identities { first: EntryIndex(first), identities })),
         1 => (number(), number(), 0u8..2)
             .prop_map(|(first, count, byte)| Control::Proven(Proven { first: ChunkIndex(first), count, digest: [byte; 32] })),
-        1 => any::<u64>().prop_map(|unnamed| Control::LeftOut(LeftOut { unnamed, entries: vec![] })),
+        1 => any::<u64>().prop_map(|unnamed| Control::LeftOut(LeftOut { unnamed, ..LeftOut::default() })),
+        1 => "[a-z ]{1,40}".prop_map(|sentence| Control::LeftOut(LeftOut::uncarried(sentence))),
         1 => number().prop_map(|entry| Control::Content(vec![(EntryIndex(entry), None)])),
         4 => prop_oneof![Just((6, 5720)), Just((0, 0)), (0u32..9, 0u64..6000)]
             .prop_map(|(chunks, bytes)| Control::Need(NeedTotals { chunks, bytes })),

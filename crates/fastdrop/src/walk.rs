@@ -126,6 +126,8 @@ pub(crate) struct Walked {
     pub(crate) left_out: Vec<LeftOutEntry>,
     /// How many more cannot be sent than are named.
     pub(crate) unnamed: u64,
+    /// A sentence on what a transfer does not carry of the entries; empty if there is nothing to say, or nobody asked.
+    pub(crate) uncarried: String,
 }
 
 impl Walked {
@@ -166,7 +168,7 @@ pub(crate) struct WalkOptions {
     pub(crate) links: Links,
     pub(crate) filter: Filter,
     pub(crate) entries_max: u32,
-    /// Looks for what is not carried, and says so in the log.
+    /// Looks for what is not carried, which costs a call an entry.
     pub(crate) tells_uncarried: bool,
     /// Whether the receiver takes paths of more than 4,096 bytes.
     pub(crate) long_paths: bool,
@@ -259,10 +261,7 @@ struct Folder {
 impl Walk<'_> {
     /// Ends the walk. Only now it is known of each link whether it rests on a directory that is sent.
     fn finish(mut self) -> Result<Walked, Error> {
-        let uncarried = self.uncarried.to_string();
-        if !uncarried.is_empty() {
-            tracing::info!("{uncarried}");
-        }
+        self.walked.uncarried = self.uncarried.to_string();
         let ended = self.builder.finish_without_escaping();
         let (manifest, escaping) = ended.map_err(|error| Error::with_code(400, error.to_string()))?;
         for path in escaping.values() {

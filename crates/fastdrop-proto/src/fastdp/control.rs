@@ -113,6 +113,9 @@ pub struct Open {
     /// Nothing will be asked for, in a get: LEFT_OUT also names entries of the manifest that cannot be read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry: bool,
+    /// LEFT_OUT also tells what a transfer does not carry of the manifest's files, in a get.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub uncarried: bool,
     /// Bytes per data stream between checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
@@ -216,6 +219,7 @@ impl Open {
             resume: true,
             check: false,
             dry: false,
+            uncarried: false,
             checkpoint: None,
             rtt_micros: 0,
             rate_max: None,

@@ -12,6 +12,7 @@ const REASON_MAX: usize = 1000;
 
 const POLICY: u8 = 0x01;
 const DIRECTORY: u8 = 0x02;
+const UNCARRIED: u8 = 0x04;
 
 /// One entry that is not in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +36,16 @@ pub struct LeftOut {
     pub unnamed: u64,
     /// Those that are named.
     pub entries: Vec<LeftOutEntry>,
+    /// A sentence on what files of the manifest have and a transfer does not carry, as hard links; empty if there is none.
+    pub uncarried: String,
 }
 
 impl LeftOut {
+    /// The frame that says what is not carried of the manifest's files.
+    pub fn uncarried(sentence: String) -> Self {
+        Self { uncarried: sentence, ..Self::default() }
+    }
+
     /// Frames for `entries`, and `unnamed` that could not be kept.
     pub fn frames(mut entries: Vec<LeftOutEntry>, mut unnamed: u64) -> Vec<LeftOut> {
         unnamed = unnamed.saturating_add(entries.len().saturating_sub(LEFT_OUT_NAMED_MAX) as u64);
@@ -56,17 +64,17 @@ impl LeftOut {
             }
         }
         if unnamed > 0 {
-            frames.push(LeftOut { unnamed, entries: Vec::new() });
+            frames.push(LeftOut { unnamed, ..LeftOut::default() });
         }
         frames
     }
 
     pub(super) fn decode(payload: &[u8]) -> Result<Self, Violation> {
         let mut cursor = Cursor::new(payload);
-        let mut left_out = LeftOut { unnamed: cursor.u64()?, entries: Vec::new() };
+        let mut left_out = LeftOut { unnamed: cursor.u64()?, ..LeftOut::default() };
         while !cursor.is_empty() {
             let (flags, code) = (cursor.u8()?, cursor.u16()?);
-            if flags & !(POLICY | DIRECTORY) != 0 {
+            if flags & !(POLICY | DIRECTORY) != 0 && flags != UNCARRIED {
                 return Err(Violation::protocol("an entry left out with unknown flags"));
             }
             let len = usize::from(cursor.u16()?);
@@ -74,6 +82,10 @@ impl LeftOut {
             let len = usize::from(cursor.u16()?);
             let reason = std::str::from_utf8(cursor.bytes(len)?)
                 .map_err(|_| Violation::protocol("a reason that is not UTF-8"))?;
+            if flags == UNCARRIED {
+                left_out.uncarried = reason.into();
+                continue;
+            }
             left_out.entries.push(LeftOutEntry {
                 path,
                 policy: flags & POLICY != 0,
@@ -97,12 +109,22 @@ impl LeftOut {
             let path = entry.path.get(..usize::from(u16::MAX)).unwrap_or(&entry.path);
             out.extend_from_slice(&(path.len() as u16).to_be_bytes());
             out.extend_from_slice(path);
-            let reason = entry.reason.get(..entry.reason.floor_char_boundary(REASON_MAX)).unwrap_or_default();
-            out.extend_from_slice(&(reason.len() as u16).to_be_bytes());
-            out.extend_from_slice(reason.as_bytes());
+            push_sentence(&mut out, &entry.reason);
+        }
+        if !self.uncarried.is_empty() {
+            // Neither a code nor a path.
+            out.extend_from_slice(&[UNCARRIED, 0, 0, 0, 0]);
+            push_sentence(&mut out, &self.uncarried);
         }
         out
     }
+}
+
+/// Appends as much of `sentence` as a reason may be long, with its length.
+fn push_sentence(out: &mut Vec<u8>, sentence: &str) {
+    let sentence = sentence.get(..sentence.floor_char_boundary(REASON_MAX)).unwrap_or_default();
+    out.extend_from_slice(&(sentence.len() as u16).to_be_bytes());
+    out.extend_from_slice(sentence.as_bytes());
 }
 
 #[cfg(test)]
@@ -117,7 +139,8 @@ pub(super) mod tests {
             code: 403,
             reason: reason.into(),
         };
-        LeftOut { unnamed: 2, entries: vec![entry("a/b", false, "no permission"), entry("l", true, "ü")] }
+        let entries = vec![entry("a/b", false, "no permission"), entry("l", true, "ü")];
+        LeftOut { unnamed: 2, entries, uncarried: "hard links".into() }
     }
 
     #[test]

@@ -77,7 +77,9 @@ impl Client {
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Connecting);
-        let mut open = Open { dry: options.dry_run, ..self.open(Do::Get)? };
+        // With -v alone: it takes the server a call for each file.
+        let uncarried = tracing::enabled!(tracing::Level::INFO);
+        let mut open = Open { dry: options.dry_run, uncarried, ..self.open(Do::Get)? };
         // Of an archive that is unpacked, what would come is in it.
         let archive = open.compress.archive().filter(|_| !options.dry_run || options.keep_archive);
         if archive.is_none() && open.compress.archive().is_some() {
@@ -110,6 +112,7 @@ impl Client {
             false
         });
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
+        tally.note_uncarried(&left_out.uncarried);
         // What is in an archive is known when it has arrived: then all of it has failed if only that is wanted.
         let mut missing = Vec::new();
         if archive.is_none() {
@@ -338,6 +341,9 @@ fn read_manifest(
             Control::LeftOut(part) => {
                 left_out.unnamed = left_out.unnamed.saturating_add(part.unnamed);
                 left_out.entries.extend(part.entries);
+                if !part.uncarried.is_empty() {
+                    left_out.uncarried = part.uncarried;
+                }
                 if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
                     return Err(Error::with_code(413, "more entries left out than may be named"));
                 }

@@ -157,6 +157,7 @@ pub(super) struct Tally {
     pub(super) unpacks: bool,
     /// Bytes of what was in an archive.
     contents: Option<u64>,
+    uncarried_told: bool,
 }
 
 impl Tally {
@@ -175,6 +176,7 @@ impl Tally {
             kept: false,
             unpacks: false,
             contents: None,
+            uncarried_told: false,
             summary: Summary {
                 files: 0,
                 bytes: 0,
@@ -226,6 +228,13 @@ impl Tally {
             }
         }
         self.unnamed = unnamed;
+    }
+
+    /// Writes to the log, once for all attempts, what is not carried of the files.
+    pub(super) fn note_uncarried(&mut self, sentence: &str) {
+        if !sentence.is_empty() && !std::mem::replace(&mut self.uncarried_told, true) {
+            tracing::info!("{}", crate::shown(sentence.as_bytes()));
+        }
     }
 
     /// Notes something that cannot be sent, before anything is.

@@ -383,7 +383,7 @@ impl Serving<'_> {
             Ok(found) => found,
             Err(error) => return self.refuse(error),
         };
-        let Walked { manifest, identities, mut left_out, unnamed } = walked;
+        let Walked { manifest, identities, mut left_out, unnamed, uncarried } = walked;
         let packed = match self.pack(&tree, &manifest) {
             Ok(packed) => packed,
             Err(error) => return self.refuse(error),
@@ -416,7 +416,11 @@ impl Serving<'_> {
             });
             left_out.extend(named);
         }
-        offer(self.connection, &manifest, LeftOut::frames(left_out, unnamed))?;
+        let mut left_out = LeftOut::frames(left_out, unnamed);
+        if !uncarried.is_empty() {
+            left_out.push(LeftOut::uncarried(uncarried));
+        }
+        offer(self.connection, &manifest, left_out)?;
         let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
         let config = SenderConfig {
             streams,
@@ -500,7 +504,7 @@ impl Serving<'_> {
             links: self.open.links,
             filter: Filter::default(),
             entries_max: self.shared.options.entries_max,
-            tells_uncarried: false,
+            tells_uncarried: self.open.uncarried,
             long_paths: self.open.has(Capability::LongPaths),
         };
         let mut walked = walk(&tree, None, &options, &Observer::default(), &self.shared.stop)?;
