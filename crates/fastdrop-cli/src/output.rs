@@ -117,13 +117,15 @@ impl Output {
     pub(crate) fn summary(&self, verb: &str, summary: &Summary) -> Result<(), OutputError> {
         // Complaints first: they are made even if nothing can be printed.
         for warning in summary.warnings.iter().filter(|_| !self.quiet) {
-            let _ = writeln!(anstream::stderr(), "warning: {}: {}", shown(&warning.path), warning.message);
+            let (path, message) = (shown(&warning.path), shown(warning.message.as_bytes()));
+            let _ = writeln!(anstream::stderr(), "warning: {path}: {message}");
         }
         for failed in &summary.failed {
             complain(&format!("{}: {}", shown(&failed.path), shown(failed.message.as_bytes())));
         }
         for warning in &summary.warnings {
-            self.event("warning", json!({ "path": shown(&warning.path), "message": warning.message }))?;
+            let (path, message) = (shown(&warning.path), shown(warning.message.as_bytes()));
+            self.event("warning", json!({ "path": path, "message": message }))?;
         }
         for failed in &summary.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));

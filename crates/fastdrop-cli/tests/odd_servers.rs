@@ -222,6 +222,20 @@ fn a_get_ends_whatever_the_server_claims() {
     }
 }
 
+/// The words of a server for what it leaves out cannot steer a terminal.
+#[test]
+fn a_reason_with_control_characters_is_printed_escaped() {
+    let own = scratch();
+    let reason = b"r\x1b[2Jr";
+    for (policy, code) in [(0, 3), (1, 0)] {
+        let record = [&[policy, 1, 147, 0, 1, b'b', 0, reason.len() as u8], &reason[..]].concat();
+        let left_out = control(LEFT_OUT, &[&[0; 8][..], &record].concat());
+        let port = odd_server(manifest(&left_out));
+        let out = plain(args!["get", "-n", format!("127.0.0.1:{port}"), own.path()]).expect(code);
+        assert!(out.stderr.contains("[2Jr") && !out.stderr.contains('\x1b'), "{out:?}");
+    }
+}
+
 /// What an attempt does not come to is left for the next one: what is missing, and what is there already.
 #[test]
 fn a_connection_that_was_lost_early_changes_nothing_of_what_is_told() {
