@@ -308,9 +308,8 @@ fn send(common: &Common, mut send: Send, asked: Asked) -> Result<ExitCode, Refus
     let options = options(&send.transfer, asked)?;
     let what = sources(&send.paths, &target)?;
     let (dry_run, unconfirmed_ok) = (send.transfer.dry_run, send.transfer.unconfirmed_ok);
-    let code =
-        transfer(common, target, options, false, "sent", |client| client.put(what, PutOptions { dry_run }))?;
-    Ok(code.unless_unconfirmed(unconfirmed_ok))
+    let put = |client: &Client| client.put(what, PutOptions { dry_run });
+    transfer(common, target, options, unconfirmed_ok, false, "sent", put)
 }
 
 /// Standard input, and a pipe that is named, is sent as a stream; everything else by its path.
@@ -353,8 +352,9 @@ fn get(common: &Common, get: Get, asked: Asked) -> Result<ExitCode, Refused> {
         Destination::Path(get.dest)
     };
     let how = GetOptions { dry_run: get.transfer.dry_run, keep_archive: get.keep_archive };
-    let code = transfer(common, target, options, to_output, "got", |client| client.get(destination, how))?;
-    Ok(code.unless_unconfirmed(get.transfer.unconfirmed_ok))
+    let unconfirmed_ok = get.transfer.unconfirmed_ok;
+    let work = |client: &Client| client.get(destination, how);
+    transfer(common, target, options, unconfirmed_ok, to_output, "got", work)
 }
 
 /// Standard output without a buffer in which the last bytes could be lost.
@@ -367,6 +367,7 @@ fn transfer(
     common: &Common,
     target: Target,
     options: ClientOptions,
+    unconfirmed_ok: bool,
     data_on_stdout: bool,
     verb: &str,
     work: impl FnOnce(&Client) -> Result<Summary, Error>,
@@ -387,6 +388,7 @@ fn transfer(
                 (0, true) => ExitCode::Done,
                 (0, false) => ExitCode::Unconfirmed,
             };
+            let code = code.unless_unconfirmed(unconfirmed_ok);
             match output.summary(verb, &summary) {
                 Err(error) if !error.is_closed_pipe() => {
                     let lost = error.report(&format!("{verb} as summarised, but the summary is lost: "));
