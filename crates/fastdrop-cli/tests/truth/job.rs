@@ -292,8 +292,7 @@ impl Job<'_> {
             }
             _ => {}
         }
-        let proxy = self.proxy.take();
-        if let (Trouble::Meanwhile(at, event), Some(proxy)) = (self.cell.trouble, &proxy) {
+        if let (Trouble::Meanwhile(at, event), Some(proxy)) = (self.cell.trouble, &self.proxy) {
             proxy.cut_by_resets();
             match event {
                 Event::Cut => proxy.cut_at(&[at]),
@@ -301,7 +300,6 @@ impl Job<'_> {
                 _ => proxy.hold_at(at),
             }
         }
-        self.proxy = proxy;
         let mut running = cmd.start();
         if let Trouble::Meanwhile(at, event) = self.cell.trouble {
             let holds = !matches!(event, Event::Cut | Event::BitFlips);
@@ -368,11 +366,9 @@ impl Job<'_> {
     /// The same without trouble: the server started anew, and a command of this kind to its end.
     fn again(&mut self, command: Command) -> Observed {
         let before = self.destination();
-        let troubled_server =
-            matches!(self.cell.trouble, Trouble::Inject(End::Server, ..) | Trouble::Limit(End::Server, _));
         let server = self.server.as_mut().unwrap();
         let gone = !server.is_running() || self.cell.trouble.interrupts();
-        if self.cell.trouble != Trouble::NobodyThere && (gone || troubled_server) {
+        if self.cell.trouble != Trouble::NobodyThere && gone {
             // Not through what made the trouble.
             server.kill9();
             let dir = server.dir.clone();
@@ -446,7 +442,12 @@ pub(crate) fn inject(what: &str, when: &str) -> Vec<OsString> {
     let calls = what.split(':').next().unwrap();
     let trace = format!("trace={calls}");
     let inject = format!("inject={what}:when={when}");
-    args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject]
+    let mut strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
+    // With --seccomp-bpf, which spares all other calls a stop, strace does not deliver signals.
+    if !what.contains("signal") {
+        strace.push("--seccomp-bpf".into());
+    }
+    strace
 }
 
 impl Drop for Job<'_> {
