@@ -8,7 +8,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use support::*;
 
 const TIME: (i64, u32) = (1_500_000_000, 123_456_789);
@@ -36,18 +35,6 @@ enum Change {
 fn make(path: &Path, seed: u64) {
     write_file(path, SIZE, seed);
     set_mtime(path, TIME.0, TIME.1);
-}
-
-/// Waits until a file is old enough for its identity to tell it from any later version.
-fn settle(path: &Path) {
-    eventually("a file to be old", || {
-        let metadata = fs::metadata(path).unwrap();
-        let changed = UNIX_EPOCH + Duration::new(metadata.ctime() as u64, metadata.ctime_nsec() as u32);
-        SystemTime::now()
-            .duration_since(changed)
-            .is_ok_and(|age| age > Duration::from_millis(150))
-            .then_some(())
-    });
 }
 
 fn change(path: &Path, change: Change) {
@@ -134,7 +121,7 @@ fn resumed_after(tree: bool) {
                 let setting = Setting::new(way, tree);
                 let file = setting.from.path().join(if tree { "thing/file" } else { "thing" });
                 if matches!(how, Change::Nothing) {
-                    settle(&file);
+                    until_settled(&file);
                 }
                 let proxy = Proxy::to(setting.server.port);
                 proxy.hold_at(5 * MIB);

@@ -418,7 +418,6 @@ fn case_105_a_1_1_0_receiver_that_closes_without_a_word_is_given_up() {
     let port = listener.local_addr().unwrap().port();
     let count = std::thread::spawn(move || {
         let mut connections = 0;
-        listener.set_nonblocking(false).unwrap();
         for stream in listener.incoming().take(3) {
             let mut stream = stream.unwrap();
             let mut first = vec![0; 4096];

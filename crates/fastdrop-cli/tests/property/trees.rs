@@ -37,7 +37,7 @@ fn name(rng: &mut Rng) -> OsString {
     match rng.below(16) {
         0 => OsString::from(format!("back\\slash-{number}")),
         1 => OsString::from(format!("new\nline-{number}")),
-        2 => OsStr::from_bytes(format!("latin-\u{e9}-{number}").replace('\u{e9}', "e").as_bytes()).to_owned(),
+        2 => OsString::from(format!("latin-e-{number}")),
         3 => OsStr::from_bytes(&[b"latin-\xe9-", number.to_string().as_bytes()].concat()).to_owned(),
         4 => OsString::from(format!("-{number}")),
         5 => OsString::from(format!("%41 {number}")),

@@ -311,13 +311,11 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             let shared = Arc::clone(shared);
             state.pumps.push(std::thread::spawn(move || {
                 pump(way, index, from, to, &shared);
-                let mut state = shared.state.lock().unwrap();
-                // The acceptor may not have entered it yet.
-                if let Some(connection) = state.connections.get_mut(index) {
-                    connection.ended += 1;
-                    if connection.ended == 2 {
-                        connection.sockets = None;
-                    }
+                // The acceptor enters it before it lets go of the lock.
+                let connection = &mut shared.state.lock().unwrap().connections[index];
+                connection.ended += 1;
+                if connection.ended == 2 {
+                    connection.sockets = None;
                 }
             }));
         }
@@ -340,9 +338,7 @@ fn pump(way: Way, index: usize, mut from: TcpStream, mut to: TcpStream, shared: 
         if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset) {
             let mut state = shared.state.lock().unwrap();
             let resets = std::mem::replace(&mut state.resets, true);
-            if state.connections.len() > index {
-                state.cut(index);
-            }
+            state.cut(index);
             state.resets = resets;
             return;
         }
