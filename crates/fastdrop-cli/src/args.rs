@@ -95,13 +95,15 @@ pub(crate) struct Serve {
     /// The folder
     #[arg(default_value = ".")]
     pub(crate) dir: PathBuf,
-    /// Listen on these addresses: 0.0.0.0 is every one of IPv4, :: every one; fe80::1%eth0 has a zone
+    /// Listen on these addresses: 0.0.0.0 is every one of IPv4, :: every one; fe80::1%eth0 has a
+    /// zone
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDR", value_delimiter = ',', value_parser = str::parse::<Address>)]
     pub(crate) bind: Vec<Address>,
     /// Listen on this port; 0 picks one
     #[arg(short, long, default_value_t = 8888)]
     pub(crate) port: u16,
-    /// The protocols that are answered on the port: all, or some of fastdp, fastdp1.0, fastdp1.1, ultradp, nextdp, fastdownloader
+    /// The protocols that are answered on the port: all, or some of fastdp, fastdp1.0, fastdp1.1,
+    /// ultradp, nextdp, fastdownloader
     #[arg(long, default_value = "all", value_name = "LIST", value_parser = str::parse::<Accept>)]
     pub(crate) accept: Accept,
     /// Serve fastdownloader too, on a port of its own
@@ -164,7 +166,8 @@ impl From<Ceiling> for Existing {
 
 #[derive(Debug, Args)]
 pub(crate) struct Send {
-    /// Files and folders (with a slash at the end: what is in the folder; `-` or a pipe: a stream, alone), then host[:port][/path] or http://host[:port][/path]
+    /// Files and folders (with a slash at the end: what is in the folder; `-` or a pipe: a stream,
+    /// alone), then host[:port][/path] or http://host[:port][/path]
     #[arg(required = true, num_args = 1.., value_names = ["PATH", "TARGET"])]
     pub(crate) paths: Vec<OsString>,
     #[command(flatten)]
@@ -208,7 +211,8 @@ pub(crate) struct Transfer {
     /// What happens to files that exist and differ; identical ones are never sent
     #[arg(long, value_enum, default_value = "error", value_name = "POLICY")]
     pub(crate) existing: Policy,
-    /// Compare contents instead of size and time: identical is what has the same BLAKE3 at both ends
+    /// Compare contents instead of size and time: identical is what has the same BLAKE3 at both
+    /// ends
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) check: bool,
     /// Start over instead of continuing what was interrupted
@@ -232,13 +236,16 @@ pub(crate) struct Transfer {
     /// Sync and reconnect after so many bytes on a stream
     #[arg(long, value_name = "SIZE|off", default_value = "512M", value_parser = parse_checkpoint)]
     pub(crate) checkpoint: Checkpoint,
-    /// Leave out what matches, as in a .gitignore; the match nearest to a file decides: its own, then that of its folder
+    /// Leave out what matches, as in a .gitignore; the match nearest to a file decides: its own,
+    /// then that of its folder
     #[arg(long, value_name = "GLOB")]
     pub(crate) exclude: Vec<String>,
-    /// Take what matches, also from a folder that was excluded; a folder means all in it; without --exclude, take nothing else
+    /// Take what matches, also from a folder that was excluded; a folder means all in it; without
+    /// --exclude, take nothing else
     #[arg(long, value_name = "GLOB")]
     pub(crate) include: Vec<String>,
-    /// Take only the paths in this file, one a line, relative to the one folder that is named, and what is in them; `-` for standard input
+    /// Take only the paths in this file, one a line, relative to the one folder that is named, and
+    /// what is in them; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) files_from: Option<PathBuf>,
     /// Ask the other side, and say exactly what would be done

@@ -25,7 +25,8 @@ pub(crate) struct Arguments {
 type FromFile = BTreeSet<(String, String)>;
 
 impl Arguments {
-    /// The argument `id` of the command was given: on the command line, by a variable or in the file.
+    /// The argument `id` of the command was given: on the command line, by a variable or in the
+    /// file.
     pub(crate) fn is_asked(&self, id: &str) -> bool {
         let Some((command, matches)) = self.matches.subcommand() else { return false };
         // What the command does not have was not given.
@@ -56,7 +57,8 @@ fn with_variables(command: Command) -> Command {
     command.mut_subcommands(with_variables)
 }
 
-/// Parses the command line, with defaults from the file that it or `FASTDROP_CONFIG` names, or that is in the usual place.
+/// Parses the command line, with defaults from the file that it or `FASTDROP_CONFIG` names, or that
+/// is in the usual place.
 pub(crate) fn matches(arguments: Vec<OsString>) -> Result<Arguments, Refused> {
     let named = named_file(&arguments).or_else(|| std::env::var_os("FASTDROP_CONFIG").map(PathBuf::from));
     let file = match named {
@@ -107,7 +109,8 @@ fn usual_file() -> Option<PathBuf> {
     Some(folder.join("fastdrop.toml"))
 }
 
-/// Makes the file's values the defaults: keys at the top for every command, in a table for the one of its name.
+/// Makes the file's values the defaults: keys at the top for every command, in a table for the one
+/// of its name.
 fn with_defaults(
     mut command: Command,
     table: &toml::Table,

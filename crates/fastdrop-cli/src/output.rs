@@ -156,7 +156,8 @@ impl Output {
         self.event("summary", json!({ "files": names.len() }))
     }
 
-    /// Shows what a folder holds. A list is a result: it is printed however quiet the rest shall be.
+    /// Shows what a folder holds. A list is a result: it is printed however quiet the rest shall
+    /// be.
     pub(crate) fn list(&self, listing: &Listing) -> Result<(), OutputError> {
         for failed in &listing.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
@@ -253,7 +254,8 @@ fn plural(count: u64, one: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
-/// Files that this run brought, or completed: those that the checksum and the durability are said of.
+/// Files that this run brought, or completed: those that the checksum and the durability are said
+/// of.
 fn verified(summary: &Summary) -> u64 {
     summary.files.saturating_sub(summary.files_skipped)
 }

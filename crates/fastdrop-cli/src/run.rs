@@ -273,8 +273,8 @@ fn read_list(file: &Path) -> Result<Option<Vec<Vec<u8>>>, Refused> {
     Ok(listed_paths(&text))
 }
 
-/// The paths of a list as they are in a manifest: without slashes and dots that say nothing. The folder itself, which
-/// `find` names first, means everything.
+/// The paths of a list as they are in a manifest: without slashes and dots that say nothing. The
+/// folder itself, which `find` names first, means everything.
 fn listed_paths(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let path = |line: &[u8]| {
@@ -403,7 +403,8 @@ fn transfer(
     })
 }
 
-/// Reports why nothing, or not all, was done. After a signal it is the reason, whatever broke because of it.
+/// Reports why nothing, or not all, was done. After a signal it is the reason, whatever broke
+/// because of it.
 fn fail(error: Error, output: Output, signals: &Signals, resumes: bool) -> ExitCode {
     let error = if signals.seen().is_some() { Error::Interrupted } else { error };
     let code = ExitCode::of(&error, signals.seen());

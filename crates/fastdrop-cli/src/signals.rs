@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 pub(crate) struct Signals(Arc<AtomicU8>);
 
 impl Signals {
-    /// Has the first SIGINT, SIGTERM or SIGHUP say `stop`, and a second one end the program at once.
-    /// Those that were ignored when the program started, as by `nohup`, stay ignored.
+    /// Has the first SIGINT, SIGTERM or SIGHUP say `stop`, and a second one end the program at
+    /// once. Those that were ignored when the program started, as by `nohup`, stay ignored.
     pub(crate) fn watch(stop: Stop) -> std::io::Result<Self> {
         let signals = Self::default();
         let seen = Arc::clone(&signals.0);

@@ -8,7 +8,8 @@ use std::fs;
 use std::process::Stdio;
 use support::*;
 
-/// A pipe that is named is sent like standard input: a stream of unknown size, under the target's name.
+/// A pipe that is named is sent like standard input: a stream of unknown size, under the target's
+/// name.
 #[test]
 fn a_pipe_that_is_named_is_sent_as_a_stream() {
     let (served, own) = (scratch(), scratch());
@@ -36,7 +37,8 @@ fn a_pipe_that_is_named_is_sent_as_a_stream() {
     }
 }
 
-/// A stream has no name of its own and comes alone: anything else is a usage error in words, before anything is read.
+/// A stream has no name of its own and comes alone: anything else is a usage error in words, before
+/// anything is read.
 #[test]
 fn a_stream_without_a_name_or_in_company_is_a_usage_error() {
     let (served, own) = (scratch(), scratch());
@@ -101,7 +103,8 @@ fn the_url_that_serve_prints_is_a_target() {
     assert!(out.stderr.contains("no TLS"), "{out}");
 }
 
-/// The addresses and ports that a server says it listens on, one pair of a protocol's name and a line an address.
+/// The addresses and ports that a server says it listens on, one pair of a protocol's name and a
+/// line an address.
 fn listening(server: &Server, protocol: &str, count: usize) -> Vec<(String, u16)> {
     eventually("all addresses", || {
         let events = server.stdout();
@@ -116,7 +119,8 @@ fn listening(server: &Server, protocol: &str, count: usize) -> Vec<(String, u16)
     })
 }
 
-/// Several addresses with port 0 have one port, which the older protocol's addresses have of their own, too.
+/// Several addresses with port 0 have one port, which the older protocol's addresses have of their
+/// own, too.
 #[test]
 fn several_addresses_share_one_picked_port() {
     let served = scratch();
@@ -165,7 +169,8 @@ fn the_unspecified_address_of_ipv6_takes_ipv4_too() {
     }
 }
 
-/// An address of this machine that is link-local, with its zone by name and by number, where there is one.
+/// An address of this machine that is link-local, with its zone by name and by number, where there
+/// is one.
 fn link_local() -> Option<(String, String)> {
     let table = fs::read_to_string("/proc/net/if_inet6").ok()?;
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

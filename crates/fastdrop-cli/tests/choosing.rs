@@ -11,7 +11,7 @@ use support::*;
 
 const FILES: [&str; 8] = ["a.c", "a.o", "d/f", "d/g.o", "d/sub/h", "e/g", "e/h", "e/in/g"];
 
-/// What flags take: the files that arrive, and no folder without one of them.
+/// Flags, and what they take: the files that arrive, and no folder without one of them.
 const TABLE: [(&[&str], &[&str]); 10] = [
     (&["--include", "d"], &["d/f", "d/g.o", "d/sub/h"]),
     (&["--include", "d/"], &["d/f", "d/g.o", "d/sub/h"]),
@@ -88,7 +88,8 @@ fn flags_choose_the_same_in_both_directions_as_files_and_in_archives() {
     }
 }
 
-/// A path that was listed and is not there is told, counted and exit 3, in both directions; the others arrive.
+/// A path that was listed and is not there is told, counted and exit 3, in both directions; the
+/// others arrive.
 #[test]
 fn case_104_a_listed_path_that_is_not_there_is_a_failure_in_both_directions() {
     let (served, own) = (scratch(), scratch());

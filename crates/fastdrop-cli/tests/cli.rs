@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 use support::*;
 
-/// A served folder with a file `file` that differs from the client's, so that `--existing` shows in the exit code.
+/// A served folder with a file `file` that differs from the client's, so that `--existing` shows in
+/// the exit code.
 fn conflict() -> (tempfile::TempDir, tempfile::TempDir, Server) {
     let (served, own) = (scratch(), scratch());
     write_file(&own.path().join("file"), 1000, 1);

@@ -1,4 +1,5 @@
-//! `fastdrop message --protocol cnp`: the real program at both ends, and peers as they are in the field.
+//! `fastdrop message --protocol cnp`: the real program at both ends, and peers as they are in the
+//! field.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -19,7 +20,8 @@ fn came(output: &Output, front: &str) -> Vec<String> {
 
 const MESSAGES: [&str; 6] = ["a", "b", "c", "d", "e", ""];
 
-/// Variants of clients, as options of the peer, and whether they can be told from each other's numbers.
+/// Variants of clients, as options of the peer, and whether they can be told from each other's
+/// numbers.
 const CLIENTS: [&str; 19] = [
     "",
     "--ack-type 2",
@@ -69,7 +71,8 @@ fn clients_of_the_field_get_their_echoes() {
     listener.end();
 }
 
-/// Sends with our program to a peer, and gives back how that ended and what the peer printed after its port.
+/// Sends with our program to a peer, and gives back how that ended and what the peer printed after
+/// its port.
 fn send_to_peer(peer: &str, messages: &[&str], extra: &str) -> (Output, String) {
     let words = args!["serve"].into_iter().chain(peer.split_whitespace().map(OsString::from)).collect();
     let mut peer = Peer::start("cnp.py", words);

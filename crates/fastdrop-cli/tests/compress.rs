@@ -150,7 +150,8 @@ fn compressed_chunks_that_lie_are_refused() {
     let halves = [&plain[..1000], &plain[1000..]].map(|half| zstd::bulk::compress(half, 1).unwrap());
     let mut damaged = good.clone();
     damaged[good.len() / 2] ^= 0x10;
-    // A frame of RFC 8878 with neither size nor checksum, whose window is 2 GiB, and an empty last block.
+    // A frame of RFC 8878 with neither size nor checksum, whose window is 2 GiB, and an empty last
+    // block.
     let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
     // A skippable frame before the real one.
     let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &good].concat();
@@ -432,7 +433,7 @@ fn archives_are_compared_by_contents_where_that_is_asked_for() {
     }
 }
 
-/// What is sent anew each time gains nothing, so that the attempts end.
+/// Archives that are sent anew each time gain nothing, so that the attempts end.
 #[test]
 fn an_archive_whose_connection_breaks_every_time_is_given_up() {
     let (served, own) = (scratch(), scratch());

@@ -62,7 +62,8 @@ fn a_file_that_differs_is_exit_9_before_anything_is_sent() {
     assert_eq!(leftovers(c.served.path()), [] as [PathBuf; 0]);
 }
 
-/// Equal size is not equal: the time decides, too, or where that differs, the contents; and equal time with another size differs.
+/// Equal size is not equal: the time decides, too, or where that differs, the contents; and equal
+/// time with another size differs.
 #[test]
 fn identical_is_size_and_time() {
     let (served, own) = (scratch(), scratch());
@@ -231,7 +232,8 @@ fn case_60_a_folder_is_never_replaced() {
     assert_eq!(fs::metadata(own.path().join("thing")).unwrap().len(), 100);
 }
 
-/// Case 60: a pipe as the target is refused, and nobody waits for its other end; the same for one that is to be got.
+/// Case 60: a pipe as the target is refused, and nobody waits for its other end; the same for one
+/// that is to be got.
 #[test]
 fn case_60_a_pipe_is_refused_and_never_blocks() {
     let (served, own) = (scratch(), scratch());
@@ -276,7 +278,8 @@ fn a_link_is_replaced_only_by_overwrite_and_never_followed() {
     assert_eq!(fs::metadata(&victim).unwrap().len(), 50);
 }
 
-/// Case 48: a link among the parents of a target is not followed out of the served folder, whatever is asked.
+/// Case 48: a link among the parents of a target is not followed out of the served folder, whatever
+/// is asked.
 #[test]
 fn case_48_a_link_among_the_parents_is_not_followed() {
     let (outside, served, own) = (scratch(), scratch(), scratch());
@@ -303,7 +306,8 @@ fn case_48_a_link_among_the_parents_is_not_followed() {
     server.assert_serves("links among parents");
 }
 
-/// Case 58: a parent folder that becomes a link and a folder again, over and over, leads nobody outside.
+/// Case 58: a parent folder that becomes a link and a folder again, over and over, leads nobody
+/// outside.
 #[test]
 fn case_58_a_parent_swapped_for_a_link_leads_nowhere() {
     let (outside, served, own) = (scratch(), scratch(), scratch());

@@ -1,4 +1,5 @@
-//! Bad input and bad luck: a clear error, the right exit code, nothing lost, and the server goes on.
+//! Bad input and bad luck: a clear error, the right exit code, nothing lost, and the server goes
+//! on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -666,7 +667,8 @@ fn case_53_names_that_are_none_are_refused() {
     let absolute = outer.path().join("planted").into_os_string().into_encoded_bytes();
     let long = [b'x'; 256];
     let deep = "d/".repeat(2100) + "file";
-    // One byte more than a client without the capability for long paths may send; and too deep, but not too long.
+    // One byte more than a client without the capability for long paths may send; and too deep, but
+    // not too long.
     let long_path = [&("d".repeat(240) + "/").repeat(17)[..4096], "e"].concat();
     let too_deep = "d/".repeat(1024) + "f";
     let names: Vec<&[u8]> = vec![
@@ -1165,7 +1167,8 @@ fn case_86_a_read_only_file_system_is_named() {
     assert!(out.stderr.to_lowercase().contains("read-only"), "{out}");
 }
 
-/// Case 86 (EFBIG) and 91 (SIGXFSZ): a limit on the size of files is an error, not the server's death.
+/// Case 86 (EFBIG) and 91 (SIGXFSZ): a limit on the size of files is an error, not the server's
+/// death.
 #[test]
 fn case_86_a_file_size_limit_is_an_error_not_death() {
     let (served, own) = (scratch(), scratch());
@@ -1301,7 +1304,8 @@ fn a_missing_source_is_exit_4() {
     assert_eq!(proxy.up(), 0, "nothing is said to the server");
 }
 
-/// Case 49: pipes and sockets among the sources are left out with a warning, counted, and never block.
+/// Case 49: pipes and sockets among the sources are left out with a warning, counted, and never
+/// block.
 #[test]
 fn case_49_what_is_no_file_is_left_out_with_a_warning() {
     let (served, own) = (scratch(), scratch());
@@ -1321,7 +1325,8 @@ fn case_49_what_is_no_file_is_left_out_with_a_warning() {
     assert_eq!(names_in(&here), ["file"]);
 }
 
-/// Case 29: a source that shrinks, grows or changes while it is sent: "source changed", and nothing gets the name.
+/// Case 29: a source that shrinks, grows or changes while it is sent: "source changed", and nothing
+/// gets the name.
 #[test]
 fn case_29_a_source_that_changes_meanwhile_is_not_mixed() {
     let (served, own) = (scratch(), scratch());
@@ -1470,7 +1475,8 @@ fn fifty_clients_at_once_are_all_served() {
     assert_eq!(leftovers(served.path()), [] as [PathBuf; 0]);
 }
 
-/// Case 31: eight clients, one name, eight contents: one wins, the others are told, and it is the winner's, whole.
+/// Case 31: eight clients, one name, eight contents: one wins, the others are told, and it is the
+/// winner's, whole.
 #[test]
 fn case_31_one_of_many_clients_wins_a_name() {
     let (served, own) = (scratch(), scratch());

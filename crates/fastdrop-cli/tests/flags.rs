@@ -1,5 +1,5 @@
-//! What was asked for and cannot be kept by a protocol is refused, in words and before anything is sent. This is the table of that,
-//! written down a second time, as users know it.
+//! A setting that was asked for and cannot be kept by a protocol is refused, in words and before
+//! anything is sent. This is the table of that, written down a second time, as users know it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,8 @@ use support::*;
 /// The protocols that only push.
 const OLDER: [&str; 4] = ["fastdp1.0", "fastdp1.1", "ultradp", "nextdp"];
 
-/// A flag with a value; None for a switch that is on. Then the older protocols that keep it in a put, and FastDownloader in a get.
+/// A flag with a value; None for a switch that is on. Then the older protocols that keep it in a
+/// put, and FastDownloader in a get.
 type Row = (&'static str, Option<&'static str>, &'static [&'static str], bool);
 
 const ALL: &[&str] = &OLDER;
@@ -233,7 +234,7 @@ fn case_109_a_protocol_that_cannot_do_it_at_all_says_so_before_anything_is_asked
     assert!(asking.listener.accept().is_err());
 }
 
-/// What nobody asked for, and everybody may expect.
+/// Defaults: nobody asked for them, and everybody may expect them.
 #[test]
 fn case_109_the_summary_names_the_defaults_that_are_not_kept() {
     let dir = scratch();

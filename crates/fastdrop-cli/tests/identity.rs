@@ -1,4 +1,5 @@
-//! What is held of a file is continued only with the same file: another one of the same size and time is sent anew.
+//! Held parts of a file are continued only with the same file: another one of the same size and
+//! time is sent anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -19,7 +20,7 @@ enum Way {
     Get,
 }
 
-/// How another version comes to stand in the place of the first.
+/// Ways in which another version comes to stand in the place of the first.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     /// Into the same inode.
@@ -56,7 +57,8 @@ fn change(path: &Path, change: Change) {
     set_mtime(path, TIME.0, TIME.1);
 }
 
-/// A folder to serve and one of the client's, with `thing` in the one that is moved from: a file, or a tree with small files.
+/// A folder to serve and one of the client's, with `thing` in the one that is moved from: a file,
+/// or a tree with small files.
 struct Setting {
     way: Way,
     from: tempfile::TempDir,
@@ -90,7 +92,7 @@ impl Setting {
         fastdrop([rest, flags].concat()).json()
     }
 
-    /// How many bytes of unfinished files are stored.
+    /// The bytes of unfinished files that are stored.
     fn unfinished(&self) -> u64 {
         let stored = |path: &std::path::PathBuf| Some(fs::symlink_metadata(path).ok()?.blocks() * 512);
         leftovers(self.to.path()).iter().filter_map(stored).sum()
@@ -235,8 +237,8 @@ fn case_103_a_file_that_changes_on_its_way_to_standard_output_is_no_success() {
     }
 }
 
-/// The price of comparing is a second read, not a second transfer: what was touched at one place is moved in part only, and
-/// what is trusted is not read at all.
+/// The price of comparing is a second read, not a second transfer: what was touched at one place is
+/// moved in part only, and what is trusted is not read at all.
 #[test]
 fn a_file_that_only_its_name_tells_from_another_is_compared_and_not_moved() {
     for way in [Way::Send, Way::Get] {

@@ -1,4 +1,5 @@
-//! What a server cannot give is told to the client of a get or a list, which does not call it done.
+//! Entries that a server cannot give are told to the client of a get or a list, which does not call
+//! that done.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -26,7 +27,8 @@ fn failed(out: &Output) -> Vec<String> {
     paths
 }
 
-/// Case 104: a get of less than there is exits with 3 and names the rest, in every form, in the words of a send.
+/// Case 104: a get of less than there is exits with 3 and names the rest, in every form, in the
+/// words of a send.
 #[test]
 fn case_104_a_get_of_less_than_there_is_is_no_success() {
     let (served, own) = (scratch(), scratch());
@@ -70,7 +72,7 @@ fn case_104_a_get_of_less_than_there_is_is_no_success() {
     }
 }
 
-/// What nobody asked for is not missing.
+/// An entry that nobody asked for is not missing.
 #[test]
 fn case_104_what_is_excluded_does_not_fail() {
     let (served, own) = (scratch(), scratch());

@@ -24,7 +24,7 @@ impl Drop for Deep {
     }
 }
 
-/// What is called `name` in an open folder.
+/// The path of `name` in an open folder.
 fn within(folder: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
 }
@@ -84,7 +84,8 @@ fn assert_leaf(to: &Deep, components: &[String], contents: &str) {
     assert_eq!(fs::read_to_string(within(&folder, "leaf")).unwrap(), contents);
 }
 
-/// Whatever the length: around what one call takes, around the bound of peers without the capability, and the longest.
+/// Lengths around what one call takes, around the bound of peers without the capability, and the
+/// longest.
 #[test]
 fn paths_of_up_to_65535_bytes_arrive_in_both_directions() {
     for len in [4094, 4095, 4096, 4097, 4200, 8191, 8193, 20_000, 65_535] {
@@ -127,7 +128,8 @@ fn longer_or_deeper_than_the_bounds_is_a_failed_entry() {
     }
 }
 
-/// The longest and deepest that there may be, with few descriptors: none of them is kept open for each level.
+/// The longest and deepest that there may be, with few descriptors: none of them is kept open for
+/// each level.
 #[test]
 fn a_deep_tree_needs_few_descriptors() {
     for get in [false, true] {
@@ -146,7 +148,7 @@ fn a_deep_tree_needs_few_descriptors() {
     }
 }
 
-/// Where it goes, a path may become too long, or too deep.
+/// A path may become too long, or too deep, by the place that it goes to.
 #[test]
 fn a_path_that_becomes_too_long_where_it_goes_is_a_failed_entry() {
     let (from, to) = (Deep::new(), Deep::new());
@@ -161,7 +163,7 @@ fn a_path_that_becomes_too_long_where_it_goes_is_a_failed_entry() {
     assert!(to.0.join("x".repeat(100)).join("tree/near").exists());
 }
 
-/// What was interrupted goes on, however long the path is.
+/// An interrupted transfer goes on, however long the path is.
 #[test]
 fn an_interrupted_transfer_of_a_long_path_is_resumed() {
     for get in [false, true] {

@@ -326,7 +326,7 @@ fn start_sending(message: &str, address: &str, options: &str) -> support::Runnin
     fastdrop(words).start()
 }
 
-/// What can be written ends within a message.
+/// The space for the output ends within a message.
 #[test]
 fn case_110_a_listener_that_cannot_write_acknowledges_nothing_more_and_says_why() {
     for options in ACKNOWLEDGED {

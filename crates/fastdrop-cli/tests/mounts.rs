@@ -1,5 +1,5 @@
-//! Case 107: mounts beneath the served folder, or beneath the destination of a get. What arrives is staged on the mount
-//! on which it will live, whatever protocol brings it.
+//! Case 107: mounts beneath the served folder, or beneath the destination of a get. What arrives is
+//! staged on the mount on which it will live, whatever protocol brings it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -71,8 +71,9 @@ fn case_107_every_protocol_puts_files_on_a_mount_beneath_the_served_folder() {
     }
 }
 
-/// A tree across the root and three mounts, one of them within another and one of the root's own device: new files,
-/// files that replace, files that get another name, links, empty files, in both directions.
+/// A tree across the root and three mounts, one of them within another and one of the root's own
+/// device: new files, files that replace, files that get another name, links, empty files, in both
+/// directions.
 fn across(get: bool, existing: &str) {
     let (from, to, own) = (scratch(), scratch(), scratch());
     let tree = from.path().join("tree");
@@ -215,14 +216,15 @@ fn case_107_killed_at_each_persisting_system_call_nothing_stays_on_a_mount() {
             let server = Server::start(to.path(), &[]);
             client(args!["send", tree, server.target("")]).expect(0);
             assert_same_contents(&tree, &arrived);
-            // A folder without a journal at the root is taken for a transfer that begins, for a minute.
+            // A folder without a journal at the root is taken for a transfer that begins, for a
+            // minute.
             assert_eq!(leftovers(&arrived.join("disk")), NOTHING, "{calls} {when}");
         }
     }
     assert!(kills >= 8, "the server was killed {kills} times only: this tested little");
 }
 
-/// What nobody came back for expires on the mount, too.
+/// A transfer that nobody came back for expires on the mount, too.
 #[test]
 #[ignore = "needs root"]
 fn case_107_what_was_abandoned_on_a_mount_expires() {
@@ -258,7 +260,8 @@ fn case_107_what_was_abandoned_on_a_mount_expires() {
     assert_eq!(leftovers(&elsewhere), NOTHING);
 }
 
-/// Where the top of a mount is not writable, the stage is beside the target; where nothing is, that entry fails.
+/// The stage is beside the target where the top of a mount is not writable; where nothing is, that
+/// entry fails.
 #[test]
 #[ignore = "needs root"]
 fn case_107_the_stage_is_beside_the_target_where_the_top_is_not_writable() {
@@ -298,7 +301,7 @@ fn case_107_the_stage_is_beside_the_target_where_the_top_is_not_writable() {
     assert_eq!(leftovers(served.path()), NOTHING);
 }
 
-/// Where nothing is writable, but this user's own, a folder is lent the permission for its time.
+/// A folder of this user's own is lent the permission for its time where nothing is writable.
 #[test]
 #[ignore = "needs root"]
 fn case_107_a_mount_of_read_only_folders_of_ones_own_is_staged_in_one_of_them() {
@@ -326,7 +329,8 @@ fn case_107_a_mount_of_read_only_folders_of_ones_own_is_staged_in_one_of_them() 
     }
 }
 
-/// Something that is mounted on `.fastdrop` itself is no place for files that will live outside of it.
+/// Something that is mounted on `.fastdrop` itself is no place for files that will live outside of
+/// it.
 #[test]
 #[ignore = "needs root"]
 fn case_107_a_mount_on_the_hidden_folder_is_a_refusal_in_words_or_no_obstacle() {
@@ -401,7 +405,8 @@ fn case_107_free_space_is_asked_of_the_mount() {
     }
 }
 
-/// A file on which another is mounted cannot be replaced: that is said, and what has come waits for the next attempt.
+/// A file on which another is mounted cannot be replaced: that is said, and what has come waits for
+/// the next attempt.
 #[test]
 #[ignore = "needs root"]
 fn case_107_a_file_on_which_something_is_mounted_is_not_lost() {
@@ -430,7 +435,8 @@ fn case_107_a_file_on_which_something_is_mounted_is_not_lost() {
     }
 }
 
-/// A mount that comes or goes while a transfer is under way is said; nothing that has come is sent again.
+/// A mount that comes or goes while a transfer is under way is said; nothing that has come is sent
+/// again.
 #[test]
 #[ignore = "needs root"]
 fn case_107_a_mount_that_comes_or_goes_meanwhile_loses_nothing() {

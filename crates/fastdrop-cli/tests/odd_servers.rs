@@ -1,4 +1,4 @@
-//! What a client makes of native servers that say what no honest one would: it ends, and never with 0.
+//! Native servers that say what no honest one would: the client ends, and never with 0.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -18,13 +18,14 @@ const PROVEN: u8 = 0x19;
 const ASK: u8 = 0x1a;
 const CONTENT: u8 = 0x1b;
 
-/// Serves every connection: takes the upgrade, the header and, in a put, the offer; answers with a header and GRANT, then says
-/// `says`, and reads until the client leaves.
+/// Serves every connection: takes the upgrade, the header and, in a put, the offer; answers with a
+/// header and GRANT, then says `says`, and reads until the client leaves.
 fn odd_server(says: Vec<u8>) -> u16 {
     odd_server_after(0, says, Vec::new())
 }
 
-/// The same, after so many connections that end when they have been upgraded; says `at_last` when all has been sent.
+/// The same, after so many connections that end when they have been upgraded; says `at_last` when
+/// all has been sent.
 fn odd_server_after(lost: usize, says: Vec<u8>, at_last: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -157,7 +158,8 @@ fn a_put_ends_whatever_the_server_asks_or_claims() {
     }
 }
 
-/// A file that is left as it is has not arrived, unless leaving it was asked for or it is told as failed.
+/// A file that is left as it is has not arrived, unless leaving it was asked for or it is told as
+/// failed.
 #[test]
 fn a_put_takes_no_policy_that_it_did_not_ask_for() {
     let own = scratch();
@@ -236,7 +238,8 @@ fn a_reason_with_control_characters_is_printed_escaped() {
     }
 }
 
-/// What an attempt does not come to is left for the next one: what is missing, and what is there already.
+/// Words that an attempt does not come to are left for the next one: what is missing, and what is
+/// there already.
 #[test]
 fn a_connection_that_was_lost_early_changes_nothing_of_what_is_told() {
     let own = scratch();

@@ -1,4 +1,5 @@
-//! The older protocols, in both directions, against peers in another language, on the one port of the server.
+//! The older protocols, in both directions, against peers in another language, on the one port of
+//! the server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -343,7 +344,8 @@ fn case_40_fastdp1_reconnections_that_bring_nothing_new_are_ended() {
     let dir = scratch();
     let mut server = Server::start(dir.path(), &[]);
     let (_own, file) = source(3_000_000);
-    // What the programs of that version do: begin anew each time, and so never get beyond the first 128 KiB.
+    // What the programs of that version do: begin anew each time, and so never get beyond the first
+    // 128 KiB.
     let args = ["--version", "1.0.0", "--chunk", "65536", "--reconnect-every", "131072", "--begin-anew"];
     let args =
         [args!["send", server.port.to_string(), file], args.iter().map(OsString::from).collect()].concat();

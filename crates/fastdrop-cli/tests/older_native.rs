@@ -1,4 +1,5 @@
-//! The native protocol with ends of version 2.0, which have none of the capabilities that came later: a peer in another language.
+//! The native protocol with ends of version 2.0, which have none of the capabilities that came
+//! later: a peer in another language.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -29,7 +30,7 @@ impl OldServer {
         format!("127.0.0.1:{}/{path}", self.port)
     }
 
-    /// What it says, up to a line that begins like this.
+    /// The lines that it says, up to one that begins like this.
     fn until(&mut self, end: &str) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
@@ -49,7 +50,7 @@ fn old_client(words: Vec<std::ffi::OsString>) -> String {
     Peer::start("fastdp2.py", words).finish()
 }
 
-/// What is moved: one file of several chunks, or a folder of small ones, or both.
+/// The things that are moved: one file of several chunks, or a folder of small ones, or both.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Thing {
     File,
@@ -84,7 +85,8 @@ impl Thing {
     }
 }
 
-/// Case 103: whatever a server holds that knows no identities is compared, and what cannot be compared is sent anew.
+/// Case 103: whatever a server holds that knows no identities is compared, and what cannot be
+/// compared is sent anew.
 #[test]
 fn case_103_what_a_2_0_server_holds_of_another_file_is_not_mixed() {
     for thing in THINGS {
@@ -226,7 +228,8 @@ fn case_103_what_a_2_0_client_holds_is_compared_or_refused() {
 struct Deep(tempfile::TempDir);
 
 impl Deep {
-    /// A tree with one file whose path has about 4,200 bytes, links within and beyond the rule of version 2.0, and more.
+    /// A tree with one file whose path has about 4,200 bytes, links within and beyond the rule of
+    /// version 2.0, and more.
     fn new() -> Self {
         let own = Self(scratch());
         let tree = own.0.path().join("tree");

@@ -1,5 +1,5 @@
-//! Folders whose permissions stand in the way of an ordinary user who owns them: they are lent what they lack, and get
-//! back what they had, however the transfer ends.
+//! Folders whose permissions stand in the way of an ordinary user who owns them: they are lent what
+//! they lack, and get back what they had, however the transfer ends.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -218,8 +218,8 @@ fn a_folder_that_cannot_be_looked_into_is_a_failed_entry() {
     }
 }
 
-/// Killed while names are given, or failed after they were: what was lent is given back, by the transfer itself, by the
-/// next start, or by whoever looks for unfinished work there next.
+/// Killed while names are given, or failed after they were: what was lent is given back, by the
+/// transfer itself, by the next start, or by whoever looks for unfinished work there next.
 #[test]
 #[ignore = "needs root and strace"]
 fn what_was_lent_is_given_back_however_the_transfer_ends() {

@@ -1,4 +1,5 @@
-//! `-n` says exactly what the real run does, and exits as it does; and what else is decided before anything is sent.
+//! `-n` says exactly what the real run does, and exits as it does; and what else is decided before
+//! anything is sent.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -13,7 +14,8 @@ use support::*;
 
 const POLICIES: [&str; 4] = ["skip", "error", "rename", "overwrite"];
 
-/// Puts something at `path`, of one of a few kinds, sizes, contents, times and modes, so that two of them are often alike.
+/// Puts something at `path`, of one of a few kinds, sizes, contents, times and modes, so that two
+/// of them are often alike.
 fn put_something(path: &Path, rng: &mut Rng) {
     match rng.number() % 9 {
         0 => {}
@@ -186,7 +188,8 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
 #[test]
 fn case_111_a_dry_run_tells_what_cannot_be_read() {
     let (theirs, own) = (scratch(), scratch());
-    // A folder with one such file, such a file alone, an empty one, and one that is at its place already.
+    // A folder with one such file, such a file alone, an empty one, and one that is at its place
+    // already.
     let all: &[(&str, &[&str])] =
         &[("tree", &[]), ("tree/closed", &[]), ("void", &[]), ("there", &["there"]), ("there", &[])];
     let archive: &[&str] = &["--compress", "targz"];
@@ -285,7 +288,8 @@ fn a_changed_mode_alone_is_carried_over() {
     assert_eq!(fs::metadata(server.path("tree/small")).unwrap().mode() & 0o777, 0o640);
 }
 
-/// Case 112: `--check` finds what size and time do not tell, and the policy decides what becomes of it.
+/// Case 112: `--check` finds what size and time do not tell, and the policy decides what becomes of
+/// it.
 #[test]
 fn case_112_check_compares_contents() {
     for (policy, code, arrives) in

@@ -1,4 +1,5 @@
-//! Refused is never success: every refusal of a server reaches the sender, whatever the protocol has words for.
+//! Refused is never success: every refusal of a server reaches the sender, whatever the protocol
+//! has words for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,8 @@ use support::*;
 
 const PUSHES: [&str; 5] = ["fastdp", "fastdp1.0", "fastdp1.1", "ultradp", "nextdp"];
 
-/// The sizes around which a refusal can get lost: nothing to send, within the socket buffers, and far beyond them.
+/// The sizes around which a refusal can get lost: nothing to send, within the socket buffers, and
+/// far beyond them.
 const SIZES: [u64; 6] = [0, 1, 1000, 60_000, 300_000, 3_000_000];
 
 fn sources() -> tempfile::TempDir {
@@ -36,7 +38,8 @@ fn code_of(protocol: &str, code: i32) -> i32 {
 #[test]
 fn case_105_every_refusal_reaches_the_sender_whatever_the_size() {
     let files = sources();
-    // What the server says, to which sizes, under which name, and the exit code of those who are told.
+    // What the server says, to which sizes, under which name, and the exit code of those who are
+    // told.
     for (what, flags, least, name, code) in [
         ("read-only", &["--read-only"][..], 0, "", 9),
         ("too large", &["--max-size", "10"], 11, "", 9),
@@ -91,7 +94,7 @@ fn case_105_a_protocol_that_is_not_accepted_is_never_success() {
     }
 }
 
-/// Who holds back the end of a transfer sees it refused when the server goes, and never confirmed.
+/// A transfer whose end is held back is refused when the server goes, and never confirmed.
 #[test]
 fn case_105_a_server_that_is_stopped_or_dies_confirms_nothing() {
     let files = scratch();
@@ -153,7 +156,8 @@ fn case_105_a_transfer_of_1_0_0_that_is_cut_goes_on_and_is_confirmed() {
     let dir = scratch();
     let server = Server::start(dir.path(), &[]);
     let proxy = Proxy::to(server.port);
-    // The second one after more than both kernels hold, so that some chunks are taken for delivered.
+    // The second one after more than both kernels hold, so that some chunks are taken for
+    // delivered.
     proxy.cut_at(&[5 * MIB, 40 * MIB, 41 * MIB]);
     let out = client(args!["send", "--protocol", "fastdp1.0", file, proxy.target("")]).expect(0);
     assert_eq!(out.summary()["confirmed"], true, "{out}");
@@ -232,7 +236,8 @@ fn case_105_a_nextdp_server_that_was_started_again_has_not_got_the_file() {
     }
 }
 
-/// The server has the file, and the client has not heard of it: the chunk that comes again is answered as the first time.
+/// The server has the file, and the client has not heard of it: the chunk that comes again is
+/// answered as the first time.
 #[test]
 fn case_105_a_nextdp_chunk_that_comes_again_behind_the_end_is_answered_as_before() {
     let dir = scratch();
@@ -273,14 +278,15 @@ fn case_105_a_nextdp_chunk_that_comes_again_behind_the_end_is_answered_as_before
 
 // ---- sent, not confirmed
 
-/// How a peer that is not FastDrop ends a connection.
+/// Ways in which a peer that is not FastDrop ends a connection.
 #[derive(Debug, Clone, Copy)]
 enum End {
     GoodOrder,
     Reset,
 }
 
-/// Accepts connections, reads all that comes, answers what `answer` makes of the first bytes, and ends each as told.
+/// Accepts connections, reads all that comes, answers what `answer` makes of the first bytes, and
+/// ends each as told.
 fn peer(end: End, answer: fn(&str) -> String) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,6 +1,7 @@
 //! Whatever interrupts a transfer, the same command goes on with it, and sends what is missing.
 //!
-//! Killing does not test fsync, since the page cache survives: these are tests of "killed", not of "power lost".
+//! Killing does not test fsync, since the page cache survives: these are tests of "killed", not of
+//! "power lost".
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -127,7 +128,8 @@ impl Job {
         self.command(&Proxy::to(self.server.port), &[]).run().expect(0)
     }
 
-    /// The same command again: it must succeed and have had to send only what had not passed before.
+    /// The same command again: it must succeed and have had to send only what had not passed
+    /// before.
     #[track_caller]
     fn assert_resumes(&self, passed: u64) {
         let out = self.again();
@@ -312,7 +314,8 @@ fn case_91_interrupted_client_says_so_and_resumes() {
     }
 }
 
-/// Case 91: SIGTERM ends the server within 15 seconds, although a client does nothing, and the transfer goes on later.
+/// Case 91: SIGTERM ends the server within 15 seconds, although a client does nothing, and the
+/// transfer goes on later.
 #[test]
 fn case_91_terminated_server_leaves_in_time_and_resumes() {
     for way in [Way::Send, Way::Get] {
@@ -464,7 +467,8 @@ fn dark_stream(way: Way) {
     job.assert_arrived();
 }
 
-/// Cases 42 and 99: the last word is lost; the client asks again, nothing is missing, nothing is sent twice.
+/// Cases 42 and 99: the last word is lost; the client asks again, nothing is missing, nothing is
+/// sent twice.
 #[test]
 fn case_42_a_lost_last_word_is_asked_for_again() {
     for size in [0, 1000, 24 * MIB] {
@@ -506,11 +510,13 @@ fn case_25_a_flipped_bit_is_found() {
     }
 }
 
-/// Case 11: a bit of what is negotiated, altered on the way, does not go unnoticed: wrong success is the only wrong answer.
+/// Case 11: a bit of what is negotiated, altered on the way, does not go unnoticed: wrong success
+/// is the only wrong answer.
 #[test]
 fn case_11_a_flipped_bit_in_the_negotiation_is_found() {
     let job = Job::file(Way::Send, 3 * MIB);
-    // Across the request, the header, OPEN and the manifest; all at once, since an altered length makes both ends wait.
+    // Across the request, the header, OPEN and the manifest; all at once, since an altered length
+    // makes both ends wait.
     let runs = (20..900).step_by(47).map(|at| {
         let proxy = Proxy::to(job.server.port);
         proxy.flip_at(&[at]);
@@ -543,7 +549,8 @@ fn case_11_a_flipped_bit_in_the_negotiation_is_found() {
 
 // ---- checkpoints
 
-/// Case 40: sizes one byte before, at and after a mark; the connections are replaced and the bytes are right.
+/// Case 40: sizes one byte before, at and after a mark; the connections are replaced and the bytes
+/// are right.
 #[test]
 fn case_40_checkpoints_replace_the_connection() {
     for way in [Way::Send, Way::Get] {
@@ -623,7 +630,8 @@ impl Wreck {
         Self { way, job, passed }
     }
 
-    /// Copies the state, lets `damage` at its journal and its data, and resumes. Gives what had to be sent.
+    /// Copies the state, lets `damage` at its journal and its data, and resumes. Gives what had to
+    /// be sent.
     #[track_caller]
     fn resumed_after(&self, what: &str, damage: impl FnOnce(&Path, &[PathBuf])) -> u64 {
         let to = scratch();

@@ -1,5 +1,5 @@
-//! fastdp 1.0.0: senders that come back over another connection, seen from outside. All orders of the events inside are in
-//! `crates/fastdrop-proto/tests/handover.rs`.
+//! fastdp 1.0.0: senders that come back over another connection, seen from outside. All orders of
+//! the events inside are in `crates/fastdrop-proto/tests/handover.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -61,7 +61,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Says that this is all; true if the server ends the connection in good order, false if it resets it.
+    /// Says that this is all; true if the server ends the connection in good order, false if it
+    /// resets it.
     fn finish(mut self) -> bool {
         let _ = self.stream.shutdown(Shutdown::Write);
         self.is_ended_well()

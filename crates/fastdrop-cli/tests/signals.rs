@@ -56,7 +56,8 @@ fn case_91_a_server_under_nohup_outlives_its_terminal() {
     assert_eq!(server.term(), 143);
 }
 
-/// An interrupted client ends with the signal's code and one sentence, with every protocol, whatever broke because of it.
+/// An interrupted client ends with the signal's code and one sentence, with every protocol,
+/// whatever broke because of it.
 #[test]
 fn case_91_an_interruption_is_told_as_one() {
     let own = scratch();

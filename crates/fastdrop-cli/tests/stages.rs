@@ -1,4 +1,4 @@
-//! Where unfinished files rest, and what becomes of them when they cannot get their names.
+//! Stages: unfinished files, and their fate when they cannot get their names.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -21,7 +21,8 @@ fn assert_injected(log: &Path) {
     assert!(text.contains("INJECTED"), "nothing failed: this tested nothing\n{text}");
 }
 
-/// Moves `file` from a folder into another, by a put or by a get, with a receiver that is run by `wrapper`.
+/// Moves `file` from a folder into another, by a put or by a get, with a receiver that is run by
+/// `wrapper`.
 fn receive(get: bool, from: &Path, to: &Path, wrapper: Vec<OsString>) -> Output {
     if get {
         let server = Server::start(from, &[]);
@@ -76,7 +77,7 @@ fn one_name_of_many_that_cannot_be_given_is_a_failed_entry() {
     }
 }
 
-/// Whatever of a stage cannot be made: nothing of it stays.
+/// Nothing stays of a stage of which some part cannot be made.
 #[test]
 #[ignore = "needs strace"]
 fn a_stage_that_cannot_be_made_leaves_nothing_behind() {

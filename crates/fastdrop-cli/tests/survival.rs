@@ -1,4 +1,5 @@
-//! Silence, pauses, full logs and the order of syncs: what a program must survive without anybody's help.
+//! Silence, pauses, full logs and the order of syncs: what a program must survive without anybody's
+//! help.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -84,8 +85,8 @@ fn case_41_clients_do_not_return_all_at_once() {
     for run in runs {
         run.wait().expect(0);
     }
-    // Half of a quarter of a second is waited for certain, and the other half is drawn by lot: ten that come within
-    // 20 ms would be one in a hundred million.
+    // Half of a quarter of a second is waited for certain, and the other half is drawn by lot: ten
+    // that come within 20 ms would be one in a hundred million.
     assert!(
         returned[0] + cutting >= Duration::from_millis(120),
         "the first came back after {:?}",
@@ -107,8 +108,8 @@ struct Call {
     text: String,
 }
 
-/// The calls in a log of `strace -f -y`, each where it ended, but a name where it began to be given and a frame where
-/// it began to be sent: both ends at their worst.
+/// The calls in a log of `strace -f -y`, each where it ended, but a name where it began to be given
+/// and a frame where it began to be sent: both ends at their worst.
 fn calls(log: &str) -> Vec<Call> {
     let mut open: Vec<(String, String)> = Vec::new();
     let mut found = Vec::new();
@@ -149,15 +150,17 @@ fn strings(text: &str) -> Vec<&str> {
     text.split('"').skip(1).step_by(2).collect()
 }
 
-/// Case 90, as far as it can be seen from outside: before a file gets its name its bytes are synced, and before DONE the
-/// folders of all new names are. What a disk makes of a loss of power this does not show.
+/// Case 90, as far as it can be seen from outside: before a file gets its name its bytes are
+/// synced, and before DONE the folders of all new names are. What a disk makes of a loss of power
+/// this does not show.
 #[test]
 #[ignore = "needs strace"]
 fn case_90_syncs_come_before_names_and_names_before_done() {
     syncs_in_order(1, |thing| write_file(thing, 3 * MIB, 1));
 }
 
-/// Case 90 for trees: the folders made on the way have names, too. Few files are synced one by one, many all at once.
+/// Case 90 for trees: the folders made on the way have names, too. Few files are synced one by one,
+/// many all at once.
 #[test]
 #[ignore = "needs strace"]
 fn case_90_syncs_come_in_order_for_trees() {
@@ -300,7 +303,8 @@ fn state_of(pid: u32) -> char {
     stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
 }
 
-/// Case 102: stopped in the middle of a transfer, for longer than a stream may stall, and continued: it goes on.
+/// Case 102: stopped in the middle of a transfer, for longer than a stream may stall, and
+/// continued: it goes on.
 #[test]
 fn case_102_stopped_and_continued_goes_on() {
     const SIZE: u64 = 32 * MIB + 1234;

@@ -40,7 +40,8 @@ fn served_and_own() -> (tempfile::TempDir, tempfile::TempDir) {
 fn a_tiny_file_is_sent_over_one_connection_within_three_round_trips() {
     let (served, own) = served_and_own();
     let server = Server::start(served.path(), &[]);
-    // What a side says without waiting may pass what the other says meanwhile, and then counts as one more; never as one less.
+    // What a side says without waiting may pass what the other says meanwhile, and then counts as
+    // one more; never as one less.
     let trips = (0..8).map(|at| {
         let proxy = Proxy::to(server.port);
         let source = own.path().join(format!("tiny-{at}"));
@@ -120,7 +121,8 @@ fn all_sizes_in_one_transfer() {
     assert_same_tree(&tree, &own.path().join("back"));
 }
 
-/// One transfer costs at most 64 MiB on either side, whatever the size; the program itself comes on top.
+/// One transfer costs at most 64 MiB on either side, whatever the size; the program itself comes on
+/// top.
 #[test]
 fn memory_does_not_grow_with_the_file() {
     fn peak_mib(pid: u32) -> u64 {
@@ -209,7 +211,8 @@ fn sparse_file_of_5_gib_stays_sparse_both_ways() {
     client(args!["get", proxy.target("sparse"), own.path().join("back")]).expect(0);
     assert_sparse_copy(&own.path().join("back"));
     assert!(proxy.total() < 64 * MIB, "{} MiB went over the network", proxy.total() / MIB);
-    // The last copy is a stranger to the first, so this one compares every byte, holes as the kernel shows them.
+    // The last copy is a stranger to the first, so this one compares every byte, holes as the
+    // kernel shows them.
     let same = std::process::Command::new("cmp").arg(&source).arg(own.path().join("back")).status().unwrap();
     assert!(same.success());
 }
@@ -274,7 +277,8 @@ fn empty_folders_arrive() {
     assert_same_tree(&tree, &own.path().join("back"));
 }
 
-/// Cases 53, 54, 55, 56, 57: everything that the file system can hold is a name, and nothing is decoded or normalised.
+/// Cases 53, 54, 55, 56, 57: everything that the file system can hold is a name, and nothing is
+/// decoded or normalised.
 #[test]
 fn case_53_odd_names_arrive_as_they_are() {
     let (served, own) = served_and_own();
@@ -436,7 +440,8 @@ fn preserve_chooses_what_is_kept() {
 
 // ---- links
 
-/// Links within the folder that they arrive in are copied; those that lead outside fail, in either direction.
+/// Links within the folder that they arrive in are copied; those that lead outside fail, in either
+/// direction.
 #[test]
 fn links_are_copied_and_never_point_outside() {
     let (served, own) = served_and_own();
@@ -543,7 +548,8 @@ fn two_sources_of_one_name_are_refused() {
     assert_eq!(names_in(served.path()), [] as [&str; 0]);
 }
 
-/// Placement on the server is that of `cp`; a trailing slash on a source means its contents, as with rsync.
+/// Placement on the server is that of `cp`; a trailing slash on a source means its contents, as
+/// with rsync.
 #[test]
 fn sending_places_as_cp_does() {
     let (served, own) = served_and_own();
@@ -670,7 +676,8 @@ fn standard_input_and_output_carry_everything() {
     assert_eq!(leftovers(served.path()), [] as [PathBuf; 0]);
 }
 
-/// `send - HOST/p` writes the file `p`, also where folders are missing, and never replaces a folder.
+/// `send - HOST/p` writes the file `p`, also where folders are missing, and never replaces a
+/// folder.
 #[test]
 fn standard_input_always_writes_the_named_file() {
     let (served, _own) = served_and_own();
@@ -844,7 +851,8 @@ fn attributes_that_are_not_carried_are_said_once_with_v() {
     );
 }
 
-/// `get` makes the folders above its destination, as `send` does; not for a dry run, and not for what is not there.
+/// `get` makes the folders above its destination, as `send` does; not for a dry run, and not for
+/// what is not there.
 #[test]
 fn get_makes_the_folders_above_its_destination() {
     let (served, own) = served_and_own();
@@ -940,7 +948,8 @@ fn any_number_of_streams_gives_the_same_bytes() {
     }
 }
 
-/// By itself a transfer between processes of one machine opens data streams only when it is large enough to gain from them.
+/// By itself a transfer between processes of one machine opens data streams only when it is large
+/// enough to gain from them.
 #[test]
 fn a_short_local_transfer_keeps_to_its_control_stream() {
     let (served, own) = served_and_own();

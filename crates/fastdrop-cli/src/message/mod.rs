@@ -93,7 +93,8 @@ pub(crate) struct Listen {
     /// The protocol
     #[arg(long, value_enum, default_value = "all", value_name = "NAME")]
     pub(crate) protocol: Spoken,
-    /// Listen on this address; 0.0.0.0 or :: for every one of this machine; a link-local one with its zone, as fe80::1%eth0
+    /// Listen on this address; 0.0.0.0 or :: for every one of this machine; a link-local one with
+    /// its zone, as fe80::1%eth0
     #[arg(long, alias = "host", default_value = "127.0.0.1", value_name = "ADDR", value_parser = str::parse::<Address>)]
     pub(crate) bind: Address,
     /// Listen on this port; 0 picks one [default: 6969; for cnp alone 5000]
@@ -105,7 +106,8 @@ pub(crate) struct Listen {
     /// By UDP
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) udp: bool,
-    /// vstp: bytes of a message, by TCP with its headers, 8M unless said, by UDP 256M; cnp: bytes of a packet, 64K unless said
+    /// vstp: bytes of a message, by TCP with its headers, 8M unless said, by UDP 256M; cnp: bytes
+    /// of a packet, 64K unless said
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_size: Option<u64>,
     /// cnp: bytes of a message that comes in fragments, 16M unless said
@@ -157,13 +159,15 @@ pub(crate) struct Send {
     /// cnp: how this end calls itself
     #[arg(long, value_name = "NAME")]
     pub(crate) client_id: Option<String>,
-    /// cnp: say at the end how long round trips took, what was sent again, and how much arrived a second
+    /// cnp: say at the end how long round trips took, what was sent again, and how much arrived a
+    /// second
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) stats: bool,
     /// vstp: a header of every message
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// Wait until each message has been acknowledged, which a listener does when it has written it out; cnp always waits
+    /// Wait until each message has been acknowledged, which a listener does when it has written it
+    /// out; cnp always waits
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) ack: bool,
     /// Each line of this file is a message; `-` for standard input
@@ -175,7 +179,8 @@ pub(crate) struct Send {
     /// vstp: compress with Zstandard what becomes smaller; only FastDrop decompresses it
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) zstd: bool,
-    /// vstp: by TCP, encrypt, and trust the listener whose certificate has this fingerprint (SHA-256)
+    /// vstp: by TCP, encrypt, and trust the listener whose certificate has this fingerprint
+    /// (SHA-256)
     #[arg(long, value_name = "HEX", conflicts_with_all = ["ca", "udp"], value_parser = parse_fingerprint)]
     pub(crate) pin: Option<Fingerprint>,
     /// vstp: by TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
@@ -200,7 +205,8 @@ pub(crate) fn run(common: &Common, message: Message) -> Result<ExitCode, Refused
     let default_level = if matches!(message, Message::Listen(_)) { "info" } else { "warn" };
     let (stop, signals) = begin(common, default_level)?;
     let output = Output { json: common.json, quiet: common.quiet, data_on_stdout: false };
-    // Tasks start in the order in which they are made, so that datagrams leave in the order of their messages.
+    // Tasks start in the order in which they are made, so that datagrams leave in the order of
+    // their messages.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let result = match message {

@@ -1,5 +1,5 @@
-//! Writes what a listener prints, on a thread of its own: an output that nobody reads holds back the messages that wait
-//! for it, and nothing else.
+//! Writes what a listener prints, on a thread of its own: an output that nobody reads holds back
+//! the messages that wait for it, and nothing else.
 
 use crate::output::{Output, OutputError};
 use base64::Engine;
@@ -46,8 +46,9 @@ impl Printer {
     /// Lines that wait to be written; whoever has one more waits with it.
     const LINES: usize = 64;
 
-    /// Starts the thread that writes. It ends with the last clone, or with its first error, which the receiver gets; so is the
-    /// end of the one that reads, also when there is nothing to write. What is not written when `end` comes is not waited for.
+    /// Starts the thread that writes. It ends with the last clone, or with its first error. The
+    /// receiver gets that error, or that of a pipe whose reader has gone, also while there is
+    /// nothing to write. Lines that are not written when `end` comes are not waited for.
     pub(super) fn start(output: Output, echo: bool, end: Stop) -> (Self, mpsc::Receiver<OutputError>) {
         let (lines, mut taken) = mpsc::channel::<Line>(Self::LINES);
         let (failed, failure) = mpsc::channel(1);
@@ -80,7 +81,8 @@ impl Printer {
         (Self { output, echo, lines, end }, failure)
     }
 
-    /// Writes an event, or a line for people, whichever is wanted. When this returns well, all of it is written.
+    /// Writes an event, or a line for people, whichever is wanted. When this returns well, all of
+    /// it is written.
     pub(super) async fn say(&self, event: &str, fields: Value, text: &str) -> Result<(), NotWritten> {
         match self.output.event_line(event, fields) {
             Some(line) => self.write(line).await,
@@ -99,8 +101,8 @@ impl Printer {
         self.write(self.line_of(origin, headers, message)).await
     }
 
-    /// Waits until there is room for a message, which is written in its turn. Then `written` is called, from another
-    /// thread; it is dropped if the message cannot be written.
+    /// Waits until there is room for a message, which is written in its turn. Then `written` is
+    /// called, from another thread; it is dropped if the message cannot be written.
     pub(super) async fn print_and(
         &self,
         origin: Origin<'_>,

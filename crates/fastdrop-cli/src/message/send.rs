@@ -110,7 +110,8 @@ fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) -> Result
     lines.iter().try_for_each(|line| output.say(line))
 }
 
-/// Messages as they come: from the arguments, or line by line from a thread that may wait for its input for ever.
+/// Messages as they come: from the arguments, or line by line from a thread that may wait for its
+/// input for ever.
 fn messages(
     words: Vec<Vec<u8>>,
     file: Option<PathBuf>,

@@ -41,7 +41,10 @@ class Peer:
         return data
 
     def read(self, alone=True):
-        """A packet. Nothing answers the end of a handshake, so on a busy machine it does not come alone."""
+        """A packet.
+
+        Nothing answers the end of a handshake, so on a busy machine it does not come alone.
+        """
         if self.args.naive and alone:
             # One recv, one packet: what comes with it is lost, and what is not all there is broken.
             packet = self.socket.recv(65536)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""A server and a client of fastdp 2.0 without any capability, written from docs/protocol/fastdp.md alone.
+"""A server and a client of fastdp 2.0 without capabilities, written from docs/protocol/fastdp.md.
 
     fastdp2.py serve FOLDER [--cut N] [--stubborn] [--wrong-end]
     fastdp2.py put PORT SOURCE [--cut N] [--checkpoint] [--wrong-end] [--checksum xxh3|none]
     fastdp2.py get PORT PATH FOLDER [--holds FOLDER] [--links copy|skip] [--checksum xxh3|none]
     fastdp2.py list PORT PATH
 
-It knows nothing of identities, proofs, contents, previews, or what is left out: a server continues whatever has the same path, size
-and time, a client believes what it is told to be held. `serve` prints its port first; all print one line for each thing that happens.
+It knows nothing of identities, proofs, contents, previews, or what is left out: a server continues
+whatever has the same path, size and time, a client believes what it is told to be held. `serve`
+prints its port first; all print one line for each thing that happens.
 """
 
 import argparse
@@ -285,7 +286,10 @@ def read_manifest(connection, listing=False):
 
 
 def send_files(connection, entries, one, sums, transcript, cut=None, wrong_end=False, join=None):
-    """Sends what the receiver needs. As 2.0 did, it believes what the receiver holds. `join` opens a data stream, which ends with a checkpoint."""
+    """Sends what the receiver needs. As 2.0 did, it believes what the receiver holds.
+
+    `join` opens a data stream, which ends with a checkpoint.
+    """
     chunks = chunks_of(entries, one)
     skipped, known = {}, {}
     while True:
@@ -583,7 +587,10 @@ def connect(port):
 
 
 def offer(connection, do, path, checksum, header, entries=None, links="copy"):
-    """Sends header, OPEN and a manifest; the header of the server, the transcript, and the name of the transfer."""
+    """Sends header, OPEN and a manifest.
+
+    Returns the header of the server, the transcript, and the name of the transfer.
+    """
     client = json.dumps(header).encode()
     connection.send_header(client)
     opened = {"Do": do, "Path": "".join(f"%{octet:02x}" for octet in path), "Place": "auto", "Streams": 1}

@@ -107,8 +107,8 @@ impl Claim<'_> {
         Err(differs(&why, entry, arrived, before))
     }
 
-    /// Under another name in the same folder: brought by this run, or by one before. Equal size and time count as identical there,
-    /// too.
+    /// Under another name in the same folder: brought by this run, or by one before. Equal size and
+    /// time count as identical there, too.
     fn is_beside(&self, path: &Path, entry: &Entry) -> bool {
         self.arrived.iter().filter(|(other, _)| other.parent() == path.parent()).any(|(_, found)| {
             let identical = matches!((&entry.0, &found.0), (Kind::File(size, _), Kind::File(other, _)) if size == other)

@@ -1,7 +1,9 @@
-//! Random trees, changed between runs that are cut at random, with random options, in both directions: whenever a run says 0,
-//! every entry is there, equal in kind, content, link, mode and time.
+//! Random trees, changed between runs that are cut at random, with random options, in both
+//! directions: whenever a run says 0, every entry is there, equal in kind, content, link, mode and
+//! time.
 //!
-//! `FASTDROP_SEED=n` runs one seed, `FASTDROP_SEEDS=n` so many, `FASTDROP_FIRST_SEED=n` begins elsewhere.
+//! `FASTDROP_SEED=n` runs one seed, `FASTDROP_SEEDS=n` so many, `FASTDROP_FIRST_SEED=n` begins
+//! elsewhere.
 
 #![allow(
     clippy::unwrap_used,

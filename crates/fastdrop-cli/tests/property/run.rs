@@ -71,7 +71,7 @@ impl fmt::Display for Round {
     }
 }
 
-/// What a seed begins with.
+/// The world of one seed: two trees, and a server of one of them.
 pub(crate) struct World {
     rng: Rng,
     own: tempfile::TempDir,

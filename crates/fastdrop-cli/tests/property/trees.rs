@@ -74,7 +74,7 @@ fn make_file(rng: &mut Rng, path: &Path) {
     set_time(rng, path);
 }
 
-/// Where a link leads to.
+/// A target for a link.
 fn link_target(rng: &mut Rng, outside: bool) -> PathBuf {
     match rng.below(if outside { 6 } else { 4 }) {
         0 => "nothing-there".into(),
@@ -124,7 +124,8 @@ fn add(rng: &mut Rng, folders: &[PathBuf], outside: bool) {
     }
 }
 
-/// Gives each folder a mode and a time of its own, from below, since whatever happens in a folder changes its time.
+/// Gives each folder a mode and a time of its own, from below, since whatever happens in a folder
+/// changes its time.
 fn settle(rng: &mut Rng, root: &Path) {
     let mut folders: Vec<PathBuf> = snapshot(root)
         .into_iter()

@@ -1,5 +1,5 @@
-//! What the tests of the program share: a server and a client as processes, a proxy between them that misbehaves on
-//! command, and trees to send and to compare.
+//! What the tests of the program share: a server and a client as processes, a proxy between them
+//! that misbehaves on command, and trees to send and to compare.
 
 #![allow(
     dead_code,
@@ -47,7 +47,8 @@ macro_rules! args {
     };
 }
 
-/// A temporary folder in memory where the machine has room for that, since killing a process does not test fsync.
+/// A temporary folder in memory where the machine has room for that, since killing a process does
+/// not test fsync.
 pub fn scratch() -> TempDir {
     static BASE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let base = BASE.get_or_init(|| {
@@ -131,7 +132,8 @@ pub struct MountAt {
 }
 
 impl MountAt {
-    /// A file system in memory, with the given mount options, at `place`, a folder that is made if it is missing.
+    /// A file system in memory, with the given mount options, at `place`, a folder that is made if
+    /// it is missing.
     pub fn tmpfs(place: &Path, options: &str) -> Self {
         std::fs::create_dir_all(place).unwrap();
         tool("mount", args!["-t", "tmpfs", "-o", options, "tmpfs", place]);
@@ -156,7 +158,8 @@ impl Drop for MountAt {
     }
 }
 
-/// Waits until `path` was not changed only just now: of what was, nobody can tell whether it is changed once more.
+/// Waits until `path` was not changed only just now: of what was, nobody can tell whether it is
+/// changed once more.
 pub fn until_settled(path: &Path) {
     eventually("a file to be older than the ticks of the file system's clock", || {
         let changed = std::os::unix::fs::MetadataExt::ctime_nsec(&std::fs::metadata(path).unwrap());

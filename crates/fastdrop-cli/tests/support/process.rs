@@ -52,7 +52,8 @@ impl Collected {
         String::from_utf8_lossy(&self.shared.bytes.lock().unwrap().0).into_owned()
     }
 
-    /// Waits for a whole line of which `pick` makes something; None if the stream ends or the time is over.
+    /// Waits for a whole line of which `pick` makes something; None if the stream ends or the time
+    /// is over.
     fn wait_line<T>(&self, within: Duration, mut pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let end = Instant::now() + within;
         let mut state = self.shared.bytes.lock().unwrap();
@@ -79,7 +80,8 @@ impl Collected {
 }
 
 fn command(program_and_args: &[OsString]) -> Command {
-    // A shell without job control starts what is in the background, these tests perhaps, with SIGINT ignored.
+    // A shell without job control starts what is in the background, these tests perhaps, with
+    // SIGINT ignored.
     let ignored = Signals::ignored_by("self").contains("INT") || Signals::ignored_by("self").contains("HUP");
     let defaults = if ignored { crate::args!["env", "--default-signal=INT,HUP"] } else { Vec::new() };
     let all = [&defaults[..], program_and_args].concat();
@@ -119,7 +121,7 @@ impl Signals {
         Self(u64::from_str_radix(mask.trim(), 16).unwrap())
     }
 
-    /// Whether one with this name, such as `TERM`, is among them.
+    /// Returns true if the one with this name, such as `TERM`, is among them.
     pub fn contains(&self, signal: &str) -> bool {
         let number = match signal {
             "HUP" => 1,
@@ -210,7 +212,7 @@ impl Cmd {
         self
     }
 
-    /// What the program's standard input is.
+    /// Standard input comes from there instead of from the test.
     pub fn stdin_from(mut self, from: Stdio) -> Self {
         self.stdin_from = Some(from);
         self
@@ -337,7 +339,8 @@ impl Running {
         output
     }
 
-    /// Waits for its end at most so long, and kills it then. The flag says whether it ended by itself.
+    /// Waits for its end at most so long, and kills it then. The flag says whether it ended by
+    /// itself.
     pub fn wait_or_kill(mut self, within: Duration) -> (Output, bool) {
         let ended = wait_child(&mut self.child, within);
         let in_time = ended.is_some();
@@ -562,7 +565,8 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Starts anew in the same folder with the same arguments, after killing what still runs. The port changes.
+    /// Starts anew in the same folder with the same arguments, after killing what still runs. The
+    /// port changes.
     pub fn restart_same_dir(&mut self) {
         self.kill9();
         let again = Self::launch(&self.dir, self.extra.clone(), self.wrapper.clone());
@@ -599,8 +603,8 @@ impl Server {
         std::fs::remove_file(self.path(&name)).unwrap();
     }
 
-    /// Waits until the server has noticed the end of every transfer: no half-written state changes any more, because
-    /// nobody is connected. Counts its sockets other than the listening one.
+    /// Waits until the server has noticed the end of every transfer: no half-written state changes
+    /// any more, because nobody is connected. Counts its sockets other than the listening one.
     pub fn wait_idle(&self) {
         let port = format!(":{:04X}", self.port);
         eventually("the server's connections to end", || {

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 /// The frame number of DONE, which is the last word of a put.
 const DONE: [u8; 4] = [0x80, 0, 0, 0x11];
 
-/// Forwards TCP connections to a server, counts what passes, and cuts, holds, darkens, slows and corrupts on command.
+/// Forwards TCP connections to a server, counts what passes, and cuts, holds, darkens, slows and
+/// corrupts on command.
 ///
-/// Bytes are counted when they are passed on. "Total" is both directions of all connections together.
+/// Bytes are counted when they are passed on. "Total" is both directions of all connections
+/// together.
 pub struct Proxy {
     port: u16,
     shared: Arc<Shared>,
@@ -50,8 +52,8 @@ struct State {
 }
 
 struct Connection {
-    /// To the client and to the server; none once neither way passes anything on any more. Then both are closed, and whoever
-    /// still sends is told.
+    /// To the client and to the server; none once neither way passes anything on any more. Then
+    /// both are closed, and whoever still sends is told.
     sockets: Option<[TcpStream; 2]>,
     /// Ways that have ended.
     ended: u8,
@@ -144,7 +146,8 @@ impl Proxy {
         self.state().down
     }
 
-    /// How often bytes from the server followed bytes from the client: round trips, if nothing overlaps.
+    /// How often bytes from the server followed bytes from the client: round trips, if nothing
+    /// overlaps.
     pub fn answers(&self) -> u64 {
         self.state().answers
     }
@@ -244,7 +247,8 @@ impl Proxy {
         });
     }
 
-    /// One connection, counted from 0, passes nothing on any more and stays open, after so many of its bytes.
+    /// One connection, counted from 0, passes nothing on any more and stays open, after so many of
+    /// its bytes.
     pub fn dark_after(&self, index: usize, bytes: u64) {
         self.change(|s| s.dark_after = Some((index, bytes)));
     }
@@ -259,13 +263,15 @@ impl Proxy {
         self.change(|s| s.rate = Some(bytes_a_second));
     }
 
-    /// From now on a connection that is cut is reset at both ends, as by a network that has forgotten it. A connection that merely
-    /// ends looks to the older protocols like one that went well.
+    /// From now on a connection that is cut is reset at both ends, as by a network that has
+    /// forgotten it. A connection that merely ends looks to the older protocols like one that went
+    /// well.
     pub fn cut_by_resets(&self) {
         self.change(|s| s.resets = true);
     }
 
-    /// Cuts everything just before the first DONE from the server would pass: the last word is lost.
+    /// Cuts everything just before the first DONE from the server would pass: the last word is
+    /// lost.
     pub fn swallow_done(&self) {
         self.change(|s| s.swallow_done = true);
     }
@@ -382,7 +388,8 @@ fn pump(way: Way, index: usize, mut from: TcpStream, mut to: TcpStream, shared: 
     }
 }
 
-/// Makes the end of a connection a reset, which comes when the threads that wait for it have closed it, too.
+/// Makes the end of a connection a reset, which comes when the threads that wait for it have closed
+/// it, too.
 fn reset(socket: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
     // Says nothing to the peer, and wakes whoever reads.

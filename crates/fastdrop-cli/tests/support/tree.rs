@@ -182,7 +182,8 @@ pub fn assert_same_file(sent: &Path, arrived: &Path) {
     assert_same(snapshot(sent), snapshot(arrived));
 }
 
-/// Fails if a file beneath `arrived` is not whole: everything there must have the bytes of its counterpart.
+/// Fails if a file beneath `arrived` is not whole: everything there must have the bytes of its
+/// counterpart.
 #[track_caller]
 pub fn assert_nothing_partial(sent: &Path, arrived: &Path) {
     for (path, (kind, ..)) in snapshot(arrived) {

@@ -1,5 +1,5 @@
-//! The protocol's bytes once more, written from its specification without the program's own code, to say what no honest
-//! client would say.
+//! The protocol's bytes once more, written from its specification without the program's own code,
+//! to say what no honest client would say.
 
 use super::DEADLINE;
 use serde_json::{Value, json};
@@ -60,7 +60,8 @@ fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// The head of an HTTP answer: its status and all of it in lower case. None if the connection ends without one.
+/// The head of an HTTP answer: its status and all of it in lower case. None if the connection ends
+/// without one.
 pub fn read_answer(stream: &mut TcpStream) -> Option<(u16, String)> {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -75,7 +76,8 @@ pub fn read_answer(stream: &mut TcpStream) -> Option<(u16, String)> {
     Some((status[..3].parse().unwrap(), head))
 }
 
-/// Sends these bytes and reads the head of the answer. A server that does not read all of them is fine.
+/// Sends these bytes and reads the head of the answer. A server that does not read all of them is
+/// fine.
 pub fn http(port: u16, bytes: &[u8]) -> Option<(u16, String)> {
     let mut stream = connect(port);
     let _ = stream.write_all(bytes);
@@ -427,8 +429,8 @@ impl Raw {
         raw
     }
 
-    /// Reads a refusal, with or without a header ahead of it, up to the end of the connection, which must come soon. DONE
-    /// must not come. None if the connection ends without a word.
+    /// Reads a refusal, with or without a header ahead of it, up to the end of the connection,
+    /// which must come soon. DONE must not come. None if the connection ends without a word.
     #[track_caller]
     pub fn refusal(&mut self, header_was_read: bool) -> Option<(u64, String)> {
         let start = Instant::now();

@@ -96,7 +96,7 @@ pub(crate) enum Trouble {
     Path(&'static str),
     Obstacle(Obstacle),
     Source(Oddity),
-    /// When so many bytes have passed (for messages: so many were printed).
+    /// An event once so many bytes have passed (for messages: once so many were printed).
     Meanwhile(u64, Event),
     /// Standard output of an end is this file; none: a pipe that nobody reads.
     Output(End, Option<&'static str>),

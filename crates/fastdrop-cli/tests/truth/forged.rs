@@ -1,4 +1,5 @@
-//! The judge is shown lies, one of each kind, and has to find every one; and what is true, and has to let it pass.
+//! The judge is shown lies, one of each kind, and has to find every one; and what is true, and has
+//! to let it pass.
 
 use super::cell::{Cell, Command, End, Event, Obstacle, Oddity, Trouble};
 use super::support::Kind;

@@ -31,9 +31,9 @@ pub(crate) struct Job<'a> {
     proxy: Option<Proxy>,
 }
 
-/// Runs `cell` through `planted`, a command that runs the program in place of itself. Gives what was asked for and what was
-/// observed; a second pair of those where the same command was repeated after an interruption. None where the trouble
-/// kept the other end from starting.
+/// Runs `cell` through `planted`, a command that runs the program in place of itself. Gives what
+/// was asked for and what was observed; a second pair of those where the same command was repeated
+/// after an interruption. None where the trouble kept the other end from starting.
 pub(crate) fn observe(cell: &Cell, planted: &[OsString]) -> Option<Vec<(Asked, Observed)>> {
     let own = scratch();
     let mut job = Job { cell, planted, own, server: None, port: 0, proxy: None };
@@ -106,7 +106,8 @@ impl Job<'_> {
         if self.cell.command.moves_a_tree() { self.source().join("large") } else { self.source() }
     }
 
-    /// The place at which all of it should be afterwards; none, where the path must not be written to.
+    /// The place at which all of it should be afterwards; none, where the path must not be written
+    /// to.
     fn place(&self) -> Option<PathBuf> {
         match self.cell.trouble {
             Trouble::Path(path) if path.split('/').any(|part| part == "..") => None,
@@ -287,7 +288,8 @@ impl Job<'_> {
             }
             Trouble::Output(End::Client, None) => {
                 cmd = cmd.stdout_closed();
-                // Whoever closes a listing early has seen enough of it; bytes that were asked for are another matter.
+                // Whoever closes a listing early has seen enough of it; bytes that were asked for
+                // are another matter.
                 stdout_lost = self.cell.command == Command::GetStdout;
             }
             _ => {}

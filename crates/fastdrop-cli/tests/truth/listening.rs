@@ -47,8 +47,8 @@ fn wrapper(trouble: Trouble, end: End, output: &Path) -> Vec<OsString> {
     }
 }
 
-/// Runs `cell` through `planted`, a command that runs the program in place of itself. None where the trouble kept the
-/// listener from starting.
+/// Runs `cell` through `planted`, a command that runs the program in place of itself. None where
+/// the trouble kept the listener from starting.
 pub(crate) fn observe(cell: &Cell, planted: &[OsString]) -> Option<Vec<(Asked, Observed)>> {
     let own = scratch();
     let output: PathBuf = own.path().join("heard");

@@ -1,7 +1,9 @@
-//! A walk over (command × protocol × trouble): exit code 0 only if every byte that was asked for is at its place.
+//! A walk over (command × protocol × trouble): exit code 0 only if every byte that was asked for is
+//! at its place.
 //!
-//! The cells are data ([`table`]), the runner is one ([`walk`]), and the judge ([`verdict`]) is a function of what was asked for
-//! and what was observed, so that it can be shown a lie and has to find it.
+//! The cells are data ([`table`]), the runner is one ([`walk`]), and the judge ([`verdict`]) is a
+//! function of what was asked for and what was observed, so that it can be shown a lie and has to
+//! find it.
 
 #![allow(
     clippy::unwrap_used,

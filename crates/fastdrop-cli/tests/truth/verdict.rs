@@ -18,8 +18,8 @@ pub(crate) enum Keeps {
 /// The claim of exit code 0.
 #[derive(Debug, Clone)]
 pub(crate) enum Asked {
-    /// Every entry of the source is at its place, as it was in one of these states of it. The first one is the state
-    /// when the command began.
+    /// Every entry of the source is at its place, as it was in one of these states of it. The first
+    /// one is the state when the command began.
     Placed { source: Vec<Tree>, keeps: Keeps },
     /// The bytes of the source were printed, as they were in one of these states of it.
     Printed(Vec<Vec<u8>>),
@@ -27,7 +27,8 @@ pub(crate) enum Asked {
     Named(Vec<String>),
     /// Something was printed.
     Said,
-    /// The command for which this is the dry run would have done all of it, and nothing was changed.
+    /// The command for which this is the dry run would have done all of it, and nothing was
+    /// changed.
     Foretold,
     /// The listener printed each of these messages.
     Heard(Vec<String>),

@@ -46,7 +46,8 @@ fn conclude(cell: &Cell, found: &[(Asked, Observed)]) -> Outcome {
         if let Err(why) = judge(asked, cell.protocol, observed) {
             return explain(why);
         }
-        // Where nothing is in the way, the claim is made: a program that always fails would be true everywhere.
+        // Where nothing is in the way, the claim is made: a program that always fails would be true
+        // everywhere.
         if cell.trouble == Trouble::None && !matches!(observed.code, Some(0 | 10)) {
             return explain("it fails without any trouble".into());
         }
