@@ -184,6 +184,48 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
     }
 }
 
+/// Case 111: fastdownloader tells names alone, and the place decides the rest.
+#[test]
+fn case_111_a_dry_run_of_fastdownloader_looks_at_the_place() {
+    let served = scratch();
+    write_file(&served.path().join("file"), 1000, 1);
+    let server = Server::start(served.path(), &["--fastdownloader=0"]);
+    let port = server.wait_stdout(|line| {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        (event["protocol"] == "fastdownloader").then(|| event["port"].as_u64()).flatten()
+    });
+    let target = format!("127.0.0.1:{}/file", port.unwrap());
+    for (to, policy, code, skipped) in [
+        ("", "error", 0, 0),
+        ("new", "error", 0, 0),
+        ("new/", "error", 0, 0),
+        ("a/b/new", "error", 0, 0),
+        ("there", "error", 9, 0),
+        ("there", "skip", 0, 1),
+        ("there", "rename", 0, 0),
+        ("there", "overwrite", 0, 0),
+        ("there/x", "overwrite", 9, 0),
+        ("full", "skip", 9, 0),
+        ("full", "overwrite", 9, 0),
+    ] {
+        let own = scratch();
+        write_file(&own.path().join("there"), 10, 2);
+        fs::create_dir_all(own.path().join("full/file")).unwrap();
+        let into = if to.is_empty() { own.path().to_path_buf() } else { own.path().join(to) };
+        let command = args!["get", "--protocol", "fastdownloader", "--existing", policy, target, into];
+        let before = snapshot(own.path());
+        let dry = client([command.clone(), args!["-n"]].concat());
+        assert_eq!(snapshot(own.path()), before, "{to} {policy}: {dry}");
+        let real = client(command);
+        assert_eq!((dry.code(), real.code()), (code, code), "{to:?} {policy}: {dry}\n{real}");
+        if code == 0 {
+            let told = [dry.number("files_skipped"), real.number("files_skipped")];
+            assert_eq!(told, [skipped; 2], "{to} {policy}: {dry}\n{real}");
+            assert_eq!(dry.number("files") + skipped, real.number("files"), "{to} {policy}");
+        }
+    }
+}
+
 /// Case 111: what cannot be read is known before, and only counts where it would be read.
 #[test]
 fn case_111_a_dry_run_tells_what_cannot_be_read() {

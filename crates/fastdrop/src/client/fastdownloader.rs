@@ -6,14 +6,14 @@ use super::summary::Tally;
 use super::{Client, Destination, Error};
 use crate::connection::{Connection, FrameReader};
 use crate::engine::files::ReceiveOptions;
-use crate::engine::incoming::{BUFFER, Incoming, WriteBehind, destination};
+use crate::engine::incoming::{BUFFER, Incoming, WriteBehind, destination, is_left};
 use crate::engine::lock;
 use crate::observe::Phase;
 use crate::throttle::Throttle;
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
 };
-use fastdrop_proto::fastdp::{Done, Existing};
+use fastdrop_proto::fastdp::Done;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -96,18 +96,25 @@ fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> R
             if name.is_empty() { "which file?".into() } else { format!("no file {}", crate::shown(&name)) };
         return Err(Error::with_code(404, format!("{which} There is {there}")));
     }
-    if dry_run {
-        tally.note_dry_file(&name);
-        return Ok(Done::default());
-    }
-    let GetPlace::Files { root, path, .. } = GetPlace::files(path)?.with_parents()? else {
+    let place = GetPlace::files(path)?;
+    let place = if dry_run { place } else { place.with_parents()? };
+    let GetPlace::Files { root, path, .. } = place else {
         return Err(Error::with_code(500, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;
-    if let (Existing::Skip, Ok(there)) = (client.options.existing, root.stat(&path)) {
-        let size = u64::try_from(there.st_size).unwrap_or(0);
-        tally.note_file(size);
+    let is_left = is_left(&root, &path, client.options.existing)?;
+    if is_left {
+        let size = root.stat(&path).map_or(0, |there| u64::try_from(there.st_size).unwrap_or(0));
         tally.note_skipped(1, 1, size, 0);
+        if dry_run {
+            tally.note_dry(&Arc::default(), |_| false);
+        } else {
+            tally.note_file(size);
+        }
+        return Ok(Done::default());
+    }
+    if dry_run {
+        tally.note_dry_file(&name);
         return Ok(Done::default());
     }
     send_all(reader.connection(), &name)?;

@@ -8,7 +8,7 @@ use crate::journal::{FileKey, Record};
 use crate::root::{Dirs, Root, split};
 use crate::stage::{Stage, write_all_at};
 use fastdrop_proto::checksum::{Algorithm, Checksum};
-use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest, ManifestBuilder, Place, RelPath};
+use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -50,12 +50,9 @@ impl Incoming {
         let placement = Placement::resolve(root, &folder, Place::Into, &manifest)?;
         let entry = only(&manifest)?;
         let mut dirs = Dirs::default();
-        let exceptions = match judge(root, &mut dirs, path, &entry, &Rules::of_names(options.existing))? {
-            Verdict::Conflict(why) => {
-                return Err(Error::with_code(409, format!("{}: {why}", crate::shown(path))));
-            }
+        let exceptions = match judge_name(root, &mut dirs, path, &entry, options.existing)? {
             verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
-            Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
+            Verdict::Conflict(_) | Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
                 return Err(Error::with_code(409, format!("{}: it exists", crate::shown(path))));
             }
             Verdict::New => HashMap::new(),
@@ -259,6 +256,31 @@ pub(crate) fn destination(root: &Root, path: &[u8], name: &[u8]) -> Result<Vec<u
     let manifest = single(name)?;
     let placement = Placement::resolve(root, path, Place::Auto, &manifest)?;
     only(&manifest).map(|entry| placement.of(entry.path))
+}
+
+/// Returns true if the file `path` beneath `root` stays as it is by the policy.
+///
+/// # Errors
+///
+/// If the name leads elsewhere, or something is there that may not be replaced.
+pub(crate) fn is_left(root: &Root, path: &[u8], existing: Existing) -> Result<bool, Error> {
+    let manifest = single(split(path).1)?;
+    let verdict = judge_name(root, &mut Dirs::default(), path, &only(&manifest)?, existing)?;
+    Ok(matches!(verdict, Verdict::Left))
+}
+
+/// Compares a file, of which nothing but the name is known, with what is at its place.
+fn judge_name(
+    root: &Root,
+    dirs: &mut Dirs,
+    path: &[u8],
+    entry: &Entry<'_>,
+    existing: Existing,
+) -> Result<Verdict, Error> {
+    match judge(root, dirs, path, entry, &Rules::of_names(existing))? {
+        Verdict::Conflict(why) => Err(Error::with_code(409, format!("{}: {why}", crate::shown(path)))),
+        verdict => Ok(verdict),
+    }
 }
 
 /// A manifest of one file, of which nothing but the name is known.
