@@ -23,15 +23,6 @@ fn mount(kind: &str, disk: &Path, own: &Path) -> MountAt {
     MountAt::bind(&elsewhere, disk)
 }
 
-/// As an ordinary user, whom permissions stop.
-fn as_nobody() -> Vec<std::ffi::OsString> {
-    args!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-}
-
-fn give_to_nobody(path: &Path) {
-    tool("chown", args!["-R", "65534:65534", path]);
-}
-
 fn same_bytes(a: &Path, b: &Path) {
     assert_eq!(digest_of(a), digest_of(b), "{}", b.display());
 }

@@ -13,15 +13,6 @@ use support::*;
 
 const NOTHING: [PathBuf; 0] = [];
 
-/// As an ordinary user, whom permissions stop; root is not stopped by them.
-fn as_nobody() -> Vec<OsString> {
-    args!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-}
-
-fn give_to_nobody(path: &Path) {
-    tool("chown", args!["-R", "65534:65534", path]);
-}
-
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }

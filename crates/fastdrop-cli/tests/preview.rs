@@ -134,8 +134,7 @@ fn case_111_a_dry_run_tells_what_may_not_be_written() {
     fs::create_dir(served.path().join("tree/open")).unwrap();
     set_mode(&served.path().join("tree/open"), 0o777);
     set_mode(&served.path().join("tree"), 0o777);
-    let user = args!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let server = Server::wrapped(served.path(), &[], user);
+    let server = Server::wrapped(served.path(), &[], as_nobody());
     for (source, target) in [("", ""), ("", "alone"), ("open/file", "tree/closed"), ("open", "tree/closed")] {
         let run = |extra: &[&str]| {
             let extra: Vec<OsString> = extra.iter().map(Into::into).collect();

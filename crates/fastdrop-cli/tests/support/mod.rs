@@ -20,7 +20,9 @@ pub mod wire;
 
 pub use listener::Listener;
 pub use peer::Peer;
-pub use process::{Cmd, Output, Running, Server, Signals, as_if_not_root, client, fastdrop, plain};
+pub use process::{
+    Cmd, Output, Running, Server, Signals, as_if_not_root, as_nobody, client, fastdrop, give_to_nobody, plain,
+};
 pub use proxy::Proxy;
 pub use tree::{
     Entry, Kind, Rng, assert_nothing_partial, assert_same_contents, assert_same_file, assert_same_tree,

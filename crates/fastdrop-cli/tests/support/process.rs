@@ -179,6 +179,16 @@ pub fn fastdrop(args: Vec<OsString>) -> Cmd {
     }
 }
 
+/// Runs as an ordinary user, whom permissions stop; needs root.
+pub fn as_nobody() -> Vec<OsString> {
+    crate::args!["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+}
+
+/// Makes that user the owner of all that is at `path`.
+pub fn give_to_nobody(path: &Path) {
+    super::tool("chown", crate::args!["-R", "65534:65534", path]);
+}
+
 /// Drops root's right to read and write everything, so that modes mean something.
 pub fn as_if_not_root() -> Vec<OsString> {
     if rustix::process::geteuid().is_root() {
