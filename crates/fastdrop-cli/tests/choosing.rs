@@ -120,3 +120,32 @@ fn case_104_a_listed_path_that_is_not_there_is_a_failure_in_both_directions() {
         }
     }
 }
+
+/// A listed folder that is not there is missing also where patterns would take only some of it; one in
+/// which there is nothing to take is not.
+#[test]
+fn case_104_a_listed_folder_that_is_not_there_is_missing_with_patterns_too() {
+    let (served, own) = (scratch(), scratch());
+    for top in [own.path(), served.path()] {
+        for (folder, file) in [("src", "a.c"), ("doc", "a.txt")] {
+            fs::create_dir_all(top.join("tree").join(folder)).unwrap();
+            fs::write(top.join("tree").join(folder).join(file), "x").unwrap();
+        }
+    }
+    let server = Server::start(served.path(), &[]);
+    let list = own.path().join("list");
+    let source = format!("{}/", own.path().join("tree").display());
+    for (listed, failed) in [("src\ndoc\n", 0), ("src\nscr\n", 1)] {
+        fs::write(&list, listed).unwrap();
+        let flags = ["--files-from", list.to_str().unwrap(), "--include", "*.c"];
+        let (put, got) = (format!("put-{failed}"), own.path().join(format!("got-{failed}")));
+        for (args, place) in [
+            (args!["send", source, server.target(&put)], server.path(&put)),
+            (args!["get", server.target("tree/"), got], got.clone()),
+        ] {
+            let out = client(with(args, &flags)).expect(if failed == 0 { 0 } else { 3 });
+            assert_eq!(files(&place), ["src/a.c"], "{out}");
+            assert_eq!((out.number("files"), out.number("files_failed")), (1, failed), "{out}");
+        }
+    }
+}

@@ -103,13 +103,14 @@ impl Filter {
         Chosen(Some(taken))
     }
 
-    /// Names the listed paths that are not among `there`, with the reason. Those that a pattern leaves out are not
-    /// missing.
+    /// Names the listed paths that are not among `there`, with the reason. Those that a pattern
+    /// leaves out, be they files or folders, are not missing; a folder in which something would be
+    /// taken is.
     pub(crate) fn missing<'a>(&'a self, there: impl Iterator<Item = RelPath<'a>>) -> Vec<(&'a [u8], String)> {
         let Some(listed) = &self.listed else { return Vec::new() };
         let wanted = |path: &[u8]| {
             RelPath::new(path).is_ok_and(|path| {
-                [false, true].into_iter().all(|is_dir| self.choose(path, is_dir) == Choice::Take)
+                [false, true].into_iter().any(|is_dir| self.choose(path, is_dir) != Choice::Leave)
             })
         };
         let missing = listed.missing(there).filter(|path| wanted(path));
@@ -362,6 +363,19 @@ mod tests {
         let missing = filter.missing(manifest.iter().map(|(_, entry)| entry.path));
         let missing: Vec<_> = missing.iter().map(|(path, _)| String::from_utf8_lossy(path)).collect();
         assert_eq!(missing, ["d/f/below", "nothing", "../up"]);
+    }
+
+    #[test]
+    fn a_listed_folder_is_missing_also_where_only_some_of_it_would_be_taken() {
+        let missing = |exclude: &[String], include: &[String]| {
+            let listed = ["gone", "gone.c", "gone.o"].map(|path| path.as_bytes().to_vec()).to_vec();
+            let filter = Filter::new(exclude, include, Some(listed)).unwrap();
+            let missing = filter.missing(std::iter::empty());
+            missing.iter().map(|(path, _)| String::from_utf8_lossy(path).into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(missing(&[], &["*.c".into()]), ["gone", "gone.c", "gone.o"]);
+        assert_eq!(missing(&["gone/".into()], &[]), ["gone", "gone.c", "gone.o"]);
+        assert_eq!(missing(&["*.o".into()], &[]), ["gone", "gone.c"]);
     }
 
     #[test]

@@ -100,6 +100,12 @@ impl SourceTree {
         let top = &self.tops[at];
         Some((&top.root, join(&top.inner, path.below_top().unwrap_or_default())))
     }
+
+    /// Returns true if there is something at `path` of a manifest.
+    pub(crate) fn has(&self, path: &[u8]) -> bool {
+        let found = RelPath::new(path).ok().and_then(|path| self.locate(path));
+        found.is_some_and(|(root, inner)| root.stat(&inner).is_ok())
+    }
 }
 
 /// The names in a folder, ascending, with their types where the file system says them.

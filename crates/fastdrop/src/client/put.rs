@@ -205,8 +205,9 @@ impl Client {
         tally.note_uncarried(&walked.uncarried);
         let left_out = walked.left_out.iter().map(|entry| &entry.path[..]).collect::<HashSet<_>>();
         for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
-            // What was left out is not missing, and has a reason of its own.
-            if !left_out.contains(path) {
+            // What was left out is not missing, and has a reason of its own; nor is a folder in
+            // which there was nothing to take.
+            if !left_out.contains(path) && !tree.has(path) {
                 tally.fail(path, 404, &why);
             }
         }
