@@ -469,6 +469,8 @@ impl Stage {
 
     /// Takes the folders away, with everything in them.
     pub(crate) fn remove(&self) {
+        // One may be in a folder that is lent the permission to change it.
+        self.remove_elsewhere();
         self.give_back();
         let places = (1..).zip(&self.elsewhere).map(|(at, part)| (at, part.place.clone()));
         remove_folder(&self.root, &self.name, &places.collect());
@@ -676,7 +678,7 @@ impl Leftovers {
             };
             match state {
                 Found::Recovered(recovered) => {
-                    lent::give_back(root, &recovered.lent);
+                    return_lent(root, folder.as_fd(), &recovered);
                     // Nothing was brought, and nothing begun under a name that still exists.
                     let is_there =
                         |path: &[u8]| !matches!(root.stat(path), Err(Errno::NOENT | Errno::NOTDIR));
@@ -876,19 +878,36 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
         );
         let touched = newest(folder.as_fd()).max(journal.map_or(i64::MIN, |fd| newest(fd.as_fd())));
         let is_old = since(touched) > age;
-        let has_lent = rustix::fs::statat(&folder, journal::LENT_MARK, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-        if !is_old && !has_lent {
+        if !is_old && !has_lent(folder.as_fd()) {
             continue;
         }
         // Locked as long as this looks at it: whoever wants to continue it meanwhile finds it busy.
         let found = journal::recover(folder.as_fd());
-        if let Found::Recovered(recovered) = &found {
-            lent::give_back(root, &recovered.lent);
-        }
-        if is_old && !matches!(found, Found::Busy) {
+        let parts = match &found {
+            Found::Busy => continue,
+            Found::Recovered(recovered) => {
+                return_lent(root, folder.as_fd(), recovered);
+                recovered.parts.clone()
+            }
+            Found::Worthless | Found::Nothing => journal::parts(folder.as_fd()),
+        };
+        if is_old {
             tracing::info!(folder = %name, "removing unfinished work that nobody came back for");
-            remove_folder(root, &name, &journal::parts(folder.as_fd()));
+            remove_folder(root, &name, &parts);
         }
+    }
+}
+
+/// Whether the journal in `folder` may name folders that have not got back what they were.
+fn has_lent(folder: BorrowedFd<'_>) -> bool {
+    rustix::fs::statat(folder, journal::LENT_MARK, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Gives folders back the permissions that they had before a transfer that was killed. It happens
+/// once: a mode that one of them has after that is the one that somebody wants.
+fn return_lent(root: &Root, folder: BorrowedFd<'_>, recovered: &Recovered) {
+    if has_lent(folder) && lent::give_back(root, &recovered.lent) {
+        let _ = rustix::fs::unlinkat(folder, journal::LENT_MARK, AtFlags::empty());
     }
 }
 
@@ -896,6 +915,8 @@ pub(crate) fn expire(root: &Arc<Root>, age: Duration) {
 mod tests {
     use super::*;
     use rustix::thread::CapabilitySet;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
         let root = Arc::new(Root::open(dir).unwrap());
@@ -1009,6 +1030,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_was_lent_is_given_back_once_and_a_later_mode_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("d");
+        std::fs::create_dir(&folder).unwrap();
+        let mode = || std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777;
+        let set_mode = |mode| std::fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
+        set_mode(0o555);
+        let (root, stage) = stage(dir.path());
+        let key = FileKey { path: b"d/f".to_vec(), size: 1, mtime: (0, 0) };
+        stage.journal().append(&[Record::File { temp: 0, identity: 0, key }]).unwrap();
+        assert!(stage.lend(b"d").unwrap());
+        assert_eq!(mode(), 0o755);
+        // As after a kill: nothing is given back, and the journal is free.
+        stage.journal().unlock();
+        std::mem::forget(stage);
+        let find = || Leftovers::find(&root, None, |_| true, |_| panic!("nobody is at it"));
+        assert_eq!(find().len(), 1);
+        assert_eq!(mode(), 0o555);
+        set_mode(0o755);
+        assert_eq!(find().len(), 1);
+        expire(&root, Duration::from_secs(3600));
+        assert_eq!(mode(), 0o755);
     }
 
     #[test]

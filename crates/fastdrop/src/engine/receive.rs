@@ -487,14 +487,16 @@ impl Reception {
     /// Keeps what can be continued, and takes away what cannot.
     fn give_up(&self, error: &Error) {
         let Sink::Files(sink) = &self.sink else { return };
-        sink.stage.give_back();
         let hopeless = is_poison(error) || matches!(error, Error::Violation(Violation { code: 422, .. }));
         if hopeless || !sink.has_something() {
             sink.stage.remove();
-        } else if self.stop.is_stopped() {
+            return;
+        }
+        if self.stop.is_stopped() {
             // Leaving in good order: what is here is made to survive more than the end of this process.
             let _ = self.checkpoint(sink);
         }
+        sink.stage.give_back();
     }
 
     /// Ends the transfer because another took it over, or the server stops.

@@ -50,19 +50,27 @@ impl Lendable {
     }
 }
 
-/// Gives folders back the permissions that they had, the innermost first, unless somebody has changed them meanwhile.
-pub(super) fn give_back(root: &Root, lent: &BTreeMap<Vec<u8>, u32>) {
+/// Gives folders back the permissions that they had, the innermost first, unless somebody has
+/// changed them meanwhile. Returns true if none is left that could not be looked at or changed.
+pub(super) fn give_back(root: &Root, lent: &BTreeMap<Vec<u8>, u32>) -> bool {
     let mut folders: Vec<_> = lent.iter().collect();
     folders.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    let mut all = true;
     for (path, &mode) in folders {
-        if let Ok(Some((fd, now))) = look(root, path)
-            && [mode | TO_CHANGE, mode | TO_PASS].iter().any(|lent| (lent ^ now) & 0o777 == 0)
-            && let Err(errno) = set_mode(&fd, mode)
-        {
+        let is_lent =
+            |now: u32| [mode | TO_CHANGE, mode | TO_PASS].iter().any(|lent| (lent ^ now) & 0o777 == 0);
+        let given = match look(root, path) {
+            Ok(Some((fd, now))) if is_lent(now) => set_mode(&fd, mode),
+            Ok(_) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = given {
             let path = crate::shown(path);
             tracing::warn!(path, %errno, "a folder keeps permissions that it was lent");
+            all = false;
         }
     }
+    all
 }
 
 /// The folder at `path` and its permissions; None if there is none.
