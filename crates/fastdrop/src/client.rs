@@ -62,7 +62,8 @@ pub struct ClientOptions {
     pub durability: Durability,
     /// What happens to files that exist and differ. Default: error.
     pub existing: Existing,
-    /// Identical means equal contents, by their BLAKE3, instead of equal size and time. Default: no.
+    /// Identical means equal contents, by their BLAKE3, instead of
+    /// equal size and time. Default: no.
     pub check: bool,
     /// Whether unfinished work is continued. Default: yes.
     pub resume: bool,
@@ -72,7 +73,8 @@ pub struct ClientOptions {
     pub mode: bool,
     /// What happens to links. Default: copied.
     pub links: Links,
-    /// Bytes on a data stream between checkpoints, at least 1 MiB; None for never. Default: 512 MiB.
+    /// Bytes on a data stream between checkpoints, at least 1 MiB;
+    /// None for never. Default: 512 MiB.
     pub checkpoint: Option<u64>,
     /// What is left out. Default: nothing.
     pub filter: Filter,
@@ -80,8 +82,8 @@ pub struct ClientOptions {
     pub bytes_per_second_max: Option<u64>,
     /// Attempts after a loss without anything gained. Default: 5.
     pub retries: u32,
-    /// The flags that were given, perhaps with their default value: what the protocol cannot keep of them is refused, as every value
-    /// that is not the default. Default: none.
+    /// The flags that were given, perhaps with their default value: what the protocol cannot keep
+    /// of them is refused, as every value that is not the default. Default: none.
     pub asked: Asked,
 }
 
@@ -313,7 +315,8 @@ impl Client {
         *reached = Some(reached.map_or(rtt, |before| before.min(rtt)));
     }
 
-    /// Connects, and sends the header, the OPEN and, in a put, the manifest; reads the server's header.
+    /// Connects, and sends the header, the OPEN and, in a put, the
+    /// manifest; reads the server's header.
     fn agree(&self, mut open: Open, header: &Header, manifest: Option<&Manifest>) -> Result<Agreed, Error> {
         let (connection, early, rtt) = self.connect(Version::V2)?;
         self.stop.watch(&connection);
@@ -325,7 +328,8 @@ impl Client {
         let sent = connection.send(&mut [std::io::IoSlice::new(&first)], usize::MAX, |_| Duration::ZERO);
         let offer = |manifest: &Manifest| offer(&connection, manifest, Vec::new());
         let sent = sent.and_then(|()| manifest.map_or(Ok(()), offer));
-        // A server that refuses does not wait for the rest: its reason counts, not that it stopped listening.
+        // A server that refuses does not wait for the rest: its reason
+        // counts, not that it stopped listening.
         if let Err(ended @ (Ended::Silent | Ended::Stopped)) = sent {
             return Err(ended.into());
         }
@@ -387,7 +391,8 @@ impl Client {
         })
     }
 
-    /// Calls `attempt` until it succeeds, fails for good, or has failed too often without getting any further.
+    /// Calls `attempt` until it succeeds, fails for good, or has failed
+    /// too often without getting any further.
     fn persist<T>(&self, mut attempt: impl FnMut(u32) -> Result<T, Error>) -> Result<T, Error> {
         let mut in_vain = 0;
         for number in 0.. {
@@ -424,7 +429,8 @@ impl Client {
         self.options.resume && !matches!(self.options.compress, Compress::Zip | Compress::TarGz)
     }
 
-    /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so that not everybody returns at once.
+    /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so
+    /// that not everybody returns at once.
     fn pause(&self, in_vain: u32) -> Result<(), Error> {
         let full = Duration::from_millis(250) * (1 << (in_vain - 1).min(5));
         let [random] = random::<1>()?;
@@ -440,8 +446,8 @@ impl Client {
         Ok(())
     }
 
-    /// Moves what could not be read from `needed` to what fails in `done`. An archive, which reads everything, fails
-    /// as a whole.
+    /// Moves what could not be read from `needed` to what fails in `done`. An archive, which
+    /// reads everything, fails as a whole.
     fn would_fail(
         &self,
         unreadable: impl Iterator<Item = (EntryIndex, u16, String)>,
@@ -521,8 +527,8 @@ fn is_wait(error: &std::io::Error) -> bool {
     matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
 }
 
-/// The round trip of a connection that took `elapsed` to be made. Between two processes of one machine it is short, however
-/// long this one waited for a processor meanwhile.
+/// The round trip of a connection that took `elapsed` to be made. Between two processes of one
+/// machine it is short, however long this one waited for a processor meanwhile.
 fn round_trip(socket: &TcpStream, elapsed: Duration) -> Duration {
     let here = |(local, peer): (SocketAddr, SocketAddr)| local.ip() == peer.ip();
     let ends = socket.local_addr().and_then(|local| Ok((local, socket.peer_addr()?)));

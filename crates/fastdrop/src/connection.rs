@@ -23,15 +23,19 @@ const SHORT_PATH_CONGESTION: &str = "cubic";
 /// On a long path BBR goes on through losses.
 const LONG_PATH_CONGESTION: &str = "bbr";
 
-/// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's caches between sender and receiver.
+/// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's
+/// caches between sender and receiver.
 const SMALL_BUFFER: usize = 256 << 10;
-/// Below this round trip small buffers carry 512 MB/s a stream and more; above it they would be what limits.
+/// Below this round trip small buffers carry 512 MB/s a stream and more;
+/// above it they would be what limits.
 pub(crate) const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
 
-/// Readies a socket that will connect to `address`, or listen on it: what is accepted inherits this.
+/// Readies a socket that will connect to `address`, or listen on
+/// it: what is accepted inherits this.
 ///
-/// A connection that begins with BBR is paced by the kernel for good, also after it was told to use another algorithm, and
-/// on a loopback path its timers cost a tenth of the time. Long paths begin with what the system prefers.
+/// A connection that begins with BBR is paced by the kernel for good, also after it was told to
+/// use another algorithm, and on a loopback path its timers cost a tenth of the time. Long paths
+/// begin with what the system prefers.
 pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
     if address.to_canonical().is_loopback() {
         // It only helps; where the kernel refuses it, the bytes move all the same.
@@ -39,10 +43,11 @@ pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
     }
 }
 
-/// Has the kernel reset a connection when its last descriptor goes, or end it in good order as usual.
+/// Has the kernel reset a connection when its last descriptor
+/// goes, or end it in good order as usual.
 ///
-/// Where a protocol has no words, an end in good order is its only sign of success. So whatever ends such a connection before
-/// that, a process that dies among them, has to reset it.
+/// Where a protocol has no words, an end in good order is its only sign of success. So whatever
+/// ends such a connection before that, a process that dies among them, has to reset it.
 pub(crate) fn reset_on_close(socket: &impl AsFd, reset: bool) {
     // Only what is no socket would refuse.
     let _ = socket2::SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO));
@@ -81,13 +86,15 @@ pub(crate) enum SendFileError {
     Ended(Ended),
 }
 
-/// One TCP connection. Any thread may send whole frames; one thread reads, through a [`FrameReader`].
+/// One TCP connection. Any thread may send whole frames; one
+/// thread reads, through a [`FrameReader`].
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: TcpStream,
     writing: Mutex<()>,
     stopped: AtomicBool,
-    /// A call has reported that the peer reset it. The system says so once; later reads look like an end in good order.
+    /// A call has reported that the peer reset it. The system says so once; later
+    /// reads look like an end in good order.
     was_reset: AtomicBool,
     /// The peer says nothing until it ends or gives up: sending on after that is in vain.
     stops_at_answer: AtomicBool,
@@ -185,7 +192,8 @@ impl Connection {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// The peer has ended it or its own direction, also if bytes from before that are still to be read.
+    /// The peer has ended it or its own direction, also if bytes
+    /// from before that are still to be read.
     pub(crate) fn peer_has_left(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -204,7 +212,8 @@ impl Connection {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Gives the peer a moment to read the last frame: closing with unread bytes would take it back.
+    /// Gives the peer a moment to read the last frame: closing with
+    /// unread bytes would take it back.
     pub(crate) fn linger(&self) {
         self.finish_writing();
         self.drain();
@@ -240,8 +249,8 @@ impl Connection {
         controls.iter().try_for_each(|control| self.send_control(control))
     }
 
-    /// Sends `parts`, which are whole frames, at most `piece_max` bytes at once; `pace` hears of what
-    /// is about to go and says how long to wait first, and of 0 bytes when some have gone.
+    /// Sends `parts`, which are whole frames, at most `piece_max` bytes at once; `pace` hears of
+    /// what is about to go and says how long to wait first, and of 0 bytes when some have gone.
     pub(crate) fn send(
         &self,
         mut parts: &mut [IoSlice<'_>],
@@ -272,8 +281,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends `len` bytes of `file` from `offset` on, which the kernel takes from its cache; `piece_max` and `pace` as in
-    /// [`Self::send`]. Fewer if the file ends earlier: how many have gone.
+    /// Sends `len` bytes of `file` from `offset` on, which the kernel takes
+    /// from its cache; `piece_max` and `pace` as in [`Self::send`]. Fewer if
+    /// the file ends earlier: how many have gone.
     pub(crate) fn send_file(
         &self,
         file: BorrowedFd<'_>,

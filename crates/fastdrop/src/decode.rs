@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
-/// Log of the largest Zstandard window that is taken: 8 MiB, what every decoder has to support (RFC 8878, section 3.1.1.1.2).
+/// Log of the largest Zstandard window that is taken: 8 MiB, what every decoder has to
+/// support (RFC 8878, section 3.1.1.1.2).
 const WINDOW_LOG_MAX: u32 = 23;
 
 /// Reads one Zstandard frame; at its end the rest of `reader` is where the frame ended.
@@ -86,7 +87,8 @@ mod tests {
 
     #[test]
     fn case_44_a_window_of_2_gib_is_refused() {
-        // Magic, a frame header with neither content size nor checksum, and a window descriptor of 2^31.
+        // Magic, a frame header with neither content size nor
+        // checksum, and a window descriptor of 2^31.
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
         let mut decoder = zstd_frame(&frame[..]).unwrap();
         let error = fill(&mut decoder, &mut [0; 16]).unwrap_err();

@@ -29,9 +29,9 @@ pub(crate) enum Choice {
 }
 
 impl Filter {
-    /// Leaves out what matches `exclude`, takes what matches `include`; the pattern that matches nearest to an entry
-    /// decides. With includes alone nothing else is taken; with `listed`, only these relative paths and what is
-    /// beneath them.
+    /// Leaves out what matches `exclude`, takes what matches `include`; the pattern that matches
+    /// nearest to an entry decides. With includes alone nothing else is taken; with `listed`, only
+    /// these relative paths and what is beneath them.
     ///
     /// # Errors
     ///
@@ -63,7 +63,8 @@ impl Filter {
         }
     }
 
-    /// Reports whether an entry would be taken that is not in a manifest; what is taken beneath it is not known.
+    /// Reports whether an entry would be taken that is not in a manifest;
+    /// what is taken beneath it is not known.
     pub(crate) fn wants(&self, path: RelPath<'_>, is_dir: bool) -> bool {
         let bytes = path.as_bytes();
         let above = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &bytes[..at]);
@@ -178,7 +179,8 @@ mod tests {
         taken.map(|(_, entry)| String::from_utf8(entry.path.as_bytes().to_vec()).unwrap()).collect()
     }
 
-    /// What is taken of the tree, the same by walking it and by choosing from a manifest of all of it.
+    /// What is taken of the tree, the same by walking it and by
+    /// choosing from a manifest of all of it.
     #[track_caller]
     fn taken(root: &Path, flags: &str, listed: Option<&[&str]>) -> Vec<String> {
         let (mut exclude, mut include) = (Vec::new(), Vec::new());
@@ -213,9 +215,9 @@ mod tests {
         dir
     }
 
-    /// Patterns, `-` before an exclude and `+` before an include, and what is taken: files, and with a slash at the end
-    /// folders in which nothing is taken. `*` stands for everything, a minus for everything but what follows, a plus for
-    /// a folder that stays without its contents.
+    /// Patterns, `-` before an exclude and `+` before an include, and what is taken: files, and
+    /// with a slash at the end folders in which nothing is taken. `*` stands for everything, a
+    /// minus for everything but what follows, a plus for a folder that stays without its contents.
     const TABLE: [(&str, &str); 66] = [
         ("", "*"),
         // Excludes alone: as in .gitignore.
@@ -242,7 +244,8 @@ mod tests {
         ("-**", ""),
         ("-*/", "#odd# a.c a.o sp_ace_ {p,q}"),
         ("-e/in|-*.o", "- e/in/g a.o d/g.o d/sub/k.o"),
-        // What a command line gives is no comment, keeps its spaces, and braces are not alternatives.
+        // What a command line gives is no comment, keeps its spaces,
+        // and braces are not alternatives.
         ("-#odd#", "- #odd#"),
         ("-sp ace ", "- sp_ace_"),
         ("-sp ace", "-"),

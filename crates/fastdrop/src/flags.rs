@@ -1,7 +1,8 @@
 //! The settings of a client, and which protocol can keep which of their values: one table.
 //!
-//! A value that was asked for and cannot be kept is refused before anything is sent. A default that cannot be kept is said in the
-//! summary. A new setting needs a [`Flag`], its value in [`Request::value`], and a row in [`ROWS`].
+//! A value that was asked for and cannot be kept is refused before anything is sent. A default that
+//! cannot be kept is said in the summary. A new setting needs a [`Flag`], its value in
+//! [`Request::value`], and a row in [`ROWS`].
 
 use crate::client::{ClientOptions, Compress};
 use crate::error::Error;
@@ -178,7 +179,8 @@ impl Flag {
         }
     }
 
-    /// Its default promises something that whoever does not get it should know. What is no promise is how the work is done.
+    /// Its default promises something that whoever does not get it should know. What is
+    /// no promise is how the work is done.
     fn is_promise(self) -> bool {
         matches!(self, Flag::Existing | Flag::Checksum | Flag::Durability | Flag::Preserve)
     }

@@ -8,11 +8,12 @@ use rustix::fs::Stat;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A file that was changed so shortly before it was looked at could be changed once more without another ctime:
-/// file systems round it to their clock's ticks.
+/// A file that was changed so shortly before it was looked at could be changed once more without
+/// another ctime: file systems round it to their clock's ticks.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// The identity of the file that `stat` describes, never 0. Every change of contents or place gives it another one: no program can set the ctime.
+/// The identity of the file that `stat` describes, never 0. Every change of contents or place gives
+/// it another one: no program can set the ctime.
 pub(crate) fn identity(stat: &Stat) -> u64 {
     let parts = [
         stat.st_dev.to_le_bytes(),

@@ -1,11 +1,13 @@
 //! What a receiver remembers of unfinished work.
 //!
-//! A file of records, only ever appended to: `u32` length of what follows the checksum, `u32` low half of the XXH3-64
-//! of that, then a type byte and the record. A cut at any byte, or a flipped bit, ends what is believed; what follows is fetched again.
+//! A file of records, only ever appended to: `u32` length of what follows the checksum, `u32` low
+//! half of the XXH3-64 of that, then a type byte and the record. A cut at any byte, or a flipped
+//! bit, ends what is believed; what follows is fetched again.
 //!
-//! A record names a file by its place, size and mtime, not by the transfer that brought it: any later transfer that
-//! wants the same file at the same place may take it over. Whether the sender still has the same file, its identity says; pieces of
-//! a file with another identity are claimed only, until the sender has compared them.
+//! A record names a file by its place, size and mtime, not by the transfer that brought it: any
+//! later transfer that wants the same file at the same place may take it over. Whether the sender
+//! still has the same file, its identity says; pieces of a file with another identity are claimed
+//! only, until the sender has compared them.
 
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::cursor::Cursor;
@@ -33,7 +35,8 @@ const PARTS_BYTES_MAX: usize = 1 << 20;
 const BYTES_MAX: u64 = 4 << 30;
 
 const OPENED: u8 = 0x01;
-/// Without an identity, as earlier versions wrote it; SMALL likewise. Read, and not written any more.
+/// Without an identity, as earlier versions wrote it; SMALL
+/// likewise. Read, and not written any more.
 const FILE_BARE: u8 = 0x02;
 const PIECE: u8 = 0x03;
 const SMALL_BARE: u8 = 0x04;
@@ -76,19 +79,22 @@ impl FileKey {
 /// One thing to remember.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// How chunks are cut and checked; since which start of the machine; and the path that the transfer was given as a name, if it was.
+    /// How chunks are cut and checked; since which start of the machine; and the path that the
+    /// transfer was given as a name, if it was.
     Opened { algorithm: Algorithm, one_chunk: ChunkSize, boot: u64, named: Option<Vec<u8>> },
     /// The temporary file `temp` is to become this file, of this identity; 0 if that is unknown.
     File { temp: u32, identity: u64, key: FileKey },
     /// A piece of `temp`, by its number in the file, is written.
     Piece { temp: u32, piece: u32, checksum: Checksum },
-    /// The same of a piece that may be of another version of the file than the one that `identity` names.
+    /// The same of a piece that may be of another version of the file
+    /// than the one that `identity` names.
     Claimed { temp: u32, piece: u32, checksum: Checksum },
     /// The temporary file `temp` is all of this small file, with this H.
     Small { temp: u32, identity: u64, checksum: Checksum, key: FileKey },
     /// The stage may have a part of this number at this place.
     Part { part: u8, place: PartPlace },
-    /// The folder `path`, whose permissions were `mode`, is about to get more of them for the time of the transfer.
+    /// The folder `path`, whose permissions were `mode`, is about to get more
+    /// of them for the time of the transfer.
     Lent { mode: u32, path: Vec<u8> },
     /// The folder `path` has the permissions that it is to have.
     Returned { path: Vec<u8> },
@@ -195,7 +201,8 @@ impl Record {
     }
 }
 
-/// A journal that is being written. It is locked: whoever finds it locked knows that its transfer is under way.
+/// A journal that is being written. It is locked: whoever finds it locked
+/// knows that its transfer is under way.
 #[derive(Debug)]
 pub(crate) struct Journal {
     fd: OwnedFd,
@@ -209,7 +216,8 @@ impl Journal {
         one_chunk: ChunkSize,
         named: Option<Vec<u8>>,
     ) -> Result<Self, Errno> {
-        // It gets its name when it is locked: a journal that nobody has locked is one that nobody is at.
+        // It gets its name when it is locked: a journal that nobody
+        // has locked is one that nobody is at.
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(folder, NEW, flags, Mode::from_raw_mode(0o600))?;
         rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
@@ -385,7 +393,8 @@ fn read_prefix(folder: BorrowedFd<'_>, bytes_max: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The path that the transfer in `folder` was given as a name, if it was; also while it is under way.
+/// The path that the transfer in `folder` was given as a name, if
+/// it was; also while it is under way.
 pub(crate) fn named(folder: BorrowedFd<'_>) -> Option<Vec<u8>> {
     let bytes = read_prefix(folder, MAGIC.len() + RECORD_MAX)?;
     match (Records { rest: bytes.strip_prefix(MAGIC)? }).next()? {

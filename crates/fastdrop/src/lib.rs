@@ -1,6 +1,7 @@
 //! Moving files: the transfer engine of FastDrop, its client and its server.
 //!
-//! The protocol's decisions are made in `fastdrop-proto`; this crate gives them sockets, files, threads and time.
+//! The protocol's decisions are made in `fastdrop-proto`; this crate gives
+//! them sockets, files, threads and time.
 
 mod archive;
 mod client;

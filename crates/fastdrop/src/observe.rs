@@ -146,8 +146,9 @@ pub struct Limits {
 
 impl Limits {
     /// The shares. While the sender waits for its connection, what the receiver does
-    /// meanwhile is what holds it up: writing, computing, or waiting in turn, which is the network. But the receiver also waits
-    /// while the sender reads and computes, and that is not the network's.
+    /// meanwhile is what holds it up: writing, computing, or waiting in turn, which
+    /// is the network. But the receiver also waits while the sender reads and
+    /// computes, and that is not the network's.
     pub fn shares(&self) -> Shares {
         // Half of these are the peer's word: sums of them may not fit into an integer.
         let wait = self.wait.saturating_sub(self.read.saturating_add(self.send_cpu));

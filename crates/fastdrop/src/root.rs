@@ -11,7 +11,8 @@ const RACES_MAX: u32 = 64;
 /// Bytes of a path that one system call takes: the kernel's bound is 4,096 with the NUL at the end.
 const STEP_MAX: usize = 4095;
 
-/// A folder, and what may be followed beneath it. Paths are relative; the empty one is the folder itself.
+/// A folder, and what may be followed beneath it. Paths are relative;
+/// the empty one is the folder itself.
 #[derive(Debug)]
 pub(crate) struct Root {
     fd: OwnedFd,
@@ -51,8 +52,8 @@ impl Root {
 
     /// Opens what is at `path`.
     ///
-    /// A path that is longer than one system call takes is walked in steps. A link that is followed on the way must then
-    /// stay beneath the folder in which its step begins.
+    /// A path that is longer than one system call takes is walked in steps. A link that is followed
+    /// on the way must then stay beneath the folder in which its step begins.
     pub(crate) fn open_at(&self, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() { &b"."[..] } else { path };
         let (mut rest, mut folder) = (path, None);
@@ -79,7 +80,8 @@ impl Root {
     ) -> Result<OwnedFd, Errno> {
         for _ in 0..RACES_MAX {
             match rustix::fs::openat2(folder, path, flags | OFlags::CLOEXEC, mode, self.resolve) {
-                // Something moved during the lookup, and the kernel could not tell whether it left the folder.
+                // Something moved during the lookup, and the kernel could not
+                // tell whether it left the folder.
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => {}
                 result => return result,
@@ -104,7 +106,8 @@ impl Root {
         rustix::fs::fstat(self.open_at(path, OFlags::PATH | follow, Mode::empty())?)
     }
 
-    /// Makes the directory at `path` and those above it that are missing. What is returned need not be readable.
+    /// Makes the directory at `path` and those above it that are missing.
+    /// What is returned need not be readable.
     pub(crate) fn make_dirs(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::DIRECTORY | OFlags::PATH;
         let mut there = path;
@@ -167,7 +170,8 @@ fn leads_into_hidden(fd: &OwnedFd) -> Result<bool, Errno> {
 /// The two parts of a path before and behind a slash.
 type Parts<'a> = (&'a [u8], &'a [u8]);
 
-/// The part of `path` that one system call takes, up to a slash, and what follows; None if that is all of it.
+/// The part of `path` that one system call takes, up to a slash, and what
+/// follows; None if that is all of it.
 fn first_step(path: &[u8]) -> Result<Option<Parts<'_>>, Errno> {
     let Some(first) = path.get(..=STEP_MAX) else { return Ok(None) };
     let slash = first.iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
@@ -191,7 +195,8 @@ pub(crate) fn join(folder: &[u8], rest: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The directories of a root that were used last, so that consecutive files of one directory cost one lookup.
+/// The directories of a root that were used last, so that consecutive
+/// files of one directory cost one lookup.
 #[derive(Debug, Default)]
 pub(crate) struct Dirs {
     last: Option<(Vec<u8>, Option<OwnedFd>)>,

@@ -16,7 +16,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-/// Reading and hashing go in steps of this size, so that bytes are hashed while they are in the cache.
+/// Reading and hashing go in steps of this size, so that bytes are
+/// hashed while they are in the cache.
 pub(crate) const STEP: usize = 64 << 10;
 
 /// A file that cannot be sent, or not any more.
@@ -181,7 +182,8 @@ impl ChunkReader<'_> {
                 }
             }
         }
-        // A file that was written to meanwhile has another time: then what was read may be a mixture.
+        // A file that was written to meanwhile has another time: then
+        // what was read may be a mixture.
         let stat = rustix::fs::fstat(fd).map_err(system)?;
         let entry = self.manifest.get(index).ok_or_else(|| Unreadable::changed(index))?;
         unchanged(index, &entry, self.identities, &stat)?;
@@ -221,7 +223,8 @@ impl ChunkReader<'_> {
     }
 }
 
-/// The BLAKE3 of an open file of `size` bytes; None if it cannot be read, has another size, or `stop` says so.
+/// The BLAKE3 of an open file of `size` bytes; None if it cannot be read,
+/// has another size, or `stop` says so.
 pub(crate) fn content_of(fd: &OwnedFd, size: u64, stop: &Stop) -> Option<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; STEP];
@@ -287,7 +290,8 @@ pub(crate) fn read_exact_at(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Res
     Ok(())
 }
 
-/// Where `fd` has data between `offset` and `offset + len`, relative to `offset`; None if all of it, or in too many places.
+/// Where `fd` has data between `offset` and `offset + len`, relative to `offset`; None
+/// if all of it, or in too many places.
 fn extents(fd: &OwnedFd, offset: u64, len: u32) -> Result<Option<Extents>, Errno> {
     let end = offset + u64::from(len);
     let mut extents = Vec::new();
@@ -354,7 +358,8 @@ impl StreamPieces {
         self.changed.notify_all();
     }
 
-    /// Reads `input` to its end in chunks of `chunk_size`; `filled` numbers each before it is kept. None if it was ended.
+    /// Reads `input` to its end in chunks of `chunk_size`; `filled` numbers each
+    /// before it is kept. None if it was ended.
     pub(crate) fn feed(
         &self,
         input: &mut dyn Read,

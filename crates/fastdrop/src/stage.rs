@@ -1,5 +1,5 @@
-//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a journal; and one on each
-//! other mount that files of the transfer will live on.
+//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a
+//! journal; and one on each other mount that files of the transfer will live on.
 
 mod lent;
 mod part;
@@ -54,8 +54,8 @@ pub(crate) struct Stage {
     durability: Durability,
     /// Folders that have been lent permissions, with those that they had.
     lent: Mutex<BTreeMap<Vec<u8>, u32>>,
-    /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once, and whoever syncs next
-    /// would be told that all is well.
+    /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once,
+    /// and whoever syncs next would be told that all is well.
     poisoned: Mutex<bool>,
 }
 
@@ -128,7 +128,8 @@ impl Stage {
         &self.name
     }
 
-    /// The part for files in one of `folders`, which exist, and are on `mount`; made if there is none yet.
+    /// The part for files in one of `folders`, which exist, and are on
+    /// `mount`; made if there is none yet.
     pub(crate) fn part_for(&mut self, folders: &[Vec<u8>], mount: MountId) -> Result<PartIndex, Error> {
         let system = |errno| Error::system("making a folder for unfinished files", errno);
         if mount == self.home.mount {
@@ -264,7 +265,8 @@ impl Stage {
         let _ = rustix::fs::unlinkat(self.folder_of(temp), self.temp_name(temp), AtFlags::empty());
     }
 
-    /// Moves a verified file of an earlier transfer into `part`: journaled first, so that a crash in between loses only a name.
+    /// Moves a verified file of an earlier transfer into `part`: journaled first, so that a
+    /// crash in between loses only a name.
     pub(crate) fn adopt(&self, from: &Leftovers, left: &Left, part: PartIndex) -> Result<u32, Error> {
         let system = |errno| Error::system("continuing unfinished work", errno);
         let temp = self.next_number(part).map_err(system)?;
@@ -339,7 +341,8 @@ impl Stage {
         })
     }
 
-    /// Syncs, unless an earlier sync has failed. Only a failure of the sync itself is one that poisons.
+    /// Syncs, unless an earlier sync has failed. Only a failure of
+    /// the sync itself is one that poisons.
     fn sync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Error> {
         let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         if *poisoned {
@@ -356,7 +359,8 @@ impl Stage {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(folder, &name[..], flags, Mode::empty());
         match open() {
-            // It was complete once, and has the permissions of its place already: they may not let its owner open it.
+            // It was complete once, and has the permissions of its place already:
+            // they may not let its owner open it.
             Err(Errno::ACCESS) => {
                 let stat = rustix::fs::statat(folder, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
                 let mode = Mode::from_raw_mode(stat.st_mode);
@@ -369,10 +373,12 @@ impl Stage {
         }
     }
 
-    /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives. It only helps.
+    /// Has the kernel begin to write to disk what will have to be synced,
+    /// while more of it arrives. It only helps.
     pub(crate) fn begin_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) {
         if self.durability == Durability::Commit {
-            // Pages that are dirty are not dropped for it, but written; in memory alone it does nothing.
+            // Pages that are dirty are not dropped for it, but written;
+            // in memory alone it does nothing.
             let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
         }
     }
@@ -414,7 +420,8 @@ impl Stage {
         })
     }
 
-    /// Lends `folder`, and the folders above it, the permissions that they lack; whether there was any to lend.
+    /// Lends `folder`, and the folders above it, the permissions that they
+    /// lack; whether there was any to lend.
     pub(crate) fn lend(&self, folder: &[u8]) -> Result<bool, Errno> {
         let mut any = false;
         while let Some(lendable) = Lendable::find(&self.root, folder)? {
@@ -483,7 +490,8 @@ impl Drop for Stage {
     }
 }
 
-/// A failed sync poisons what was written: the kernel may have dropped it and would not say so twice.
+/// A failed sync poisons what was written: the kernel may have
+/// dropped it and would not say so twice.
 fn sync_failed(errno: Errno) -> Error {
     Error::with_code(
         500,
@@ -496,7 +504,8 @@ pub(crate) fn is_poison(error: &Error) -> bool {
     matches!(error, Error::Violation(violation) if violation.message.starts_with("syncing failed"))
 }
 
-/// Makes `.fastdrop/name` beneath `base`, and in it what `fill` makes. Leaves nothing behind if it fails.
+/// Makes `.fastdrop/name` beneath `base`, and in it what `fill`
+/// makes. Leaves nothing behind if it fails.
 fn make_folder<T>(
     base: BorrowedFd<'_>,
     name: &str,
@@ -589,7 +598,8 @@ pub(crate) fn set_open_attributes(
     Ok(())
 }
 
-/// Gives the file at `path` beneath `root` its time and permissions, and nothing that a link leads to.
+/// Gives the file at `path` beneath `root` its time and
+/// permissions, and nothing that a link leads to.
 pub(crate) fn set_attributes_at(
     root: &Root,
     path: &[u8],
@@ -647,9 +657,11 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    /// The unfinished work beneath `root` that nobody is at; for each folder that somebody is at, `busy` hears its name.
+    /// The unfinished work beneath `root` that nobody is at; for each folder that
+    /// somebody is at, `busy` hears its name.
     ///
-    /// Only what has a file that is `wanted`, or was given the name `named`, is kept, and locked for others.
+    /// Only what has a file that is `wanted`, or was given the name
+    /// `named`, is kept, and locked for others.
     pub(crate) fn find(
         root: &Arc<Root>,
         named: Option<&[u8]>,
@@ -730,12 +742,13 @@ impl Leftovers {
 
     /// Checks one file against the journal: what of it is as the journal says; None if nothing is.
     ///
-    /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file nothing is kept that could not
-    /// be compared, and the rest is claimed only.
+    /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file
+    /// nothing is kept that could not be compared, and the rest is claimed only.
     ///
     /// # Errors
     ///
-    /// What the system says of a file that is there, or may be, and cannot be looked at now: no verdict on it.
+    /// What the system says of a file that is there, or may be, and cannot
+    /// be looked at now: no verdict on it.
     pub(crate) fn verify(
         &self,
         at: usize,
@@ -748,7 +761,8 @@ impl Leftovers {
         if !same && (algorithm.is_empty() || matches!(left.content, LeftContent::Whole(_))) {
             return Ok(None);
         }
-        // Without checksums only the page cache can vouch for what was not synced, and it went with the power.
+        // Without checksums only the page cache can vouch for what was not
+        // synced, and it went with the power.
         if self.recovered.algorithm != algorithm || (algorithm.is_empty() && !self.recovered.same_boot) {
             return Ok(None);
         }
@@ -800,7 +814,8 @@ impl Leftovers {
     }
 }
 
-/// Those of `pieces`, each `one` bytes of the `size` in `fd`, that have the checksums that were noted for them.
+/// Those of `pieces`, each `one` bytes of the `size` in `fd`, that have the
+/// checksums that were noted for them.
 ///
 /// Whoever continues waits for this, so all cores read at once.
 fn verify_pieces(
@@ -857,7 +872,8 @@ pub(crate) fn is_named(root: &Root, path: &[u8]) -> bool {
     })
 }
 
-/// The time since `seconds` after 1970, by the clock on the wall: the only one that outlives a process.
+/// The time since `seconds` after 1970, by the clock on the wall:
+/// the only one that outlives a process.
 fn since(seconds: i64) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
@@ -941,7 +957,8 @@ mod tests {
     /// A file that was complete has the mode of its place, which may keep even its owner out.
     #[test]
     fn a_held_file_is_opened_whatever_its_mode_lets_its_owner_do() {
-        // Root's right to open everything would hide it. Capabilities are of a thread: no other test loses them.
+        // Root's right to open everything would hide it. Capabilities are of
+        // a thread: no other test loses them.
         let mut sets = rustix::thread::capabilities(None).unwrap();
         sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
         rustix::thread::set_capabilities(None, sets).unwrap();

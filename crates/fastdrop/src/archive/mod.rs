@@ -251,7 +251,8 @@ mod tests {
         for at in 0..good.len() {
             let mut flipped = good.clone();
             flipped[at] ^= 0x41;
-            // Either it is noticed, or it was in a field that decides nothing; the bytes are never others.
+            // Either it is noticed, or it was in a field that decides
+            // nothing; the bytes are never others.
             if let Ok(found) = unzip(&flipped) {
                 assert_eq!(found, content, "byte {at}");
             }

@@ -17,7 +17,8 @@ use std::thread::JoinHandle;
 /// Longest name of an archive without its extension.
 const STEM_MAX: usize = 240;
 
-/// The manifest of one archive with `contents` in it; it is called as the topmost of them, if there is only one.
+/// The manifest of one archive with `contents` in it; it is called as the
+/// topmost of them, if there is only one.
 ///
 /// # Errors
 ///

@@ -16,7 +16,8 @@ const EXTRAS_MAX: usize = 16;
 const EXTRA_MAX: u64 = 1 << 20;
 /// Bytes of all of them in one archive.
 const EXTRAS_BYTES_MAX: u64 = 256 << 20;
-/// Zeros that may follow the end: writers fill up to a block of 10 KiB, or of as much as a tape likes.
+/// Zeros that may follow the end: writers fill up to a block of 10
+/// KiB, or of as much as a tape likes.
 const PADDING_MAX: u64 = 1 << 20;
 /// Bytes that are read at once from a file.
 const STEP: usize = 256 << 10;
@@ -71,7 +72,8 @@ impl<W: Write> TarGzWriter<W> {
         }
     }
 
-    /// Adds GNU's header for the target of the link that follows, which is too long for that link's own.
+    /// Adds GNU's header for the target of the link that follows,
+    /// which is too long for that link's own.
     fn append_long_target(&mut self, target: &[u8]) -> Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_path("@LongLink")?;

@@ -117,7 +117,8 @@ pub(crate) fn read_zip<E: From<Error>>(
     Ok(())
 }
 
-/// A file's name stands before its content too: readers that go by the one and by the other must not find different files.
+/// A file's name stands before its content too: readers that go by the one and by the
+/// other must not find different files.
 fn expect_same_name(file: &File, start: u64, name: &[u8]) -> Result<()> {
     let mut header = [0; 30];
     file.read_exact_at(&mut header, start)?;
@@ -133,7 +134,8 @@ pub(crate) fn is_whole_zip(file: &mut File) -> Result<bool> {
 
 /// The end of an archive without its comment.
 const END: usize = 22;
-/// What stands before it in one of 65,535 members and more, or more than 4 GiB: where the real end is.
+/// What stands before it in one of 65,535 members and more, or
+/// more than 4 GiB: where the real end is.
 const LOCATOR: usize = 20;
 /// The real end.
 const END_64: usize = 56;

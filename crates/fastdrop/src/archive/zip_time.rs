@@ -5,7 +5,8 @@ use fastdrop_proto::units::Mtime;
 use std::io::Result;
 use zip::ExtraField;
 
-/// The extra field of Info-ZIP with whole seconds, and its flag for the time of the last modification.
+/// The extra field of Info-ZIP with whole seconds, and its flag
+/// for the time of the last modification.
 const TIMESTAMP: u16 = 0x5455;
 const TIMESTAMP_MODIFIED: u8 = 1;
 /// The extra field of NTFS with steps of 100 ns since 1601, and the tag and length of its times.

@@ -10,7 +10,8 @@ use std::io::{Read, Result, Write};
 
 /// Longest name of a member in bytes, with the slash of a directory.
 pub(crate) const NAME_MAX: usize = u16::MAX as usize;
-/// A file from this size on has sizes of 64 bits, since what does not compress becomes a little longer.
+/// A file from this size on has sizes of 64 bits, since what does
+/// not compress becomes a little longer.
 const LARGE: u64 = 0xff00_0000;
 
 const LOCAL: [u8; 4] = *b"PK\x03\x04";

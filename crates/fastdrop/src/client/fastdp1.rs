@@ -146,8 +146,8 @@ fn sha256(file: &SourceFile) -> Result<[u8; 32], Error> {
     })
 }
 
-/// Sends the header on a connection after its upgrade, and reads the receiver's if there is one. True if the receiver will say
-/// that it has the file.
+/// Sends the header on a connection after its upgrade, and reads the receiver's if there is one.
+/// True if the receiver will say that it has the file.
 fn exchange_headers(
     client: &Client,
     payload: &Payload,
@@ -163,7 +163,8 @@ fn exchange_headers(
     Ok((reader, confirms))
 }
 
-/// Reads the receiver's header, which has to be one, of our sizes or of its own. True if it promises to confirm.
+/// Reads the receiver's header, which has to be one, of our sizes or of its
+/// own. True if it promises to confirm.
 fn read_header(reader: &mut FrameReader) -> Result<bool, Error> {
     let mut prefix = [0; 4];
     reader.fill(&mut prefix)?;
@@ -282,8 +283,8 @@ fn answer(client: &Client, reader: &mut FrameReader) -> Result<String, Error> {
 
 /// The chunks that the receiver may lack.
 struct Lacking {
-    /// For each of them, how far from the beginning of a connection it was sent at best; what was sent early has arrived rather
-    /// than what was sent late.
+    /// For each of them, how far from the beginning of a connection it was sent at best; what was
+    /// sent early has arrived rather than what was sent late.
     best: BTreeMap<u64, u64>,
 }
 
@@ -297,14 +298,16 @@ impl Lacking {
         self.best.values().all(|&best| best < u64::MAX)
     }
 
-    /// The order in which to send: the least certain first, so that each connection brings something new, however soon it ends.
+    /// The order in which to send: the least certain first, so that each connection brings
+    /// something new, however soon it ends.
     fn order(&self) -> Vec<u64> {
         let mut order: Vec<_> = self.best.iter().map(|(&index, &best)| (Reverse(best), index)).collect();
         order.sort_unstable();
         order.into_iter().map(|(_, index)| index).collect()
     }
 
-    /// Takes account of the chunks that a connection carried, each with its end; true if the receiver may have something new.
+    /// Takes account of the chunks that a connection carried, each with its end; true if
+    /// the receiver may have something new.
     fn note_sent(&mut self, sent: &[(u64, u64)], asked_again: bool) -> bool {
         let before = self.best.len();
         let mut is_new = false;
@@ -404,7 +407,8 @@ fn send_and_return(
             // It would have said so. Somebody between has ended the connection.
             Farewell::Closed if confirms => {}
             Farewell::Closed if is_fastdrop => return Ok(Delivery::Confirmed),
-            // Everything has been sent, and taken without a word; or there was nothing new in it: who closes has it all.
+            // Everything has been sent, and taken without a word; or there was
+            // nothing new in it: who closes has it all.
             Farewell::Closed if !is_ended || were_all_sent => return Ok(Delivery::Unconfirmed),
             // One that closes with unread bytes cannot end in good order.
             Farewell::Broken if were_all_sent && !is_fastdrop => return Ok(Delivery::Unconfirmed),
@@ -461,7 +465,8 @@ fn farewell(client: &Client, reader: &mut FrameReader, confirms: bool) -> Result
                 return Ok(Farewell::Reconnect);
             }
             _ if confirms && said == SUCCESS.as_bytes() => return Ok(Farewell::Confirmed),
-            // What looks like an end in good order is none if a write has been told of a reset before.
+            // What looks like an end in good order is none if a write has
+            // been told of a reset before.
             Ok(_) if reader.connection().was_reset() => return Ok(Farewell::Broken),
             Ok(_) => return Ok(Farewell::Closed),
             Err(Ended::Stopped) => return Err(Error::Interrupted),

@@ -24,8 +24,8 @@ pub(super) enum GetPlace {
 }
 
 impl GetPlace {
-    /// The folder beside the destination, and the destination's name in it; or the destination, if it has no name of
-    /// its own there. Nothing is made.
+    /// The folder beside the destination, and the destination's name in it; or the destination, if
+    /// it has no name of its own there. Nothing is made.
     pub(super) fn files(path: &Path) -> Result<Self, Error> {
         let bytes = path.as_os_str().as_bytes();
         let system = |errno| Error::system(crate::shown(bytes), errno);
@@ -40,8 +40,9 @@ impl GetPlace {
                 None | Some(Component::CurDir | Component::ParentDir)
             );
             let name = full.file_name().unwrap_or_default().as_bytes().to_vec();
-            // A folder that an unfinished get has begun under this name is that get's, not one to go into. Files cannot be
-            // moved between file systems, so unfinished ones are on the destination's.
+            // A folder that an unfinished get has begun under this name is that get's,
+            // not one to go into. Files cannot be moved between file systems, so
+            // unfinished ones are on the destination's.
             let begun =
                 || device == metadata.dev() && Root::open(parent).is_ok_and(|root| is_named(&root, &name));
             if metadata.is_dir() && (dots || !begun()) {

@@ -78,8 +78,8 @@ impl SourceFile {
         self.fd.as_fd()
     }
 
-    /// An error if the file is not as it was when it was found. Asked before the last byte goes, it leaves the receiver with
-    /// something incomplete, and not with a mixture.
+    /// An error if the file is not as it was when it was found. Asked before the last byte goes, it
+    /// leaves the receiver with something incomplete, and not with a mixture.
     pub(super) fn check(&self) -> Result<(), Error> {
         let now =
             rustix::fs::fstat(&self.fd).map_err(|errno| Error::system(crate::shown(&self.name), errno))?;
@@ -108,7 +108,8 @@ pub(super) enum Delivery {
     Unconfirmed,
 }
 
-/// The error for a connection that the receiver has reset, where a protocol has no words for a refusal.
+/// The error for a connection that the receiver has reset, where a
+/// protocol has no words for a refusal.
 pub(super) fn refused_by_reset() -> Error {
     let message = "it reset the connection; its log says why".into();
     Error::Refused(Refuse { code: 403, message, paths: Vec::new() })
@@ -162,7 +163,8 @@ impl Client {
         Ok(Done::default())
     }
 
-    /// What a file is to be called: a target that ends in a slash, or several files, make it a folder.
+    /// What a file is to be called: a target that ends in a slash,
+    /// or several files, make it a folder.
     fn name_there(&self, entry: &Entry<'_>, single: bool) -> Vec<u8> {
         let name = entry.path.as_bytes();
         match &self.target.path[..] {
@@ -183,8 +185,8 @@ impl Client {
         Ok(connection)
     }
 
-    /// Calls `attempt`, which begins anew each time, until it succeeds or fails for good; after a loss at most as often as there are
-    /// retries, whatever was moved in vain.
+    /// Calls `attempt`, which begins anew each time, until it succeeds or fails for good; after a
+    /// loss at most as often as there are retries, whatever was moved in vain.
     pub(super) fn with_attempts<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
         let before = self.observer.bytes_done.load(Ordering::Relaxed);
         let mut failed = 0;

@@ -24,8 +24,8 @@ pub struct TargetError {
 }
 
 impl Target {
-    /// Parses `host[:port][/path]` or `http://host[:port][/path]`. An IPv6 address stands in brackets.
-    /// A URL is percent-decoded, once; what is not one is taken as it is.
+    /// Parses `host[:port][/path]` or `http://host[:port][/path]`. An IPv6 address stands in
+    /// brackets. A URL is percent-decoded, once; what is not one is taken as it is.
     ///
     /// # Errors
     ///
@@ -84,7 +84,8 @@ impl Target {
         Ok(Self { host: host.into(), port, path })
     }
 
-    /// Host and port as in a URL. A zone is left out: it means nothing to the peer (RFC 6874, section 1).
+    /// Host and port as in a URL. A zone is left out: it means
+    /// nothing to the peer (RFC 6874, section 1).
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
             let host = self.host.split_once('%').map_or(&self.host[..], |(host, _zone)| host);

@@ -27,14 +27,15 @@ pub(super) struct Compared {
     pub(super) adjust: Vec<EntryIndex>,
     /// Entries that can have no place.
     pub(super) failed: BTreeMap<EntryIndex, Failed>,
-    /// Files that were there, or are left alone, and their bytes; how many of them differ and are left.
+    /// Files that were there, or are left alone, and their bytes;
+    /// how many of them differ and are left.
     pub(super) skipped: u64,
     pub(super) left: u64,
     pub(super) bytes_skipped: u64,
 }
 
-/// Compares the manifest of `machine` with what is beneath `root`, and notes in `places` where what is to come will live. Nothing is
-/// changed, but for permissions that are lent.
+/// Compares the manifest of `machine` with what is beneath `root`, and notes in `places` where what
+/// is to come will live. Nothing is changed, but for permissions that are lent.
 ///
 /// # Errors
 ///
@@ -113,7 +114,8 @@ pub(super) fn compare(
 pub(super) struct Places<'a> {
     /// The mounts that they are on.
     pub(super) mounts: &'a mut Mounts,
-    /// Lends a folder, into which this user may not look, the permission for that; whether it could.
+    /// Lends a folder, into which this user may not look, the
+    /// permission for that; whether it could.
     pub(super) lend: &'a mut dyn FnMut(&[u8]) -> Result<bool, Error>,
 }
 
@@ -191,7 +193,8 @@ impl Comparing<'_, '_> {
         }
     }
 
-    /// Has the sender say the BLAKE3 of the files that are asked for, and compares it with that of what is there.
+    /// Has the sender say the BLAKE3 of the files that are asked for, and
+    /// compares it with that of what is there.
     fn compare_contents(&mut self) -> Result<(), Error> {
         let asked = std::mem::take(&mut self.asked);
         let (false, Some(inquiry)) = (asked.is_empty(), self.inquiry.as_mut()) else { return Ok(()) };

@@ -6,7 +6,8 @@ use crate::source::ReadChunk;
 use fastdrop_proto::fastdp::{Compress, Compressor, Plan};
 use std::time::{Duration, Instant};
 
-/// What a connection within one machine lets pass, in bytes a second: more than any compressor takes.
+/// What a connection within one machine lets pass, in bytes a
+/// second: more than any compressor takes.
 const LOCAL_RATE: f64 = 1e10;
 
 /// Compresses the chunks of one stream, with buffers of its own.
@@ -19,7 +20,8 @@ pub(super) struct ChunkCompressor {
 }
 
 impl ChunkCompressor {
-    /// None if chunks are not compressed. `rate_max` is a limit in bytes a second, `shortest` says that the path is.
+    /// None if chunks are not compressed. `rate_max` is a limit in bytes a
+    /// second, `shortest` says that the path is.
     pub(super) fn new(compress: Compress, rate_max: Option<u64>, shortest: bool) -> Option<Self> {
         let rate = rate_max.map(|rate| rate as f64).or(shortest.then_some(LOCAL_RATE));
         let compressor = Compressor::new(compress, rate)?;
@@ -72,7 +74,8 @@ impl ChunkCompressor {
         shorter.then_some(&self.frame[..shrunk])
     }
 
-    /// Learns how long the connection took for a chunk with `plain` bytes of data, of which `sent` went over it.
+    /// Learns how long the connection took for a chunk with `plain` bytes of
+    /// data, of which `sent` went over it.
     pub(super) fn handle_sent(&mut self, plain: usize, sent: usize, took: Duration) {
         self.compressor.handle_sent(plain, sent, took);
     }

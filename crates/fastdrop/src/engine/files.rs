@@ -28,7 +28,8 @@ use std::sync::{Arc, Mutex, RwLock};
 #[derive(Debug, Clone)]
 pub(crate) struct ReceiveOptions {
     pub(crate) existing: Existing,
-    /// How what is in the way could be got out of it, in words for whoever is refused; empty if it could not.
+    /// How what is in the way could be got out of it, in words for
+    /// whoever is refused; empty if it could not.
     pub(crate) advice: &'static str,
     /// Identical means equal contents.
     pub(crate) check: bool,
@@ -47,7 +48,8 @@ pub(crate) struct ReceiveOptions {
 }
 
 impl ReceiveOptions {
-    /// Checks that `needed` bytes fit where `free` are, in the folder `place`, and that a transfer may have `total`.
+    /// Checks that `needed` bytes fit where `free` are, in the folder `place`,
+    /// and that a transfer may have `total`.
     pub(super) fn check_room(&self, needed: u64, free: u64, total: u64, place: &[u8]) -> Result<(), Error> {
         if self.size_max.is_some_and(|max| total > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));
@@ -107,8 +109,8 @@ pub(crate) struct FileSink {
     pub(super) identities: Mutex<IdentityTable>,
     pub(super) open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
     pub(super) ready: Mutex<Vec<Ready>>,
-    /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
-    /// which takes the stage away, waits for all of them.
+    /// Held for reading from before a chunk counts until what it completes is readied or named; the
+    /// end of the transfer, which takes the stage away, waits for all of them.
     pub(super) working: RwLock<()>,
     /// The temporary file of the stream.
     pub(super) stream: Mutex<Option<u32>>,
@@ -182,12 +184,14 @@ impl FileSink {
     /// Whether anything here is worth keeping for another attempt.
     pub(super) fn has_something(&self) -> bool {
         // Not a stream, which cannot be continued: its beginning would have to be read again.
-        // If names have been given beneath a name of its own, the journal has to tell the next attempt so.
+        // If names have been given beneath a name of its own, the
+        // journal has to tell the next attempt so.
         let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
         begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
     }
 
-    /// Keeps a complete file that could not be given its name, unless the name itself is the reason.
+    /// Keeps a complete file that could not be given its name,
+    /// unless the name itself is the reason.
     pub(super) fn keep_unnamed(&self, entry: &Entry<'_>, temp: u32, errno: Errno) {
         // The journal knows nothing of empty files and streams: nobody could continue them.
         let is_journaled = matches!(entry.kind, EntryKind::File { size } if size > 0);
@@ -203,7 +207,8 @@ impl FileSink {
         self.unnamed.load(Ordering::Relaxed)
     }
 
-    /// Checks that there is room for so many bytes in each part of the stage. Parts on one device share what is free there.
+    /// Checks that there is room for so many bytes in each part of the stage. Parts on
+    /// one device share what is free there.
     pub(super) fn check_space(&self, needed: &BTreeMap<PartIndex, u64>, total: u64) -> Result<(), Error> {
         let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
         for (&part, &bytes) in needed {
@@ -333,7 +338,8 @@ impl FileSink {
         }
     }
 
-    /// The temporary file of a big file or stream; created, journaled and given its size if it is new.
+    /// The temporary file of a big file or stream; created,
+    /// journaled and given its size if it is new.
     pub(super) fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
         let mut open = lock(&self.open);
         if let Some(staged) = open.get(&index) {
@@ -403,7 +409,8 @@ impl FileSink {
         Ok(temp)
     }
 
-    /// Does something in a folder; once more, if it may not, after lending the folder what it lacks.
+    /// Does something in a folder; once more, if it may not, after
+    /// lending the folder what it lacks.
     fn in_folder<T>(&self, folder: &[u8], mut work: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
         match work() {
             Err(Errno::ACCESS) if self.stage.lend(folder)? => work(),

@@ -1,4 +1,5 @@
-//! One file that arrives by one of the older protocols: written under a temporary name, and named when it is complete.
+//! One file that arrives by one of the older protocols: written under a temporary
+//! name, and named when it is complete.
 
 use super::files::{FileSink, ReceiveOptions};
 use super::mounts::{Mounts, Refusal};
@@ -34,9 +35,11 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Begins the file `path` beneath `root`; `size` is what it will have, as far as that is known, and is made sure of.
+    /// Begins the file `path` beneath `root`; `size` is what it will have, as far as
+    /// that is known, and is made sure of.
     ///
-    /// An error if the name leads elsewhere, if something is there that has to stay, or if there is no room.
+    /// An error if the name leads elsewhere, if something is there that
+    /// has to stay, or if there is no room.
     pub(crate) fn create(
         root: &Arc<Root>,
         path: &[u8],
@@ -99,7 +102,8 @@ impl Incoming {
     /// Leaves the `bytes` that have come in the stage, where they expire.
     pub(crate) fn keep_aside(mut self, bytes: u64) {
         let Ok(entry) = only(&self.manifest) else { return };
-        // Noted, so that nobody takes the stage for an empty one; with a time that no file has, so that nobody continues it.
+        // Noted, so that nobody takes the stage for an empty one; with a time that no
+        // file has, so that nobody continues it.
         let never = Mtime { seconds: i64::MIN, nanos: 0 };
         let key = FileKey::new(self.sink.placement.of(entry.path), bytes, never);
         let (temp, checksum) = (self.temp, Checksum::from_slice(&[]));
@@ -137,7 +141,8 @@ impl Incoming {
         self.write_behind_to(self.file(), None, receive)
     }
 
-    /// The same into another file of this stage. `look`, on a thread between both, sees each buffer with its place.
+    /// The same into another file of this stage. `look`, on a thread between
+    /// both, sees each buffer with its place.
     pub(crate) fn write_behind_to<T>(
         &self,
         file: BorrowedFd<'_>,
@@ -206,7 +211,8 @@ pub(crate) struct WriteBehind {
 }
 
 impl WriteBehind {
-    /// A buffer of [`BUFFER`] bytes, as soon as there is one; an error if writing has failed, which is then the one that counts.
+    /// A buffer of [`BUFFER`] bytes, as soon as there is one; an error if writing has
+    /// failed, which is then the one that counts.
     pub(crate) fn buffer(&mut self) -> Result<Vec<u8>, Error> {
         if let Some(buffer) = self.spare.pop().or_else(|| self.empty.try_recv().ok()) {
             return Ok(buffer);
@@ -223,7 +229,8 @@ impl WriteBehind {
         self.full.send(Full { buffer, len, at }).map_err(|_| gone())
     }
 
-    /// Waits until everything has been written, but for what is in the `out` buffers that the caller still has.
+    /// Waits until everything has been written, but for what is in the
+    /// `out` buffers that the caller still has.
     pub(crate) fn flush(&mut self, out: usize) -> Result<(), Error> {
         while self.spare.len() + out < self.made {
             self.spare.push(self.empty.recv().map_err(|_| gone())?);

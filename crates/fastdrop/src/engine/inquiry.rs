@@ -6,8 +6,8 @@ use fastdrop_proto::fastdp::{Capability, Control, Grant, IdentityTable, Manifest
 use fastdrop_proto::units::EntryIndex;
 use std::collections::HashMap;
 
-/// Files that are asked for at once: so few that the answers fit into a connection's buffers while this end still reads
-/// its own files, and the other end is not taken for silent.
+/// Files that are asked for at once: so few that the answers fit into a connection's buffers while
+/// this end still reads its own files, and the other end is not taken for silent.
 pub(crate) const ASKED_MAX: usize = 2000;
 
 /// The origin of answers.

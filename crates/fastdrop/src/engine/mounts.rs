@@ -68,11 +68,13 @@ pub(super) struct Refusal {
 }
 
 impl Mounts {
-    /// Notes where an entry goes. Entries come in their order; `is_staged` says whether it has a temporary file first.
+    /// Notes where an entry goes. Entries come in their order; `is_staged` says
+    /// whether it has a temporary file first.
     ///
     /// # Errors
     ///
-    /// What the system says of a folder that cannot be looked at, and 413 for more mounts than a stage can have parts.
+    /// What the system says of a folder that cannot be looked at, and 413 for more
+    /// mounts than a stage can have parts.
     pub(super) fn note(
         &mut self,
         root: &Root,
@@ -151,7 +153,8 @@ impl Mounts {
         sink.options.check_room(mount.bytes, free, total, b"")
     }
 
-    /// Checks, before there is a stage, that there is room for all that is needed. Mounts of one device share what is free there.
+    /// Checks, before there is a stage, that there is room for all that is needed. Mounts of
+    /// one device share what is free there.
     ///
     /// # Errors
     ///

@@ -61,8 +61,8 @@ impl OutputSink {
         }
     }
 
-    /// Checksums of what an earlier attempt has written of `file`, and whether the sender still has the same file; if not, or if
-    /// nobody knows, it may have changed.
+    /// Checksums of what an earlier attempt has written of `file`, and whether the sender still has
+    /// the same file; if not, or if nobody knows, it may have changed.
     ///
     /// # Errors
     ///

@@ -23,7 +23,8 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Resolves where `path` means to put `manifest`, as `cp` would: into it if it is a folder, else as it.
+    /// Resolves where `path` means to put `manifest`, as `cp` would:
+    /// into it if it is a folder, else as it.
     pub(crate) fn resolve(
         root: &Root,
         path: &[u8],
@@ -46,7 +47,8 @@ impl Placement {
             }
             Place::As => false,
             Place::Auto if as_folder || several => true,
-            // A folder that an unfinished transfer has begun under this very name is not a folder to go into.
+            // A folder that an unfinished transfer has begun under this
+            // very name is not a folder to go into.
             Place::Auto if is_tree && crate::stage::is_named(root, path) => false,
             Place::Auto => match root.stat(path) {
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,

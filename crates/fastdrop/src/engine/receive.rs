@@ -1,4 +1,5 @@
-//! Receiving: chunks off connections, into files, into the journal, and in the end under their names.
+//! Receiving: chunks off connections, into files, into the
+//! journal, and in the end under their names.
 
 use super::compare::{Compared, Places, compare};
 use super::files::{FileSink, Ready, ReceiveOptions, naming_reason};
@@ -91,7 +92,8 @@ pub(crate) struct Prepared {
     pub(crate) skipped: u64,
     /// How many of them differ from what was asked for.
     pub(crate) left: u64,
-    /// Bytes that need not be sent, because they are here: of skipped files, and of unfinished ones.
+    /// Bytes that need not be sent, because they are here: of
+    /// skipped files, and of unfinished ones.
     pub(crate) bytes_skipped: u64,
     pub(crate) bytes_resumed: u64,
 }
@@ -112,7 +114,8 @@ pub(crate) struct Preview {
 impl Reception {
     /// Looks at what is there, refuses what must be refused, and makes a stage.
     ///
-    /// `busy` hears the folder of every transfer under way beneath the root, and says whether it has made that end.
+    /// `busy` hears the folder of every transfer under way beneath the root,
+    /// and says whether it has made that end.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn prepare(
         manifest: Arc<Manifest>,
@@ -129,7 +132,8 @@ impl Reception {
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));
         }
-        // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
+        // What a transfer under way is about to name must have its name, or never
+        // get it, before anything is compared.
         let mut refused = None;
         let wanted = |key: &FileKey| placement.entry_of(key, &manifest).is_some();
         // An archive is neither compared nor continued; its contents are, once they are known.
@@ -141,7 +145,8 @@ impl Reception {
                 Busy::Known
             })
         };
-        // Without a sender that could say so, nobody knows whether what is left is of the same file.
+        // Without a sender that could say so, nobody knows whether
+        // what is left is of the same file.
         let leftovers = match &inquiry {
             Some(inquiry) if inquiry.may_resume() => {
                 Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy)
@@ -232,7 +237,8 @@ impl Reception {
         Ok(Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed })
     }
 
-    /// What [`Self::prepare`] would answer, without changing anything: the frames, and how many files need not come.
+    /// What [`Self::prepare`] would answer, without changing anything: the
+    /// frames, and how many files need not come.
     ///
     /// # Errors
     ///
@@ -288,7 +294,8 @@ impl Reception {
         let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
         let one_chunk = machine.table().one_chunk().bytes();
         let (written, same) = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
-        // Whether it is the same file can be found out chunk by chunk, where the sender knows how to compare.
+        // Whether it is the same file can be found out chunk by chunk,
+        // where the sender knows how to compare.
         let is_comparable = inquiry.knows_identities() && !algorithm.is_empty() && !whole;
         if !same && !is_comparable {
             return Err(changed());
@@ -429,7 +436,8 @@ impl Reception {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// Runs the transfer over its control stream, to its end; data streams come through [`Self::joins`] or `more`.
+    /// Runs the transfer over its control stream, to its end; data streams
+    /// come through [`Self::joins`] or `more`.
     pub(crate) fn run(
         self: &Arc<Self>,
         control: FrameReader,
@@ -493,7 +501,8 @@ impl Reception {
             return;
         }
         if self.stop.is_stopped() {
-            // Leaving in good order: what is here is made to survive more than the end of this process.
+            // Leaving in good order: what is here is made to survive more
+            // than the end of this process.
             let _ = self.checkpoint(sink);
         }
         sink.stage.give_back();
@@ -553,7 +562,8 @@ impl Reception {
         let result = self.serve(reader, None, &|| {});
         match result {
             Ok(()) | Err(Error::Network(_) | Error::Interrupted) => {}
-            // It breaks the rules, or what it brings contradicts what is here: that connection ends.
+            // It breaks the rules, or what it brings contradicts what is
+            // here: that connection ends.
             Err(error) => {
                 tracing::warn!(%error, "a data stream was ended");
                 let _ = connection.send_control(&Control::Refuse(error.refusal()));
@@ -564,7 +574,8 @@ impl Reception {
         lock(&self.connections).retain(|other| !Arc::ptr_eq(other, &connection));
     }
 
-    /// Reads frames until the stream ends. `control` is the connection itself if this is the control stream.
+    /// Reads frames until the stream ends. `control` is the connection
+    /// itself if this is the control stream.
     fn serve(
         self: &Arc<Self>,
         mut reader: FrameReader,
@@ -575,7 +586,8 @@ impl Reception {
         self.stop.watch(&connection);
         if control.is_none() {
             let mut connections = lock(&self.connections);
-            // Whoever ends the transfer closes what is in the list; a stream that comes later sees that by itself.
+            // Whoever ends the transfer closes what is in the list; a stream
+            // that comes later sees that by itself.
             if self.ending() {
                 return Ok(());
             }
@@ -761,7 +773,8 @@ impl Reception {
         self.wake_waiting();
         let done = Control::Done(self.report());
         let connections = lock(&self.connections).clone();
-        // The control stream was the first; DONE goes there, and the others have nothing more to bring.
+        // The control stream was the first; DONE goes there, and the
+        // others have nothing more to bring.
         for (at, connection) in connections.iter().enumerate() {
             if at == 0 {
                 let _ = connection.send_control(&done);
@@ -803,7 +816,8 @@ impl Reception {
             }
         }
         self.name_files(sink, &ready)?;
-        // Directories get their attributes last, from the innermost out, because naming a file in one changes its time.
+        // Directories get their attributes last, from the innermost out, because
+        // naming a file in one changes its time.
         let mut dirs = Dirs::default();
         for &index in needed.iter().rev() {
             let Some(entry) = self.manifest.get(index) else { continue };
@@ -934,7 +948,8 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// Skips what could not be made, because the folder that it would be in is somebody else's; what that is.
+/// Skips what could not be made, because the folder that it would be
+/// in is somebody else's; what that is.
 ///
 /// # Errors
 ///

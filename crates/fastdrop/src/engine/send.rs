@@ -257,9 +257,10 @@ impl Transmission {
         self.result(&connection)
     }
 
-    /// Tells the receiver why nothing more comes, and waits a moment until it has read that: closing a connection with unread
-    /// bytes would take the last frame back, and the receiver would try again. `is_over` if the machine has come to its end, and what
-    /// the receiver says does not count any more.
+    /// Tells the receiver why nothing more comes, and waits a moment until it has read that:
+    /// closing a connection with unread bytes would take the last frame back, and the
+    /// receiver would try again. `is_over` if the machine has come to its end, and what the
+    /// receiver says does not count any more.
     fn take_leave(&self, control: &Connection, refusal: Refuse, is_over: bool) {
         if control.send_control(&Control::Refuse(refusal)).is_err() {
             return;
@@ -410,7 +411,8 @@ impl Transmission {
                 self.observer.bytes_total.store(totals.bytes, Ordering::Relaxed);
                 self.observer.set_phase(Phase::Moving);
             }
-            // Most confirmations come while every stream is busy; waking those who wait would only cost.
+            // Most confirmations come while every stream is busy; waking
+            // those who wait would only cost.
             let calm = confirm && machine.is_occupied();
             drop(machine);
             if !calm {
@@ -474,8 +476,9 @@ impl Transmission {
             };
             if let Err(ended) = sent {
                 if matches!(ended, Ended::Broken(_)) {
-                    // What the receiver said before it closed can still be read, why it did so above all:
-                    // the reading side comes to the end of that, and then the stream is lost.
+                    // What the receiver said before it closed can still be read,
+                    // why it did so above all: the reading side comes to the end
+                    // of that, and then the stream is lost.
                     connection.finish_writing();
                     return;
                 }
@@ -553,7 +556,8 @@ impl Transmission {
         Ok(())
     }
 
-    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer runs; what that takes counts to `clock`.
+    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer
+    /// runs; what that takes counts to `clock`.
     pub(crate) fn feed(&self, mut input: impl Read, clock: impl Fn(&Clocks) -> &Clock) {
         let one = {
             let mut machine = self.machine();

@@ -1,10 +1,12 @@
 //! Turns: of many local transfers only a few move bytes at the same moment.
 //!
-//! On the shortest paths a chunk stays in the processor's caches from the sender's read to the receiver's write, as long
-//! as few streams are under way. With many, each one comes back to memory that has gone cold, and all are slower. So the
-//! streams of a crowd take turns, in the order in which they ask.
+//! On the shortest paths a chunk stays in the processor's caches from the sender's read to
+//! the receiver's write, as long as few streams are under way. With many, each one comes
+//! back to memory that has gone cold, and all are slower. So the streams of a crowd take
+//! turns, in the order in which they ask.
 //!
-//! A turn ends by itself, so that a peer that stops in the middle of one holds the others up for no longer than that.
+//! A turn ends by itself, so that a peer that stops in the middle of one holds
+//! the others up for no longer than that.
 
 use super::lock;
 use std::collections::VecDeque;
@@ -16,8 +18,8 @@ use std::time::{Duration, Instant};
 const TURN: Duration = Duration::from_millis(50);
 /// A stream that has a turn, but for so long nothing to do, gives it back.
 pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
-/// Nobody waits longer than this: turns only make it faster, and must never look like a stalled stream, for which a sender
-/// takes one without progress for `SenderConfig::stall_after`, 5 s.
+/// Nobody waits longer than this: turns only make it faster, and must never look like a stalled
+/// stream, for which a sender takes one without progress for `SenderConfig::stall_after`, 5 s.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Gives turns to streams.
@@ -25,7 +27,8 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Turns(Mutex<Line<Thread>>);
 
 impl Turns {
-    /// Two turns at the same time for each core: a stream waits for its peer about half of the time.
+    /// Two turns at the same time for each core: a stream waits for
+    /// its peer about half of the time.
     pub(crate) fn new() -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Arc::new(Self(Mutex::new(Line::new(2 * cores))))
@@ -152,7 +155,8 @@ impl<W> Line<W> {
         self.waiting.front().map(|(_, waker)| waker)
     }
 
-    /// When the one with `ticket` should try again without being woken: the first watches for turns that end by themselves.
+    /// When the one with `ticket` should try again without being woken: the first
+    /// watches for turns that end by themselves.
     fn look_again(&self, ticket: u64) -> Option<Instant> {
         self.taken.iter().map(|taken| taken.end).min().filter(|_| self.is_first(ticket))
     }

@@ -1,4 +1,5 @@
-//! Unpacking an archive that has arrived: its members become files as if each had been sent by itself.
+//! Unpacking an archive that has arrived: its members become files
+//! as if each had been sent by itself.
 
 use super::files::{FileSink, Ready, Unpack};
 use super::inquiry::Inquiry;
@@ -73,8 +74,8 @@ impl Reception {
         Ok(())
     }
 
-    /// The members of the archive, once all of it has been looked at: names that lead nowhere else, sizes that there is room for. With
-    /// the BLAKE3 of its files, if contents are to be compared.
+    /// The members of the archive, once all of it has been looked at: names that lead nowhere else,
+    /// sizes that there is room for. With the BLAKE3 of its files, if contents are to be compared.
     fn contents(
         &self,
         sink: &FileSink,

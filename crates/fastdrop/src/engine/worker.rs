@@ -96,7 +96,8 @@ impl<'a> ChunkWorker<'a> {
         Ok(())
     }
 
-    /// Decodes the payload into the plain bytes: how many they are, and where there is data among zeros.
+    /// Decodes the payload into the plain bytes: how many they are,
+    /// and where there is data among zeros.
     fn decode(&mut self, content: &ChunkContent, len: u32) -> Result<(u32, Option<Extents>), Error> {
         let (encoding, data) = Encoding::decode(&self.payload, content, len)?;
         let plain = &mut self.plain;
@@ -284,7 +285,8 @@ impl<'a> ChunkWorker<'a> {
         Ok(())
     }
 
-    /// Takes a chunk that is held from an earlier transfer and that the sender has found to be its own.
+    /// Takes a chunk that is held from an earlier transfer and that
+    /// the sender has found to be its own.
     pub(super) fn same(&mut self, chunk: ChunkIndex) -> Result<(), Error> {
         let reception = self.reception;
         let Sink::Files(sink) = &reception.sink else {
@@ -301,7 +303,8 @@ impl<'a> ChunkWorker<'a> {
         else {
             return Ok(());
         };
-        // It is of the file that the sender has now; if that is all of it, there is nothing more to remember.
+        // It is of the file that the sender has now; if that is all of
+        // it, there is nothing more to remember.
         let staged = lock(&sink.open).get(&entry).map(|staged| staged.temp);
         if let (Some(temp), Completed::Nothing) = (staged, completed) {
             let one = u64::from(lock(&reception.machine).table().one_chunk().bytes());

@@ -8,7 +8,8 @@ use std::cmp::Ordering;
 pub(super) struct PathList {
     /// All of them, ascending component by component.
     paths: Vec<Vec<u8>>,
-    /// Those that are not beneath another one: so the only one that may be above a path is the last before it.
+    /// Those that are not beneath another one: so the only one that may be
+    /// above a path is the last before it.
     tops: Vec<Vec<u8>>,
     /// The ones that no entry can have.
     bad: Vec<(Vec<u8>, PathError)>,
@@ -85,7 +86,8 @@ fn is_beneath(path: &[u8], folder: &[u8]) -> bool {
     path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
-/// The order of `RelPath`: no name has a NUL, so a slash that counts as one ends a component before anything else.
+/// The order of `RelPath`: no name has a NUL, so a slash that counts as one
+/// ends a component before anything else.
 fn compare(a: &[u8], b: &[u8]) -> Ordering {
     #[cfg(test)]
     tests::COMPARISONS.with(|count| count.set(count.get() + 1));
@@ -103,7 +105,8 @@ mod tests {
         pub(super) static COMPARISONS: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// Paths of few names, so that many are equal or beneath each other; one sorts before the slash.
+    /// Paths of few names, so that many are equal or beneath each
+    /// other; one sorts before the slash.
     fn path() -> impl Strategy<Value = Vec<u8>> {
         let name = prop::sample::select(vec!["a", "b", "a!", "ab", "."]);
         prop::collection::vec(name, 1..4).prop_map(|names| names.join("/").into_bytes())
@@ -159,7 +162,8 @@ mod tests {
             assert!(there().all(|path| list.relation(path) == Relation::Within));
             assert_eq!(list.missing(there()).count(), 0);
             let comparisons = COMPARISONS.with(Cell::get);
-            // Sorting, a look-up for each path and another one for whether it is there: each some log2 of the count.
+            // Sorting, a look-up for each path and another one for whether it is
+            // there: each some log2 of the count.
             let bound = 4 * count * u64::from(count.ilog2() + 1);
             assert!(comparisons < bound, "{comparisons} comparisons for {count} paths, bound {bound}");
         }

@@ -64,7 +64,8 @@ impl Patterns {
         }))
     }
 
-    /// Decides about an entry by the match that is nearest to it: its own, else that of the folder above, and so on.
+    /// Decides about an entry by the match that is nearest to it: its own, else
+    /// that of the folder above, and so on.
     pub(super) fn verdict(&self, path: RelPath<'_>, is_dir: bool) -> Verdict {
         let bytes = path.as_bytes();
         let slashes = bytes.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/');
@@ -104,8 +105,8 @@ impl<'a> Pattern<'a> {
         Ok(Self { text, takes })
     }
 
-    /// The line of a `.gitignore` that means it. On a command line nothing is a comment, spaces at the end count, and
-    /// braces are for the shell.
+    /// The line of a `.gitignore` that means it. On a command line nothing is a comment, spaces at
+    /// the end count, and braces are for the shell.
     fn line(&self) -> String {
         let mut line = String::with_capacity(self.text.len() + 2);
         if self.takes {

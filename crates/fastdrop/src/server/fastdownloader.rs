@@ -1,4 +1,5 @@
-//! FastDownloader: gives files over ports that are made for each of them. The server speaks first, on a port of its own.
+//! FastDownloader: gives files over ports that are made for each of them. The server
+//! speaks first, on a port of its own.
 
 use super::listen::canonical;
 use super::older::Older;

@@ -1,4 +1,5 @@
-//! fastdp 1.0.0 and 1.1.0: receives one file, from one connection or, in 1.0.0, from several one after the other.
+//! fastdp 1.0.0 and 1.1.0: receives one file, from one connection or, in
+//! 1.0.0, from several one after the other.
 
 mod chunks;
 mod direct;
@@ -74,8 +75,8 @@ fn serve_1_1(shared: &Arc<Shared>, peer: SocketAddr, header: Header, header_byte
     connection.linger();
 }
 
-/// Receives over this connection and those that continue it, or hands it to the transfer that it continues. All of them are reset,
-/// but the last one of a transfer that is complete.
+/// Receives over this connection and those that continue it, or hands it to the transfer that it
+/// continues. All of them are reset, but the last one of a transfer that is complete.
 fn serve_1_0(
     shared: &Arc<Shared>,
     peer: SocketAddr,
@@ -119,7 +120,8 @@ fn serve_1_0(
         }
     }
     let result = prepared.and_then(|(placed, machine)| {
-        // From here on the connection is that of the chunks: it is reset as soon as they go on with another one.
+        // From here on the connection is that of the chunks: it is reset as
+        // soon as they go on with another one.
         drop(connection);
         let mut chunks = Chunks::new(shared, arrived, header.clone(), header_bytes, Some(joined), machine);
         receive(shared, &mut chunks, placed)?;

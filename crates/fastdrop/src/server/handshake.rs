@@ -1,5 +1,5 @@
-//! The asynchronous beginning of a connection: its first bytes, which say what it speaks, and for fastdp the upgrade, the
-//! header and the first frame, within a deadline.
+//! The asynchronous beginning of a connection: its first bytes, which say what it speaks, and for
+//! fastdp the upgrade, the header and the first frame, within a deadline.
 
 use super::http::Upgraded;
 use super::{KeyGuard, Shared, fastdp1};
@@ -105,7 +105,8 @@ pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: Soc
     None
 }
 
-/// Takes a connection that speaks HTTP through its handshake; None if it was refused, which has been said and logged.
+/// Takes a connection that speaks HTTP through its handshake; None if it was
+/// refused, which has been said and logged.
 async fn handshake(
     shared: &Arc<Shared>,
     mut socket: TcpStream,
@@ -152,7 +153,8 @@ async fn end(
     None
 }
 
-/// What follows an upgrade that was accepted; None if it was refused, which has been said and logged.
+/// What follows an upgrade that was accepted; None if it was
+/// refused, which has been said and logged.
 pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Begun> {
     let Upgraded { mut socket, request, key, early } = upgraded;
     let Some(key) = key else {
@@ -218,7 +220,8 @@ async fn refuse_older(socket: &mut TcpStream, version: Version, refused: &Violat
     .await;
 }
 
-/// Says a last thing, and gives the peer a moment to read it: closing with unread bytes would take it back.
+/// Says a last thing, and gives the peer a moment to read it: closing
+/// with unread bytes would take it back.
 async fn refuse(socket: &mut TcpStream, bytes: &[u8]) {
     reset_on_close(socket, false);
     let _ = timeout_at(Instant::now() + LAST_WORDS, async {

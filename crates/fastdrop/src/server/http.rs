@@ -1,4 +1,5 @@
-//! Connections that speak HTTP and did not begin with an upgrade: kept alive, and upgraded later if that is what they want.
+//! Connections that speak HTTP and did not begin with an upgrade: kept alive, and
+//! upgraded later if that is what they want.
 
 use super::{KeyGuard, Shared, nextdp};
 use crate::protocol::Protocol;

@@ -21,8 +21,9 @@ pub(super) fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Serve
     })
 }
 
-/// Opens something on every address with `open`, which returns the port that it has. The first port that is picked is
-/// that of all addresses with port 0; if another one has it already, the next is picked.
+/// Opens something on every address with `open`, which returns the port that it has.
+/// The first port that is picked is that of all addresses with port 0; if another one
+/// has it already, the next is picked.
 fn on_one_port<T>(
     addresses: &[SocketAddr],
     mut open: impl FnMut(SocketAddr) -> std::io::Result<(u16, T)>,
@@ -75,7 +76,8 @@ fn listen_on(address: SocketAddr, v4_too: bool) -> std::io::Result<TcpListener> 
     Ok(socket.into())
 }
 
-/// An address as IPv4 where a socket of both families shows it as IPv6: one peer is one, whichever socket it came to.
+/// An address as IPv4 where a socket of both families shows it as IPv6: one peer
+/// is one, whichever socket it came to.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
@@ -92,7 +94,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::io::{Error, ErrorKind};
 
-    /// Ports of two addresses, where the ones that are picked come in this order and some are taken on the second.
+    /// Ports of two addresses, where the ones that are picked come in this
+    /// order and some are taken on the second.
     fn ports(asked: [u16; 2], picks: &[u16], taken: &[u16]) -> Result<Vec<u16>, ErrorKind> {
         let mut picks = VecDeque::from(picks.to_vec());
         let addresses = [([127, 0, 0, 1], asked[0]), ([127, 0, 0, 2], asked[1])].map(SocketAddr::from);

@@ -44,8 +44,8 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 pub struct ServerOptions {
     /// The folder that is served.
     pub folder: PathBuf,
-    /// Where to listen. Addresses with port 0 share one that is picked. `::` takes IPv4 too, unless an IPv4
-    /// address stands beside it.
+    /// Where to listen. Addresses with port 0 share one that is picked. `::` takes IPv4 too,
+    /// unless an IPv4 address stands beside it.
     pub bind: Vec<SocketAddr>,
     /// The protocols that are answered. Default: all.
     pub accept: Accept,
@@ -73,9 +73,11 @@ pub struct ServerOptions {
     pub checkpoint: Option<u64>,
     /// Unfinished work is removed after this time. Default a week.
     pub expire: Duration,
-    /// Connections at once. Default 4,096; each costs a descriptor, and before its handshake some 10 KiB.
+    /// Connections at once. Default 4,096; each costs a descriptor,
+    /// and before its handshake some 10 KiB.
     pub connections_max: usize,
-    /// Connections of one address that have not finished their handshake; beyond, the oldest goes. Default 256.
+    /// Connections of one address that have not finished their handshake;
+    /// beyond, the oldest goes. Default 256.
     pub handshakes_per_address_max: usize,
     /// Transfers at once. Default 256.
     pub transfers_max: usize,
@@ -183,7 +185,8 @@ impl Drop for SessionGuard {
 struct StreamGuard(Arc<AtomicUsize>);
 
 impl StreamGuard {
-    /// Counts one more; None if there are as many as may be: those granted, and as many again while they are replaced.
+    /// Counts one more; None if there are as many as may be: those granted, and as
+    /// many again while they are replaced.
     fn new(joined: &Arc<AtomicUsize>, granted: u16) -> Option<Self> {
         let before = joined.fetch_add(1, Ordering::SeqCst);
         let guard = Self(Arc::clone(joined));
@@ -312,7 +315,8 @@ impl Server {
         listeners.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 
-    /// Serves until the word to stop, or one transfer if that was asked for, and leaves in good order.
+    /// Serves until the word to stop, or one transfer if that was
+    /// asked for, and leaves in good order.
     pub fn run(self) -> Result<(), ServerError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -370,7 +374,8 @@ async fn accept(
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, or a connection that was gone before it was taken: the next may succeed.
+                // Out of descriptors, or a connection that was gone before it
+                // was taken: the next may succeed.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -391,7 +396,8 @@ async fn accept(
         if serves == Serves::FastDownloader {
             // The server speaks first: there is nothing to be found out.
             if let Ok(socket) = socket.into_std() {
-                // Without a thread it is reset, as all that are refused before they have been given a list.
+                // Without a thread it is reset, as all that are refused
+                // before they have been given a list.
                 drop(shared.spawn(Begun::FastDownloader { socket, peer }, permit));
             }
             continue;
@@ -457,8 +463,8 @@ impl Drop for ThreadGuard {
 }
 
 impl Shared {
-    /// Ends the oldest handshake of `address`, or of all: who has said nothing for longest goes first, so that
-    /// silent connections, however many, keep nobody out. False if there is none.
+    /// Ends the oldest handshake of `address`, or of all: who has said nothing for longest goes
+    /// first, so that silent connections, however many, keep nobody out. False if there is none.
     fn evict(&self, address: Option<IpAddr>) -> bool {
         let mut handshaking = lock(&self.handshaking);
         let oldest = handshaking.iter().find(|(_, (ip, _))| address.is_none_or(|address| *ip == address));

@@ -29,7 +29,8 @@ const ENDED_MAX: usize = 1024;
 pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// Chunks that are in memory at once, of all transfers.
 const CHUNKS_AT_ONCE: usize = 16;
-/// While others wait for its place in memory, a body has to bring so many bytes a second, after this time.
+/// While others wait for its place in memory, a body has to bring so
+/// many bytes a second, after this time.
 const CROWDED_RATE: f64 = 64.0 * 1024.0;
 const CROWDED_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -117,7 +118,8 @@ struct Ending {
 }
 
 impl Ended {
-    /// Notes how a transfer ended, if it has an id: without one the next transfer would be taken for it.
+    /// Notes how a transfer ended, if it has an id: without one the
+    /// next transfer would be taken for it.
     fn note(&self, key: &TransferKey, result: Result<(), Refusal>) {
         if key.id.is_none() {
             return;
@@ -130,7 +132,8 @@ impl Ended {
         ended.insert(key.clone(), Ending { at: Instant::now(), result });
     }
 
-    /// The end of the transfer to which a chunk belongs that has come again. Chunk 0 begins a new one.
+    /// The end of the transfer to which a chunk belongs that has
+    /// come again. Chunk 0 begins a new one.
     fn find(&self, key: &TransferKey, chunk: &ChunkRequest) -> Option<Result<(), Refusal>> {
         let mut ended = lock(&self.0);
         if chunk.first.is_some() {
@@ -280,7 +283,8 @@ fn take(
         Ok(true)
     });
     if result.is_err() {
-        // A file of which a chunk is wrong is not worth the others, unless the chunk was another file's.
+        // A file of which a chunk is wrong is not worth the others,
+        // unless the chunk was another file's.
         let mut transfers = lock(&shared.nextdp);
         let failed = lock(&transfer).failed.clone();
         if let Some(failed) = failed {
@@ -370,7 +374,8 @@ impl Transfer {
         Ok(this.assembly.is_complete() && this.writing == 0 && this.placed.is_some())
     }
 
-    /// Refuses a chunk that ends at `end`, beyond what a file may have: the length of the last one is known only now.
+    /// Refuses a chunk that ends at `end`, beyond what a file may have: the
+    /// length of the last one is known only now.
     fn check_end(&mut self, shared: &Shared, end: u64) -> Result<(), Refusal> {
         if shared.options.size_max.is_some_and(|max| end > max) {
             return Err(self.fail(Refusal::new(413, "more bytes than one transfer may have here")));

@@ -1,4 +1,5 @@
-//! What the older protocols have in common on the server: a connection that brings one file, and its place.
+//! What the older protocols have in common on the server: a connection
+//! that brings one file, and its place.
 
 use super::listen::canonical;
 use super::{Shared, lock};

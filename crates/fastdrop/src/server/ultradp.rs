@@ -1,4 +1,5 @@
-//! UltraDP: receives one file from a connection on which nothing is answered. It is reset unless the file gets its name.
+//! UltraDP: receives one file from a connection on which nothing is answered. It is
+//! reset unless the file gets its name.
 
 use super::Shared;
 use super::older::{Older, Placed};
@@ -52,7 +53,8 @@ fn receive(shared: &Arc<Shared>, older: Older) -> Result<(String, u64), Error> {
         }
         Err(error) => return Err(error),
     }
-    // The only sign of success that there is: whatever has failed before this resets the connection.
+    // The only sign of success that there is: whatever has failed
+    // before this resets the connection.
     connection.finish();
     Ok((announcement.name, announcement.size))
 }

@@ -1,4 +1,5 @@
-//! Permissions that folders are lent for the time of a transfer, so that it can change what is in them.
+//! Permissions that folders are lent for the time of a transfer, so
+//! that it can change what is in them.
 
 use crate::root::Root;
 use rustix::fs::{Mode, OFlags};
@@ -22,7 +23,8 @@ pub(super) struct Lendable {
 }
 
 impl Lendable {
-    /// The first folder on the way to `folder`, or `folder` itself, that could be lent what it lacks.
+    /// The first folder on the way to `folder`, or `folder` itself,
+    /// that could be lent what it lacks.
     pub(super) fn find(root: &Root, folder: &[u8]) -> Result<Option<Self>, Errno> {
         let slashes = folder.iter().enumerate().filter(|&(_, &byte)| byte == b'/').map(|(at, _)| at);
         for end in slashes.chain([folder.len()]) {

@@ -29,7 +29,8 @@ impl PartIndex {
         Self((temp >> PART_SHIFT) as u8)
     }
 
-    /// The number of the `ordinal`-th temporary file if it is in this part; None if there are no more numbers.
+    /// The number of the `ordinal`-th temporary file if it is in this
+    /// part; None if there are no more numbers.
     pub(super) fn number(self, ordinal: u32) -> Option<u32> {
         (ordinal >> PART_SHIFT == 0).then_some(u32::from(self.0) << PART_SHIFT | ordinal)
     }
@@ -60,7 +61,8 @@ impl Part {
     }
 }
 
-/// Where a part for files in one of `folders` may be, the best place first: the top of the mount, then beside the files.
+/// Where a part for files in one of `folders` may be, the best place first: the top
+/// of the mount, then beside the files.
 ///
 /// The folders exist, and are on `mount`.
 pub(super) fn places(root: &Root, folders: &[Vec<u8>], mount: MountId) -> Vec<PartPlace> {
@@ -110,7 +112,8 @@ fn path(place: &PartPlace, name: &str) -> Vec<u8> {
     join(&place.base, &super::hidden_path(name))
 }
 
-/// Removes the folder `name` of a stage beneath `place`; whether nothing of it is left, as far as anybody can tell.
+/// Removes the folder `name` of a stage beneath `place`; whether nothing of it
+/// is left, as far as anybody can tell.
 pub(super) fn remove(root: &Root, name: &str, place: &PartPlace) -> bool {
     match root.open_dir(&path(place, name)) {
         Ok(folder) => {

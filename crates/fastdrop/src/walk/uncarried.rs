@@ -23,7 +23,8 @@ impl Uncarried {
     }
 }
 
-/// Reports whether something has extended attributes but the label that a security module gives to every file.
+/// Reports whether something has extended attributes but the label that a
+/// security module gives to every file.
 fn has_attributes(folder: BorrowedFd<'_>, name: &[u8]) -> bool {
     let path = [format!("/proc/self/fd/{}/", folder.as_fd().as_raw_fd()).as_bytes(), name].concat();
     let mut names = [0; 4096];

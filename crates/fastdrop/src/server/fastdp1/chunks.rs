@@ -86,7 +86,8 @@ impl<'a> Chunks<'a> {
         }
     }
 
-    /// Fills `buffer` from the chunk; false if the connection was lost and another has taken its place.
+    /// Fills `buffer` from the chunk; false if the connection was
+    /// lost and another has taken its place.
     pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
         match self.reader.fill(buffer) {
             Ok(()) => Ok(true),
@@ -121,7 +122,8 @@ impl<'a> Chunks<'a> {
         Ok(())
     }
 
-    /// Compares the payload's SHA-256 with what was announced; `hash` covers its beginning, and `file` has all of it.
+    /// Compares the payload's SHA-256 with what was announced; `hash` covers its
+    /// beginning, and `file` has all of it.
     pub(super) fn verify(&self, hash: Hash, file: impl AsFd) -> Result<(), Error> {
         let Some(expected) = self.header.checksum else { return Ok(()) };
         let mut hash = hash;

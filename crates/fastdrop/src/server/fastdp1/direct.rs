@@ -11,14 +11,16 @@ use fastdrop_proto::fastdp::v1::{ChunkPrefix, Verdict};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
-/// Receives a whole payload into `file`, each chunk at its place, and compares its SHA-256 with what was announced.
+/// Receives a whole payload into `file`, each chunk at its place, and compares
+/// its SHA-256 with what was announced.
 pub(super) fn direct(
     chunks: &mut Chunks<'_>,
     incoming: &Incoming,
     file: BorrowedFd<'_>,
 ) -> Result<(), Error> {
     let hash = Mutex::new(Hash::new(&chunks.header));
-    // The beginning, as long as chunks come in order; on a thread of its own, for nothing else takes as long.
+    // The beginning, as long as chunks come in order; on a thread of its
+    // own, for nothing else takes as long.
     let add = |bytes: &[u8], at: u64| {
         let mut hash = lock(&hash);
         if at == hash.bytes() {
@@ -44,7 +46,8 @@ pub(super) fn direct(
     chunks.verify(hash, file)
 }
 
-/// Receives one chunk, and with it what has waited for it. If the connection is lost on the way, the chunk comes again.
+/// Receives one chunk, and with it what has waited for it. If the connection is
+/// lost on the way, the chunk comes again.
 fn receive_chunk(
     chunks: &mut Chunks<'_>,
     prefix: ChunkPrefix,
@@ -96,7 +99,8 @@ fn receive_chunk(
     Ok(())
 }
 
-/// Whether all of the payload has come; of a 1.0.0 archive, whose size nobody says, only its end tells.
+/// Whether all of the payload has come; of a 1.0.0 archive, whose
+/// size nobody says, only its end tells.
 fn is_whole(chunks: &Chunks<'_>, behind: &mut WriteBehind, file: BorrowedFd<'_>) -> Result<bool, Error> {
     let is_known = chunks.header.payload().is_some();
     let machine = &chunks.machine;

@@ -105,7 +105,8 @@ impl InOrder<'_, '_> {
         Ok(())
     }
 
-    /// Takes the next chunk off the connection: it is current, or goes to the spool file, or is dropped.
+    /// Takes the next chunk off the connection: it is current, or
+    /// goes to the spool file, or is dropped.
     fn begin_next(&mut self) -> Result<(), Error> {
         let prefix = self.chunks.prefix()?;
         let mut ahead = vec![0; BEGINNING.min(prefix.size as usize)];

@@ -1,4 +1,5 @@
-//! What a payload goes through on its way: a hash of it, a spool for what came too early, and the file that comes out.
+//! What a payload goes through on its way: a hash of it, a spool for what came too
+//! early, and the file that comes out.
 
 use crate::decode::{DecodeError, fill};
 use crate::engine::incoming::{Incoming, WriteBehind};
@@ -11,7 +12,8 @@ use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Most bytes that a payload of 1.1.0 is decoded to: so many times its own, which is what deflate can reach, and this beside.
+/// Most bytes that a payload of 1.1.0 is decoded to: so many times its own, which is what
+/// deflate can reach, and this beside.
 const RATIO_MAX: u64 = 1032;
 const RATIO_FREE: u64 = 64 << 20;
 

@@ -10,9 +10,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// How long a transfer waits for its next connection, and a connection for the end of an earlier one.
+/// How long a transfer waits for its next connection, and a
+/// connection for the end of an earlier one.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes that a sender that has gone may have left on the way: what both kernels hold. One that brings more is alive.
+/// Bytes that a sender that has gone may have left on the way: what both kernels
+/// hold. One that brings more is alive.
 const IN_FLIGHT_MAX: u64 = 16 << 20;
 /// The interval at which one that waits looks at what nobody notifies it of.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,7 +52,8 @@ pub(super) struct Return {
     pub(super) held: Box<dyn Any + Send>,
 }
 
-/// The transfers under way, by their identity. A connection is in here, or with the one thread that reads it.
+/// The transfers under way, by their identity. A connection is in here,
+/// or with the one thread that reads it.
 #[derive(Default)]
 pub(in crate::server) struct Returns {
     lines: Mutex<BTreeMap<Identity, Line>>,
@@ -94,7 +97,8 @@ impl Returns {
         self.arrived(line, identity, arrival)
     }
 
-    /// Waits until it is known what becomes of a connection; None if another thread has it, or the server stops.
+    /// Waits until it is known what becomes of a connection; None if another
+    /// thread has it, or the server stops.
     pub(super) fn wait(
         self: &Arc<Self>,
         identity: &Identity,
@@ -150,7 +154,8 @@ impl Line {
         self.read.iter().filter_map(received).collect()
     }
 
-    /// All senders of this identity are alive: they have brought more than can have been on its way `before`.
+    /// All senders of this identity are alive: they have brought more
+    /// than can have been on its way `before`.
     fn are_alive(&self, before: &mut Received) -> bool {
         let mut all = !self.read.is_empty();
         for (&number, connection) in &self.read {
@@ -164,7 +169,8 @@ impl Line {
 }
 
 impl Joined {
-    /// The next connection of the transfer, whose last one has ended; None if none comes in time, or the server stops.
+    /// The next connection of the transfer, whose last one has ended; None if none
+    /// comes in time, or the server stops.
     pub(super) fn next(&self, stop: &Stop) -> Option<Return> {
         let until = Instant::now() + RETURN_TIMEOUT;
         let mut lines = lock(&self.returns.lines);
