@@ -585,6 +585,26 @@ fn case_103_only_a_receiver_that_knows_identities_is_believed_what_it_holds() {
 }
 
 #[test]
+fn a_file_is_read_once_for_a_receiver_that_asks_for_its_contents() {
+    let now = Instant::now();
+    let source = pack_and_file(2);
+    let asks = |questions: &[&[u32]]| {
+        let config = SenderConfig { content: true, ..SenderConfig::default() };
+        let table = Table::new(&source.manifest, ChunkSize::MIN).unwrap();
+        let mut sender = Sender::new(config, Arc::clone(&source.manifest), table, Algorithm::Xxh3, now);
+        for entries in questions {
+            let entries = entries.iter().copied().map(EntryIndex).collect();
+            sender.handle_frame(StreamId::CONTROL, Control::Ask(entries), now);
+        }
+        (sender.outcome().is_none(), std::iter::from_fn(move || sender.poll_asked()).count())
+    };
+    assert_eq!(asks(&[&[0, 3], &[1]]), (true, 3));
+    for questions in [&[&[0, 0][..]][..], &[&[0], &[0]], &[&[9]]] {
+        assert_eq!(asks(questions), (false, 0), "{questions:?}");
+    }
+}
+
+#[test]
 fn a_file_that_two_streams_cannot_read_does_not_keep_the_transfer_from_its_end() {
     let now = Instant::now();
     let mut sender = sender(&pack_and_file(2), 2, now);

@@ -214,9 +214,10 @@ pub struct Sender {
     identities_asked: bool,
     /// Chunks below are proven to the receiver.
     proven: u32,
-    /// Files whose contents the receiver asks for, and how many it has asked for.
+    /// Files whose contents the receiver asks for.
     asked: VecDeque<EntryIndex>,
-    asked_count: u32,
+    /// The entries that it has asked for: empty before the first question, then one a manifest entry.
+    was_asked: Vec<bool>,
     /// Needed chunks whose checksum is not known yet.
     unknown: u32,
     /// Packs that lost a slice, so that their checksum will be another than the one known.
@@ -249,7 +250,7 @@ impl Sender {
     const OPEN_PATIENCE: Duration = Duration::from_secs(10);
     /// Chunks in one SAME frame.
     const SAME_MAX: usize = 4096;
-    /// Chunks that are proven together at least, but at the end.
+    /// Chunks that are proven together at least; fewer at the end are proven by END.
     const PROVEN_MIN: u32 = 4;
     /// Least time between two timeouts: what is due may have to wait for a driver that is blocked in its connection.
     const TICK: Duration = Duration::from_millis(50);
@@ -281,7 +282,7 @@ impl Sender {
             identities_asked: false,
             proven: 0,
             asked: VecDeque::new(),
-            asked_count: 0,
+            was_asked: Vec::new(),
             unknown: table.count(),
             stale: BTreeSet::new(),
             table,
@@ -460,14 +461,20 @@ impl Sender {
     /// Takes questions for the contents of files: each file once, before the answer is complete.
     fn handle_ask(&mut self, entries: &[EntryIndex]) -> Result<(), Violation> {
         self.answering()?;
-        self.asked_count = self.asked_count.saturating_add(entries.len() as u32);
-        let is_file = |entry: &EntryIndex| {
-            self.manifest.get(*entry).is_some_and(|entry| matches!(entry.kind, EntryKind::File { .. }))
-        };
-        if self.asked_count > self.manifest.len() || !entries.iter().all(is_file) {
-            return Err(Violation::protocol("contents asked for that are not in the manifest, or twice"));
+        self.was_asked.resize(self.manifest.len() as usize, false);
+        for &entry in entries {
+            let is_file =
+                self.manifest.get(entry).is_some_and(|entry| matches!(entry.kind, EntryKind::File { .. }));
+            // Twice would cost the reading of a whole file each time, and the receiver nothing.
+            match self.was_asked.get_mut(entry.at()) {
+                Some(was_asked @ false) if is_file => *was_asked = true,
+                _ => {
+                    let why = "contents asked for that are not in the manifest, or twice";
+                    return Err(Violation::protocol(why));
+                }
+            }
+            self.asked.push_back(entry);
         }
-        self.asked.extend(entries);
         Ok(())
     }
 

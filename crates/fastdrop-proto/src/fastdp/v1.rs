@@ -14,8 +14,9 @@ pub const RECONNECT: &[u8] = b"RECONNECT";
 pub const RECONNECT_EVERY: u64 = 500 << 20;
 /// The text of a receiver of 1.1.0 that has the file, and of one of 1.0.0 that was asked to confirm.
 pub const SUCCESS: &str = "File received successfully.";
-/// What stands before the reason when it is not.
+/// The beginning of the text of a receiver that does not have the file; the reason follows.
 pub const FAILURE: &str = "ERROR: ";
+
 /// The reason of a failure as the text of 1.1.0 carries it: a code of version 2's section 11, a space and a sentence.
 pub fn encode_failure(code: u16, reason: &str) -> String {
     format!("{FAILURE}{code:03} {reason}")
