@@ -38,6 +38,8 @@ fuzz_target!(|input: (u8, u32, &[u8])| {
             }
             (Control::LeftOut(long), Control::LeftOut(cut)) => {
                 assert_eq!((long.unnamed, long.entries.len()), (cut.unnamed, cut.entries.len()));
+                assert!(long.uncarried.starts_with(&cut.uncarried[..]));
+                assert_eq!(long.uncarried.is_empty(), cut.uncarried.is_empty());
                 for (long, cut) in long.entries.iter().zip(&cut.entries) {
                     assert!(long.reason.starts_with(&cut.reason[..]) && cut.reason.len() <= 1000);
                     assert_eq!(LeftOutEntry { reason: cut.reason.clone(), ..long.clone() }, *cut);

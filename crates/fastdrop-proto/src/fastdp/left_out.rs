@@ -17,11 +17,12 @@ const UNCARRIED: u8 = 0x04;
 /// One entry that is not in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOutEntry {
-    /// Relative to the transfer; not checked, because it may be what is wrong. At most 65,535 bytes.
+    /// Relative to the transfer; not checked, because it may be what is wrong. At most 65,535
+    /// bytes.
     pub path: Vec<u8>,
     /// Left out on purpose, not for want of anything.
     pub policy: bool,
-    /// Whether it is a directory.
+    /// It is a directory.
     pub directory: bool,
     /// In the terms of section 11.
     pub code: u16,
@@ -32,11 +33,13 @@ pub struct LeftOutEntry {
 /// The payload of LEFT_OUT.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// How many more were left out, by policy or not, than all frames name.
+    /// The number of entries, beside those that all frames name, that were left out, but not by
+    /// policy.
     pub unnamed: u64,
     /// Those that are named.
     pub entries: Vec<LeftOutEntry>,
-    /// A sentence on what files of the manifest have and a transfer does not carry, as hard links; empty if there is none.
+    /// A sentence on what files of the manifest have and a transfer does not carry, as hard links;
+    /// empty if there is none.
     pub uncarried: String,
 }
 
@@ -46,9 +49,11 @@ impl LeftOut {
         Self { uncarried: sentence, ..Self::default() }
     }
 
-    /// Frames for `entries`, and `unnamed` that could not be kept.
+    /// Frames for `entries`, and `unnamed` that could not be kept. Of entries beyond
+    /// [`LEFT_OUT_NAMED_MAX`], those by policy are not counted.
     pub fn frames(mut entries: Vec<LeftOutEntry>, mut unnamed: u64) -> Vec<LeftOut> {
-        unnamed = unnamed.saturating_add(entries.len().saturating_sub(LEFT_OUT_NAMED_MAX) as u64);
+        let beyond = entries.iter().skip(LEFT_OUT_NAMED_MAX).filter(|entry| !entry.policy).count();
+        unnamed = unnamed.saturating_add(beyond as u64);
         entries.truncate(LEFT_OUT_NAMED_MAX);
         let mut frames: Vec<LeftOut> = Vec::new();
         let mut bytes = FRAME_MAX;
@@ -157,5 +162,9 @@ pub(super) mod tests {
         assert_eq!(frames.iter().map(|frame| frame.unnamed).sum::<u64>(), 12);
         assert!(frames.iter().all(|frame| frame.encode().len() <= 1 << 20));
         assert_eq!(LeftOut::frames(Vec::new(), 0), []);
+        // What is left out on purpose is not counted as failed.
+        let safe = LeftOutEntry { path: b"l".to_vec(), policy: true, ..left_out().entries[0].clone() };
+        let frames = LeftOut::frames(vec![safe; 10_005], 0);
+        assert!(frames.iter().all(|frame| frame.unnamed == 0));
     }
 }
