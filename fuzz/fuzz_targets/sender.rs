@@ -59,7 +59,7 @@ enum Step {
     Honest(u8, u8),
 }
 
-/// What an honest receiver leaves out, holds, and claims to hold.
+/// Entries and chunks that an honest receiver leaves out, holds, and claims to hold.
 #[derive(Debug, Arbitrary)]
 struct Answer {
     skips: Vec<u16>,
@@ -97,7 +97,8 @@ fn own_entry(sender: &Sender, chunk: ChunkIndex, nth: u16) -> Option<EntryIndex>
     }
 }
 
-/// Fails if a frame belongs to a capability that is not shared, or does not follow the last one of its type.
+/// Fails if a frame belongs to a capability that is not shared, or does not follow the last one of
+/// its type.
 fn check_frame(input: &Input, frame: &Control, proven: &mut u32, identities: &mut u32) {
     match frame {
         Control::Identity(part) => {
@@ -145,7 +146,8 @@ fuzz_target!(|input: Input| {
                 |chunk| matches!(receiver.table().content(chunk), Some(ChunkContent::Piece { .. }));
             chunks.filter(|&chunk| is_piece(chunk)).collect()
         };
-        // An older receiver's chunks are compared, which needs checksums; only a newer one says which.
+        // An older receiver's chunks are compared, which needs checksums; only a newer one says
+        // which.
         if input.identity || !algorithm.is_empty() {
             for chunk in pieces(&answer.holds, &receiver) {
                 let sum = sum(algorithm, 0);

@@ -272,7 +272,8 @@ fn case_110_a_peer_of_the_field_has_its_acknowledgement_when_the_message_is_hand
             let message = md5(1, number, format!("message {id}").as_bytes());
             give(&mut session, now, &message);
             assert_eq!(messages(&mut session).len(), 1);
-            // Neither a repetition nor a sign of life gets what could be taken for the acknowledgement.
+            // Neither a repetition nor a sign of life gets what could be taken for the
+            // acknowledgement.
             if syn == STEP_BY_STEP || number > 0 {
                 give(&mut session, now, &message);
             }

@@ -1,4 +1,5 @@
-//! The hand-over between connections of fastdp 1.0.0, in every order in which its events can happen.
+//! The hand-over between connections of fastdp 1.0.0, in every order in which its events can
+//! happen.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 /// A connection, numbered in the order of arrival.
 type Connection = u8;
 
-/// What can happen next.
+/// A thing that can happen next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     /// The next connection arrives.
@@ -29,7 +30,8 @@ enum Event {
     Withdraw(ArrivalNumber),
 }
 
-/// The server around the hand-over: its transfers with the connections that they read, and the connections that wait.
+/// The server around the hand-over: its transfers with the connections that they read, and the
+/// connections that wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct World {
     handover: Handover<Connection>,
@@ -177,7 +179,8 @@ impl World {
     }
 }
 
-/// Visits every state that `events` lead to; how many there are, and those in which nothing more happens.
+/// Visits every state that `events` lead to. Returns their number, and those in which nothing more
+/// happens.
 fn explore(events: impl Fn(&World) -> Vec<Event>, check: impl Fn(&World)) -> (usize, Vec<World>) {
     let mut seen = HashSet::from([World::default()]);
     let mut to_do = vec![World::default()];
@@ -209,7 +212,8 @@ fn case_106_in_every_order_no_connection_is_lost_and_nobody_waits_for_what_is_th
     }
 }
 
-/// A sender that breaks off and comes back, and comes back again: it closes each connection before it opens the next.
+/// A sender that breaks off and comes back, and comes back again: it closes each connection before
+/// it opens the next.
 #[test]
 fn case_106_a_sender_that_comes_back_continues_its_one_transfer_in_every_order() {
     const LAST: Connection = 4;

@@ -535,7 +535,8 @@ fn controls(sender: &mut Sender, now: Instant) -> Vec<Control> {
 const ONE: StreamId = StreamId(1);
 const TWO: StreamId = StreamId(2);
 
-/// A sender of one file of three chunks that has offered it, to a receiver that knows identities or does not.
+/// A sender of one file of three chunks that has offered it, to a receiver that knows identities or
+/// does not.
 fn offering(identity: bool, now: Instant) -> Sender {
     let source = one_file(3);
     let config = SenderConfig { identity, ..SenderConfig::default() };

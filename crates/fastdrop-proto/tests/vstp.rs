@@ -25,7 +25,7 @@ struct Net {
     outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
     sent_bytes: Vec<u64>,
     memory_max: usize,
-    /// Whether the applications take what comes, and acknowledge it.
+    /// The applications take what comes, and acknowledge it.
     takes: bool,
     /// Acknowledgements that applications which take nothing owe.
     untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
@@ -368,8 +368,8 @@ fn a_peer_that_was_not_there_is_asked_again() {
     assert_eq!(net.outcomes[0].get(&sent), Some(&Ok(())));
 }
 
-/// Small frames and large messages over a bad line, to an application that takes its time over each and drops
-/// every third.
+/// Small frames and large messages over a bad line, to an application that takes its time over each
+/// and drops every third.
 #[test]
 fn case_110_what_is_not_handled_is_not_acknowledged_and_nothing_comes_twice() {
     let (mut handled, mut lost) = (0, 0);

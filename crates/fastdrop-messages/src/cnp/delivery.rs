@@ -7,9 +7,9 @@ use std::time::Instant;
 
 /// A received message that the application acknowledges when it has handled it.
 ///
-/// Several may be held, and acknowledged in any order; acknowledgements leave in the order of the messages. If one is
-/// dropped without that, the session ends, and the peer is told why: as messages arrive in order, nothing behind it can
-/// be acknowledged.
+/// Several may be held, and acknowledged in any order; acknowledgements leave in the order of the
+/// messages. If one is dropped without that, the session ends, and the peer is told why: as
+/// messages arrive in order, nothing behind it can be acknowledged.
 #[derive(Debug)]
 #[must_use = "a delivery that is dropped ends its session"]
 pub struct Delivery {

@@ -48,8 +48,8 @@
 //! # }
 //! ```
 //!
-//! An application that has to do something with a message before it may be acknowledged takes a [`Delivery`]:
-//! [`Session::recv_delivery`], [`Server::serve_until`].
+//! An application that has to do something with a message before it may be acknowledged takes a
+//! [`Delivery`]: [`Session::recv_delivery`], [`Server::serve_until`].
 
 mod client;
 mod delivery;

@@ -79,8 +79,8 @@ impl Server {
         .await;
     }
 
-    /// Hands every message of every session to `handler`, one after the other for each session, until `end`. A message
-    /// is acknowledged when the handler says so.
+    /// Hands every message of every session to `handler`, one after the other for each session,
+    /// until `end`. A message is acknowledged when the handler says so.
     pub async fn serve_until<F, Fut>(mut self, end: impl Future<Output = ()>, handler: F)
     where
         F: Fn(Delivery) -> Fut + Clone + Send + Sync + 'static,

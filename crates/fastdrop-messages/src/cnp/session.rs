@@ -167,12 +167,15 @@ impl Session {
         }
     }
 
-    /// The next message, which is acknowledged since the application has taken it; None when the peer has closed the session, or this end has. May be dropped while it waits, and nothing is lost.
+    /// The next message, which is acknowledged since the application has taken it; None when the
+    /// peer has closed the session, or this end has. May be dropped while it waits, and nothing is
+    /// lost.
     pub async fn recv(&self) -> Result<Option<Bytes>, Error> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// The next message, to be acknowledged when the application says so: [`Delivery::acknowledge`].
+    /// The next message, to be acknowledged when the application says so:
+    /// [`Delivery::acknowledge`].
     ///
     /// # Errors
     ///

@@ -66,8 +66,9 @@ pub struct SessionConfig {
     pub client_id: Option<String>,
     /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15 seconds.
     pub keep_alive: Option<Duration>,
-    /// Whether messages that are handled are told from packets that are received, with a peer that knows that; else the
-    /// acknowledgement of a message's last packet waits until the message is handled. Default true.
+    /// Tells messages that are handled from packets that are received, with a peer that knows that;
+    /// else the acknowledgement of a message's last packet waits until the message is handled.
+    /// Default true.
     pub handled: bool,
     /// Bounds in bytes.
     pub limits: MessageLimits,

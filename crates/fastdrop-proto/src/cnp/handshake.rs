@@ -123,8 +123,8 @@ pub struct Agreed {
     pub fragments: Option<usize>,
     /// How long silence may last.
     pub keep_alive: Option<Duration>,
-    /// Whether an acknowledgement of a packet says only that it was received, and a packet of its own that messages
-    /// were handled.
+    /// An acknowledgement of a packet says only that it was received, and a packet of its own that
+    /// messages were handled.
     pub handled: bool,
     /// Whether the peer is a later program, whose data have the type 0x04, and which knows no keep-alive.
     pub later: bool,
@@ -271,7 +271,8 @@ impl Fields {
         }
     }
 
-    /// Whether the peer tells messages that are handled from packets that are received; only one of ours does.
+    /// Returns true if the peer tells messages that are handled from packets that are received;
+    /// only one of ours does.
     fn handled(&self) -> bool {
         self.handled == Some(true) && self.fragmentation == Some(true)
     }

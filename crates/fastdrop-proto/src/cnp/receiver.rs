@@ -17,7 +17,8 @@ pub(super) enum Taken {
     BehindGap,
     /// There is no room: as good as lost, until the application has taken something.
     NoRoom,
-    /// They are outside the window, there is no room for what is behind a gap, or nothing more is taken: as good as lost.
+    /// They are outside the window, there is no room for what is behind a gap, or nothing more is
+    /// taken: as good as lost.
     Dropped,
     /// Their message is longer than it may be.
     TooLarge,
@@ -30,7 +31,7 @@ struct Ahead {
     payload: Box<[u8]>,
 }
 
-/// Which message of those that came, in their order, from 0.
+/// A received message: its number in the order of arrival, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReceiveId(pub u64);
 
@@ -55,8 +56,8 @@ pub(super) struct PacketId {
 pub(super) struct Receiver {
     repeat: &'static dyn Repeat,
     window: u64,
-    /// Whether the acknowledgement of a message's last packet says that the message was handled, so that it has to wait
-    /// for that; else a packet of its own says so.
+    /// The acknowledgement of a message's last packet says that the message was handled, so that it
+    /// has to wait for that; else a packet of its own says so.
     withholds: bool,
     limits: MessageLimits,
     expected: u64,
@@ -71,7 +72,7 @@ pub(super) struct Receiver {
     first_unhandled: u64,
     /// All packets below this belong to messages that have been handled.
     handled_below: u64,
-    /// Whether the application has dropped a message that it had not handled.
+    /// The application has dropped a message that it had not handled.
     discarded: bool,
     /// Bytes of messages that the application is not done with.
     untaken: usize,
@@ -113,7 +114,8 @@ impl Receiver {
         self.expected
     }
 
-    /// Which of the 64 numbers before this one are acknowledged: bit *i* for the one *i* + 1 before it.
+    /// The 64 numbers before this one, as far as they are acknowledged: bit *i* for the one *i* + 1
+    /// before it.
     pub(super) fn before(&self, number: u64) -> u64 {
         let all = if self.withholds { self.acknowledged_below() } else { self.expected };
         if number <= all {
@@ -123,14 +125,15 @@ impl Receiver {
         (0..64).filter(|bit| has(*bit)).fold(0, |bits, bit| bits | 1 << bit)
     }
 
-    /// All packets below this are acknowledged; the others are not, where one acknowledgement is for all before it.
+    /// All packets below this are acknowledged; the others are not, where one acknowledgement is
+    /// for all before it.
     pub(super) fn acknowledged_below(&self) -> u64 {
         let withheld = self.unhandled.front().filter(|_| self.withholds);
         withheld.map_or(self.expected, |message| message.last.number)
     }
 
-    /// Whether the packet with this number has come and is to be acknowledged: not the last one of a message that has
-    /// not been handled, where that would acknowledge the message.
+    /// Returns true if the packet with this number has come and is to be acknowledged: not the last
+    /// one of a message that has not been handled, where that would acknowledge the message.
     pub(super) fn acknowledges(&self, number: u64) -> bool {
         if number >= self.expected {
             return self.ahead.get(&number).is_some_and(|ahead| !(self.withholds && ahead.is_last));
@@ -144,7 +147,7 @@ impl Receiver {
         self.unhandled.binary_search_by_key(&number, |message| message.last.number).is_err()
     }
 
-    /// Whether a message has not been handled.
+    /// Returns true if a message has not been handled.
     pub(super) fn has_unhandled(&self) -> bool {
         !self.unhandled.is_empty()
     }
@@ -170,12 +173,14 @@ impl Receiver {
         self.untaken + self.ahead_bytes + self.partial.len()
     }
 
-    /// The next message, which counts until it is [handled](Self::on_handled) or [discarded](Self::on_discarded).
+    /// The next message, which counts until it is [handled](Self::on_handled) or
+    /// [discarded](Self::on_discarded).
     pub(super) fn poll_message(&mut self) -> Option<Bytes> {
         self.messages.pop_front()
     }
 
-    /// The application has handled a message. Messages are released in their order, by [`Self::poll_released`].
+    /// The application has handled a message. Messages are released in their order, by
+    /// [`Self::poll_released`].
     pub(super) fn on_handled(&mut self, id: ReceiveId) {
         self.free(id);
         if let Some(message) = self.unhandled_mut(id) {
@@ -183,8 +188,8 @@ impl Receiver {
         }
     }
 
-    /// The application keeps a message no longer, and has not handled it: nothing behind it will be acknowledged, and so
-    /// nothing more is taken.
+    /// The application keeps a message no longer, and has not handled it: nothing behind it will be
+    /// acknowledged, and so nothing more is taken.
     pub(super) fn on_discarded(&mut self, id: ReceiveId) {
         self.discarded |= self.unhandled_mut(id).is_some();
         self.free(id);
@@ -210,7 +215,7 @@ impl Receiver {
         Some(message.last)
     }
 
-    /// Whether there is room again after something was dropped; true once.
+    /// Returns true, once, if there is room again after something was dropped.
     pub(super) fn poll_room(&mut self) -> bool {
         let again = self.refused && self.untaken <= self.limits.receive_max / 2;
         self.refused &= !again;

@@ -70,7 +70,7 @@ struct Message {
     last: Option<u64>,
 }
 
-/// When the peer is to be asked what it has handled.
+/// A question that is due at `at`: what has the peer handled?
 #[derive(Debug, Clone, Copy)]
 struct Question {
     at: Instant,
@@ -83,7 +83,7 @@ pub(super) struct Sender {
     window: usize,
     packet_max: usize,
     timeouts_max: u32,
-    /// How the peer says that a message is handled.
+    /// The peer's way to say that a message is handled.
     handling: Handling,
     flow: Flow,
     /// What of messages is not in the window yet.
@@ -118,7 +118,7 @@ pub(super) struct Sender {
     bytes_acknowledged: u64,
 }
 
-/// How a peer says that a message is handled.
+/// A peer's way to say that a message is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handling {
     /// By acknowledging all of its packets.
@@ -292,7 +292,7 @@ impl Sender {
         self.transmit(now, number)
     }
 
-    /// Whether a message has to be handled before the next one may leave.
+    /// Returns true if a message has to be handled before the next one may leave.
     fn waits_for_handling(&self) -> bool {
         self.handling == Handling::ToldOneByOne
             && self.waiting.front().is_some_and(|(message, _)| *message != self.first_message)
@@ -359,7 +359,8 @@ impl Sender {
         self.on_received(now, of_repeat.chain(too), Some(number));
     }
 
-    /// The peer has handled all messages whose packets have numbers below `count`. Of what was never sent nothing is learned.
+    /// The peer has handled all messages whose packets have numbers below `count`. Of what was
+    /// never sent nothing is learned.
     pub(super) fn on_handled(&mut self, now: Instant, count: u64) {
         if count > self.next() || self.handling == Handling::Acknowledged {
             return;
@@ -390,7 +391,7 @@ impl Sender {
         }
     }
 
-    /// Whether it is time to ask the peer what it has handled; the next time is later.
+    /// Returns true if it is time to ask the peer what it has handled; the next time is later.
     pub(super) fn poll_question(&mut self, now: Instant) -> bool {
         let Some(question) = self.question.as_mut().filter(|question| question.at <= now) else {
             return false;
@@ -400,7 +401,8 @@ impl Sender {
         true
     }
 
-    /// The packets with these numbers have been received. `acknowledged` is the one of which the peer said so.
+    /// The packets with these numbers have been received. `acknowledged` is the one of which the
+    /// peer said so.
     fn on_received(&mut self, now: Instant, numbers: impl Iterator<Item = u64>, acknowledged: Option<u64>) {
         let mut bytes = 0;
         let mut newest: Option<(u64, Stamp)> = None;

@@ -42,7 +42,8 @@ pub struct IdentityTable {
 }
 
 impl IdentityTable {
-    /// A table for a manifest of `entries` entries, of which nothing is known. Costs 8 bytes an entry once they come.
+    /// A table for a manifest of `entries` entries, of which nothing is known. Costs 8 bytes an
+    /// entry once they come.
     pub fn new(entries: u32) -> Self {
         Self { known: Vec::new(), entries }
     }
@@ -63,7 +64,7 @@ impl IdentityTable {
         Ok(())
     }
 
-    /// Whether the identities of all entries have come.
+    /// Returns true if the identities of all entries have come.
     pub fn is_complete(&self) -> bool {
         self.known.len() == self.entries as usize
     }

@@ -1,10 +1,10 @@
-//! Where a symbolic link may lead (section 5), judged by its text alone.
+//! The places to which a symbolic link may lead (section 5), judged by its text alone.
 
 use super::path::{HIDDEN, PathError, RelPath};
 
 /// Longest target in bytes: what Linux allows.
 pub const TARGET_MAX: usize = 4095;
-/// How often a target may go up behind a name: each has to be looked up in the manifest.
+/// Most steps up behind a name in a target: each has to be looked up in the manifest.
 const CLIMBS_MAX: usize = 16;
 
 /// A path that must be a directory of the same manifest, for a link's text to say where it leads.
@@ -12,11 +12,13 @@ const CLIMBS_MAX: usize = 16;
 pub(super) struct Climb {
     /// Relative to the transfer.
     pub(super) directory: Vec<u8>,
-    /// Whether its topmost component stands in the target: the manifest must not be placed under another name then.
+    /// Its topmost component stands in the target: the manifest must not be placed under another
+    /// name then.
     pub(super) names_top: bool,
 }
 
-/// Checks that a link at `place` leads nowhere above the folder in which the manifest arrives; what this rests on.
+/// Checks that a link at `place` leads nowhere above the folder in which the manifest arrives.
+/// Returns what this rests on.
 pub(super) fn climbs(place: RelPath<'_>, target: &[u8]) -> Result<Vec<Climb>, PathError> {
     check_text(target)?;
     let mut at: Vec<&[u8]> = place.components().collect();
@@ -43,7 +45,7 @@ pub(super) fn climbs(place: RelPath<'_>, target: &[u8]) -> Result<Vec<Climb>, Pa
     Ok(climbs)
 }
 
-/// What holds of every target.
+/// Checks the rules that hold for every target.
 fn check_text(target: &[u8]) -> Result<(), PathError> {
     if target.is_empty() {
         return Err(PathError::Empty);
@@ -63,8 +65,8 @@ fn check_text(target: &[u8]) -> Result<(), PathError> {
     }
 }
 
-/// Checks a link by the rule for peers without the capability `links`: `..` only at the beginning. The topmost component that it leads to,
-/// if that is another than its own.
+/// Checks a link by the rule for peers without the capability `links`: `..` only at the beginning.
+/// Returns the topmost component that it leads to, if that is another than its own.
 pub(super) fn base_reach<'a>(place: RelPath<'_>, target: &'a [u8]) -> Result<Option<&'a [u8]>, PathError> {
     check_text(target)?;
     // The folder that holds the link, counted from the level of the transfer.

@@ -246,7 +246,8 @@ impl Manifest {
         self.iter().filter(|(_, entry)| is_beyond(entry)).map(|(index, _)| index).collect()
     }
 
-    /// The same manifest without these entries, of which none may be a directory that has something in it.
+    /// The same manifest without these entries, of which none may be a directory that has something
+    /// in it.
     ///
     /// # Errors
     ///
@@ -258,7 +259,8 @@ impl Manifest {
         builder.finish()
     }
 
-    /// The entries that a peer without the capability `long-paths` would refuse. Whatever is beneath one is among them.
+    /// The entries that a peer without the capability `long-paths` would refuse. Whatever is
+    /// beneath one is among them.
     pub fn long_paths(&self) -> BTreeSet<EntryIndex> {
         self.iter().filter(|(_, entry)| entry.path.is_long()).map(|(index, _)| index).collect()
     }
@@ -313,8 +315,8 @@ impl ManifestBuilder {
         Self { for_list: true, ..Self::new(entries_max) }
     }
 
-    /// The same, taking paths of up to 65,535 bytes if `long_paths` says so: both ends have that capability, or the
-    /// manifest stays here.
+    /// The same, taking paths of up to 65,535 bytes if `long_paths` says so: both ends have that
+    /// capability, or the manifest stays here.
     pub fn with_long_paths(self, long_paths: bool) -> Self {
         Self { long_paths, ..self }
     }
@@ -386,7 +388,7 @@ impl ManifestBuilder {
         RelPath::new(self.manifest.encoded.get(range.clone())?).ok()
     }
 
-    /// Whether a link leads nowhere above the transfer, as far as its text alone can tell.
+    /// Returns true if a link leads nowhere above the transfer, as far as its text alone can tell.
     pub fn takes_link(&self, link: &Entry<'_>) -> bool {
         match link.kind {
             EntryKind::Link { target } => climbs(link.path, target).is_ok(),
@@ -402,8 +404,8 @@ impl ManifestBuilder {
         }
     }
 
-    /// Ends a manifest that was built here without the links of which nobody can say where they lead; which those were, with
-    /// their paths.
+    /// Ends a manifest that was built here without the links of which nobody can say where they
+    /// lead. Returns those, with their paths.
     ///
     /// # Errors
     ///
@@ -411,7 +413,8 @@ impl ManifestBuilder {
     pub fn finish_without_escaping(self) -> Result<(Manifest, BTreeMap<EntryIndex, Vec<u8>>), ManifestError> {
         let mut left_out = BTreeMap::new();
         let mut builder = self;
-        // With a topmost component that is taken out, what another link rests on may be gone: until none is left.
+        // With a topmost component that is taken out, what another link rests on may be gone: until
+        // none is left.
         loop {
             let escaping = builder.escaping();
             if escaping.is_empty() {
@@ -438,7 +441,8 @@ impl ManifestBuilder {
             let Some(Entry { path, kind: EntryKind::Link { target }, .. }) = self.manifest.get(entry) else {
                 return false;
             };
-            // With one topmost component, which may be given another name, no link may rest on that name.
+            // With one topmost component, which may be given another name, no link may rest on that
+            // name.
             let holds = |directory: &[u8], names_top: bool| {
                 let found = RelPath::new(directory).ok().and_then(|path| self.manifest.find(path));
                 (self.tops > 1 || !names_top)

@@ -20,7 +20,8 @@ pub enum PathError {
     /// Nothing at all.
     #[error("an empty path")]
     Empty,
-    /// Longer than [`LONG_PATH_MAX`], or than [`PATH_MAX`] where both ends are not known to take more.
+    /// Longer than [`LONG_PATH_MAX`], or than [`PATH_MAX`] where both ends are not known to take
+    /// more.
     #[error("a path that is too long")]
     TooLong,
     /// More than [`DEPTH_MAX`] components.
@@ -87,7 +88,7 @@ impl<'a> RelPath<'a> {
         self.0
     }
 
-    /// Whether only a peer with the capability `long-paths` takes it.
+    /// Returns true if only a peer with the capability `long-paths` takes it.
     pub fn is_long(self) -> bool {
         self.0.len() > PATH_MAX
     }

@@ -174,7 +174,8 @@ impl Receiver {
         self.checksums.get(chunk.at()).filter(|_| held)
     }
 
-    /// Whether there are bytes of a chunk already, be they of this version of its file or perhaps of another.
+    /// Returns true if there are bytes of a chunk already, be they of this version of its file or
+    /// perhaps of another.
     pub fn has(&self, chunk: ChunkIndex) -> bool {
         matches!(self.chunks.get(chunk.at()), Some(ChunkState::Held | ChunkState::Claimed))
     }
@@ -200,8 +201,8 @@ impl Receiver {
         self.handle_written(chunk, checksum)
     }
 
-    /// Notes a piece that an unfinished transfer left, and that may be of another version of the file. Only before
-    /// [`Self::answer`], and only with checksums.
+    /// Notes a piece that an unfinished transfer left, and that may be of another version of the
+    /// file. Only before [`Self::answer`], and only with checksums.
     pub fn claim(&mut self, chunk: ChunkIndex, checksum: &Checksum) {
         if let Some(state @ ChunkState::Missing) = self.chunks.get_mut(chunk.at()) {
             *state = ChunkState::Claimed;
@@ -209,8 +210,8 @@ impl Receiver {
         }
     }
 
-    /// Takes one chunk of SAME: it is held now. The caller journals its checksum before it counts on it; None if the chunk
-    /// has been given up meanwhile.
+    /// Takes one chunk of SAME: it is held now. The caller journals its checksum before it counts
+    /// on it; None if the chunk has been given up meanwhile.
     ///
     /// # Errors
     ///
@@ -233,7 +234,8 @@ impl Receiver {
     ///
     /// # Errors
     ///
-    /// Chunks that do not follow the last ones, that are not held, or another digest than that of what is held.
+    /// Chunks that do not follow the last ones, that are not held, or another digest than that of
+    /// what is held.
     pub fn handle_proven(&mut self, proven: &Proven) -> Result<(), Violation> {
         let end = self.proven.checked_add(proven.count).filter(|&end| end as usize <= self.chunks.len());
         let (Some(end), true) = (end, proven.first.0 == self.proven) else {
@@ -254,7 +256,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Whether `entry` is complete, and all of its chunks are proven: then it may get its name before END.
+    /// Returns true if `entry` is complete, and all of its chunks are proven: then it may get its
+    /// name before END.
     pub fn is_proven(&self, entry: EntryIndex) -> bool {
         let chunks = self.table.chunks_of(entry).filter(|&(_, count)| count > 0);
         self.entries.get(entry.at()) == Some(&EntryState::Complete)

@@ -54,7 +54,8 @@ pub struct SenderConfig {
     pub data_streams_from: u64,
     /// Chunks on one stream that are not confirmed: what a crash can cost. Default 64.
     pub flying_max: usize,
-    /// The capability `identity` is shared: the receiver says by itself which chunks are to be compared. Default: no.
+    /// The capability `identity` is shared: the receiver says by itself which chunks are to be
+    /// compared. Default: no.
     pub identity: bool,
     /// The capability `proof` is shared. Default: no.
     pub proof: bool,
@@ -107,12 +108,12 @@ pub enum Outcome {
     Failed(Violation),
     /// The control stream is gone, or the peer has been silent for too long: worth another attempt.
     Lost(String),
-    /// The receiver, which does not know identities, would continue with something else than what is here: worth an attempt
-    /// that continues nothing.
+    /// The receiver, which does not know identities, would continue with something else than what
+    /// is here: worth an attempt that continues nothing.
     StartOver,
 }
 
-/// Why an entry is not sent.
+/// The reason for which an entry is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LeftOut {
     Skipped(SkipReason),
@@ -129,7 +130,8 @@ enum ChunkState {
     Flying,
     /// Waits until the receiver knows that one of its entries is left out.
     Blocked,
-    /// The receiver has a chunk that may be of another version of the file: waits to be read and compared.
+    /// The receiver has a chunk that may be of another version of the file: waits to be read and
+    /// compared.
     Claimed,
     /// Is being read and compared.
     Comparing,
@@ -216,7 +218,8 @@ pub struct Sender {
     proven: u32,
     /// Files whose contents the receiver asks for.
     asked: VecDeque<EntryIndex>,
-    /// The entries that it has asked for: empty before the first question, then one a manifest entry.
+    /// The entries that it has asked for: empty before the first question, then one a manifest
+    /// entry.
     was_asked: Vec<bool>,
     /// Needed chunks whose checksum is not known yet.
     unknown: u32,
@@ -314,8 +317,9 @@ impl Sender {
         self.transcript = transcript;
     }
 
-    /// Sets the identities of all entries, zero for unknown. They go out when the receiver asks for them, and before the first
-    /// chunk. Only with [`SenderConfig::identity`].
+    /// Sets the identities of all entries, zero for unknown. They go out when the receiver asks for
+    /// them or needs a chunk. Chunks on data streams may overtake them: then the receiver does not
+    /// know the identity of their files. Only with [`SenderConfig::identity`].
     pub fn set_identities(&mut self, identities: Vec<u64>) {
         self.identities = identities;
     }
@@ -355,7 +359,7 @@ impl Sender {
         self.left_out.get(entry.at()).is_none_or(Option::is_some)
     }
 
-    /// Why the receiver does not need `entry`, if it does not.
+    /// The reason for which the receiver does not need `entry`, if it does not.
     pub fn skip_reason(&self, entry: EntryIndex) -> Option<SkipReason> {
         match self.left_out.get(entry.at()) {
             Some(Some(LeftOut::Skipped(reason))) => Some(*reason),
@@ -612,8 +616,9 @@ impl Sender {
 
     // ---- what the receiver claims to have ----
 
-    /// A chunk to be read and compared with what the receiver has; followed by [`Self::handle_compared`] or
-    /// [`Self::handle_unreadable`]. None before the receiver has answered, and when there is no other.
+    /// A chunk to be read and compared with what the receiver has; followed by
+    /// [`Self::handle_compared`] or [`Self::handle_unreadable`]. None before the receiver has
+    /// answered, and when there is no other.
     pub fn poll_compare(&mut self) -> Option<ChunkIndex> {
         if self.outcome.is_some() {
             return None;
@@ -628,13 +633,14 @@ impl Sender {
         None
     }
 
-    /// Whether [`Self::poll_compare`] or [`Self::poll_asked`] has something now.
+    /// Returns true if [`Self::poll_compare`] or [`Self::poll_asked`] has something now.
     pub fn wants_reading(&self) -> bool {
         let compare = self.needed.is_some() && !self.to_compare.is_empty();
         self.outcome.is_none() && (compare || !self.asked.is_empty())
     }
 
-    /// Takes the checksum of a chunk that was read to be compared. Another one than the receiver's, and the chunk is sent.
+    /// Takes the checksum of a chunk that was read to be compared. Another one than the receiver's,
+    /// and the chunk is sent.
     pub fn handle_compared(&mut self, chunk: ChunkIndex, checksum: &Checksum) {
         let Some(claimed) = self.claims.remove(&chunk) else { return };
         let Some(state @ ChunkState::Comparing) = self.chunks.get_mut(chunk.at()) else { return };
@@ -657,7 +663,8 @@ impl Sender {
                 needed.bytes += bytes;
             }
         } else {
-            // A receiver that does not know identities takes no other version of a chunk that it has.
+            // A receiver that does not know identities takes no other version of a chunk that it
+            // has.
             self.end(Outcome::StartOver);
         }
     }
@@ -1003,7 +1010,8 @@ impl Sender {
         }
     }
 
-    /// Records that `chunk` cannot be read because of `entry`. `id` is the stream that was to send it; None if it was to be compared.
+    /// Records that `chunk` cannot be read because of `entry`. `id` is the stream that was to send
+    /// it; None if it was to be compared.
     pub fn handle_unreadable(
         &mut self,
         id: Option<StreamId>,

@@ -4,9 +4,9 @@ use super::{Version, Versions};
 
 /// Where a server answers.
 pub const ENDPOINT: &str = "/fastdp-endpoint";
-/// What a FastDrop server calls itself in its 101.
+/// The name of a FastDrop server in its 101.
 pub const SERVER: &str = concat!("FastDrop/", env!("CARGO_PKG_VERSION"));
-/// How every version of it begins.
+/// The beginning of that name in every version.
 const SERVER_NAME: &str = "FastDrop/";
 /// Longest head in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 << 10;

@@ -12,17 +12,20 @@ pub use receiver::{CHUNKS_MAX, ChunkPrefix, Receiver, Verdict, Waiting};
 pub const RECONNECT: &[u8] = b"RECONNECT";
 /// After so many bytes programs of 1.0.0 reconnect.
 pub const RECONNECT_EVERY: u64 = 500 << 20;
-/// The text of a receiver of 1.1.0 that has the file, and of one of 1.0.0 that was asked to confirm.
+/// The text of a receiver of 1.1.0 that has the file, and of one of 1.0.0 that was asked to
+/// confirm.
 pub const SUCCESS: &str = "File received successfully.";
 /// The beginning of the text of a receiver that does not have the file; the reason follows.
 pub const FAILURE: &str = "ERROR: ";
 
-/// The reason of a failure as the text of 1.1.0 carries it: a code of version 2's section 11, a space and a sentence.
+/// The reason of a failure as the text of 1.1.0 carries it: a code of version 2's section 11, a
+/// space and a sentence.
 pub fn encode_failure(code: u16, reason: &str) -> String {
     format!("{FAILURE}{code:03} {reason}")
 }
 
-/// The code and the sentence of a failure's text; None if the text tells of none. A text without a code has the code 400.
+/// The code and the sentence of a failure's text; None if the text tells of none. A text without a
+/// code has the code 400.
 pub fn parse_failure(text: &str) -> Option<(u16, &str)> {
     let reason = text.strip_prefix(FAILURE)?;
     let coded = reason.split_once(' ').and_then(|(code, sentence)| {

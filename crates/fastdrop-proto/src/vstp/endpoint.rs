@@ -41,8 +41,8 @@ const DATAGRAM_LIMIT: usize = 65_507;
 /// Something for the application.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the application has it,
-    /// and [`Endpoint::acknowledge`] when the application has handled it.
+    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the
+    /// application has it, and [`Endpoint::acknowledge`] when the application has handled it.
     Received {
         /// Who sent it.
         from: SocketAddr,
@@ -314,7 +314,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether an ERR refuses a frame that waits for its acknowledgement, which is then over.
+    /// Returns true if an ERR refuses a frame that waits for its acknowledgement, which is then
+    /// over.
     fn is_refused(&mut self, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
         let (Some(msg_id), Some(peer)) = (frame.headers.number(MSG_ID), self.peers.get_mut(&from)) else {
             return false;
@@ -437,7 +438,8 @@ impl Endpoint {
         self.settle(now, from, frame, Settled::Acknowledged);
     }
 
-    /// Records that the application has dropped a frame: it is not acknowledged, and not handed on again.
+    /// Records that the application has dropped a frame: it is not acknowledged, and not handed on
+    /// again.
     pub fn forgo(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
         self.settle(now, from, frame, Settled::Dropped);
     }

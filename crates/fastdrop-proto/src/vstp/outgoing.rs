@@ -53,12 +53,12 @@ pub(super) struct Outgoing {
     pub(super) told: bool,
 }
 
-/// When a complete message's ACK is asked for, as it may have been lost.
+/// The next question for a complete message's ACK, as that may have been lost.
 #[derive(Debug, Clone, Copy)]
 struct Ask {
     at: Instant,
     interval: Duration,
-    /// Whether the time has come and the question has not left yet.
+    /// The time has come, and the question has not left yet.
     due: bool,
 }
 
@@ -139,12 +139,13 @@ impl Outgoing {
         !self.is_complete() && (!self.slots.is_empty() || (self.writer.is_some() && self.base >= self.limit))
     }
 
-    /// Whether the peer has reported all of it. Where an ACK is wanted, that one is still to come.
+    /// Returns true if the peer has reported all of it. Where an ACK is wanted, that one is still
+    /// to come.
     fn is_complete(&self) -> bool {
         self.total() == Some(self.base)
     }
 
-    /// When the peer has to be asked for the ACK of a complete message.
+    /// The time at which the peer has to be asked for the ACK of a complete message.
     pub(super) fn ask_at(&self) -> Option<Instant> {
         self.ask.filter(|ask| !ask.due).map(|ask| ask.at)
     }

@@ -93,7 +93,7 @@ impl Receiving {
         self.memory
     }
 
-    /// Whether nothing is under way, to be said, or unacknowledged.
+    /// Returns true if nothing is under way, to be said, or unacknowledged.
     pub(super) fn is_idle(&self) -> bool {
         self.incoming.is_empty() && self.answers.is_empty() && self.seen.is_settled()
     }

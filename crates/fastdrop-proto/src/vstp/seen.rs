@@ -78,7 +78,7 @@ impl Seen {
         }
     }
 
-    /// Whether the application has settled everything.
+    /// Returns true if the application has settled everything.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty()
     }

@@ -209,7 +209,8 @@ impl Session {
         self.seen.settle(now, frame, Settled::Dropped);
     }
 
-    /// Refuses a frame that was handed on: an ERR says why. None if it asked for no acknowledgement.
+    /// Refuses a frame that was handed on: an ERR says why. None if it asked for no
+    /// acknowledgement.
     pub fn refuse(&mut self, now: Instant, frame: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
         let unnumbered = Acknowledgement { msg_id: None, crc: 0 };
         if let Ok(bytes) = frame.unwrap_or(unnumbered).encode_refusal(code, reason) {

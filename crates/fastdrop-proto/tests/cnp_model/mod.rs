@@ -217,7 +217,8 @@ impl Model {
         }
     }
 
-    /// From now on the network and the applications are good. Everything arrives, unless somebody has been taken for gone before that.
+    /// From now on the network and the applications are good. Everything arrives, unless somebody
+    /// has been taken for gone before that.
     fn heal(&mut self) {
         for _ in 0..20_000 {
             for to in 0..2 {

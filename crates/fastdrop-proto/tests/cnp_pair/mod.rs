@@ -21,7 +21,7 @@ struct Side {
     /// What came.
     received: Vec<Bytes>,
     untaken: VecDeque<(Instant, ReceiveId)>,
-    /// How many of them its application has handled.
+    /// The number of them that its application has handled.
     handled: u64,
     opened: bool,
     ended: Option<Ending>,

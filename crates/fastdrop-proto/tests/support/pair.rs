@@ -441,7 +441,8 @@ impl Pair {
         self.schedule(5 * SECOND, Event::ReceiverTick);
     }
 
-    /// Puts other versions in the place of some files: what was confirmed of them is sent again where it differs.
+    /// Puts other versions in the place of some files: what was confirmed of them is sent again
+    /// where it differs.
     fn change(&mut self) {
         for at in 0..self.world.named.len() {
             let entry = EntryIndex(at as u32);
@@ -1171,7 +1172,8 @@ impl Pair {
         Ok(())
     }
 
-    /// A chunk that is held is that of the sender: from here on it counts, under its file's new identity.
+    /// A chunk that is held is that of the sender: from here on it counts, under its file's new
+    /// identity.
     fn same(&mut self, chunk: ChunkIndex) -> Result<(), Failure> {
         let receiver = self.attempt.receiver.as_mut().ok_or("SAME before the answer")?;
         let shape = self.world.receiver_shape(receiver, chunk);

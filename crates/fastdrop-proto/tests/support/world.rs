@@ -132,7 +132,7 @@ pub(crate) struct World {
     /// The journal: pieces by chunk, small files by entry, each with the identity of its file then.
     pub(crate) pieces: Vec<Option<(Checksum, u64)>>,
     pub(crate) smalls: Vec<Option<(Checksum, u64)>>,
-    /// What tells one version of a file from another, by entry.
+    /// Numbers that tell one version of a file from another, by entry.
     pub(crate) identities: Vec<u64>,
     /// What stood at its place before the first attempt.
     pub(crate) existing: Vec<Option<SkipReason>>,
@@ -305,7 +305,8 @@ impl World {
         }
     }
 
-    /// Puts another version in the place of one file of the source, of the same size; only of what has no name yet.
+    /// Puts another version in the place of one file of the source, of the same size; only of what
+    /// has no name yet.
     pub(crate) fn change(&mut self, rng: &mut Rng, entry: EntryIndex) -> bool {
         let at = entry.at();
         if self.named[at] || self.existing[at].is_some() || self.stream() == Some(entry) {

@@ -19,7 +19,8 @@ struct Order {
 pub(super) struct Connected {
     orders: mpsc::Sender<Order>,
     received: Mutex<mpsc::Receiver<Result<Taken, VstpError>>>,
-    /// Of frames that callers have taken: never more than [`Self::RECEIVED`].
+    /// Of frames that callers have taken. The task acknowledges as often as it reads, so that
+    /// hardly more wait than [`Self::RECEIVED`].
     acknowledged: mpsc::UnboundedSender<Acknowledgement>,
 }
 

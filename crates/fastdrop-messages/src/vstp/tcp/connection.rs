@@ -51,8 +51,9 @@ impl Connection {
     const LARGE_MIN: usize = 32 << 10;
     const READ: usize = 256 << 10;
     const READ_AFTER_LARGE: usize = 512;
-    /// The time for which a peer that was refused something may go on sending before the connection is reset, which could take
-    /// from it what it was told; and how long the reason is looked for after a write has failed.
+    /// The time for which a peer that was refused something may go on sending before the connection
+    /// is reset, which could take from it what it was told; and how long the reason is looked for
+    /// after a write has failed.
     const LINGER: Duration = Duration::from_secs(5);
     /// What is written without waiting for more.
     const OUTBOX_MAX: usize = 256 << 10;
@@ -103,7 +104,8 @@ impl Connection {
         if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
     }
 
-    /// Writes what was fed. A peer that has refused something has said why before it closed: then that is the error.
+    /// Writes what was fed. A peer that has refused something has said why before it closed: then
+    /// that is the error.
     pub(crate) async fn flush(&mut self) -> Result<(), VstpError> {
         match self.outbox.flush(&mut self.stream).await {
             Ok(()) => Ok(()),
@@ -111,7 +113,8 @@ impl Connection {
         }
     }
 
-    /// The reason that stands in an ERR frame behind everything that the peer has sent, or else this error.
+    /// The reason that stands in an ERR frame behind everything that the peer has sent, or else
+    /// this error.
     async fn refusal_after(&mut self, error: io::Error) -> VstpError {
         let mut said = None;
         // The peer has closed: what it said is there already, or is lost.
@@ -278,7 +281,8 @@ impl Connection {
         self.session.forgo(Instant::now(), wanted);
     }
 
-    /// The next frame, with the acknowledgement that it asks for, or the next acknowledgement; None at the end.
+    /// The next frame, with the acknowledgement that it asks for, or the next acknowledgement; None
+    /// at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Next>, VstpError> {
         Ok(if self.wait().await? { self.ready.take() } else { None })
     }
@@ -454,8 +458,9 @@ impl Connection {
         self.answer().await
     }
 
-    /// Tells the peer what was wrong with what it sent, as far as it still listens, and lets it finish what it is sending: a
-    /// connection that is closed with something unread is reset, and then the peer may never see the reason.
+    /// Tells the peer what was wrong with what it sent, as far as it still listens, and lets it
+    /// finish what it is sending: a connection that is closed with something unread is reset, and
+    /// then the peer may never see the reason.
     async fn say_error(&mut self, error: &VstpError) {
         let code = match error {
             VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::ServerError(_) => return,

@@ -29,12 +29,13 @@ impl<'a> Delivery<'a> {
         &self.frame
     }
 
-    /// A copy of the frame's headers with its payload, which is not copied if this is its only holder.
+    /// A copy of the frame's headers with its payload, which is not copied if this is its only
+    /// holder.
     pub fn to_frame(&self) -> Frame {
         self.frame.clone().into()
     }
 
-    /// Whether the sender wants an acknowledgement.
+    /// Returns true if the sender wants an acknowledgement.
     pub fn wants_acknowledgement(&self) -> bool {
         self.wanted.is_some()
     }

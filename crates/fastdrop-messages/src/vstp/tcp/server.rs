@@ -62,8 +62,10 @@ impl VstpTcpConnection {
         self.connection.send_with_ack(vec![frame], patience).await
     }
 
-    /// The next frame; None when the client has ended. A HELLO or PING is answered when this is called again, unless the application has answered it; a frame that wants
-    /// an acknowledgement has it when it is returned, since the application has taken it. May be dropped while it waits, and nothing is lost.
+    /// The next frame; None when the client has ended. A HELLO or PING is answered when this is
+    /// called again, unless the application has answered it; a frame that wants an acknowledgement
+    /// has it when it is returned, since the application has taken it. May be dropped while it
+    /// waits, and nothing is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
         Ok(self.connection.recv_bytes().await?.map(Frame::from))
     }

@@ -26,7 +26,7 @@ impl From<Failure> for VstpError {
     }
 }
 
-/// What a code of an ERR frame means, for those that this program knows.
+/// Explains a code of an ERR frame, if this program knows it.
 fn words_of(code: &str) -> String {
     let known = [
         (ErrorCode::TooLarge, "a larger message than it takes"),
@@ -69,7 +69,7 @@ impl VstpUdpClient {
     ///
     /// # Errors
     ///
-    /// What is known of why the frame did not leave or arrive.
+    /// The reason for which the frame did not leave or arrive, as far as it is known.
     pub async fn dispatch(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
         self.handle.send(frame, dest, false).await
     }
@@ -94,7 +94,8 @@ impl VstpUdpClient {
         self.handle.recv().await
     }
 
-    /// The next frame or message, acknowledged when the application says so: [`Delivery::acknowledge`].
+    /// The next frame or message, acknowledged when the application says so:
+    /// [`Delivery::acknowledge`].
     ///
     /// # Errors
     ///

@@ -6,10 +6,11 @@ use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// A received frame or message whose acknowledgement, if its sender wants one, the application gives.
+/// A received frame or message whose acknowledgement, if its sender wants one, the application
+/// gives.
 ///
-/// Until then the sender's repetitions of it are neither acknowledged nor handed on. If this is dropped, the frame is
-/// not acknowledged. Several may be held, and acknowledged in any order.
+/// Until then the sender's repetitions of it are neither acknowledged nor handed on. If this is
+/// dropped, the frame is not acknowledged. Several may be held, and acknowledged in any order.
 #[derive(Debug)]
 #[must_use = "a delivery that is dropped is not acknowledged"]
 pub struct Delivery {
@@ -45,7 +46,7 @@ impl Delivery {
         self.from
     }
 
-    /// Whether the sender wants an acknowledgement.
+    /// Returns true if the sender wants an acknowledgement.
     pub fn wants_acknowledgement(&self) -> bool {
         self.wanted.is_some()
     }

@@ -43,7 +43,7 @@ struct State {
     broken: Option<io::ErrorKind>,
 }
 
-/// What an application did with a frame.
+/// The fate of a frame in its application's hands.
 #[derive(Debug)]
 pub(super) enum Fate {
     Acknowledged,

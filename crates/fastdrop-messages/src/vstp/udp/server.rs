@@ -55,7 +55,8 @@ impl VstpUdpServer {
         self.handle.local_addr()
     }
 
-    /// The next frame or message. One that wants an acknowledgement has it, since the application has taken it.
+    /// The next frame or message. One that wants an acknowledgement has it, since the application
+    /// has taken it.
     pub async fn recv(&self) -> Result<(Frame, SocketAddr), VstpError> {
         self.handle.recv().await.map(|(frame, from)| (frame.into(), from))
     }
@@ -65,7 +66,8 @@ impl VstpUdpServer {
         self.handle.recv().await
     }
 
-    /// The next frame or message, acknowledged when the application says so: [`Delivery::acknowledge`].
+    /// The next frame or message, acknowledged when the application says so:
+    /// [`Delivery::acknowledge`].
     ///
     /// # Errors
     ///

@@ -343,7 +343,7 @@ impl Session {
         self.on_acknowledged(now);
     }
 
-    /// What the peer has handled, or the question what this end has.
+    /// Takes the count of what the peer has handled, or the question for that of this end.
     pub(super) fn handle_handled(&mut self, now: Instant, payload: &[u8]) {
         let Some(channel) = self.channel.as_mut().filter(|channel| channel.agreed.handled) else {
             return self.fail(ErrorCode::Malformed, "a packet of no known type");

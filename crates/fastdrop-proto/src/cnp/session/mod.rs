@@ -30,8 +30,8 @@ const ROOM: &[u8] = b"room";
 pub enum Event {
     /// The handshake is over: [`Session::agreed`] says what was agreed on.
     Opened,
-    /// The next message came; the first one is `ReceiveId(0)`. It counts, and is not acknowledged, until
-    /// [`Session::acknowledge`] says that the application has handled it.
+    /// The next message came; the first one is `ReceiveId(0)`. It counts, and is not acknowledged,
+    /// until [`Session::acknowledge`] says that the application has handled it.
     Message(Bytes),
     /// A message that was sent has been acknowledged.
     Acknowledged(SendId),
@@ -142,7 +142,7 @@ struct Channel {
     /// A sign of life that is due, and what it says.
     sign: Option<&'static [u8]>,
     hold_at: Option<Instant>,
-    /// Whether the peer is to be told what has been handled.
+    /// The peer is to be told what has been handled.
     tells_handled: bool,
     /// The peer's disconnect request, while something before it has not been handled.
     farewell: Option<PacketId>,
@@ -183,7 +183,8 @@ impl Channel {
         usize::from(self.agreed.window) + 1024
     }
 
-    /// Whether an acknowledgement says what the ones before it say: between ours, with Go-Back-N.
+    /// Returns true if an acknowledgement says what the ones before it say: between ours, with
+    /// Go-Back-N.
     fn joins_acks(&self) -> bool {
         self.agreed.strict() && !repeat::of(self.agreed.protocol).keeps_ahead()
     }
@@ -195,7 +196,7 @@ impl Channel {
         }
     }
 
-    /// Whether a message waits to be handled before its last packet is acknowledged.
+    /// Returns true if a message waits to be handled before its last packet is acknowledged.
     fn withholds(&self) -> bool {
         !self.agreed.handled && self.receiver.has_unhandled()
     }
@@ -392,8 +393,8 @@ impl Session {
         Ok(channel.sender.send(now, message))
     }
 
-    /// The application has handled a message, which is acknowledged when all before it are. The second time, and
-    /// once the session is over, nothing happens.
+    /// The application has handled a message, which is acknowledged when all before it are. The
+    /// second time, and once the session is over, nothing happens.
     pub fn acknowledge(&mut self, now: Instant, message: ReceiveId) {
         self.on_freed(now, |receiver| receiver.on_handled(message));
         let Some(channel) = &mut self.channel else { return };
@@ -421,7 +422,8 @@ impl Session {
         }
     }
 
-    /// The application keeps a message no longer that it has not handled: neither this nor a later one will be acknowledged.
+    /// The application keeps a message no longer that it has not handled: neither this nor a later
+    /// one will be acknowledged.
     pub fn discard(&mut self, now: Instant, message: ReceiveId) {
         self.on_freed(now, |receiver| receiver.on_discarded(message));
     }

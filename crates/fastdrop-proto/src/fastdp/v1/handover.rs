@@ -23,11 +23,13 @@ pub enum Arrival<C> {
 
 /// All transfers of one identity, and the connections that may continue them.
 ///
-/// A caller reports what happens, under a lock of its own: [`Self::handle_arrival`] of each connection, [`Self::handle_end`] when
-/// the connection of an unfinished transfer has ended, [`Self::handle_finish`] when a transfer is complete or has failed. A
-/// transfer without a connection asks [`Self::poll_connection`], until [`Self::handle_give_up`]; an arrival that waits asks
-/// [`Self::poll_arrival`], until [`Self::handle_alive`] or [`Self::handle_withdrawal`]. Each of these may change what the others
-/// answer. No transfer waits for a connection while a connection waits for a transfer.
+/// A caller reports what happens, under a lock of its own: [`Self::handle_arrival`] of each
+/// connection, [`Self::handle_end`] when the connection of an unfinished transfer has ended,
+/// [`Self::handle_finish`] when a transfer is complete or has failed. A transfer without a
+/// connection asks [`Self::poll_connection`], until [`Self::handle_give_up`]; an arrival that waits
+/// asks [`Self::poll_arrival`], until [`Self::handle_alive`] or [`Self::handle_withdrawal`]. Each
+/// of these may change what the others answer. No transfer waits for a connection while a
+/// connection waits for a transfer.
 ///
 /// ```text
 ///             handle_end, nobody waits            handle_arrival
@@ -76,8 +78,8 @@ impl<C> Handover<C> {
         Arrival::Waits(number)
     }
 
-    /// Notes that the connection of `transfer` has ended too early. Returns the next one, if it is there; without one the
-    /// transfer waits.
+    /// Notes that the connection of `transfer` has ended too early. Returns the next one, if it is
+    /// there; without one the transfer waits.
     pub fn handle_end(&mut self, transfer: TransferNumber) -> Option<C> {
         if let Some((_, next)) = self.waiting.pop_first() {
             return Some(next);
@@ -100,8 +102,8 @@ impl<C> Handover<C> {
         }
     }
 
-    /// Ends a `transfer` that has waited for too long. Returns its next connection if that has come in this very moment: then the
-    /// transfer goes on.
+    /// Ends a `transfer` that has waited for too long. Returns its next connection if that has come
+    /// in this very moment: then the transfer goes on.
     pub fn handle_give_up(&mut self, transfer: TransferNumber) -> Option<C> {
         let next = self.poll_connection(transfer);
         if next.is_none() {
@@ -110,8 +112,9 @@ impl<C> Handover<C> {
         next
     }
 
-    /// Forgets a `transfer` that is complete or has failed. Returns a connection that was given to it and not taken, which only
-    /// a transfer that fails while it waits can have; nobody serves that one.
+    /// Forgets a `transfer` that is complete or has failed. Returns a connection that was given to
+    /// it and not taken, which only a transfer that fails while it waits can have; nobody serves
+    /// that one.
     pub fn handle_finish(&mut self, transfer: TransferNumber) -> Option<C> {
         match self.transfers.remove(&transfer)? {
             State::Given(connection) => Some(connection),
@@ -119,7 +122,8 @@ impl<C> Handover<C> {
         }
     }
 
-    /// Asks again about a connection that waits. None stands for a connection that a transfer has taken.
+    /// Asks again about a connection that waits. None stands for a connection that a transfer has
+    /// taken.
     pub fn poll_arrival(&mut self, arrival: ArrivalNumber) -> Option<Arrival<C>> {
         let is_first = self.waiting.first_key_value()?.0 == &arrival;
         if is_first && self.transfers.is_empty() {
@@ -128,8 +132,8 @@ impl<C> Handover<C> {
         self.waiting.contains_key(&arrival).then_some(Arrival::Waits(arrival))
     }
 
-    /// Begins a new transfer with a connection that waits, because the senders of all others are alive. None stands for a
-    /// connection that a transfer has taken.
+    /// Begins a new transfer with a connection that waits, because the senders of all others are
+    /// alive. None stands for a connection that a transfer has taken.
     pub fn handle_alive(&mut self, arrival: ArrivalNumber) -> Option<Arrival<C>> {
         let connection = self.waiting.remove(&arrival)?;
         Some(Arrival::Begins(self.begin(), connection))

@@ -92,7 +92,8 @@ const REASON_MAX: usize = 4096;
 pub enum HeaderAnswer {
     /// It takes the file; with `confirms` it says so when it has it.
     Accepted {
-        /// [`super::SUCCESS`] comes before the end of the connection, or the receiver does not have the file.
+        /// [`super::SUCCESS`] comes before the end of the connection, or the receiver does not have
+        /// the file.
         confirms: bool,
     },
     /// It does not take the file.
@@ -104,7 +105,7 @@ impl HeaderAnswer {
     ///
     /// # Errors
     ///
-    /// If it is no JSON object.
+    /// It is no JSON object.
     pub fn parse(json: &[u8]) -> Result<Self, Violation> {
         let fields: serde_json::Map<String, serde_json::Value> = json::parse(json)?;
         let code = fields.get("Refused").and_then(serde_json::Value::as_u64);
@@ -131,8 +132,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The header that carries it, as on the wire: length and JSON. The other fields repeat those of the sender's `header`,
-    /// if it sent one.
+    /// The header that carries it, as on the wire: length and JSON. The other fields repeat those
+    /// of the sender's `header`, if it sent one.
     pub fn encode(&self, header: Option<&Header>) -> Vec<u8> {
         let nothing = Header {
             version: Version::V1_0,
