@@ -276,7 +276,13 @@ fn read_list(file: &Path) -> Result<Option<Vec<Vec<u8>>>, Refused> {
 /// The paths of a list as they are in a manifest: without slashes and dots that say nothing. The
 /// folder itself, which `find` names first, means everything.
 fn listed_paths(text: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    // A list from a system whose lines end in CR LF has no other lines; else a CR belongs to a name.
+    let lines = || text.split_inclusive(|&byte| byte == b'\n');
+    let end: &[u8] = match lines().all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n")) {
+        true => b"\r\n",
+        false => b"\n",
+    };
+    let lines = lines().map(|line| line.strip_suffix(end).unwrap_or(line));
     let path = |line: &[u8]| {
         let components = line.split(|&byte| byte == b'/').filter(|name| !matches!(name, [] | [b'.']));
         components.collect::<Vec<_>>().join(&b'/')
@@ -454,6 +460,10 @@ mod tests {
             ("\n\n", Some("")),
             ("a\nb/c\n", Some("a b/c")),
             ("a\r\nb", Some("a b")),
+            ("a\r\nb\r", Some("a b\r")),
+            ("a\r", Some("a\r")),
+            ("a\r\nb\n", Some("a\r b")),
+            ("b\na\r\n", Some("b a\r")),
             ("./a\n./b/\n", Some("a b")),
             ("a//b\na/./b\n/a/b\n", Some("a/b a/b a/b")),
             (".a\n..\n../a\n...\n", Some(".a .. ../a ...")),
