@@ -85,9 +85,15 @@ impl LeftOut {
             let len = usize::from(cursor.u16()?);
             let path = cursor.bytes(len)?.to_vec();
             let len = usize::from(cursor.u16()?);
+            if len > REASON_MAX {
+                return Err(Violation::protocol("a reason of more than 1,000 bytes"));
+            }
             let reason = std::str::from_utf8(cursor.bytes(len)?)
                 .map_err(|_| Violation::protocol("a reason that is not UTF-8"))?;
             if flags == UNCARRIED {
+                if code != 0 || !path.is_empty() || !left_out.uncarried.is_empty() {
+                    return Err(Violation::protocol("more than a sentence on what is not carried"));
+                }
                 left_out.uncarried = reason.into();
                 continue;
             }
@@ -146,6 +152,32 @@ pub(super) mod tests {
         };
         let entries = vec![entry("a/b", false, "no permission"), entry("l", true, "ü")];
         LeftOut { unnamed: 2, entries, uncarried: "hard links".into() }
+    }
+
+    #[test]
+    fn records_that_no_server_writes_are_refused() {
+        let record = |flags: u8, code: u16, path: &[u8], reason: &[u8]| {
+            let mut out = vec![flags];
+            out.extend(code.to_be_bytes());
+            for text in [path, reason] {
+                out.extend((text.len() as u16).to_be_bytes());
+                out.extend(text);
+            }
+            out
+        };
+        let decode = |records: &[Vec<u8>]| LeftOut::decode(&[vec![0; 8], records.concat()].concat());
+        decode(&[record(0, 403, b"a", &[b'y'; 1000]), record(4, 0, b"", b"links")]).unwrap();
+        for refused in [
+            vec![record(0, 403, b"a", &[b'y'; 1001])],
+            vec![record(0, 403, b"a", b"\xff")],
+            vec![record(8, 403, b"a", b"why")],
+            vec![record(5, 0, b"", b"links")],
+            vec![record(4, 403, b"", b"links")],
+            vec![record(4, 0, b"a", b"links")],
+            vec![record(4, 0, b"", b"links"), record(4, 0, b"", b"links")],
+        ] {
+            decode(&refused).unwrap_err();
+        }
     }
 
     #[test]

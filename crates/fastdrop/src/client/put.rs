@@ -101,10 +101,11 @@ impl PutOffer {
     }
 
     fn leave_out_what_is_too_new(&mut self, tally: &mut Tally) -> Result<(), Error> {
-        let long = self.walked.manifest.long_paths();
-        self.leave_out(&long, TOO_LONG_A_PATH, tally)?;
+        // Links first: they may lead by way of a folder whose path is too long.
         let links = self.walked.manifest.links_beyond_base();
-        self.leave_out(&links, TOO_NEW_A_LINK, tally)
+        self.leave_out(&links, TOO_NEW_A_LINK, tally)?;
+        let long = self.walked.manifest.long_paths();
+        self.leave_out(&long, TOO_LONG_A_PATH, tally)
     }
 
     fn leave_out(
