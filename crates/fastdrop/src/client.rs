@@ -381,7 +381,8 @@ impl Client {
             durability: options.durability,
             times: options.times,
             mode: options.mode,
-            links: options.links,
+            // A put's links are chosen here; an older server would refuse a value that it does not know.
+            links: if r#do == Do::Get { options.links } else { Links::default() },
             resume: options.resume,
             check: options.check && matches!(r#do, Do::Put | Do::Preview),
             checkpoint: options.checkpoint,
