@@ -3,26 +3,21 @@
 //! The protocol's decisions are made in `fastdrop-proto`; this crate gives
 //! them sockets, files, threads and time.
 
-mod archive;
+mod admission;
 mod client;
-mod connection;
-mod decode;
-mod encode;
-mod engine;
+mod codec;
 mod error;
-mod filter;
 mod flags;
-mod identity;
-mod journal;
+mod lock;
+mod net;
 mod observe;
 mod protocol;
-mod root;
+mod random;
 mod server;
 mod source;
-mod stage;
 mod stop;
-mod throttle;
-mod walk;
+mod storage;
+mod transfer;
 
 pub use client::{
     Client, ClientOptions, Compress, Destination, GetOptions, Listed, ListedKind, Listing, Put, PutOptions,
@@ -31,11 +26,11 @@ pub use client::{
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
 pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
-pub use filter::{Filter, FilterError};
 pub use flags::{Action, Asked, Flag, Setting};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
 pub use protocol::{Accept, Protocol, UnknownProtocol};
 pub use server::{Server, ServerError, ServerOptions};
+pub use source::filter::{Filter, FilterError};
 pub use stop::Stop;
 
 /// Shows a name that came from elsewhere: what could steer a terminal or break a line is escaped.

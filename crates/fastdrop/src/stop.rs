@@ -1,8 +1,13 @@
 //! One word that ends everything that was started with it.
 
-use crate::connection::Connection;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Something whose blocked calls return when the word is said.
+pub(crate) trait Stoppable: Send + Sync {
+    /// Has reads and writes under way return, and later ones fail.
+    fn stop(&self);
+}
 
 /// Tells transfers to stop. Clones share the word.
 #[derive(Clone, Default)]
@@ -11,7 +16,7 @@ pub struct Stop(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     stopped: AtomicBool,
-    connections: Mutex<Vec<Weak<Connection>>>,
+    connections: Mutex<Vec<Weak<dyn Stoppable>>>,
     notify: tokio::sync::Notify,
 }
 
@@ -33,7 +38,7 @@ impl Stop {
         let connections =
             std::mem::take(&mut *self.0.connections.lock().unwrap_or_else(PoisonError::into_inner));
         for connection in connections.iter().filter_map(Weak::upgrade) {
-            connection.stop_reading();
+            connection.stop();
         }
         self.0.notify.notify_waiters();
     }
@@ -52,13 +57,14 @@ impl Stop {
     }
 
     /// Has a connection end with the word.
-    pub(crate) fn watch(&self, connection: &Arc<Connection>) {
+    pub(crate) fn watch(&self, connection: &Arc<impl Stoppable + 'static>) {
         let mut connections = self.0.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|connection| connection.strong_count() > 0);
-        connections.push(Arc::downgrade(connection));
+        let weak = Arc::downgrade(connection);
+        connections.push(weak);
         drop(connections);
         if self.is_stopped() {
-            connection.stop_reading();
+            connection.stop();
         }
     }
 }

@@ -1,15 +1,15 @@
 //! FastDownloader: fetches one file over the ports that the server names.
 
-use super::get_place::GetPlace;
-use super::older::send_all;
-use super::summary::Tally;
-use super::{Client, Destination, Error};
-use crate::connection::{Connection, FrameReader};
-use crate::engine::files::ReceiveOptions;
-use crate::engine::incoming::{BUFFER, Incoming, WriteBehind, destination, is_left};
-use crate::engine::lock;
+use crate::client::get_place::GetPlace;
+use crate::client::older::send_all;
+use crate::client::summary::Tally;
+use crate::client::{Client, Destination, Error};
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
+use crate::net::throttle::Throttle;
 use crate::observe::Phase;
-use crate::throttle::Throttle;
+use crate::storage::options::ReceiveOptions;
+use crate::storage::single::{BUFFER, Incoming, WriteBehind, destination, is_left};
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
 };
@@ -130,7 +130,6 @@ fn get_once(client: &Client, path: &Path, dry_run: bool, tally: &mut Tally) -> R
         resume: false,
         size_max: None,
         free_min: 0,
-        filter: Default::default(),
         unpack: None,
     };
     let incoming = Incoming::create(&root, &path, least, options)?;

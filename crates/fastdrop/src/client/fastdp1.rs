@@ -1,12 +1,12 @@
 //! fastdp 1.0.0 and 1.1.0: sends one file.
 
-use super::older::{Delivery, SourceFile, changed, refused_by_reset, send_all};
-use super::{Client, Compress, Error, Upgraded, new_key};
-use crate::archive::{Member, MemberKind, TarGzWriter, write_one_zip};
-use crate::connection::{Connection, Ended, FrameReader};
-use crate::encode::zstd;
+use crate::client::older::{Delivery, SourceFile, changed, refused_by_reset, send_all};
+use crate::client::{Client, Compress, Error, Upgraded, new_key};
+use crate::codec::archive::{Member, MemberKind, TarGzWriter, write_one_zip};
+use crate::codec::encode::zstd;
+use crate::net::connection::{Connection, Ended, FrameReader};
+use crate::net::throttle::Throttle;
 use crate::observe::Phase;
-use crate::throttle::Throttle;
 use fastdrop_proto::fastdp::v1::{
     ChunkPrefix, Compression, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
     one_chunk_for, parse_failure,

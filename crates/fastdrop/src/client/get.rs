@@ -1,27 +1,28 @@
 //! Gets and lists.
 
-use super::get_place::GetPlace;
-use super::summary::Tally;
-use super::{
+use crate::client::get_place::GetPlace;
+use crate::client::summary::Tally;
+use crate::client::{
     Client, Destination, ENTRIES_MAX, GetOptions, Listed, Listing, Summary, fastdownloader, read_grant,
 };
-use crate::archive::expect_archive;
-use crate::connection::FrameReader;
-use crate::engine::files::{ReceiveOptions, Unpack};
-use crate::engine::inquiry::Inquiry;
-use crate::engine::output::{OutputSink, expect_one_file};
-use crate::engine::place::Placement;
-use crate::engine::receive::{Prepared, Reception};
-use crate::engine::with_alive;
 use crate::error::Error;
 use crate::flags::{Action, Request};
+use crate::net::connection::FrameReader;
 use crate::observe::Phase;
 use crate::protocol::Protocol;
-use crate::stage::Busy;
-use crate::walk::Walked;
+use crate::source::archive::expect_archive;
+use crate::source::walk::Walked;
+use crate::storage::options::{ReceiveOptions, Unpack};
+use crate::storage::output::{OutputSink, expect_one_file};
+use crate::storage::placement::Placement;
+use crate::storage::recovery::Busy;
+use crate::storage::root::Root;
+use crate::transfer::alive::with_alive;
+use crate::transfer::inquiry::Inquiry;
+use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
 use fastdrop_proto::fastdp::{
     self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LEFT_OUT_NAMED_MAX, LeftOut,
-    LeftOutEntry, Manifest, ManifestBuilder, Open, Place, Receiver, RelPath, Table, Transcript,
+    LeftOutEntry, Manifest, ManifestBuilder, Open, Place, RelPath, Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::sync::Arc;
@@ -151,9 +152,9 @@ impl Client {
                     if let Some(kind) = archive {
                         placement = placement.ending_in(kind.extension());
                     }
-                    let receive = self.receive_options(&grant, None);
-                    let machine = Receiver::new(Arc::clone(&manifest), table, self.options.checksum);
-                    Reception::preview(machine, root, &placement, &receive, &self.stop, inquiry).map(Some)
+                    let options = self.receive_options(&grant, None);
+                    let prepare = self.prepare(&manifest, table, root, placement, options, inquiry);
+                    prepare.preview().map(Some)
                 }
             });
             connection.close();
@@ -172,7 +173,7 @@ impl Client {
         }
         let place = &place.with_parents()?;
         let prepared = with_alive(&connection, || match place {
-            GetPlace::Output(sink) => Reception::to_output(
+            GetPlace::Output(sink) => prepare_output(
                 Arc::clone(&manifest),
                 table,
                 self.options.checksum,
@@ -192,21 +193,8 @@ impl Client {
                 }
                 let unpack = archive.filter(|_| !options.keep_archive);
                 let receive = self.receive_options(&grant, unpack.map(|kind| Unpack::new(kind, ENTRIES_MAX)));
-                let (observer, stop) = (Arc::clone(&self.observer), self.stop.clone());
-                let (manifest, root) = (Arc::clone(&manifest), Arc::clone(root));
-                let checksum = self.options.checksum;
-                Reception::prepare(
-                    manifest,
-                    table,
-                    checksum,
-                    root,
-                    placement,
-                    receive,
-                    observer,
-                    stop,
-                    &mut |_| Ok(Busy::Unknown),
-                    Some(inquiry),
-                )
+                let prepare = self.prepare(&manifest, table, root, placement, receive, inquiry);
+                prepare.run(&mut |_| Ok(Busy::Unknown))
             }
         });
         let Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed } = match prepared {
@@ -267,6 +255,29 @@ impl Client {
     }
 
     /// What this end, as the receiver, decides by itself.
+    fn prepare<'a>(
+        &self,
+        manifest: &Arc<Manifest>,
+        table: Table,
+        root: &Arc<Root>,
+        placement: Placement,
+        options: ReceiveOptions,
+        inquiry: Inquiry<'a>,
+    ) -> Prepare<'a> {
+        Prepare {
+            manifest: Arc::clone(manifest),
+            table,
+            algorithm: self.options.checksum,
+            root: Arc::clone(root),
+            placement,
+            options,
+            filter: self.options.filter.clone(),
+            observer: Arc::clone(&self.observer),
+            stop: self.stop.clone(),
+            inquiry: Some(inquiry),
+        }
+    }
+
     fn receive_options(&self, grant: &Grant, unpack: Option<Unpack>) -> ReceiveOptions {
         let options = &self.options;
         ReceiveOptions {
@@ -280,7 +291,6 @@ impl Client {
             resume: options.resume && grant.has(Capability::Identity),
             size_max: None,
             free_min: 0,
-            filter: options.filter.clone(),
             unpack,
         }
     }

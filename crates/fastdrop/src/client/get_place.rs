@@ -1,9 +1,9 @@
 //! The place that a get writes to.
 
-use super::Error;
-use crate::engine::output::OutputSink;
-use crate::root::Root;
-use crate::stage::is_named;
+use crate::client::Error;
+use crate::storage::output::OutputSink;
+use crate::storage::recovery::is_named;
+use crate::storage::root::Root;
 use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};

@@ -1,12 +1,12 @@
 //! NextDP: sends one file as requests, several at the same time.
 
-use super::older::{SourceFile, send_all, send_paced};
-use super::{Client, Compress, Error};
-use crate::connection::FrameReader;
-use crate::engine::lock;
+use crate::client::older::{SourceFile, send_all, send_paced};
+use crate::client::{Client, Compress, Error};
+use crate::lock::lock;
+use crate::net::connection::FrameReader;
+use crate::net::throttle::Throttle;
 use crate::observe::Phase;
-use crate::stage::random;
-use crate::throttle::Throttle;
+use crate::random::random;
 use fastdrop_proto::fastdp::{Refuse, Streams};
 use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, parse_answer};
 use std::io::Write;

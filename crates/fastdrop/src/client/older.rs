@@ -1,13 +1,13 @@
 //! What the older protocols have in common on the client: whole files, one after the other.
 
-use super::summary::Tally;
-use super::{Client, Error, fastdp1, nextdp, ultradp};
-use crate::connection::{Connection, Ended, SendFileError};
+use crate::client::summary::Tally;
+use crate::client::{Client, Error, fastdp1, nextdp, ultradp};
+use crate::net::connection::{Connection, Ended, SendFileError};
+use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::protocol::Protocol;
-use crate::source::read_exact_at;
-use crate::throttle::Throttle;
-use crate::walk::SourceTree;
+use crate::source::tree::SourceTree;
+use crate::storage::io::read_exact_at;
 use fastdrop_proto::fastdp::{Done, Entry, EntryKind, Manifest, Refuse, Version};
 use rustix::fs::Stat;
 use rustix::io::Errno;

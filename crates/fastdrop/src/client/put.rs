@@ -1,18 +1,22 @@
 //! Puts: what is offered, what a server makes of it, and one attempt after the other.
 
-use super::summary::Tally;
-use super::{Agreed, Client, ENTRIES_MAX, Put, PutOptions, Summary, cores, has_several_tops, read_grant};
-use crate::archive::{Packed, offered};
-use crate::engine::send::{Opener, SendOptions, Transmission};
-use crate::engine::{data_streams_from, flying_max, grantable, with_alive};
+use crate::client::summary::Tally;
+use crate::client::{
+    Agreed, Client, ENTRIES_MAX, Put, PutOptions, Summary, cores, has_several_tops, read_grant,
+};
 use crate::error::Error;
 use crate::flags::{Action, Request};
-use crate::identity::Identities;
 use crate::observe::Phase;
 use crate::protocol::Protocol;
-use crate::root::split;
-use crate::source::{Unreadable, content};
-use crate::walk::{SourceTree, WalkOptions, Walked, walk};
+use crate::source::archive::{Packed, offered};
+use crate::source::identity::Identities;
+use crate::source::reader::{Unreadable, content};
+use crate::source::tree::SourceTree;
+use crate::source::walk::{WalkOptions, Walked, walk};
+use crate::storage::root::split;
+use crate::transfer::alive::with_alive;
+use crate::transfer::limits::{data_streams_from, flying_max, grantable};
+use crate::transfer::send::{Opener, SendOptions, Transmission};
 use fastdrop_proto::fastdp::{
     Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, Sender,
     SenderConfig, SkipReason, Table, Transcript,

@@ -1,14 +1,14 @@
 //! What a call of the client came to.
 
-use super::older::Delivery;
-use super::{ClientOptions, Error};
-use crate::engine::receive::Reception;
-use crate::engine::send::Transmission;
-use crate::filter::Filter;
+use crate::client::older::Delivery;
+use crate::client::{ClientOptions, Error};
 use crate::flags::Setting;
 use crate::observe::{Limits, Observer, Warning};
 use crate::protocol::Protocol;
-use crate::walk::Walked;
+use crate::source::filter::Filter;
+use crate::source::walk::Walked;
+use crate::transfer::receive::Reception;
+use crate::transfer::send::Transmission;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Done, Durability, Entry, EntryKind, Failed, LeftOutEntry, Manifest, RelPath, SkipReason, Spent,

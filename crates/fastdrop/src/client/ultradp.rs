@@ -1,11 +1,11 @@
 //! UltraDP: sends one file, and waits until the receiver has closed.
 
-use super::older::{Delivery, SourceFile, refused_by_reset, send_all, send_paced};
-use super::{Client, Compress, Error};
-use crate::connection::{Connection, FrameReader};
-use crate::encode::ZSTD_LEVEL;
+use crate::client::older::{Delivery, SourceFile, refused_by_reset, send_all, send_paced};
+use crate::client::{Client, Compress, Error};
+use crate::codec::encode::ZSTD_LEVEL;
+use crate::net::connection::{Connection, FrameReader};
+use crate::net::throttle::Throttle;
 use crate::observe::Phase;
-use crate::throttle::Throttle;
 use fastdrop_proto::ultradp::{Announcement, CHUNK};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,13 +1,14 @@
 //! FastDownloader: gives files over ports that are made for each of them. The server
 //! speaks first, on a port of its own.
 
-use super::listen::canonical;
-use super::older::Older;
-use super::{Shared, lock};
-use crate::connection::{Connection, FrameReader};
 use crate::error::Error;
-use crate::source::read_exact_at;
-use crate::walk::names;
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
+use crate::server::Shared;
+use crate::server::listen::canonical;
+use crate::server::older::Older;
+use crate::storage::io::read_exact_at;
+use crate::storage::root::names;
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, CHUNK_PREFIX, CHUNKS_MAX, NAME_MAX, WRONG_INPUT, chunks_of, encode_list,
     encode_prefix, streams_for,

@@ -1,10 +1,10 @@
 //! The asynchronous beginning of a connection: its first bytes, which say what it speaks, and for
 //! fastdp the upgrade, the header and the first frame, within a deadline.
 
-use super::http::Upgraded;
-use super::{KeyGuard, Shared, fastdp1};
-use crate::connection::reset_on_close;
+use crate::net::connection::reset_on_close;
 use crate::protocol::Protocol;
+use crate::server::http::Upgraded;
+use crate::server::{KeyGuard, Shared, fastdp1};
 use fastdrop_proto::fastdp::{
     Control, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest, Version, Versions,
     Violation, head_len, is_endpoint, parse_request, v1,

@@ -1,8 +1,8 @@
 //! Connections that speak HTTP and did not begin with an upgrade: kept alive, and
 //! upgraded later if that is what they want.
 
-use super::{KeyGuard, Shared, nextdp};
 use crate::protocol::Protocol;
+use crate::server::{KeyGuard, Shared, nextdp};
 use bytes::Bytes;
 use fastdrop_proto::fastdp::{ENDPOINT, SERVER, UpgradeError, UpgradeRequest};
 use fastdrop_proto::nextdp::{COMPLETE, PATH, RECEIVED};

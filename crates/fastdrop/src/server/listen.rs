@@ -1,7 +1,7 @@
 //! Listening sockets.
 
-use super::ServerError;
-use crate::connection::prepare_socket;
+use crate::net::connection::prepare_socket;
+use crate::server::ServerError;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 
 /// Ports that are tried before none is found that is free on all addresses.

@@ -10,17 +10,17 @@ mod older;
 mod session;
 mod ultradp;
 
-use crate::connection::reset_on_close;
-use crate::engine::lock;
-use crate::engine::place::Placement;
-use crate::engine::receive::Reception;
-use crate::engine::send::Transmission;
-use crate::engine::turns::Turns;
+use crate::admission::turns::Turns;
 use crate::error::{Error, ErrorKind, code_of, kind_of, reason};
-use crate::journal::FileKey;
+use crate::lock::lock;
+use crate::net::connection::reset_on_close;
 use crate::protocol::Accept;
-use crate::root::Root;
 use crate::stop::Stop;
+use crate::storage::journal::FileKey;
+use crate::storage::placement::Placement;
+use crate::storage::root::Root;
+use crate::transfer::receive::Reception;
+use crate::transfer::send::Transmission;
 use fastdrop_proto::fastdp::{Existing, Manifest, UpgradeError, UpgradeRequest, Version};
 use fastdrop_proto::units::TransferId;
 use handshake::Begun;
@@ -345,7 +345,7 @@ impl Server {
 async fn expire(shared: Arc<Shared>) {
     loop {
         let (root, age) = (Arc::clone(&shared.root), shared.options.expire);
-        let _ = tokio::task::spawn_blocking(move || crate::stage::expire(&root, age)).await;
+        let _ = tokio::task::spawn_blocking(move || crate::storage::recovery::expire(&root, age)).await;
         tokio::time::sleep(EXPIRE_EVERY).await;
     }
 }

@@ -1,10 +1,11 @@
 //! NextDP: puts files together from requests that carry a chunk each.
 
-use super::older::Placed;
-use super::{Shared, lock};
 use crate::error::Error;
-use crate::source::read_exact_at;
-use crate::stage::write_all_at;
+use crate::lock::lock;
+use crate::server::Shared;
+use crate::server::older::Placed;
+use crate::storage::io::read_exact_at;
+use crate::storage::io::write_all_at;
 use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, Refusal, Verdict};
 use http_body_util::BodyExt;
 use hyper::Request;

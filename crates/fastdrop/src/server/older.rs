@@ -1,13 +1,13 @@
 //! What the older protocols have in common on the server: a connection
 //! that brings one file, and its place.
 
-use super::listen::canonical;
-use super::{Shared, lock};
-use crate::connection::{Connection, FrameReader};
-use crate::engine::files::ReceiveOptions;
-use crate::engine::incoming::Incoming;
 use crate::error::Error;
-use crate::filter::Filter;
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
+use crate::server::Shared;
+use crate::server::listen::canonical;
+use crate::storage::options::ReceiveOptions;
+use crate::storage::single::Incoming;
 use fastdrop_proto::fastdp::Durability;
 use std::any::Any;
 use std::net::{SocketAddr, TcpStream};
@@ -67,7 +67,6 @@ impl Placed {
             resume: false,
             size_max: options.size_max,
             free_min: options.free_min,
-            filter: Filter::default(),
             unpack: None,
         };
         let incoming = Incoming::create(&shared.root, path, size, receive)?;

@@ -1,28 +1,33 @@
 //! One connection in the blocking plane: a put, a get, a list, or one more stream of either.
 
-use super::handshake::Handshaken;
-use super::{Shared, StreamGuard, Transfer, lock};
-use crate::archive::{Packed, expect_archive, offered};
-use crate::connection::{Connection, FrameReader};
-use crate::engine::files::{ReceiveOptions, Unpack};
-use crate::engine::inquiry::Inquiry;
-use crate::engine::place::Placement;
-use crate::engine::receive::{Prepared, Reception};
-use crate::engine::send::{Opener, SendOptions, Transmission, offer};
-use crate::engine::{Joined, data_streams_from, flying_max, grantable, with_alive};
 use crate::error::{Error, code_of, reason};
-use crate::filter::Filter;
-use crate::identity::Identities;
-use crate::journal::FileKey;
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
 use crate::observe::Observer;
-use crate::root::Root;
-use crate::source::Unreadable;
-use crate::stage::{Busy, random};
-use crate::walk::{SourceTree, WalkOptions, Walked, walk};
+use crate::random::random;
+use crate::server::handshake::Handshaken;
+use crate::server::{Shared, StreamGuard, Transfer};
+use crate::source::archive::{Packed, expect_archive, offered};
+use crate::source::filter::Filter;
+use crate::source::identity::Identities;
+use crate::source::reader::Unreadable;
+use crate::source::tree::SourceTree;
+use crate::source::walk::{WalkOptions, Walked, walk};
+use crate::storage::journal::FileKey;
+use crate::storage::options::{ReceiveOptions, Unpack};
+use crate::storage::placement::Placement;
+use crate::storage::recovery::Busy;
+use crate::storage::root::Root;
+use crate::transfer::alive::with_alive;
+use crate::transfer::inquiry::Inquiry;
+use crate::transfer::limits::{data_streams_from, flying_max, grantable};
+use crate::transfer::prepare::{Prepare, Prepared};
+use crate::transfer::send::{Opener, SendOptions, Transmission, offer};
+use crate::transfer::streams::Joined;
 use fastdrop_proto::fastdp::{
     Archive, Capability, Control, Do, Entry, EntryKind, Existing, Grant, Header, LeftOut, LeftOutEntry,
-    Links, Manifest, ManifestBuilder, Open, PathError, Receiver, RelPath, Sender, SenderConfig, Streams,
-    Table, Transcript,
+    Links, Manifest, ManifestBuilder, Open, PathError, RelPath, Sender, SenderConfig, Streams, Table,
+    Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
@@ -239,8 +244,30 @@ impl Serving<'_> {
             resume: self.open.resume && grant.has(Capability::Identity),
             size_max: options.size_max,
             free_min: options.free_min,
-            filter: Filter::default(),
             unpack: archive.map(|kind| Unpack::new(kind, options.entries_max)),
+        }
+    }
+
+    fn prepare<'a>(
+        &self,
+        manifest: Arc<Manifest>,
+        table: Table,
+        placement: Placement,
+        options: ReceiveOptions,
+        inquiry: Inquiry<'a>,
+        observer: Arc<Observer>,
+    ) -> Prepare<'a> {
+        Prepare {
+            manifest,
+            table,
+            algorithm: self.open.checksum,
+            root: Arc::clone(&self.shared.root),
+            placement,
+            options,
+            filter: Filter::default(),
+            observer,
+            stop: self.shared.stop.clone(),
+            inquiry: Some(inquiry),
         }
     }
 
@@ -256,9 +283,7 @@ impl Serving<'_> {
         let inquiry = if packed { inquiry.without_contents() } else { inquiry };
         let receive = ReceiveOptions { unpack: None, ..receive };
         let previewed = with_alive(self.connection, || {
-            let machine = Receiver::new(manifest, table, self.open.checksum);
-            let (root, stop) = (&self.shared.root, &self.shared.stop);
-            Reception::preview(machine, root, &placement, &receive, stop, inquiry)
+            self.prepare(manifest, table, placement, receive, inquiry, Arc::default()).preview()
         });
         match previewed {
             Ok(preview) => {
@@ -292,18 +317,10 @@ impl Serving<'_> {
         let prepared = with_alive(self.connection, || {
             let mut busy = |folder: &str| self.take_over(folder, &manifest, &placement);
             let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
-            Reception::prepare(
-                Arc::clone(&manifest),
-                table,
-                self.open.checksum,
-                Arc::clone(&self.shared.root),
-                placement.clone(),
-                self.receive_options(&grant),
-                Arc::clone(&observer),
-                self.shared.stop.clone(),
-                &mut busy,
-                Some(inquiry),
-            )
+            let (manifest, placement) = (Arc::clone(&manifest), placement.clone());
+            let options = self.receive_options(&grant);
+            let prepare = self.prepare(manifest, table, placement, options, inquiry, Arc::clone(&observer));
+            prepare.run(&mut busy)
         });
         let Prepared { reception, answer, .. } = match prepared {
             Ok(prepared) => prepared,
@@ -571,13 +588,13 @@ impl Serving<'_> {
             Ok::<_, Error>(())
         };
         if !is_dir {
-            let (folder, name) = crate::root::split(path);
+            let (folder, name) = crate::storage::root::split(path);
             let folder = root.open_dir(folder).map_err(system)?;
             add(folder.as_fd(), name, &stat)?;
         } else {
             let dir = root.open_dir(path).map_err(system)?;
             let mut unreadable = Vec::new();
-            for (name, _) in crate::walk::names(dir.as_fd()).map_err(system)? {
+            for (name, _) in crate::storage::root::names(dir.as_fd()).map_err(system)? {
                 match rustix::fs::statat(&dir, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(stat) => add(dir.as_fd(), &name, &stat)?,
                     // It is gone by now.

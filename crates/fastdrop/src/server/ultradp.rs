@@ -1,12 +1,12 @@
 //! UltraDP: receives one file from a connection on which nothing is answered. It is
 //! reset unless the file gets its name.
 
-use super::Shared;
-use super::older::{Older, Placed};
-use crate::connection::{Ended, FrameReader, Payload};
-use crate::decode::{expect_end, fill, zstd_frame};
-use crate::engine::incoming::{BUFFER, WriteBehind};
+use crate::codec::decode::{expect_end, fill, zstd_frame};
 use crate::error::Error;
+use crate::net::connection::{Ended, FrameReader, Payload};
+use crate::server::Shared;
+use crate::server::older::{Older, Placed};
+use crate::storage::single::{BUFFER, WriteBehind};
 use fastdrop_proto::ultradp::{Announcement, Receiver, UltraDpError};
 use std::io::BufReader;
 use std::sync::Arc;

@@ -1,13 +1,13 @@
 //! Chunks off the connections of one transfer, one after the other.
 
-use super::IN_VAIN_MAX;
-use super::payload::{Hash, io_error};
-use super::returns::{Joined, Return};
-use crate::connection::{Ended, FrameReader};
-use crate::engine::incoming::BUFFER;
 use crate::error::Error;
+use crate::net::connection::{Ended, FrameReader};
 use crate::server::Shared;
-use crate::source::read_exact_at;
+use crate::server::fastdp1::IN_VAIN_MAX;
+use crate::server::fastdp1::payload::{Hash, io_error};
+use crate::server::fastdp1::returns::{Joined, Return};
+use crate::storage::io::read_exact_at;
+use crate::storage::single::BUFFER;
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Header, Receiver};
 use std::any::Any;
 use std::os::fd::AsFd;

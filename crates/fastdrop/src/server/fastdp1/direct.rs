@@ -1,12 +1,12 @@
 //! A payload that is kept as it comes: each chunk goes to its place, in whatever order.
 
-use super::chunks::Chunks;
-use super::payload::{Hash, Spool, io_error};
-use crate::archive::is_whole_zip;
-use crate::engine::incoming::{BUFFER, Incoming, Look, WriteBehind};
+use crate::codec::archive::is_whole_zip;
 use crate::error::Error;
-use crate::server::lock;
-use crate::stage::write_all_at;
+use crate::lock::lock;
+use crate::server::fastdp1::chunks::Chunks;
+use crate::server::fastdp1::payload::{Hash, Spool, io_error};
+use crate::storage::io::write_all_at;
+use crate::storage::single::{BUFFER, Incoming, Look, WriteBehind};
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Verdict};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};

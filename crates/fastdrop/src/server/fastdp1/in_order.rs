@@ -1,12 +1,12 @@
 //! A payload that is decoded as it arrives, from its beginning to its end.
 
-use super::chunks::Chunks;
-use super::payload::{Decoded, Hash, Spool};
-use crate::archive::{one_file, read_tar_gz};
-use crate::connection::Ended;
-use crate::decode::{DecodeError, expect_end, zstd_frame};
-use crate::engine::incoming::{BUFFER, Incoming};
+use crate::codec::archive::{one_file, read_tar_gz};
+use crate::codec::decode::{DecodeError, expect_end, zstd_frame};
 use crate::error::Error;
+use crate::net::connection::Ended;
+use crate::server::fastdp1::chunks::Chunks;
+use crate::server::fastdp1::payload::{Decoded, Hash, Spool};
+use crate::storage::single::{BUFFER, Incoming};
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Compression, Verdict};
 use std::io::{BufReader, Read};
 

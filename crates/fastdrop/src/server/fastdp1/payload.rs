@@ -1,11 +1,11 @@
 //! What a payload goes through on its way: a hash of it, a spool for what came too
 //! early, and the file that comes out.
 
-use crate::decode::{DecodeError, fill};
-use crate::engine::incoming::{Incoming, WriteBehind};
+use crate::codec::decode::{DecodeError, fill};
 use crate::error::Error;
-use crate::source::read_exact_at;
-use crate::stage::write_all_at;
+use crate::storage::io::read_exact_at;
+use crate::storage::io::write_all_at;
+use crate::storage::single::{Incoming, WriteBehind};
 use fastdrop_proto::fastdp::v1::Header;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};

@@ -1,7 +1,7 @@
 //! Connections of 1.0.0 that continue the transfer of an earlier one.
 
-use crate::connection::{Connection, FrameReader};
-use crate::server::lock;
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::v1::{Arrival, ArrivalNumber, Handover, Header, TransferNumber};
 use std::any::Any;

@@ -1,0 +1,4 @@
+//! Sockets, their tuning, and the frames on them. Nothing here knows what a frame means.
+
+pub(crate) mod connection;
+pub(crate) mod throttle;

@@ -1,0 +1,307 @@
+//! One file that arrives by one of the older protocols: written under a temporary
+//! name, and named when it is complete.
+
+use crate::error::{Error, reason};
+use crate::storage::io::write_all_at;
+use crate::storage::journal::{FileKey, Record};
+use crate::storage::mounts::{Mounts, Refusal};
+use crate::storage::options::ReceiveOptions;
+use crate::storage::placement::{Placement, Rules, Verdict, judge};
+use crate::storage::root::{Dirs, Root, split};
+use crate::storage::stage::Stage;
+use crate::storage::writer::FileSink;
+use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
+use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
+
+/// Bytes of a buffer: they stay in the processor's caches from being received to being written.
+pub(crate) const BUFFER: usize = 256 << 10;
+/// Buffers of one file.
+const BUFFERS: usize = 8;
+const ONLY: EntryIndex = EntryIndex(0);
+
+/// A file that is being received. What it has written goes with it, unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    sink: FileSink,
+    manifest: Manifest,
+    temp: u32,
+    fd: OwnedFd,
+    keep: bool,
+}
+
+impl Incoming {
+    /// Begins the file `path` beneath `root`; `size` is what it will have, as far as
+    /// that is known, and is made sure of.
+    ///
+    /// An error if the name leads elsewhere, if something is there that
+    /// has to stay, or if there is no room.
+    pub(crate) fn create(
+        root: &Arc<Root>,
+        path: &[u8],
+        size: u64,
+        options: ReceiveOptions,
+    ) -> Result<Self, Error> {
+        let path = RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?.as_bytes();
+        let (folder, name) = split(path);
+        let manifest = single(name)?;
+        let folder = if folder.is_empty() { Vec::new() } else { [folder, b"/"].concat() };
+        let placement = Placement::resolve(root, &folder, Place::Into, &manifest)?;
+        let entry = only(&manifest)?;
+        let mut dirs = Dirs::default();
+        let exceptions = match judge_name(root, &mut dirs, path, &entry, options.existing)? {
+            verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
+            Verdict::Conflict(_) | Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
+                return Err(Error::with_code(409, format!("{}: it exists", crate::shown(path))));
+            }
+            Verdict::New => HashMap::new(),
+        };
+        let mut mounts = Mounts::default();
+        mounts.note(root, &mut dirs, ONLY, path, true)?;
+        let mut stage =
+            Stage::create(Arc::clone(root), Algorithm::None, ChunkSize::COMMON, options.durability, None)?;
+        let staged = mounts.stage(root, &mut stage).and_then(|()| {
+            let part = mounts.part_of(ONLY);
+            part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
+        });
+        let sink = FileSink::new(Arc::clone(root), placement, stage, mounts, options, exceptions, Vec::new());
+        let made = staged.and_then(|part| {
+            sink.check_space(&BTreeMap::from([(part, size)]), size)?;
+            let made = sink.stage.new_temp(part, 0o600);
+            made.map_err(|errno| Error::system(format!("writing {}", crate::shown(path)), errno))
+        });
+        match made {
+            Ok((temp, fd)) => Ok(Self { sink, manifest, temp, fd, keep: false }),
+            Err(error) => {
+                sink.stage.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// The folder of its stage.
+    pub(crate) fn folder(&self) -> &str {
+        self.sink.stage.name()
+    }
+
+    /// The temporary file.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// One more temporary file, for what waits for its turn. It goes when the stage does.
+    pub(crate) fn spool(&self) -> Result<OwnedFd, Error> {
+        let made = self.sink.part_of(ONLY).and_then(|part| self.sink.stage.new_temp(part, 0o600));
+        made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
+    }
+
+    /// Leaves the `bytes` that have come in the stage, where they expire.
+    pub(crate) fn keep_aside(mut self, bytes: u64) {
+        let Ok(entry) = only(&self.manifest) else { return };
+        // Noted, so that nobody takes the stage for an empty one; with a time that no
+        // file has, so that nobody continues it.
+        let never = Mtime { seconds: i64::MIN, nanos: 0 };
+        let key = FileKey::new(self.sink.placement.of(entry.path), bytes, never);
+        let (temp, checksum) = (self.temp, Checksum::from_slice(&[]));
+        let records = [Record::File { temp, identity: 0, key }, Record::Piece { temp, piece: 0, checksum }];
+        self.keep = self.sink.stage.journal().append(&records).is_ok();
+    }
+
+    fn failed(&self, errno: Errno) -> Error {
+        match self.manifest.get(ONLY) {
+            Some(entry) => self.sink.system(&entry, errno),
+            None => Error::system("writing", errno),
+        }
+    }
+
+    /// Syncs the file and gives it its name.
+    pub(crate) fn commit(self) -> Result<(), Error> {
+        let entry = only(&self.manifest)?;
+        self.sink.set_file_attributes(&self.fd, &entry, true).map_err(|errno| self.failed(errno))?;
+        self.sink.stage.sync_temps(&[self.temp])?;
+        self.sink.give_name(&mut Dirs::default(), ONLY, &entry, self.temp).map_err(|errno| {
+            let path = crate::shown(&self.sink.placement.of(entry.path));
+            match errno {
+                Errno::EXIST => Error::with_code(409, format!("{path}: another one was put there meanwhile")),
+                errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
+            }
+        })?;
+        self.sink.sync_names()
+    }
+
+    /// Has `receive` fill buffers, which another thread writes at the places that they are given.
+    pub(crate) fn write_behind<T>(
+        &self,
+        receive: impl FnOnce(&mut WriteBehind) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.write_behind_to(self.file(), None, receive)
+    }
+
+    /// The same into another file of this stage. `look`, on a thread between
+    /// both, sees each buffer with its place.
+    pub(crate) fn write_behind_to<T>(
+        &self,
+        file: BorrowedFd<'_>,
+        look: Option<&Look<'_>>,
+        receive: impl FnOnce(&mut WriteBehind) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (mut full, to_write) = sync_channel::<Full>(BUFFERS);
+        let (written, empty) = channel();
+        std::thread::scope(|scope| {
+            if let Some(look) = look {
+                let (before, to_look) = sync_channel::<Full>(BUFFERS);
+                let after = std::mem::replace(&mut full, before);
+                spawn(scope, move || {
+                    for full in to_look {
+                        look(full.buffer.get(..full.len).unwrap_or_default(), full.at);
+                        if after.send(full).is_err() {
+                            return;
+                        }
+                    }
+                })?;
+            }
+            let writer = spawn(scope, move || {
+                to_write.iter().try_for_each(|Full { buffer, len, at }| {
+                    write_all_at(file, buffer.get(..len).unwrap_or_default(), at)?;
+                    self.sink.stage.begin_writeback(file, at, len as u64);
+                    // Nobody may want it any more.
+                    let _ = written.send(buffer);
+                    Ok(())
+                })
+            })?;
+            let mut behind = WriteBehind { full, empty, spare: Vec::new(), made: 0 };
+            let received = receive(&mut behind);
+            drop(behind);
+            match writer.join() {
+                Ok(Ok(())) => received,
+                Ok(Err(errno)) => Err(self.failed(errno)),
+                Err(_) => Err(self.failed(Errno::IO)),
+            }
+        })
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.sink.stage.remove();
+        }
+    }
+}
+
+/// Sees what is about to be written, and where.
+pub(crate) type Look<'a> = dyn Fn(&[u8], u64) + Sync + 'a;
+
+struct Full {
+    buffer: Vec<u8>,
+    len: usize,
+    at: u64,
+}
+
+/// The receiving end's side of [`Incoming::write_behind`].
+pub(crate) struct WriteBehind {
+    full: SyncSender<Full>,
+    empty: Receiver<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    made: usize,
+}
+
+impl WriteBehind {
+    /// A buffer of [`BUFFER`] bytes, as soon as there is one; an error if writing has
+    /// failed, which is then the one that counts.
+    pub(crate) fn buffer(&mut self) -> Result<Vec<u8>, Error> {
+        if let Some(buffer) = self.spare.pop().or_else(|| self.empty.try_recv().ok()) {
+            return Ok(buffer);
+        }
+        if self.made < BUFFERS {
+            self.made += 1;
+            return Ok(vec![0; BUFFER]);
+        }
+        self.empty.recv().map_err(|_| gone())
+    }
+
+    /// Has the first `len` bytes of `buffer` written at `at`.
+    pub(crate) fn write(&mut self, buffer: Vec<u8>, len: usize, at: u64) -> Result<(), Error> {
+        self.full.send(Full { buffer, len, at }).map_err(|_| gone())
+    }
+
+    /// Waits until everything has been written, but for what is in the
+    /// `out` buffers that the caller still has.
+    pub(crate) fn flush(&mut self, out: usize) -> Result<(), Error> {
+        while self.spare.len() + out < self.made {
+            self.spare.push(self.empty.recv().map_err(|_| gone())?);
+        }
+        Ok(())
+    }
+
+    /// Takes a buffer back that was not filled.
+    pub(crate) fn give_back(&mut self, buffer: Vec<u8>) {
+        self.spare.push(buffer);
+    }
+}
+
+/// Starts a thread, which the system may refuse.
+fn spawn<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Error> {
+    let spawned = std::thread::Builder::new().spawn_scoped(scope, work);
+    spawned.map_err(|error| Error::with_code(503, format!("no thread to be had: {error}")))
+}
+
+fn gone() -> Error {
+    Error::with_code(500, "writing has ended")
+}
+
+/// Where a file called `name` goes when a user says `path`: into it if it is a folder, else as it.
+pub(crate) fn destination(root: &Root, path: &[u8], name: &[u8]) -> Result<Vec<u8>, Error> {
+    let (_, name) = split(name);
+    let manifest = single(name)?;
+    let placement = Placement::resolve(root, path, Place::Auto, &manifest)?;
+    only(&manifest).map(|entry| placement.of(entry.path))
+}
+
+/// Returns true if the file `path` beneath `root` stays as it is by the policy.
+///
+/// # Errors
+///
+/// If the name leads elsewhere, or something is there that may not be replaced.
+pub(crate) fn is_left(root: &Root, path: &[u8], existing: Existing) -> Result<bool, Error> {
+    let manifest = single(split(path).1)?;
+    let verdict = judge_name(root, &mut Dirs::default(), path, &only(&manifest)?, existing)?;
+    Ok(matches!(verdict, Verdict::Left))
+}
+
+/// Compares a file, of which nothing but the name is known, with what is at its place.
+fn judge_name(
+    root: &Root,
+    dirs: &mut Dirs,
+    path: &[u8],
+    entry: &Entry<'_>,
+    existing: Existing,
+) -> Result<Verdict, Error> {
+    match judge(root, dirs, path, entry, &Rules::of_names(existing))? {
+        Verdict::Conflict(why) => Err(Error::with_code(409, format!("{}: {why}", crate::shown(path)))),
+        verdict => Ok(verdict),
+    }
+}
+
+/// A manifest of one file, of which nothing but the name is known.
+fn single(name: &[u8]) -> Result<Manifest, Error> {
+    let path = RelPath::new(name).map_err(|error| Error::with_code(403, error.to_string()))?;
+    let mut builder = ManifestBuilder::new(1);
+    builder
+        .push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() })
+        .and_then(|()| builder.finish())
+        .map_err(|error| Error::with_code(400, error.to_string()))
+}
+
+fn only(manifest: &Manifest) -> Result<Entry<'_>, Error> {
+    manifest.get(ONLY).ok_or_else(|| Error::with_code(500, "an empty manifest"))
+}

@@ -1,0 +1,35 @@
+//! Signs of life while this end is at work.
+
+use crate::net::connection::Connection;
+use fastdrop_proto::fastdp::Control;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Does something that may take long, while the peer hears every few seconds that this end is alive.
+pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -> T {
+    let over = (Mutex::new(false), Condvar::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut done = over.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*done {
+                let waited =
+                    over.1.wait_timeout(done, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
+                done = waited.0;
+                if !*done && connection.send_control(&Control::Alive).is_err() {
+                    return;
+                }
+            }
+        });
+        let _end = SetOnDrop(&over);
+        work()
+    })
+}
+
+struct SetOnDrop<'a>(&'a (Mutex<bool>, Condvar));
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+}

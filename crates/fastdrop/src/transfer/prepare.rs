@@ -1,0 +1,259 @@
+//! What must be done before chunks can come: comparing, taking over what is held, making a stage.
+
+use crate::error::Error;
+use crate::lock::lock;
+use crate::observe::Observer;
+use crate::source::filter::Filter;
+use crate::stop::Stop;
+use crate::storage::journal::FileKey;
+use crate::storage::mounts::{Mounts, Refusal};
+use crate::storage::options::ReceiveOptions;
+use crate::storage::output::{OutputFile, OutputSink, changed, expect_one_file};
+use crate::storage::placement::Placement;
+use crate::storage::recovery::{Busy, Leftovers};
+use crate::storage::root::{Dirs, Root};
+use crate::storage::stage::Stage;
+use crate::storage::writer::FileSink;
+use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
+use crate::transfer::inquiry::Inquiry;
+use crate::transfer::receive::{Reception, Sink};
+use fastdrop_proto::checksum::Algorithm;
+use fastdrop_proto::fastdp::{
+    Control, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
+};
+use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A transfer into files that has been agreed, before anything has been looked at.
+pub(crate) struct Prepare<'a> {
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) table: Table,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) root: Arc<Root>,
+    pub(crate) placement: Placement,
+    pub(crate) options: ReceiveOptions,
+    /// The entries that are wanted.
+    pub(crate) filter: Filter,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) stop: Stop,
+    /// None if the sender cannot be asked anything.
+    pub(crate) inquiry: Option<Inquiry<'a>>,
+}
+
+/// What a transfer has to do before its chunks can come.
+pub(crate) struct Prepared {
+    pub(crate) reception: Arc<Reception>,
+    /// SKIP, HELD and NEED.
+    pub(crate) answer: Vec<Control>,
+    /// Files that were there, or are left alone.
+    pub(crate) skipped: u64,
+    /// How many of them differ from what was asked for.
+    pub(crate) left: u64,
+    /// Bytes that need not be sent, because they are here: of skipped files, and of unfinished ones.
+    pub(crate) bytes_skipped: u64,
+    pub(crate) bytes_resumed: u64,
+}
+
+impl Prepare<'_> {
+    /// Looks at what is there, refuses what must be refused, and makes a stage.
+    ///
+    /// `busy` hears the folder of every transfer under way beneath the root, and says whether it has made that end.
+    pub(crate) fn run(self, busy: &mut dyn FnMut(&str) -> Result<Busy, Error>) -> Result<Prepared, Error> {
+        let Self {
+            manifest,
+            table,
+            algorithm,
+            root,
+            placement,
+            options,
+            filter,
+            observer,
+            stop,
+            mut inquiry,
+        } = self;
+        if options.size_max.is_some_and(|max| manifest.bytes() > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
+        let mut refused = None;
+        let wanted = |key: &FileKey| placement.entry_of(key, &manifest).is_some();
+        // An archive is neither compared nor continued; its contents are, once they are known.
+        let unpack = options.unpack.is_some();
+        let named = placement.named().filter(|_| !unpack);
+        let mut is_busy = |name: &str| {
+            busy(name).unwrap_or_else(|error| {
+                refused = Some(error);
+                Busy::Known
+            })
+        };
+        // Without a sender that could say so, nobody knows whether what is left is of the same file.
+        let leftovers = match &inquiry {
+            Some(inquiry) if inquiry.may_resume() => {
+                Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy)
+            }
+            _ => Vec::new(),
+        };
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+        let mut mounts = Mounts::default();
+        let one_chunk = machine.table().one_chunk();
+        let begin =
+            || Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named.clone());
+        // What is lent is noted in the journal first.
+        let mut stage = None;
+        let mut lend = |folder: &[u8]| {
+            let lendable = crate::storage::stage::could_lend(&root, folder);
+            if !lendable {
+                return Ok(false);
+            }
+            let stage = match stage.take() {
+                Some(begun) => stage.insert(begun),
+                None => stage.insert(begin()?),
+            };
+            stage.lend(folder).map_err(|errno| Error::system(crate::shown(folder), errno))
+        };
+        let compared = match unpack {
+            true => {
+                let mut dirs = Dirs::default();
+                for (index, entry) in manifest.iter() {
+                    mounts.note(&root, &mut dirs, index, &placement.of(entry.path), true)?;
+                }
+                Ok(Compared::default())
+            }
+            false => {
+                skip_unwanted(&mut machine, &filter);
+                let places = Places { mounts: &mut mounts, lend: &mut lend };
+                compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)
+            }
+        };
+        let compared = compared.inspect_err(|_| stage.iter().for_each(Stage::remove))?;
+        let Compared { exceptions, adjust, failed: unplaced, skipped, left, bytes_skipped } = compared;
+        let mut bytes_resumed = 0;
+        let mut stage = stage.map_or_else(begin, Ok)?;
+        let mut failed =
+            match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut machine)) {
+                Ok(failed) => failed,
+                Err(error) => {
+                    stage.remove();
+                    return Err(error);
+                }
+            };
+        failed.extend(unplaced);
+        let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
+        let mut hashes = BTreeMap::new();
+        let unknown = IdentityTable::default();
+        // Only unfinished work is worth waiting for what the sender calls its files.
+        let identities = match inquiry.as_mut().filter(|_| !leftovers.is_empty()) {
+            Some(inquiry) => inquiry.identities(),
+            None => Ok(&unknown),
+        };
+        let taken = identities.and_then(|identities| {
+            sink.take_over(leftovers, &mut machine, identities, algorithm, &mut hashes)
+        });
+        match taken {
+            Ok(bytes) => bytes_resumed += bytes,
+            Err(error) => {
+                // What has been moved in already stays for another attempt.
+                if !sink.has_something() {
+                    sink.stage.remove();
+                }
+                return Err(error);
+            }
+        }
+        let answer = machine.answer();
+        if let Err(error) = sink.check_space(&sink.needed(&machine), manifest.bytes()) {
+            // What an earlier transfer left was moved in here: it stays for when there is room.
+            if bytes_resumed == 0 {
+                sink.stage.remove();
+            }
+            return Err(error);
+        }
+        if let Some(inquiry) = inquiry {
+            *lock(&sink.identities) = inquiry.into_identities();
+        }
+        let reception = Reception::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes, filter);
+        lock(&reception.failed).extend(failed);
+        Ok(Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed })
+    }
+}
+
+/// Prepares the transfer of one file into a pipe.
+pub(crate) fn prepare_output(
+    manifest: Arc<Manifest>,
+    table: Table,
+    algorithm: Algorithm,
+    sink: Arc<OutputSink>,
+    observer: Arc<Observer>,
+    stop: Stop,
+    mut inquiry: Inquiry<'_>,
+) -> Result<Prepared, Error> {
+    expect_one_file(&manifest)?;
+    let one = u64::from(table.one_chunk().bytes());
+    let whole = manifest.bytes() < one;
+    let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+    let mut bytes_resumed = 0;
+    let Some(entry) = manifest.get(EntryIndex(0)) else {
+        return Err(Error::with_code(400, "an empty manifest"));
+    };
+    let key = FileKey::new(entry.path.as_bytes().to_vec(), entry.size(), entry.mtime);
+    let begun = sink.has_begun();
+    let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
+    let one_chunk = machine.table().one_chunk().bytes();
+    let (written, same) = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
+    // Whether it is the same file can be found out chunk by chunk, where the sender knows how to compare.
+    let is_comparable = inquiry.knows_identities() && !algorithm.is_empty() && !whole;
+    if !same && !is_comparable {
+        return Err(changed());
+    }
+    if whole && !written.is_empty() {
+        // All of it is there, in a pack of one.
+        machine.skip(EntryIndex(0), SkipReason::Held);
+    }
+    for (at, checksum) in written.iter().enumerate().filter(|_| !whole) {
+        let chunk = ChunkIndex(at as u32);
+        if same {
+            machine.hold(chunk, checksum);
+        } else {
+            machine.claim(chunk, checksum);
+        }
+        bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
+    }
+    let answer = machine.answer();
+    let reception =
+        Reception::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new(), Filter::default());
+    Ok(Prepared { reception, answer, skipped: 0, left: 0, bytes_skipped: 0, bytes_resumed })
+}
+
+/// Gives up the entries that would live where no temporary file can be.
+///
+/// # Errors
+///
+/// The reason, if nothing else is needed.
+fn give_up_unstaged(mounts: &Mounts, machine: &mut Receiver) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
+    let mut failed = BTreeMap::new();
+    if !mounts.has_refused() {
+        return Ok(failed);
+    }
+    let manifest = Arc::clone(machine.manifest());
+    let mut others = false;
+    for (index, entry) in manifest.iter() {
+        if entry.kind == EntryKind::Directory || !machine.is_needed(index) {
+            continue;
+        }
+        match mounts.part_of(index) {
+            Err(Refusal { code, message }) => {
+                machine.skip(index, SkipReason::Policy);
+                let path = entry.path.as_bytes().to_vec();
+                failed.insert(index, Failed { path, code: *code, message: message.clone() });
+            }
+            Ok(_) => others = true,
+        }
+    }
+    match failed.values().next() {
+        Some(first) if !others => Err(Error::with_code(first.code, first.message.clone())),
+        _ => Ok(failed),
+    }
+}

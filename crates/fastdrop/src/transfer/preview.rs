@@ -1,0 +1,111 @@
+//! What a transfer would do, without doing it.
+
+use crate::error::{Error, code_of, reason};
+use crate::storage::mounts::Mounts;
+use crate::storage::placement::Placement;
+use crate::storage::root::{Dirs, Root, split};
+use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
+use crate::transfer::prepare::Prepare;
+use crate::transfer::receive::shown_failures;
+use fastdrop_proto::fastdp::{Control, Done, EntryKind, Failed, Receiver, SkipReason};
+use fastdrop_proto::units::EntryIndex;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What a transfer would do.
+pub(crate) struct Preview {
+    /// SKIP and NEED.
+    pub(crate) answer: Vec<Control>,
+    /// Entries that would come.
+    pub(crate) needed: BTreeSet<EntryIndex>,
+    /// Files that are there, or would be left alone; how many of them differ.
+    pub(crate) skipped: u64,
+    pub(crate) left: u64,
+    /// The last word of a receiver that brought nothing: what could not be brought.
+    pub(crate) done: Done,
+}
+
+impl Prepare<'_> {
+    /// What [`Prepare::run`] would answer, without changing anything: the frames, and how many files need not come.
+    ///
+    /// # Errors
+    ///
+    /// What would be refused.
+    pub(crate) fn preview(self) -> Result<Preview, Error> {
+        let Self { manifest, table, algorithm, root, placement, options, filter, stop, mut inquiry, .. } =
+            self;
+        let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+        if options.size_max.is_some_and(|max| manifest.bytes() > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        let mut mounts = Mounts::default();
+        let mut compared = Compared::default();
+        if options.unpack.is_none() {
+            skip_unwanted(&mut machine, &filter);
+            let places = Places { mounts: &mut mounts, lend: &mut |_| Ok(false) };
+            compared = compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)?;
+        }
+        let Compared { mut failed, skipped, left, .. } = compared;
+        failed.extend(unwritable(&root, &placement, &mut machine)?);
+        mounts.check_room_for_all(&root, &machine, &options)?;
+        let answer = machine.answer();
+        let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
+        let (failed, failed_count) = (shown_failures(failed.values()), failed.len() as u64);
+        let done = Done { failed, failed_count, durability: options.durability, ..Done::default() };
+        Ok(Preview { answer, needed, skipped, left, done })
+    }
+}
+
+/// Skips what could not be made, because the folder that it would be in is somebody else's; what that is.
+///
+/// # Errors
+///
+/// The root is one of those folders: no transfer could begin.
+fn unwritable(
+    root: &Root,
+    placement: &Placement,
+    machine: &mut Receiver,
+) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
+    use rustix::fs::{Access, AtFlags, accessat, fstat};
+    let denied = |dirs: &mut Dirs, folder: &[u8]| {
+        let mut there = folder;
+        let fd = loop {
+            match dirs.find(root, there) {
+                Ok(Some(fd)) => break fd,
+                Ok(None) if !there.is_empty() => there = split(there).0,
+                Ok(None) | Err(_) => return None,
+            }
+        };
+        let own = fstat(fd).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw());
+        match accessat(fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            // The permission of a folder of one's own is lent.
+            Err(errno) if !own || errno != Errno::ACCESS || there.is_empty() => Some(errno),
+            _ => None,
+        }
+    };
+    let mut dirs = Dirs::default();
+    if let Some(errno) = denied(&mut dirs, b"") {
+        return Err(Error::system("making a folder for unfinished files", errno));
+    }
+    let manifest = Arc::clone(machine.manifest());
+    let mut failed = BTreeMap::new();
+    let mut last: Option<(Vec<u8>, Option<Errno>)> = None;
+    for (index, entry) in manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory) {
+        if !machine.is_needed(index) {
+            continue;
+        }
+        let path = placement.of(entry.path);
+        let folder = split(&path).0;
+        let errno = match &last {
+            Some((known, errno)) if known == folder => *errno,
+            _ => last.insert((folder.to_vec(), denied(&mut dirs, folder))).1,
+        };
+        if let Some(errno) = errno {
+            machine.skip(index, SkipReason::Policy);
+            let path = entry.path.as_bytes().to_vec();
+            failed.insert(index, Failed { path, code: code_of(errno), message: reason(errno) });
+        }
+    }
+    Ok(failed)
+}

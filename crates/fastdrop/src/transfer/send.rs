@@ -1,0 +1,649 @@
+//! Sending: chunks out of files, onto as many connections as help.
+
+use crate::admission::turns::{Turn, Turns};
+use crate::error::Error;
+use crate::lock::lock;
+use crate::net::connection::{Connection, Ended, FrameReader};
+use crate::net::throttle::Throttle;
+use crate::observe::{Clock, Clocks, Observer, Phase};
+use crate::source::identity::Identities;
+use crate::source::reader::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces, Unreadable};
+use crate::source::tree::SourceTree;
+use crate::stop::{Stop, Stoppable};
+use crate::transfer::compress::ChunkCompressor;
+use crate::transfer::limits::MANIFEST_PART;
+use crate::transfer::streams::{Joined, Joins};
+use fastdrop_proto::checksum::{Algorithm, join_blake3};
+use fastdrop_proto::fastdp::{
+    Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
+    LeftOut, Manifest, Outcome, Refuse, Sender, Spent, StreamId,
+};
+use fastdrop_proto::units::{ChunkIndex, EntryIndex};
+use std::collections::BTreeMap;
+use std::io::{IoSlice, Read};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The longest that a thread waits without looking around.
+const TICK: Duration = Duration::from_millis(500);
+/// Longest wait for a receiver to end a transfer that the sender has given up.
+const GIVING_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One transfer that is being sent.
+pub(crate) struct Transmission {
+    machine: Mutex<Sender>,
+    wake: Condvar,
+    manifest: Arc<Manifest>,
+    tree: Arc<SourceTree>,
+    identities: Identities,
+    algorithm: Algorithm,
+    sparse: bool,
+    compress: Compress,
+    throttle: Option<Throttle>,
+    rate_max: Option<u64>,
+    pieces: StreamPieces,
+    observer: Arc<Observer>,
+    stop: Stop,
+    connections: Mutex<BTreeMap<StreamId, Arc<Connection>>>,
+    abandoned: Mutex<BTreeMap<EntryIndex, Failed>>,
+    hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
+    /// An error of reading the stream entry.
+    input_error: Mutex<Option<Error>>,
+    /// Turns that streams on the shortest paths take with those of other transfers.
+    turns: OnceLock<Arc<Turns>>,
+    pub(crate) joins: Joins,
+}
+
+/// How a transfer is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SendOptions {
+    pub(crate) compress: Compress,
+    /// Bytes a second that are sent, or taken, at most.
+    pub(crate) rate_max: Option<u64>,
+    /// Whether it is this end that keeps to that.
+    pub(crate) keeps_rate: bool,
+}
+
+impl SendOptions {
+    fn throttle(&self) -> Option<u64> {
+        self.rate_max.filter(|_| self.keeps_rate)
+    }
+}
+
+/// What a thread has that sends the chunks of one stream.
+struct Pump<'a> {
+    chunks: ChunkReader<'a>,
+    chunk: ReadChunk,
+    compressor: Option<ChunkCompressor>,
+}
+
+/// How data streams come about: a client opens them, a server asks for them.
+pub(crate) enum Opener<'a> {
+    /// Connects and shakes hands; called on a thread of its own.
+    Connect(&'a (dyn Fn() -> Result<Joined, Error> + Sync)),
+    /// Sends MORE; the stream comes through [`Transmission::joins`].
+    Ask,
+}
+
+/// Sends the frames that offer a manifest, and what is left out of it.
+pub(crate) fn offer(
+    connection: &Connection,
+    manifest: &Manifest,
+    left_out: Vec<LeftOut>,
+) -> Result<(), Ended> {
+    for part in manifest.parts(MANIFEST_PART) {
+        connection.send_control(&Control::Manifest(part.to_vec()))?;
+    }
+    for part in left_out {
+        connection.send_control(&Control::LeftOut(part))?;
+    }
+    connection.send_control(&Control::ManifestEnd(manifest.end()))
+}
+
+impl Transmission {
+    pub(crate) fn new(
+        mut machine: Sender,
+        tree: Arc<SourceTree>,
+        identities: Identities,
+        grant: &Grant,
+        options: SendOptions,
+        observer: Arc<Observer>,
+        stop: Stop,
+    ) -> Arc<Self> {
+        if grant.has(Capability::Identity) {
+            machine.set_identities(identities.told());
+        }
+        Arc::new(Self {
+            identities,
+            manifest: Arc::clone(machine.manifest()),
+            algorithm: machine.algorithm(),
+            machine: Mutex::new(machine),
+            wake: Condvar::new(),
+            tree,
+            sparse: grant.has(Capability::Sparse),
+            compress: if grant.has(Capability::Zstd) { options.compress } else { Compress::None },
+            throttle: options.throttle().map(Throttle::new),
+            rate_max: options.rate_max,
+            pieces: StreamPieces::default(),
+            observer,
+            stop,
+            connections: Mutex::default(),
+            abandoned: Mutex::default(),
+            hashes: Mutex::default(),
+            input_error: Mutex::default(),
+            turns: OnceLock::new(),
+            joins: Joins::default(),
+        })
+    }
+
+    /// Has streams on the shortest paths take turns with those of other transfers.
+    pub(crate) fn set_turns(&self, turns: &Arc<Turns>) {
+        let _ = self.turns.set(Arc::clone(turns));
+    }
+
+    /// The machine.
+    pub(crate) fn machine(&self) -> MutexGuard<'_, Sender> {
+        lock(&self.machine)
+    }
+
+    /// What could not be sent.
+    pub(crate) fn abandoned(&self) -> Vec<Failed> {
+        let machine = self.machine();
+        // The receiver may have had it all before it could not be read again.
+        let left_out = |(entry, _): &(&EntryIndex, &Failed)| machine.is_left_out(**entry);
+        lock(&self.abandoned).iter().filter(left_out).map(|(_, failed)| failed.clone()).collect()
+    }
+
+    /// BLAKE3 of each file that was sent, where it was computed.
+    pub(crate) fn hashes(&self) -> BTreeMap<EntryIndex, [u8; 32]> {
+        let machine = self.machine();
+        let mut hashes = lock(&self.hashes).clone();
+        if self.algorithm == Algorithm::Blake3 {
+            for (index, entry) in self.manifest.iter() {
+                if machine.is_left_out(index) || !matches!(entry.kind, EntryKind::File { .. }) {
+                    hashes.retain(|other, _| *other != index || matches!(entry.kind, EntryKind::Stream));
+                } else if entry.size() == 0 {
+                    hashes.insert(index, *blake3::hash(b"").as_bytes());
+                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums))
+                {
+                    hashes.insert(index, hash);
+                }
+            }
+        }
+        hashes
+    }
+
+    /// Runs the transfer over its control stream, once the offer has been made, to its end.
+    pub(crate) fn run(self: &Arc<Self>, control: FrameReader, opener: &Opener<'_>) -> Result<Done, Error> {
+        let connection = Arc::clone(control.connection());
+        self.stop.watch(&connection);
+        lock(&self.connections).insert(StreamId::CONTROL, Arc::clone(&connection));
+        std::thread::scope(|scope| {
+            let _end = EndOnDrop(self);
+            scope.spawn(|| self.read(StreamId::CONTROL, control));
+            scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
+            scope.spawn(|| {
+                while let Some(Joined { reader, held }) = self.joins.wait() {
+                    let joined = Arc::clone(reader.connection());
+                    let id = self.machine().handle_stream_joined(Instant::now());
+                    self.stop.watch(&joined);
+                    lock(&self.connections).insert(id, Arc::clone(&joined));
+                    self.wake.notify_all();
+                    scope.spawn(move || self.read(id, reader));
+                    scope.spawn(move || {
+                        let _held = held;
+                        self.pump(id, &joined);
+                    });
+                }
+            });
+            let mut machine = self.machine();
+            let mut looking = false;
+            loop {
+                let now = Instant::now();
+                machine.handle_timeout(now);
+                if !looking && machine.wants_reading() {
+                    looking = true;
+                    scope.spawn(|| self.look(&connection));
+                }
+                let mut opens = 0;
+                while machine.poll_open(now) {
+                    opens += 1;
+                }
+                while let Some(id) = machine.poll_close() {
+                    tracing::debug!(stream = id.0, "closing a stream that stalled or was refused");
+                    if let Some(connection) = lock(&self.connections).get(&id) {
+                        connection.close();
+                    }
+                }
+                while let Some(chunk) = machine.poll_stream_freed() {
+                    self.pieces.free(chunk);
+                }
+                self.observer.set_streams(machine.data_streams() as u64);
+                if self.stop.is_stopped() {
+                    break;
+                }
+                let refusal = match machine.outcome() {
+                    Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
+                    None => lock(&self.input_error).as_ref().map(Error::refusal),
+                };
+                let is_over = machine.outcome().is_some();
+                if let Some(refusal) = refusal {
+                    drop(machine);
+                    self.take_leave(&connection, refusal, is_over);
+                    break;
+                }
+                if is_over {
+                    break;
+                }
+                if opens > 0 {
+                    drop(machine);
+                    for _ in 0..opens {
+                        match opener {
+                            Opener::Connect(connect) => {
+                                scope.spawn(|| self.open(*connect));
+                            }
+                            Opener::Ask => {
+                                let _ = connection.send_control(&Control::More);
+                            }
+                        }
+                    }
+                    machine = self.machine();
+                    continue;
+                }
+                let until =
+                    machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+                machine = self.wait(machine, until.max(Duration::from_millis(1)));
+            }
+        });
+        self.result(&connection)
+    }
+
+    /// Tells the receiver why nothing more comes, and waits a moment until it has read that:
+    /// closing a connection with unread bytes would take the last frame back, and the
+    /// receiver would try again. `is_over` if the machine has come to its end, and what the
+    /// receiver says does not count any more.
+    fn take_leave(&self, control: &Connection, refusal: Refuse, is_over: bool) {
+        if control.send_control(&Control::Refuse(refusal)).is_err() {
+            return;
+        }
+        control.finish_writing();
+        let until = Instant::now() + GIVING_UP_TIMEOUT;
+        let mut machine = self.machine();
+        while lock(&self.connections).contains_key(&StreamId::CONTROL)
+            && (is_over || machine.outcome().is_none())
+            && !self.stop.is_stopped()
+            && Instant::now() < until
+        {
+            machine = self.wait(machine, until.saturating_duration_since(Instant::now()).min(TICK));
+        }
+    }
+
+    fn result(&self, control: &Connection) -> Result<Done, Error> {
+        let outcome = self.machine().outcome().cloned();
+        let input_error = lock(&self.input_error).take();
+        let error = match (outcome, input_error) {
+            (Some(Outcome::Done(done)), _) => {
+                control.close();
+                return Ok(done);
+            }
+            (Some(Outcome::Refused(refuse)), _) => Error::Refused(refuse),
+            _ if self.stop.is_stopped() => Error::Interrupted,
+            // It ended the streams, which were lost for no other reason.
+            (_, Some(error)) => error,
+            (Some(Outcome::Lost(why)), None) => Error::Network(why),
+            (outcome, None) => outcome.as_ref().and_then(own_failure).unwrap_or(Error::Interrupted),
+        };
+        // What this end gave up itself, it has said already.
+        if matches!(error, Error::Interrupted) {
+            let _ = control.send_control(&Control::Refuse(error.refusal()));
+        }
+        control.close();
+        Err(error)
+    }
+
+    /// Whether another attempt has to begin without what the receiver holds.
+    pub(crate) fn must_start_over(&self) -> bool {
+        matches!(self.machine().outcome(), Some(Outcome::StartOver))
+    }
+
+    fn chunks(&self) -> ChunkReader<'_> {
+        ChunkReader {
+            tree: &self.tree,
+            manifest: &self.manifest,
+            identities: &self.identities,
+            algorithm: self.algorithm,
+            clocks: &self.observer.clocks,
+            pieces: Some(&self.pieces),
+            sparse: self.sparse,
+            last: None,
+        }
+    }
+
+    /// Reads what the receiver wants to know, or to have compared, beside what is sent.
+    fn look(&self, control: &Connection) {
+        let mut chunks = self.chunks();
+        let mut chunk = ReadChunk::default();
+        let mut machine = self.machine();
+        loop {
+            if machine.outcome().is_some() || self.stop.is_stopped() {
+                return;
+            }
+            if let Some(entry) = machine.poll_asked() {
+                drop(machine);
+                let content = crate::source::reader::content(&self.tree, &self.manifest, entry, &self.stop);
+                if control.send_control(&Control::Content(vec![(entry, content)])).is_err() {
+                    return;
+                }
+            } else if let Some(index) = machine.poll_compare() {
+                let plan = ChunkPlan::new(&machine, index);
+                drop(machine);
+                let Some(plan) = plan else { return };
+                match chunks.read(&plan, &mut chunk) {
+                    Ok(()) => {
+                        let mut machine = self.machine();
+                        machine.handle_compared(index, &chunk.checksum);
+                        if let Some(needed) = machine.needed() {
+                            self.observer.bytes_total.fetch_max(needed.bytes, Ordering::Relaxed);
+                        }
+                    }
+                    Err(unreadable) => self.give_up(None, index, unreadable),
+                }
+                self.wake.notify_all();
+            } else {
+                machine = self.wait(machine, TICK);
+                continue;
+            }
+            machine = self.machine();
+        }
+    }
+
+    /// Notes that a chunk cannot be read, on its way to `stream` or to be compared.
+    fn give_up(&self, stream: Option<StreamId>, index: ChunkIndex, unreadable: Unreadable) {
+        let Unreadable { entry, code, reason } = unreadable;
+        tracing::debug!(entry = entry.0, %reason, "an entry cannot be sent");
+        self.machine().handle_unreadable(stream, index, entry, code, &reason);
+        let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
+        lock(&self.abandoned).entry(entry).or_insert(Failed { path, code, message: reason });
+        self.wake.notify_all();
+    }
+
+    fn wait<'a>(&self, machine: MutexGuard<'a, Sender>, until: Duration) -> MutexGuard<'a, Sender> {
+        self.wake.wait_timeout(machine, until).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn open(&self, connect: &(dyn Fn() -> Result<Joined, Error> + Sync)) {
+        let joined = connect();
+        let failed = match joined {
+            Ok(joined) => self.joins.push(joined).is_err(),
+            Err(error) => {
+                tracing::debug!(%error, "a data stream could not be opened");
+                true
+            }
+        };
+        if failed {
+            self.machine().handle_open_failed(Instant::now());
+        }
+        self.wake.notify_all();
+    }
+
+    /// Takes what the receiver says on one stream.
+    fn read(&self, id: StreamId, mut reader: FrameReader) {
+        loop {
+            let frame = match reader.next_control() {
+                Ok(frame) => frame,
+                Err(error) => {
+                    if let Error::Violation(_) = error {
+                        tracing::warn!(%error, stream = id.0, "the receiver broke the protocol");
+                    }
+                    self.machine().handle_stream_lost(id, Instant::now());
+                    reader.connection().close();
+                    lock(&self.connections).remove(&id);
+                    self.wake.notify_all();
+                    return;
+                }
+            };
+            let need = matches!(frame, Control::Need(_));
+            let confirm = matches!(frame, Control::Confirm(_));
+            let mut machine = self.machine();
+            let before = machine.confirmed_bytes();
+            machine.handle_frame(id, frame, Instant::now());
+            self.observer.bytes_done.fetch_add(machine.confirmed_bytes() - before, Ordering::Relaxed);
+            if let (true, Some(totals)) = (need, machine.needed()) {
+                self.observer.bytes_total.store(totals.bytes, Ordering::Relaxed);
+                self.observer.set_phase(Phase::Moving);
+            }
+            // Most confirmations come while every stream is busy; waking
+            // those who wait would only cost.
+            let calm = confirm && machine.is_occupied();
+            drop(machine);
+            if !calm {
+                self.wake.notify_all();
+            }
+        }
+    }
+
+    /// Sends what is to be sent on one stream.
+    fn pump(&self, id: StreamId, connection: &Connection) {
+        let mut pump = Pump {
+            chunks: self.chunks(),
+            chunk: ReadChunk::default(),
+            compressor: ChunkCompressor::new(self.compress, self.rate_max, connection.is_shortest()),
+        };
+        let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
+        loop {
+            let mut machine = self.machine();
+            let action = loop {
+                let now = Instant::now();
+                match machine.poll_stream(id, now) {
+                    Action::Wait => {
+                        turn.give_back();
+                        let until =
+                            machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
+                        machine = self.wait(machine, until.clamp(Duration::from_millis(1), TICK));
+                    }
+                    action => break action,
+                }
+            };
+            let sent = match action {
+                Action::Send(index) => {
+                    let plan = ChunkPlan::new(&machine, index);
+                    drop(machine);
+                    let Some(plan) = plan else { return };
+                    turn.wait();
+                    self.send_chunk(id, connection, index, &plan, &mut pump)
+                }
+                Action::Control(frame) => {
+                    drop(machine);
+                    let mut spent = Ok(());
+                    if matches!(frame, Control::End(_)) {
+                        self.observer.set_phase(Phase::Finishing);
+                        let clocks = &self.observer.clocks;
+                        let (read, cpu) = (clocks.read.micros(), clocks.cpu.micros());
+                        let told = Spent { read, cpu, send: clocks.send.micros() };
+                        spent = connection.send_control(&Control::Spent(told));
+                    }
+                    spent.and_then(|()| connection.send_control(&frame))
+                }
+                Action::Close => {
+                    // What ends the transfer is told on the control stream by whoever ends it.
+                    if id != StreamId::CONTROL {
+                        connection.close();
+                    }
+                    drop(machine);
+                    self.wake.notify_all();
+                    return;
+                }
+                Action::Wait => continue,
+            };
+            if let Err(ended) = sent {
+                if matches!(ended, Ended::Broken(_)) {
+                    // What the receiver said before it closed can still be read,
+                    // why it did so above all: the reading side comes to the end
+                    // of that, and then the stream is lost.
+                    connection.finish_writing();
+                    return;
+                }
+                self.machine().handle_stream_lost(id, Instant::now());
+                connection.close();
+                self.wake.notify_all();
+                return;
+            }
+        }
+    }
+
+    fn send_chunk(
+        &self,
+        id: StreamId,
+        connection: &Connection,
+        index: ChunkIndex,
+        plan: &ChunkPlan,
+        Pump { chunks, chunk, compressor }: &mut Pump<'_>,
+    ) -> Result<(), Ended> {
+        if let Err(unreadable) = chunks.read(plan, chunk) {
+            self.give_up(Some(id), index, unreadable);
+            return Ok(());
+        }
+        self.machine().handle_read(index, &chunk.checksum);
+        if !chunk.hashes.is_empty() {
+            lock(&self.hashes).extend(chunk.hashes.drain(..));
+        }
+        let chunk = &*chunk;
+        let frame =
+            compressor.as_mut().and_then(|compressor| compressor.compress(chunk, &self.observer.clocks.cpu));
+        let start = Instant::now();
+        let checksum = chunk.checksum.as_bytes();
+        let mut last_progress = start;
+        let piece_max = self.throttle.as_ref().map_or(usize::MAX, Throttle::piece_max);
+        let mut progress = |bytes: usize| {
+            let now = Instant::now();
+            if bytes > 0 {
+                return self.throttle.as_ref().map_or(Duration::ZERO, |throttle| throttle.book(bytes, now));
+            }
+            // Once a chunk is enough for a fast stream; a slow one has to show that it moves.
+            if now - last_progress > Duration::from_millis(200) {
+                last_progress = now;
+                self.machine().handle_progress(id, now);
+            }
+            Duration::ZERO
+        };
+        let moved = chunk.bytes.len();
+        let encoding =
+            Encoding { plain_len: moved as u32, extents: chunk.extents.clone(), zstd: frame.is_some() };
+        let head = encoding.encode();
+        let kind = if head.is_empty() { FrameKind::Chunk(index) } else { FrameKind::EncodedChunk(index) };
+        let data = encoding.data_len() as usize;
+        let sent = frame.map_or(data, <[u8]>::len);
+        let size = (head.len() + sent + checksum.len()) as u32;
+        let header = FrameHeader { kind, size }.encode();
+        let mut parts = vec![IoSlice::new(&header), IoSlice::new(&head)];
+        match (frame, &chunk.extents) {
+            (Some(frame), _) => parts.push(IoSlice::new(frame)),
+            (None, None) => parts.push(IoSlice::new(&chunk.bytes)),
+            (None, Some(extents)) => {
+                let part =
+                    |(at, len): (u32, u32)| IoSlice::new(&chunk.bytes[at as usize..(at + len) as usize]);
+                parts.extend(extents.iter().map(part));
+            }
+        }
+        parts.push(IoSlice::new(checksum));
+        connection.send(&mut parts, piece_max, &mut progress)?;
+        self.observer.bytes_moved.fetch_add(moved as u64, Ordering::Relaxed);
+        self.observer.bytes_wire.fetch_add(sent as u64, Ordering::Relaxed);
+        let now = self.observer.clocks.send.since(start);
+        if let Some(compressor) = compressor {
+            compressor.handle_sent(data, sent, now - start);
+        }
+        self.machine().handle_sent(id, moved as u64, now);
+        Ok(())
+    }
+
+    /// Reads the entry of unknown size to its end, on the calling thread, while the transfer
+    /// runs; what that takes counts to `clock`.
+    pub(crate) fn feed(&self, mut input: impl Read, clock: impl Fn(&Clocks) -> &Clock) {
+        let one = {
+            let mut machine = self.machine();
+            loop {
+                if machine.outcome().is_some() || self.stop.is_stopped() {
+                    return;
+                }
+                match machine.wants_stream() {
+                    Some(true) => break machine.table().one_chunk().bytes() as usize,
+                    Some(false) => return,
+                    None => machine = self.wait(machine, TICK),
+                }
+            }
+        };
+        let filled = |keep: &mut dyn FnMut(ChunkIndex)| {
+            let mut machine = self.machine();
+            if machine.outcome().is_some() {
+                return false;
+            }
+            let Some(chunk) = machine.handle_stream_filled() else { return false };
+            keep(chunk);
+            drop(machine);
+            self.wake.notify_all();
+            true
+        };
+        match self.pieces.feed(&mut input, one, self.algorithm, clock(&self.observer.clocks), filled) {
+            Ok(Some(end)) => {
+                let mut machine = self.machine();
+                if let (Some((entry, _)), Some(hash)) = (machine.table().stream(), end.hash) {
+                    lock(&self.hashes).insert(entry, hash);
+                }
+                self.observer.bytes_total.fetch_add(end.size, Ordering::Relaxed);
+                machine.handle_stream_ended(end.size);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                // Whoever makes an archive says in words what is wrong.
+                *lock(&self.input_error) = Some(match error.raw_os_error() {
+                    Some(errno) => {
+                        let errno = rustix::io::Errno::from_raw_os_error(errno);
+                        Error::system("reading the input", errno)
+                    }
+                    None => Error::with_code(410, error.to_string()),
+                });
+            }
+        }
+        self.wake.notify_all();
+    }
+}
+
+/// The reason for which this end gives the transfer up; None if it is not this end that does.
+fn own_failure(outcome: &Outcome) -> Option<Error> {
+    match outcome {
+        Outcome::Failed(violation) => Some(Error::Violation(violation.clone())),
+        Outcome::StartOver => Some(Error::with_code(
+            409,
+            "the other end would continue with something else than what is here now, and is too old to be told so: --no-resume begins anew",
+        )),
+        Outcome::Done(_) | Outcome::Refused(_) | Outcome::Lost(_) => None,
+    }
+}
+
+/// Ends the other threads of a transfer when its main loop ends, however that happens.
+struct EndOnDrop<'a>(&'a Transmission);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        let transmission = self.0;
+        transmission.joins.end();
+        transmission.pieces.end();
+        {
+            let mut machine = transmission.machine();
+            if machine.outcome().is_none() {
+                // Every pump sees that there is an outcome, and leaves.
+                machine.handle_stream_lost(StreamId::CONTROL, Instant::now());
+            }
+        }
+        for (id, connection) in lock(&transmission.connections).iter() {
+            if *id == StreamId::CONTROL {
+                connection.stop();
+            } else {
+                connection.close();
+            }
+        }
+        transmission.wake.notify_all();
+    }
+}

@@ -1,0 +1,69 @@
+//! Data streams that join a transfer.
+
+use crate::net::connection::{Connection, FrameReader};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// A data stream whose handshake is done.
+pub(crate) struct Joined {
+    pub(crate) reader: FrameReader,
+    /// What the stream holds as long as it lasts: a permit, say.
+    pub(crate) held: Box<dyn std::any::Any + Send>,
+}
+
+impl std::fmt::Debug for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}
+
+impl Joined {
+    /// The connection.
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        self.reader.connection()
+    }
+}
+
+/// Data streams that have joined and wait to be served.
+#[derive(Debug, Default)]
+pub(crate) struct Joins {
+    inner: Mutex<(VecDeque<Joined>, bool)>,
+    changed: Condvar,
+}
+
+impl Joins {
+    /// Hands a stream over; given back once the transfer is over.
+    pub(crate) fn push(&self, joined: Joined) -> Result<(), Joined> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.1 {
+            return Err(joined);
+        }
+        inner.0.push_back(joined);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// The next stream; None once the transfer is over.
+    pub(crate) fn wait(&self) -> Option<Joined> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if inner.1 {
+                return None;
+            }
+            if let Some(joined) = inner.0.pop_front() {
+                return Some(joined);
+            }
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Says that the transfer is over.
+    pub(crate) fn end(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.1 = true;
+        for joined in inner.0.drain(..) {
+            joined.connection().close();
+        }
+        self.changed.notify_all();
+    }
+}
