@@ -114,7 +114,8 @@ impl Client {
         });
         tally.leave_out(left_out.entries.iter().filter(is_wanted), left_out.unnamed);
         tally.note_uncarried(&left_out.uncarried);
-        // What is in an archive is known when it has arrived: then all of it has failed if only that is wanted.
+        // What is in an archive is known when it has arrived: then all of it has failed if only
+        // that is wanted.
         let mut missing = Vec::new();
         if archive.is_none() {
             for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
@@ -142,7 +143,8 @@ impl Client {
         let connection = Arc::clone(agreed.reader.connection());
         let inquiry = Inquiry::new(&mut agreed.reader, &grant, &manifest);
         if options.dry_run {
-            // What comes in an archive is compared by size and time alone, unless contents are to be compared.
+            // What comes in an archive is compared by size and time alone, unless contents are to
+            // be compared.
             let packed = self.compress()?.archive().is_some() && !self.options.check;
             let inquiry = if packed { inquiry.without_contents() } else { inquiry };
             let preview = with_alive(&connection, || match place {
@@ -236,7 +238,8 @@ impl Client {
             }
         };
         let result = std::thread::scope(|scope| {
-            // A server may ask for what it granted, and for as many again to replace them; then it has to wait.
+            // A server may ask for what it granted, and for as many again to replace them; then it
+            // has to wait.
             let opened_max = 2 * usize::from(grant.streams) + 2;
             let more = || {
                 if opening.fetch_add(1, Ordering::SeqCst) >= opened_max {

@@ -82,7 +82,8 @@ struct PutOffer {
     place: Place,
     /// Whether unfinished work may be continued.
     resume: bool,
-    /// Files that have changed since the first attempt, though neither their size nor their time has.
+    /// Files that have changed since the first attempt, though neither their size nor their time
+    /// has.
     changed: Vec<EntryIndex>,
 }
 
@@ -97,7 +98,8 @@ impl PutOffer {
         self.identities = now;
     }
 
-    /// Whether a server that is too old could have refused the manifest for its links or long paths.
+    /// Whether a server that is too old could have refused the manifest for its links or long
+    /// paths.
     fn is_too_new(&self, error: &Error) -> bool {
         let manifest = &self.walked.manifest;
         matches!(error, Error::Refused(refuse) if refuse.code == 400)
@@ -374,7 +376,8 @@ impl Client {
         Ok(done)
     }
 
-    /// Checks that nothing was left as it is for a policy that was not asked for. What failed is among what a server skips so.
+    /// Checks that nothing was left as it is for a policy that was not asked for. What failed is
+    /// among what a server skips so.
     fn check_left(
         &self,
         manifest: &Manifest,

@@ -23,13 +23,15 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Summary {
-    /// Files and links that are in place now because of this run or an earlier one: all but those that failed.
+    /// Files and links that are in place now because of this run or an earlier one: all but those
+    /// that failed.
     pub files: u64,
     /// Bytes of all of them.
     pub bytes: u64,
     /// Bytes of contents that this run had to move.
     pub bytes_sent: u64,
-    /// What that came to on the network, with compression and without holes; None where the protocol's own code does not count it.
+    /// What that came to on the network, with compression and without holes; None where the
+    /// protocol's own code does not count it.
     pub bytes_wire: Option<u64>,
     /// Files that were there already, or were left as they were.
     pub files_skipped: u64,
@@ -49,10 +51,12 @@ pub struct Summary {
     pub time: Duration,
     /// The protocol that was spoken.
     pub protocol: Protocol,
-    /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`. Says nothing of what was skipped.
+    /// How what arrived was checked: `none`, `xxh3`, `blake3` or `sha256`. Says nothing of what was
+    /// skipped.
     pub checksum: &'static str,
-    /// The other end has said that all of it is there. False where the protocol of a put cannot tell: then it was sent, and no more
-    /// is known; and in a get where the server is too old to say whether it left something out.
+    /// The other end has said that all of it is there. False where the protocol of a put cannot
+    /// tell: then it was sent, and no more is known; and in a get where the server is too old to
+    /// say whether it left something out.
     pub confirmed: bool,
     /// Settings that are defaults, and that the protocol cannot keep.
     pub unkept: Vec<Setting>,
@@ -215,7 +219,8 @@ impl Tally {
         self.summary.unkept = unkept;
     }
 
-    /// Notes what is not in the manifest: what failed, what was left out by policy, and how many more failed than are named.
+    /// Notes what is not in the manifest: what failed, what was left out by policy, and how many
+    /// more failed than are named.
     pub(super) fn leave_out<'a>(&mut self, entries: impl Iterator<Item = &'a LeftOutEntry>, unnamed: u64) {
         for entry in entries {
             if entry.policy {
@@ -248,7 +253,8 @@ impl Tally {
     }
 
     pub(super) fn note_skipped(&mut self, files: u64, left: u64, bytes: u64, resumed: u64) {
-        // A later attempt finds what an earlier one, which got so far, has brought: that was not skipped.
+        // A later attempt finds what an earlier one, which got so far, has brought: that was not
+        // skipped.
         let first = *self.compared_in.get_or_insert(self.attempts);
         if first == self.attempts {
             self.summary.files_skipped = files;
@@ -270,7 +276,8 @@ impl Tally {
             let mut files = 0;
             let (mut left, mut bytes) = (0, 0);
             for (index, entry) in manifest.iter() {
-                // What is held of an unfinished transfer gets its name in this one: it is resumed, not skipped.
+                // What is held of an unfinished transfer gets its name in this one: it is resumed,
+                // not skipped.
                 let held = machine.skip_reason(index) == Some(SkipReason::Held);
                 if machine.is_left_out(index) && !held && entry.kind != EntryKind::Directory {
                     files += 1;
@@ -463,7 +470,8 @@ impl Tally {
         self.conclude(files, had_files)
     }
 
-    /// The first failure, if nothing at all came through: `files` did, and there were some at first if `had_files`.
+    /// The first failure, if nothing at all came through: `files` did, and there were some at first
+    /// if `had_files`.
     fn conclude(self, files: u64, had_files: bool) -> Result<Summary, Error> {
         let all_failed = !self.unpacks && self.failed.len() as u64 >= u64::from(self.manifest.len());
         match self.failed.values().next() {

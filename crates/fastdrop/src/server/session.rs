@@ -67,7 +67,8 @@ pub(super) fn serve(shared: &Arc<Shared>, shaken: Handshaken, held: Box<dyn Any 
         Do::Preview => serving.preview(reader),
         Do::Get => serving.get(reader),
         Do::List => serving.list(),
-        // The transfer's own threads serve it from here on; its key stays taken as long as it lasts.
+        // The transfer's own threads serve it from here on; its key stays taken as long as it
+        // lasts.
         Do::Join => match serving.join(reader, Box::new((held, key))) {
             Ok(()) => return,
             Err(error) => Err(error),
@@ -344,7 +345,8 @@ impl Serving<'_> {
         Ok(())
     }
 
-    /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings too.
+    /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings
+    /// too.
     fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> Result<Busy, Error> {
         if lock(&self.shared.placed).contains(folder) {
             return Ok(Busy::Known);
@@ -635,7 +637,8 @@ fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
     Ok((path, contents))
 }
 
-/// What is at `path`, and whether it is a folder; with a slash at the end of what was asked for, it must be.
+/// What is at `path`, and whether it is a folder; with a slash at the end of what was asked for, it
+/// must be.
 fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, bool), Error> {
     let missing = |what: &str| Error::with_code(404, format!("{}: {what}", crate::shown(path)));
     let stat = match root.stat(path) {

@@ -1,4 +1,5 @@
-//! What there is to send: walking, choosing, reading chunks, and archives made on the way. Nothing here writes.
+//! What there is to send: walking, choosing, reading chunks, and archives made on the way. Nothing
+//! here writes.
 
 pub(crate) mod archive;
 pub(crate) mod filter;

@@ -273,7 +273,8 @@ pub(crate) fn unchanged(
     if same { Ok(()) } else { Err(Unreadable::changed(index)) }
 }
 
-/// Where `fd` has data between `offset` and `offset + len`, relative to `offset`; None if all of it, or in too many places.
+/// Where `fd` has data between `offset` and `offset + len`, relative to `offset`; None if all of
+/// it, or in too many places.
 fn extents(fd: &OwnedFd, offset: u64, len: u32) -> Result<Option<Extents>, Errno> {
     let end = offset + u64::from(len);
     let mut extents = Vec::new();

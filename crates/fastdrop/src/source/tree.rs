@@ -26,7 +26,8 @@ pub(crate) struct SourceTree {
 }
 
 impl SourceTree {
-    /// Adds what the user named: a file or folder, or with a slash at its end what is in the folder. True if that was meant.
+    /// Adds what the user named: a file or folder, or with a slash at its end what is in the
+    /// folder. True if that was meant.
     pub(crate) fn add_path(&mut self, path: &Path, follow: bool) -> Result<bool, Error> {
         let shown = crate::shown(path.as_os_str().as_bytes());
         let system = |errno| Error::system(shown.clone(), errno);

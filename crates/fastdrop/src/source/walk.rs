@@ -1,4 +1,5 @@
-//! Finding what there is to send: from paths to a manifest and the way back from an entry to its file.
+//! Finding what there is to send: from paths to a manifest and the way back from an entry to its
+//! file.
 
 use crate::error::{Error, code_of, reason};
 use crate::observe::Observer;
@@ -26,11 +27,13 @@ pub(crate) struct Walked {
     pub(crate) manifest: Arc<Manifest>,
     /// Of the manifest's entries.
     pub(crate) identities: Identities,
-    /// Entries that are not in the manifest: those that cannot be sent, and those that are not by policy.
+    /// Entries that are not in the manifest: those that cannot be sent, and those that are not by
+    /// policy.
     pub(crate) left_out: Vec<LeftOutEntry>,
     /// How many more cannot be sent than are named.
     pub(crate) unnamed: u64,
-    /// A sentence on what a transfer does not carry of the entries; empty if there is nothing to say, or nobody asked.
+    /// A sentence on what a transfer does not carry of the entries; empty if there is nothing to
+    /// say, or nobody asked.
     pub(crate) uncarried: String,
 }
 
@@ -78,7 +81,8 @@ pub(crate) struct WalkOptions {
     pub(crate) long_paths: bool,
 }
 
-/// Folders on the way to where the walk is that are kept open; those above are opened again when it comes back to them.
+/// Folders on the way to where the walk is that are kept open; those above are opened again when it
+/// comes back to them.
 const OPEN_MAX: usize = 32;
 /// The reason for which an entry is not sent to a receiver without the capability `long-paths`.
 const LONG_PATH: &str = "a path of more than 4,096 bytes, which the other end does not take";
@@ -149,7 +153,8 @@ struct Entered {
 
 /// A folder in which the walk is, or beneath which.
 struct Folder {
-    /// How much of the walk's paths is this folder's: of that beneath the root, and of that in the manifest.
+    /// How much of the walk's paths is this folder's: of that beneath the root, and of that in the
+    /// manifest.
     inner_len: usize,
     path_len: usize,
     /// Closed while the walk is far beneath it.
@@ -163,7 +168,8 @@ struct Folder {
 }
 
 impl Walk<'_> {
-    /// Ends the walk. Only now it is known of each link whether it rests on a directory that is sent.
+    /// Ends the walk. Only now it is known of each link whether it rests on a directory that is
+    /// sent.
     fn finish(mut self) -> Result<Walked, Error> {
         self.walked.uncarried = self.uncarried.to_string();
         let ended = self.builder.finish_without_escaping();
@@ -204,8 +210,8 @@ impl Walk<'_> {
         self.walked.note(LeftOutEntry { path: path.to_vec(), policy: false, directory, code, reason });
     }
 
-    /// Adds what is at `inner` beneath `root`, as `path`, and all that is in it. `at` is its folder and name there, for
-    /// calls that are cheaper so.
+    /// Adds what is at `inner` beneath `root`, as `path`, and all that is in it. `at` is its folder
+    /// and name there, for calls that are cheaper so.
     fn all(
         &mut self,
         root: &Arc<Root>,
@@ -264,8 +270,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Adds what is at `inner` beneath `root`, as `path`; what is in it is still to be walked then. `above` are the folders
-    /// on the way.
+    /// Adds what is at `inner` beneath `root`, as `path`; what is in it is still to be walked then.
+    /// `above` are the folders on the way.
     fn visit(
         &mut self,
         root: &Arc<Root>,

@@ -51,7 +51,8 @@ pub(crate) fn set_open_attributes(
     Ok(())
 }
 
-/// Gives the file at `path` beneath `root` its time and permissions, and nothing that a link leads to.
+/// Gives the file at `path` beneath `root` its time and permissions, and nothing that a link leads
+/// to.
 pub(crate) fn set_attributes_at(
     root: &Root,
     path: &[u8],

@@ -15,7 +15,8 @@ pub(super) fn hidden_path(name: &str) -> Vec<u8> {
     [HIDDEN, b"/", name.as_bytes()].concat()
 }
 
-/// Makes `.fastdrop/name` beneath `base`, and in it what `fill` makes. Leaves nothing behind if it fails.
+/// Makes `.fastdrop/name` beneath `base`, and in it what `fill` makes. Leaves nothing behind if it
+/// fails.
 pub(super) fn make_folder<T>(
     base: BorrowedFd<'_>,
     name: &str,

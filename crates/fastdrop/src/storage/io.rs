@@ -3,7 +3,8 @@
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Reading and hashing go in steps of this size, so that bytes are hashed while they are in the cache.
+/// Reading and hashing go in steps of this size, so that bytes are hashed while they are in the
+/// cache.
 pub(crate) const STEP: usize = 64 << 10;
 
 /// Fills `buffer` from `offset` on; `NODATA` if the file ends before.

@@ -1,4 +1,5 @@
-//! Where bytes rest: a confined root, stages and their journals, places and names. Nothing here knows a connection or a peer.
+//! Where bytes rest: a confined root, stages and their journals, places and names. Nothing here
+//! knows a connection or a peer.
 
 pub(crate) mod attributes;
 mod folder;

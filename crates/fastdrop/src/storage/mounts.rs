@@ -75,7 +75,8 @@ impl Mounts {
     ///
     /// # Errors
     ///
-    /// What the system says of a folder that cannot be looked at, and 413 for more mounts than a stage can have parts.
+    /// What the system says of a folder that cannot be looked at, and 413 for more mounts than a
+    /// stage can have parts.
     pub(crate) fn note(
         &mut self,
         root: &Root,

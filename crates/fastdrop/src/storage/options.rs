@@ -8,7 +8,8 @@ use fastdrop_proto::fastdp::{Archive, Durability, Existing};
 #[derive(Debug, Clone)]
 pub(crate) struct ReceiveOptions {
     pub(crate) existing: Existing,
-    /// How what is in the way could be got out of it, in words for whoever is refused; empty if it could not.
+    /// How what is in the way could be got out of it, in words for whoever is refused; empty if it
+    /// could not.
     pub(crate) advice: &'static str,
     /// Identical means equal contents.
     pub(crate) check: bool,
@@ -25,7 +26,8 @@ pub(crate) struct ReceiveOptions {
 }
 
 impl ReceiveOptions {
-    /// Checks that `needed` bytes fit where `free` are, in the folder `place`, and that a transfer may have `total`.
+    /// Checks that `needed` bytes fit where `free` are, in the folder `place`, and that a transfer
+    /// may have `total`.
     pub(crate) fn check_room(&self, needed: u64, free: u64, total: u64, place: &[u8]) -> Result<(), Error> {
         if self.size_max.is_some_and(|max| total > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));

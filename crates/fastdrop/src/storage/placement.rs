@@ -47,7 +47,8 @@ impl Placement {
             }
             Place::As => false,
             Place::Auto if as_folder || several => true,
-            // A folder that an unfinished transfer has begun under this very name is not a folder to go into.
+            // A folder that an unfinished transfer has begun under this very name is not a folder
+            // to go into.
             Place::Auto if is_tree && crate::storage::recovery::is_named(root, path) => false,
             Place::Auto => match root.stat(path) {
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,

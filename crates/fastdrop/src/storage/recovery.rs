@@ -51,9 +51,11 @@ pub(crate) struct Leftovers {
 }
 
 impl Leftovers {
-    /// The unfinished work beneath `root` that nobody is at; for each folder that somebody is at, `busy` hears its name.
+    /// The unfinished work beneath `root` that nobody is at; for each folder that somebody is at,
+    /// `busy` hears its name.
     ///
-    /// Only what has a file that is `wanted`, or was given the name `named`, is kept, and locked for others.
+    /// Only what has a file that is `wanted`, or was given the name `named`, is kept, and locked
+    /// for others.
     pub(crate) fn find(
         root: &Arc<Root>,
         named: Option<&[u8]>,
@@ -139,7 +141,8 @@ impl Leftovers {
     ///
     /// # Errors
     ///
-    /// What the system says of a file that is there, or may be, and cannot be looked at now: no verdict on it.
+    /// What the system says of a file that is there, or may be, and cannot be looked at now: no
+    /// verdict on it.
     pub(crate) fn verify(
         &self,
         at: usize,
@@ -152,7 +155,8 @@ impl Leftovers {
         if !same && (algorithm.is_empty() || matches!(left.content, LeftContent::Whole(_))) {
             return Ok(None);
         }
-        // Without checksums only the page cache can vouch for what was not synced, and it went with the power.
+        // Without checksums only the page cache can vouch for what was not synced, and it went with
+        // the power.
         if self.recovered.algorithm != algorithm || (algorithm.is_empty() && !self.recovered.same_boot) {
             return Ok(None);
         }
@@ -211,7 +215,8 @@ impl Leftovers {
     }
 }
 
-/// Those of `pieces`, each `one` bytes of the `size` in `fd`, that have the checksums that were noted for them.
+/// Those of `pieces`, each `one` bytes of the `size` in `fd`, that have the checksums that were
+/// noted for them.
 ///
 /// Whoever continues waits for this, so all cores read at once.
 fn verify_pieces(
@@ -268,7 +273,8 @@ pub(crate) fn is_named(root: &Root, path: &[u8]) -> bool {
     })
 }
 
-/// The time since `seconds` after 1970, by the clock on the wall: the only one that outlives a process.
+/// The time since `seconds` after 1970, by the clock on the wall: the only one that outlives a
+/// process.
 fn since(seconds: i64) -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))

@@ -1,5 +1,5 @@
-//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a journal; and one on each
-//! other mount that files of the transfer will live on.
+//! Where unfinished files live: a folder of their own in `.fastdrop`, beneath the root, with a
+//! journal; and one on each other mount that files of the transfer will live on.
 
 use crate::error::Error;
 use crate::random::random;
@@ -41,8 +41,8 @@ pub(crate) struct Stage {
     durability: Durability,
     /// Folders that have been lent permissions, with those that they had.
     lent: Mutex<BTreeMap<Vec<u8>, u32>>,
-    /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once, and whoever syncs next
-    /// would be told that all is well.
+    /// Whether a sync has failed. Held while one is under way: the kernel tells of a failure once,
+    /// and whoever syncs next would be told that all is well.
     poisoned: Mutex<bool>,
 }
 
@@ -91,7 +91,8 @@ impl Stage {
         &self.name
     }
 
-    /// The part for files in one of `folders`, which exist, and are on `mount`; made if there is none yet.
+    /// The part for files in one of `folders`, which exist, and are on `mount`; made if there is
+    /// none yet.
     pub(crate) fn part_for(&mut self, folders: &[Vec<u8>], mount: MountId) -> Result<PartIndex, Error> {
         let system = |errno| Error::system("making a folder for unfinished files", errno);
         if mount == self.home.mount {
@@ -225,8 +226,8 @@ impl Stage {
         let _ = rustix::fs::unlinkat(self.folder_of(temp), self.temp_name(temp), AtFlags::empty());
     }
 
-    /// Moves the verified file `left` of an earlier transfer, `name` in `folder`, into `part`: journaled first, so that a crash
-    /// in between loses only a name.
+    /// Moves the verified file `left` of an earlier transfer, `name` in `folder`, into `part`:
+    /// journaled first, so that a crash in between loses only a name.
     pub(super) fn adopt(
         &self,
         folder: BorrowedFd<'_>,
@@ -307,7 +308,8 @@ impl Stage {
         })
     }
 
-    /// Syncs, unless an earlier sync has failed. Only a failure of the sync itself is one that poisons.
+    /// Syncs, unless an earlier sync has failed. Only a failure of the sync itself is one that
+    /// poisons.
     fn sync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Error> {
         let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         if *poisoned {
@@ -324,7 +326,8 @@ impl Stage {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(folder, &name[..], flags, Mode::empty());
         match open() {
-            // It was complete once, and has the permissions of its place already: they may not let its owner open it.
+            // It was complete once, and has the permissions of its place already: they may not let
+            // its owner open it.
             Err(Errno::ACCESS) => {
                 let stat = rustix::fs::statat(folder, &name[..], AtFlags::SYMLINK_NOFOLLOW)?;
                 let mode = Mode::from_raw_mode(stat.st_mode);
@@ -337,10 +340,12 @@ impl Stage {
         }
     }
 
-    /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives. It only helps.
+    /// Has the kernel begin to write to disk what will have to be synced, while more of it arrives.
+    /// It only helps.
     pub(crate) fn begin_writeback(&self, file: BorrowedFd<'_>, offset: u64, len: u64) {
         if self.durability == Durability::Commit {
-            // Pages that are dirty are not dropped for it, but written; in memory alone it does nothing.
+            // Pages that are dirty are not dropped for it, but written; in memory alone it does
+            // nothing.
             let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
         }
     }
@@ -382,7 +387,8 @@ impl Stage {
         })
     }
 
-    /// Lends `folder`, and the folders above it, the permissions that they lack; whether there was any to lend.
+    /// Lends `folder`, and the folders above it, the permissions that they lack; whether there was
+    /// any to lend.
     pub(crate) fn lend(&self, folder: &[u8]) -> Result<bool, Errno> {
         let mut any = false;
         while let Some(lendable) = Lendable::find(&self.root, folder)? {
@@ -451,7 +457,8 @@ impl Drop for Stage {
     }
 }
 
-/// A failed sync poisons what was written: the kernel may have dropped it and would not say so twice.
+/// A failed sync poisons what was written: the kernel may have dropped it and would not say so
+/// twice.
 fn sync_failed(errno: Errno) -> Error {
     Error::with_code(
         500,
@@ -492,7 +499,8 @@ mod tests {
     /// A file that was complete has the mode of its place, which may keep even its owner out.
     #[test]
     fn a_held_file_is_opened_whatever_its_mode_lets_its_owner_do() {
-        // Root's right to open everything would hide it. Capabilities are of a thread: no other test loses them.
+        // Root's right to open everything would hide it. Capabilities are of a thread: no other
+        // test loses them.
         let mut sets = rustix::thread::capabilities(None).unwrap();
         sets.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
         rustix::thread::set_capabilities(None, sets).unwrap();

@@ -56,8 +56,8 @@ pub(crate) struct FileSink {
     pub(crate) identities: Mutex<IdentityTable>,
     pub(crate) open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
     pub(crate) ready: Mutex<Vec<Ready>>,
-    /// Held for reading from before a chunk counts until what it completes is readied or named; the end of the transfer,
-    /// which takes the stage away, waits for all of them.
+    /// Held for reading from before a chunk counts until what it completes is readied or named; the
+    /// end of the transfer, which takes the stage away, waits for all of them.
     pub(crate) working: RwLock<()>,
     /// The temporary file of the stream.
     pub(crate) stream: Mutex<Option<u32>>,
@@ -137,7 +137,8 @@ impl FileSink {
         begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
     }
 
-    /// Keeps a complete file that could not be given its name, unless the name itself is the reason.
+    /// Keeps a complete file that could not be given its name, unless the name itself is the
+    /// reason.
     pub(crate) fn keep_unnamed(&self, entry: &Entry<'_>, temp: u32, errno: Errno) {
         // The journal knows nothing of empty files and streams: nobody could continue them.
         let is_journaled = matches!(entry.kind, EntryKind::File { size } if size > 0);
@@ -153,7 +154,8 @@ impl FileSink {
         self.unnamed.load(Ordering::Relaxed)
     }
 
-    /// Checks that there is room for so many bytes in each part of the stage. Parts on one device share what is free there.
+    /// Checks that there is room for so many bytes in each part of the stage. Parts on one device
+    /// share what is free there.
     pub(crate) fn check_space(&self, needed: &BTreeMap<PartIndex, u64>, total: u64) -> Result<(), Error> {
         let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
         for (&part, &bytes) in needed {
@@ -283,7 +285,8 @@ impl FileSink {
         }
     }
 
-    /// The temporary file of a big file or stream; created, journaled and given its size if it is new.
+    /// The temporary file of a big file or stream; created, journaled and given its size if it is
+    /// new.
     pub(crate) fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
         let mut open = lock(&self.open);
         if let Some(staged) = open.get(&index) {

@@ -5,7 +5,8 @@ use fastdrop_proto::fastdp::Control;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Does something that may take long, while the peer hears every few seconds that this end is alive.
+/// Does something that may take long, while the peer hears every few seconds that this end is
+/// alive.
 pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -> T {
     let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {

@@ -30,7 +30,8 @@ pub(crate) struct Compared {
     pub(crate) adjust: Vec<EntryIndex>,
     /// Entries that can have no place.
     pub(crate) failed: BTreeMap<EntryIndex, Failed>,
-    /// Files that were there, or are left alone, and their bytes; how many of them differ and are left.
+    /// Files that were there, or are left alone, and their bytes; how many of them differ and are
+    /// left.
     pub(crate) skipped: u64,
     pub(crate) left: u64,
     pub(crate) bytes_skipped: u64,
@@ -123,7 +124,8 @@ pub(super) fn skip_unwanted(machine: &mut Receiver, filter: &Filter) {
 pub(crate) struct Places<'a> {
     /// The mounts that they are on.
     pub(crate) mounts: &'a mut Mounts,
-    /// Lends a folder, into which this user may not look, the permission for that; whether it could.
+    /// Lends a folder, into which this user may not look, the permission for that; whether it
+    /// could.
     pub(crate) lend: &'a mut dyn FnMut(&[u8]) -> Result<bool, Error>,
 }
 

@@ -20,7 +20,8 @@ pub(crate) struct ChunkCompressor {
 }
 
 impl ChunkCompressor {
-    /// None if chunks are not compressed. `rate_max` is a limit in bytes a second, `shortest` says that the path is.
+    /// None if chunks are not compressed. `rate_max` is a limit in bytes a second, `shortest` says
+    /// that the path is.
     pub(crate) fn new(compress: Compress, rate_max: Option<u64>, shortest: bool) -> Option<Self> {
         let rate = rate_max.map(|rate| rate as f64).or(shortest.then_some(LOCAL_RATE));
         let compressor = Compressor::new(compress, rate)?;
@@ -73,7 +74,8 @@ impl ChunkCompressor {
         shorter.then_some(&self.frame[..shrunk])
     }
 
-    /// Learns how long the connection took for a chunk with `plain` bytes of data, of which `sent` went over it.
+    /// Learns how long the connection took for a chunk with `plain` bytes of data, of which `sent`
+    /// went over it.
     pub(crate) fn handle_sent(&mut self, plain: usize, sent: usize, took: Duration) {
         self.compressor.handle_sent(plain, sent, took);
     }

@@ -1,5 +1,5 @@
-//! One transfer between two ends, whichever of them dialled: the protocol's sender and receiver, given sockets, files and
-//! threads.
+//! One transfer between two ends, whichever of them dialled: the protocol's sender and receiver,
+//! given sockets, files and threads.
 
 pub(crate) mod alive;
 mod compare;

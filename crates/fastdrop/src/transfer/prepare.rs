@@ -50,7 +50,8 @@ pub(crate) struct Prepared {
     pub(crate) skipped: u64,
     /// How many of them differ from what was asked for.
     pub(crate) left: u64,
-    /// Bytes that need not be sent, because they are here: of skipped files, and of unfinished ones.
+    /// Bytes that need not be sent, because they are here: of skipped files, and of unfinished
+    /// ones.
     pub(crate) bytes_skipped: u64,
     pub(crate) bytes_resumed: u64,
 }
@@ -75,7 +76,8 @@ impl Prepare<'_> {
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));
         }
-        // What a transfer under way is about to name must have its name, or never get it, before anything is compared.
+        // What a transfer under way is about to name must have its name, or never get it, before
+        // anything is compared.
         let mut refused = None;
         let wanted = |key: &FileKey| placement.entry_of(key, &manifest).is_some();
         // An archive is neither compared nor continued; its contents are, once they are known.
@@ -87,7 +89,8 @@ impl Prepare<'_> {
                 Busy::Known
             })
         };
-        // Without a sender that could say so, nobody knows whether what is left is of the same file.
+        // Without a sender that could say so, nobody knows whether what is left is of the same
+        // file.
         let leftovers = match &inquiry {
             Some(inquiry) if inquiry.may_resume() => {
                 Leftovers::find(&root, named.as_deref(), wanted, &mut is_busy)
@@ -203,7 +206,8 @@ pub(crate) fn prepare_output(
     let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
     let one_chunk = machine.table().one_chunk().bytes();
     let (written, same) = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
-    // Whether it is the same file can be found out chunk by chunk, where the sender knows how to compare.
+    // Whether it is the same file can be found out chunk by chunk, where the sender knows how to
+    // compare.
     let is_comparable = inquiry.knows_identities() && !algorithm.is_empty() && !whole;
     if !same && !is_comparable {
         return Err(changed());

@@ -27,7 +27,8 @@ pub(crate) struct Preview {
 }
 
 impl Prepare<'_> {
-    /// What [`Prepare::run`] would answer, without changing anything: the frames, and how many files need not come.
+    /// What [`Prepare::run`] would answer, without changing anything: the frames, and how many
+    /// files need not come.
     ///
     /// # Errors
     ///
@@ -57,7 +58,8 @@ impl Prepare<'_> {
     }
 }
 
-/// Skips what could not be made, because the folder that it would be in is somebody else's; what that is.
+/// Skips what could not be made, because the folder that it would be in is somebody else's; what
+/// that is.
 ///
 /// # Errors
 ///

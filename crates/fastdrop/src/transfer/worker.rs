@@ -285,7 +285,8 @@ impl<'a> ChunkWorker<'a> {
         Ok(())
     }
 
-    /// Takes a chunk that is held from an earlier transfer and that the sender has found to be its own.
+    /// Takes a chunk that is held from an earlier transfer and that the sender has found to be its
+    /// own.
     pub(crate) fn same(&mut self, chunk: ChunkIndex) -> Result<(), Error> {
         let reception = self.reception;
         let Sink::Files(sink) = &reception.sink else {
