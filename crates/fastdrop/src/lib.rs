@@ -6,8 +6,9 @@
 mod admission;
 mod client;
 mod codec;
+mod context;
 mod error;
-mod flags;
+mod legacy;
 mod lock;
 mod net;
 mod observe;
@@ -19,17 +20,20 @@ mod stop;
 mod storage;
 mod transfer;
 
-pub use client::{
-    Client, ClientOptions, Compress, Destination, GetOptions, Listed, ListedKind, Listing, Put, PutOptions,
-    Summary, Target, TargetError,
-};
+pub use client::{Client, GetOptions, Put, PutOptions};
+pub use context::client::asked::{Asked, Flag};
+pub use context::client::destination::Destination;
+pub use context::client::flags::{Action, Setting};
+pub use context::client::options::{ClientOptions, Compress};
+pub use context::client::summary::{Listed, ListedKind, Listing, Summary};
+pub use context::client::target::{Target, TargetError};
+pub use context::server::options::ServerOptions;
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
 pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
-pub use flags::{Action, Asked, Flag, Setting};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
 pub use protocol::{Accept, Protocol, UnknownProtocol};
-pub use server::{Server, ServerError, ServerOptions};
+pub use server::{Server, ServerError};
 pub use source::filter::{Filter, FilterError};
 pub use stop::Stop;
 

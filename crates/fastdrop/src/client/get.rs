@@ -1,13 +1,15 @@
 //! Gets and lists.
 
-use crate::client::get_place::GetPlace;
-use crate::client::summary::Tally;
-use crate::client::{
-    Client, Destination, ENTRIES_MAX, GetOptions, Listed, Listing, Summary, fastdownloader, read_grant,
-};
+use crate::client::agree::read_grant;
+use crate::client::manifest::read_manifest;
+use crate::client::{Client, ENTRIES_MAX};
+use crate::context::client::destination::Destination;
+use crate::context::client::destination::GetPlace;
+use crate::context::client::flags::{Action, Request};
+use crate::context::client::summary::Summary;
+use crate::context::client::summary::Tally;
 use crate::error::Error;
-use crate::flags::{Action, Request};
-use crate::net::connection::FrameReader;
+use crate::legacy::fastdownloader;
 use crate::observe::Phase;
 use crate::protocol::Protocol;
 use crate::source::archive::expect_archive;
@@ -21,29 +23,38 @@ use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
 use fastdrop_proto::fastdp::{
-    self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LEFT_OUT_NAMED_MAX, LeftOut,
-    LeftOutEntry, Manifest, ManifestBuilder, Open, Place, RelPath, Table, Transcript,
+    self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
+    ManifestBuilder, Open, Place, RelPath, Table, Transcript,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+/// How to get.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GetOptions {
+    /// Only say what there is to fetch.
+    pub dry_run: bool,
+    /// What comes as an archive stays one instead of being unpacked.
+    pub keep_archive: bool,
+}
+
 impl Client {
     /// Fetches. A failure of some files is not an error here but counted in the summary.
     pub fn get(&self, destination: Destination, options: GetOptions) -> Result<Summary, Error> {
         let start = Instant::now();
         let GetOptions { dry_run, keep_archive } = options;
-        let request = Request { action: Action::Get, options: &self.options, dry_run, keep_archive };
+        let request = Request { action: Action::Get, options: &self.context.options, dry_run, keep_archive };
         let unkept = request.check()?;
-        let mut tally = Tally::new(&self.options, &Walked::default(), start);
+        let mut tally = Tally::new(&self.context.options, &Walked::default(), start);
         tally.note_unkept(unkept);
-        if self.options.protocol == Protocol::FastDownloader {
-            let done = fastdownloader::get(self, destination, dry_run, &mut tally);
-            return tally.finish(done, &self.observer);
+        if self.context.options.protocol == Protocol::FastDownloader {
+            let done = fastdownloader::client::get(&self.context, destination, dry_run, &mut tally);
+            return tally.finish(done, &self.context.observer);
         }
         let archive = self.compress()?.archive();
-        if archive.is_some() && options.keep_archive && !self.options.filter.is_empty() {
+        if archive.is_some() && options.keep_archive && !self.context.options.filter.is_empty() {
             return Err(Error::with_code(
                 400,
                 "an archive that is kept comes whole: nothing can be left out of it",
@@ -57,17 +68,17 @@ impl Client {
             Destination::Path(path) => GetPlace::files(&path)?,
         };
         // What is in a folder goes into one, even if it is a single file.
-        let contents = self.target.path.is_empty() || self.target.path.ends_with(b"/");
+        let contents = self.context.target.path.is_empty() || self.context.target.path.ends_with(b"/");
         let mut fixed = if contents { Place::Into } else { Place::Auto };
         tally.unpacks = archive.is_some() && !options.keep_archive;
-        let done = self.persist(|number| {
+        let done = self.context.with_retries(|number| {
             tally.attempts = number;
             self.get_once(&place, &mut fixed, options, &mut tally)
         });
         if let (Ok(done), Some(_), false) = (&done, archive, options.dry_run) {
             tally.note_unpacked(done);
         }
-        tally.finish(done, &self.observer)
+        tally.finish(done, &self.context.observer)
     }
 
     fn get_once(
@@ -77,7 +88,7 @@ impl Client {
         options: GetOptions,
         tally: &mut Tally,
     ) -> Result<Done, Error> {
-        self.observer.set_phase(Phase::Connecting);
+        self.context.observer.set_phase(Phase::Connecting);
         // With -v alone: it takes the server a call for each file.
         let uncarried = tracing::enabled!(tracing::Level::INFO);
         let mut open = Open { dry: options.dry_run, uncarried, ..self.open(Do::Get)? };
@@ -88,19 +99,19 @@ impl Client {
         }
         let mut agreed = self.agree(open, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
-        self.keeps_its_word(&grant)?;
+        self.check_grant(&grant)?;
         let builder = ManifestBuilder::new(ENTRIES_MAX).with_long_paths(grant.has(Capability::LongPaths));
         let (manifest, mut left_out) = read_manifest(&mut agreed.reader, builder)?;
         let manifest = Arc::new(manifest);
-        let filter = &self.options.filter;
+        let filter = &self.context.options.filter;
         let is_wanted = |entry: &&LeftOutEntry| {
             RelPath::new(&entry.path).map_or(true, |path| filter.wants(path, entry.directory))
         };
         // A single file is there or not; of a folder, more may have been there.
         let is_single = manifest.len() == 1
             && manifest.iter().all(|(_, entry)| entry.kind != EntryKind::Directory)
-            && !self.target.path.is_empty()
-            && !self.target.path.ends_with(b"/");
+            && !self.context.target.path.is_empty()
+            && !self.context.target.path.ends_with(b"/");
         if !is_single && !grant.has(Capability::LeftOut) {
             tally.note_unconfirmed();
         }
@@ -137,7 +148,7 @@ impl Client {
             return Err(Error::with_code(400, "the server's header contradicts its manifest"));
         }
         let files = manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64;
-        self.observer.files_total.store(files, Ordering::Relaxed);
+        self.context.observer.files_total.store(files, Ordering::Relaxed);
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
         let connection = Arc::clone(agreed.reader.connection());
@@ -145,7 +156,7 @@ impl Client {
         if options.dry_run {
             // What comes in an archive is compared by size and time alone, unless contents are to
             // be compared.
-            let packed = self.compress()?.archive().is_some() && !self.options.check;
+            let packed = self.compress()?.archive().is_some() && !self.context.options.check;
             let inquiry = if packed { inquiry.without_contents() } else { inquiry };
             let preview = with_alive(&connection, || match place {
                 GetPlace::Output(_) => expect_one_file(&manifest).map(|()| None),
@@ -178,10 +189,10 @@ impl Client {
             GetPlace::Output(sink) => prepare_output(
                 Arc::clone(&manifest),
                 table,
-                self.options.checksum,
+                self.context.options.checksum,
                 Arc::clone(sink),
-                Arc::clone(&self.observer),
-                self.stop.clone(),
+                Arc::clone(&self.context.observer),
+                self.context.stop.clone(),
                 inquiry,
             ),
             GetPlace::Files { root, path, .. } => {
@@ -213,11 +224,11 @@ impl Client {
             &agreed.server_json,
             &grant_json,
         ));
-        if let Some(rate) = self.options.bytes_per_second_max {
+        if let Some(rate) = self.context.options.bytes_per_second_max {
             reception.limit(rate);
         }
         tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
-        self.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
+        self.context.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));
         let opening = AtomicUsize::new(0);
@@ -253,7 +264,7 @@ impl Client {
             };
             reception.run(agreed.reader, &more)
         });
-        tally.note_received(&reception, &manifest, &self.options.filter);
+        tally.note_received(&reception, &manifest, &self.context.options.filter);
         result
     }
 
@@ -270,19 +281,19 @@ impl Client {
         Prepare {
             manifest: Arc::clone(manifest),
             table,
-            algorithm: self.options.checksum,
+            algorithm: self.context.options.checksum,
             root: Arc::clone(root),
             placement,
             options,
-            filter: self.options.filter.clone(),
-            observer: Arc::clone(&self.observer),
-            stop: self.stop.clone(),
+            filter: self.context.options.filter.clone(),
+            observer: Arc::clone(&self.context.observer),
+            stop: self.context.stop.clone(),
             inquiry: Some(inquiry),
         }
     }
 
     fn receive_options(&self, grant: &Grant, unpack: Option<Unpack>) -> ReceiveOptions {
-        let options = &self.options;
+        let options = &self.context.options;
         ReceiveOptions {
             existing: options.existing,
             advice: "--existing overwrite replaces, rename keeps both, skip leaves what is there",
@@ -297,30 +308,6 @@ impl Client {
             unpack,
         }
     }
-
-    /// Lists what is in a folder, or the file that the path names.
-    ///
-    /// # Errors
-    ///
-    /// The server refuses, or is lost.
-    pub fn list(&self) -> Result<Listing, Error> {
-        self.check_list()?;
-        self.persist(|_| {
-            let mut agreed =
-                self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
-            let (grant, _) = read_grant(&mut agreed.reader)?;
-            let (manifest, left_out) =
-                read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
-            agreed.reader.connection().close();
-            let entries = manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect();
-            let failed = left_out.entries.into_iter().filter(|entry| !entry.policy);
-            let failed =
-                failed.map(|LeftOutEntry { path, code, reason, .. }| Failed { path, code, message: reason });
-            let failed: Vec<_> = failed.collect();
-            let failed_count = left_out.unnamed.saturating_add(failed.len() as u64);
-            Ok(Listing { entries, failed, failed_count, confirmed: grant.has(Capability::LeftOut) })
-        })
-    }
 }
 
 /// An error of this end as the receiver, which refuses by itself, and names paths then.
@@ -331,39 +318,5 @@ fn own_refusal(error: Error) -> Error {
             Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
         }
         other => other,
-    }
-}
-
-/// Reads a manifest, and what the server has left out of it.
-fn read_manifest(
-    reader: &mut FrameReader,
-    mut builder: ManifestBuilder,
-) -> Result<(Manifest, LeftOut), Error> {
-    let mut left_out = LeftOut::default();
-    loop {
-        match reader.next_control()? {
-            Control::Manifest(part) => {
-                builder.handle_part(&part).map_err(|error| Error::with_code(400, error.to_string()))?;
-            }
-            Control::ManifestEnd(end) => {
-                let manifest = builder.handle_end(&end);
-                return manifest
-                    .map(|manifest| (manifest, left_out))
-                    .map_err(|error| Error::with_code(400, error.to_string()));
-            }
-            Control::LeftOut(part) => {
-                left_out.unnamed = left_out.unnamed.saturating_add(part.unnamed);
-                left_out.entries.extend(part.entries);
-                if !part.uncarried.is_empty() {
-                    left_out.uncarried = part.uncarried;
-                }
-                if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
-                    return Err(Error::with_code(413, "more entries left out than may be named"));
-                }
-            }
-            Control::Alive => {}
-            Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
-            _ => return Err(Error::with_code(400, "something else where the manifest must be")),
-        }
     }
 }

@@ -1,11 +1,11 @@
 //! Puts: what is offered, what a server makes of it, and one attempt after the other.
 
-use crate::client::summary::Tally;
-use crate::client::{
-    Agreed, Client, ENTRIES_MAX, Put, PutOptions, Summary, cores, has_several_tops, read_grant,
-};
+use crate::client::agree::{Agreed, read_grant};
+use crate::client::{Client, ENTRIES_MAX};
+use crate::context::client::flags::{Action, Request};
+use crate::context::client::summary::Summary;
+use crate::context::client::summary::Tally;
 use crate::error::Error;
-use crate::flags::{Action, Request};
 use crate::observe::Phase;
 use crate::protocol::Protocol;
 use crate::source::archive::{Packed, offered};
@@ -24,8 +24,43 @@ use fastdrop_proto::fastdp::{
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::{BTreeSet, HashSet};
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+/// What to put.
+pub enum Put {
+    /// Files and folders; those that end in a slash mean what is in them.
+    Paths(Vec<PathBuf>),
+    /// Everything until its end, as the file that the target's path names.
+    Stream(Box<dyn Read + Send>),
+}
+
+impl std::fmt::Debug for Put {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Put::Paths(paths) => f.debug_tuple("Paths").field(paths).finish(),
+            Put::Stream(_) => f.write_str("Stream"),
+        }
+    }
+}
+
+/// How to put.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PutOptions {
+    /// Only say what there is to send.
+    pub dry_run: bool,
+}
+
+/// Whether a manifest has more than one topmost component.
+fn has_several_tops(manifest: &Manifest) -> bool {
+    let first = manifest.get(EntryIndex(0)).map(|entry| entry.path.top());
+    manifest.iter().any(|(_, entry)| Some(entry.path.top()) != first)
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16)
+}
 
 /// Why a link was not sent.
 const TOO_NEW_A_LINK: &str = "the server is too old for a link that leads there";
@@ -171,7 +206,7 @@ impl Client {
     pub fn put(&self, what: Put, options: PutOptions) -> Result<Summary, Error> {
         let start = Instant::now();
         let (dry_run, keep_archive) = (options.dry_run, false);
-        let request = Request { action: Action::Put, options: &self.options, dry_run, keep_archive };
+        let request = Request { action: Action::Put, options: &self.context.options, dry_run, keep_archive };
         let unkept = request.check()?;
         let mut tree = SourceTree::default();
         let mut stream = None;
@@ -180,17 +215,17 @@ impl Client {
         match what {
             Put::Paths(paths) => {
                 for path in &paths {
-                    contents |= tree.add_path(path, self.options.links == Links::Follow)?;
+                    contents |= tree.add_path(path, self.context.options.links == Links::Follow)?;
                 }
             }
-            Put::Stream(_) if self.options.protocol != Protocol::FastDp => {
-                let protocol = self.options.protocol;
+            Put::Stream(_) if self.context.options.protocol != Protocol::FastDp => {
+                let protocol = self.context.options.protocol;
                 return Err(Error::Unsupported(format!(
                     "{protocol} has to know a file's size before it is sent"
                 )));
             }
             Put::Stream(read) => {
-                let (_, name) = split(&self.target.path);
+                let (_, name) = split(&self.context.target.path);
                 if name.is_empty() {
                     return Err(Error::with_code(400, "a stream needs the name of a file in the target"));
                 }
@@ -199,19 +234,22 @@ impl Client {
             }
         }
         let walk_options = WalkOptions {
-            links: self.options.links,
-            filter: self.options.filter.clone(),
+            links: self.context.options.links,
+            filter: self.context.options.filter.clone(),
             entries_max: ENTRIES_MAX,
             // With -v alone: it takes a call for each file.
             tells_uncarried: tracing::enabled!(tracing::Level::INFO),
             long_paths: true,
         };
-        let mut walked = walk(&tree, stream.as_deref(), &walk_options, &self.observer, &self.stop)?;
-        let mut tally = Tally::new(&self.options, &walked, start);
+        let mut walked =
+            walk(&tree, stream.as_deref(), &walk_options, &self.context.observer, &self.context.stop)?;
+        let mut tally = Tally::new(&self.context.options, &walked, start);
         tally.note_unkept(unkept);
         tally.note_uncarried(&walked.uncarried);
         let left_out = walked.left_out.iter().map(|entry| &entry.path[..]).collect::<HashSet<_>>();
-        for (path, why) in self.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path)) {
+        for (path, why) in
+            self.context.options.filter.missing(walked.manifest.iter().map(|(_, entry)| entry.path))
+        {
             // What was left out is not missing, and has a reason of its own; nor is a folder in
             // which there was nothing to take.
             if !left_out.contains(path) && !tree.has(path) {
@@ -221,9 +259,9 @@ impl Client {
         if walked.manifest.is_empty() {
             return tally.nothing();
         }
-        if self.options.protocol != Protocol::FastDp {
-            let done = self.put_older(&walked.manifest, &tree, &mut tally);
-            return tally.finish(done, &self.observer);
+        if self.context.options.protocol != Protocol::FastDp {
+            let done = self.put_legacy(&walked.manifest, &tree, &mut tally);
+            return tally.finish(done, &self.context.observer);
         }
         let tree = Arc::new(tree);
         let archive = self.compress()?.archive();
@@ -239,11 +277,17 @@ impl Client {
         }
         let identities = std::mem::take(&mut walked.identities);
         let packed = Arc::clone(&walked.manifest);
-        let mut offer =
-            PutOffer { tree, walked, identities, place, resume: self.options.resume, changed: Vec::new() };
+        let mut offer = PutOffer {
+            tree,
+            walked,
+            identities,
+            place,
+            resume: self.context.options.resume,
+            changed: Vec::new(),
+        };
         if options.dry_run {
-            let done = self.persist(|_| self.preview(&mut offer, &mut tally));
-            return tally.finish(done, &self.observer);
+            let done = self.context.with_retries(|_| self.preview(&mut offer, &mut tally));
+            return tally.finish(done, &self.context.observer);
         }
         let input = match (archive, input) {
             (Some(kind), _) => {
@@ -255,7 +299,7 @@ impl Client {
             (None, Some(input)) => Input::Once(Mutex::new(Some(input))),
             (None, None) => Input::Nothing,
         };
-        let done = self.persist(|number| {
+        let done = self.context.with_retries(|number| {
             tally.attempts = number;
             if number > 0 {
                 offer.look_again();
@@ -265,7 +309,7 @@ impl Client {
         if let (Ok(done), Input::Archive { .. }) = (&done, &input) {
             tally.note_packed(&packed, done);
         }
-        tally.finish(done, &self.observer)
+        tally.finish(done, &self.context.observer)
     }
 
     /// Makes one attempt. A server that is too old for some of it gets what it can take.
@@ -292,7 +336,7 @@ impl Client {
         offer: &PutOffer,
         wanted: ChunkSize,
     ) -> Result<(Agreed, Grant, Vec<u8>), PutFailure> {
-        self.observer.set_phase(Phase::Connecting);
+        self.context.observer.set_phase(Phase::Connecting);
         let manifest = &offer.walked.manifest;
         let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
         let name =
@@ -301,7 +345,7 @@ impl Client {
         let open = Open { place: offer.place, resume: offer.resume, ..self.open(r#do)? };
         let mut agreed = self.agree(open, &header, Some(manifest))?;
         let (grant, grant_json) = read_grant(&mut agreed.reader).map_err(PutFailure::Offer)?;
-        self.keeps_its_word(&grant)?;
+        self.check_grant(&grant)?;
         Ok((agreed, grant, grant_json))
     }
 
@@ -329,8 +373,9 @@ impl Client {
                         return Err(Error::with_code(400, "a preview asks for more than there is"));
                     }
                     for entry in entries {
-                        let content =
-                            with_alive(&connection, || content(&offer.tree, &manifest, entry, &self.stop));
+                        let content = with_alive(&connection, || {
+                            content(&offer.tree, &manifest, entry, &self.context.stop)
+                        });
                         connection.send_control(&Control::Content(vec![(entry, content)]))?;
                     }
                 }
@@ -384,7 +429,7 @@ impl Client {
         done: &Done,
         is_left: impl Fn(EntryIndex) -> bool,
     ) -> Result<(), Error> {
-        if self.options.existing == Existing::Skip {
+        if self.context.options.existing == Existing::Skip {
             return Ok(());
         }
         let failed = done.failed.iter().map(|failed| &failed.path[..]).collect::<HashSet<_>>();
@@ -436,15 +481,15 @@ impl Client {
             .into());
         }
         offer.place = grant.place;
-        let rtt = self.rtt();
+        let rtt = self.context.rtt();
         let config = SenderConfig {
-            streams: self.options.streams,
+            streams: self.context.options.streams,
             granted: grantable(grant.streams, one_chunk),
             cores: cores(),
             loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
             rtt,
             checkpoint: grant.checkpoint,
-            data_streams_from: data_streams_from(self.options.streams, rtt, manifest.len()),
+            data_streams_from: data_streams_from(self.context.options.streams, rtt, manifest.len()),
             flying_max: flying_max(rtt, one_chunk),
             identity: grant.has(Capability::Identity),
             proof: grant.has(Capability::Proof),
@@ -454,7 +499,7 @@ impl Client {
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
         let mut machine =
-            Sender::new(config, Arc::clone(&manifest), table, self.options.checksum, Instant::now());
+            Sender::new(config, Arc::clone(&manifest), table, self.context.options.checksum, Instant::now());
         machine.set_transcript(Transcript::new(
             &agreed.client_json,
             &agreed.open_json,
@@ -468,11 +513,11 @@ impl Client {
             &grant,
             SendOptions {
                 compress: self.compress()?,
-                rate_max: self.options.bytes_per_second_max,
+                rate_max: self.context.options.bytes_per_second_max,
                 keeps_rate: true,
             },
-            Arc::clone(&self.observer),
-            self.stop.clone(),
+            Arc::clone(&self.context.observer),
+            self.context.stop.clone(),
         );
         tally.kept = grant.keeps_archive;
         if let Some(read) = input.open()? {
@@ -486,7 +531,7 @@ impl Client {
         }
         let join = || self.join(&grant);
         let result = transmission.run(agreed.reader, &Opener::Connect(&join));
-        tally.note_sent(&transmission, &manifest, &self.observer);
+        tally.note_sent(&transmission, &manifest, &self.context.observer);
         if transmission.must_start_over() {
             return Err(PutFailure::StartOver);
         }

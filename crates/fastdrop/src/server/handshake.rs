@@ -1,10 +1,11 @@
 //! The asynchronous beginning of a connection: its first bytes, which say what it speaks, and for
 //! fastdp the upgrade, the header and the first frame, within a deadline.
 
+use crate::legacy::fastdp1;
 use crate::net::connection::reset_on_close;
 use crate::protocol::Protocol;
-use crate::server::http::Upgraded;
-use crate::server::{KeyGuard, Shared, fastdp1};
+use crate::server::accepted::{Accepted, Handshake, Upgraded};
+use crate::server::dispatch::Dispatcher;
 use fastdrop_proto::fastdp::{
     Control, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest, Version, Versions,
     Violation, head_len, is_endpoint, parse_request, v1,
@@ -24,35 +25,12 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long header and OPEN may take after that.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A connection that has said what it wants.
-pub(super) struct Handshaken {
-    pub(super) socket: std::net::TcpStream,
-    pub(super) peer: SocketAddr,
-    pub(super) header: Header,
-    pub(super) header_json: Vec<u8>,
-    pub(super) open: Open,
-    pub(super) open_json: Vec<u8>,
-    /// What was read beyond.
-    pub(super) early: Vec<u8>,
-    pub(super) key: KeyGuard,
-}
-
-/// What a connection turned out to speak.
-pub(super) enum Begun {
-    /// fastdp 2.
-    FastDp(Handshaken),
-    /// HTTP that does not begin with an upgrade: its first head has come.
-    Http { socket: TcpStream, peer: SocketAddr, early: Vec<u8> },
-    /// An older version of fastdp: its header has come.
-    FastDp1(fastdp1::Handshaken),
-    /// FastDownloader, on its own port: nothing has been said.
-    FastDownloader { socket: std::net::TcpStream, peer: SocketAddr },
-    /// UltraDP: its first line has come.
-    UltraDp { socket: std::net::TcpStream, peer: SocketAddr, early: Vec<u8> },
-}
-
 /// Finds out what a connection speaks; None if that was refused, which has been said and logged.
-pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: SocketAddr) -> Option<Begun> {
+pub(super) async fn begin(
+    dispatcher: &Arc<Dispatcher>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+) -> Option<Accepted> {
     let _ = socket.set_nodelay(true);
     let deadline = Instant::now() + HEAD_PATIENCE;
     let mut early = Vec::with_capacity(1024);
@@ -71,11 +49,11 @@ pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: Soc
             Err(_) => late = true,
         }
     };
-    let accept = &shared.options.accept;
+    let accept = &dispatcher.context.options.accept;
     let why = match begins {
-        Begins::Http => return handshake(shared, socket, peer, early, deadline).await,
+        Begins::Http => return handshake(dispatcher, socket, peer, early, deadline).await,
         Begins::UltraDp if accept.has(Protocol::UltraDp) => {
-            return Some(Begun::UltraDp { socket: socket.into_std().ok()?, peer, early });
+            return Some(Accepted::UltraDp { socket: socket.into_std().ok()?, peer, early });
         }
         Begins::UltraDp => "UltraDP is not accepted here",
         Begins::UltraDpSecured => {
@@ -100,7 +78,7 @@ pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: Soc
         _ => None,
     };
     if let Some(answer) = answer {
-        refuse(&mut socket, &answer.encode(shared.options.accept.versions())).await;
+        refuse(&mut socket, &answer.encode(dispatcher.context.options.accept.versions())).await;
     }
     None
 }
@@ -108,24 +86,24 @@ pub(super) async fn begin(shared: &Arc<Shared>, mut socket: TcpStream, peer: Soc
 /// Takes a connection that speaks HTTP through its handshake; None if it was
 /// refused, which has been said and logged.
 async fn handshake(
-    shared: &Arc<Shared>,
+    dispatcher: &Arc<Dispatcher>,
     mut socket: TcpStream,
     peer: SocketAddr,
     early: Vec<u8>,
     deadline: Instant,
-) -> Option<Begun> {
+) -> Option<Accepted> {
     reset_on_close(&socket, false);
-    let versions = shared.options.accept.versions();
+    let versions = dispatcher.context.options.accept.versions();
     let head = match read_head(&mut socket, early, deadline).await {
         Ok(head) => head,
         Err(error) => return end(&mut socket, peer, error, versions).await,
     };
     if !is_endpoint(&head) {
-        return Some(Begun::Http { socket, peer, early: head });
+        return Some(Accepted::Http { socket, peer, early: head });
     }
     let accepted = parse_request(&head, versions).and_then(|request| match request {
-        Some(_) if shared.stop.is_stopped() => Err(UpgradeError::new(503, "stopping")),
-        Some(request) => shared.key_for(&request).map(|key| (request, key)),
+        Some(_) if dispatcher.context.stop.is_stopped() => Err(UpgradeError::new(503, "stopping")),
+        Some(request) => dispatcher.key_for(&request).map(|key| (request, key)),
         None => Err(UpgradeError::new(400, "a malformed head")),
     });
     let (request, key) = match accepted {
@@ -142,7 +120,7 @@ async fn end(
     peer: SocketAddr,
     error: Option<UpgradeError>,
     versions: Versions,
-) -> Option<Begun> {
+) -> Option<Accepted> {
     match error {
         Some(error) => {
             tracing::info!(%peer, status = error.status, why = %crate::shown(error.message.as_bytes()), "refused");
@@ -155,7 +133,7 @@ async fn end(
 
 /// What follows an upgrade that was accepted; None if it was
 /// refused, which has been said and logged.
-pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Begun> {
+pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Accepted> {
     let Upgraded { mut socket, request, key, early } = upgraded;
     let Some(key) = key else {
         // 1.0.0 has no words behind its upgrade.
@@ -166,7 +144,16 @@ pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Beg
     match timeout_at(Instant::now() + OPEN_PATIENCE, opening(&mut socket, early)).await {
         Ok(Ok(Some((header, header_json, open, open_json, early)))) => {
             let socket = socket.into_std().ok()?;
-            Some(Begun::FastDp(Handshaken { socket, peer, header, header_json, open, open_json, early, key }))
+            Some(Accepted::FastDp(Handshake {
+                socket,
+                peer,
+                header,
+                header_json,
+                open,
+                open_json,
+                early,
+                key,
+            }))
         }
         Ok(Ok(None)) => None,
         Ok(Err(violation)) => {
@@ -189,21 +176,21 @@ async fn refuse_frame(socket: &mut TcpStream, violation: Violation) {
 }
 
 /// Refuses a connection for which there is no thread.
-pub(super) async fn turn_away(begun: Begun) {
+pub(super) async fn turn_away(begun: Accepted) {
     let refused = Violation::with_code(503, "no thread to be had");
     match begun {
-        Begun::FastDp(Handshaken { socket, .. }) => {
+        Accepted::FastDp(Handshake { socket, .. }) => {
             if let Ok(mut socket) = TcpStream::from_std(socket) {
                 refuse_frame(&mut socket, refused).await;
             }
         }
-        Begun::FastDp1(fastdp1::Handshaken { socket, header, .. }) => {
+        Accepted::FastDp1(fastdp1::server::Handshaken { socket, header, .. }) => {
             if let Ok(mut socket) = TcpStream::from_std(socket) {
                 refuse_older(&mut socket, header.version, &refused).await;
             }
         }
         // Their connections are reset when they go.
-        Begun::UltraDp { .. } | Begun::FastDownloader { .. } | Begun::Http { .. } => {}
+        Accepted::UltraDp { .. } | Accepted::FastDownloader { .. } | Accepted::Http { .. } => {}
     }
 }
 
@@ -273,10 +260,17 @@ struct Shaken1 {
 }
 
 impl Shaken1 {
-    fn finish(self, socket: TcpStream) -> Option<Begun> {
+    fn finish(self, socket: TcpStream) -> Option<Accepted> {
         let Self { peer, key, header, header_bytes, early } = self;
         let socket = socket.into_std().ok()?;
-        Some(Begun::FastDp1(fastdp1::Handshaken { socket, peer, key, header, header_bytes, early }))
+        Some(Accepted::FastDp1(fastdp1::server::Handshaken {
+            socket,
+            peer,
+            key,
+            header,
+            header_bytes,
+            early,
+        }))
     }
 }
 

@@ -1,8 +1,12 @@
 //! Connections that speak HTTP and did not begin with an upgrade: kept alive, and
 //! upgraded later if that is what they want.
 
+use crate::admission::keys::KeyGuard;
+use crate::legacy::nextdp;
+use crate::lock::lock;
 use crate::protocol::Protocol;
-use crate::server::{KeyGuard, Shared, nextdp};
+use crate::server::accepted::Upgraded;
+use crate::server::dispatch::Dispatcher;
 use bytes::Bytes;
 use fastdrop_proto::fastdp::{ENDPOINT, SERVER, UpgradeError, UpgradeRequest};
 use fastdrop_proto::nextdp::{COMPLETE, PATH, RECEIVED};
@@ -24,37 +28,28 @@ use tokio::net::TcpStream;
 /// How long a head may take, and how long a connection may be silent between two requests.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// An upgrade that was answered, on a connection that is no longer HTTP.
-pub(super) struct Upgraded {
-    pub(super) socket: TcpStream,
-    pub(super) request: UpgradeRequest,
-    pub(super) key: Option<KeyGuard>,
-    /// What the client has sent since.
-    pub(super) early: Vec<u8>,
-}
-
 /// Serves requests until the client leaves; Some if it upgrades.
 pub(super) async fn serve(
-    shared: &Arc<Shared>,
+    dispatcher: &Arc<Dispatcher>,
     socket: TcpStream,
     peer: SocketAddr,
     early: Vec<u8>,
 ) -> Option<Upgraded> {
     let upgrade = Arc::new(Mutex::new(None));
     let service = hyper::service::service_fn(|request| {
-        let (shared, upgrade) = (Arc::clone(shared), Arc::clone(&upgrade));
-        async move { Ok::<_, Infallible>(answer(&shared, peer, request, &upgrade).await) }
+        let (dispatcher, upgrade) = (Arc::clone(dispatcher), Arc::clone(&upgrade));
+        async move { Ok::<_, Infallible>(answer(&dispatcher, peer, request, &upgrade).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .max_headers(64)
-        .serve_connection(TokioIo::new(Begun { early, at: 0, socket }), service)
+        .serve_connection(TokioIo::new(Accepted { early, at: 0, socket }), service)
         .with_upgrades();
     let mut served = std::pin::pin!(served);
     let served = tokio::select! {
         served = served.as_mut() => served,
-        () = shared.stop.wait() => {
+        () = dispatcher.context.stop.wait() => {
             // The answer that is under way is the last one, and may be that a file is complete.
             served.as_mut().graceful_shutdown();
             served.await
@@ -63,9 +58,9 @@ pub(super) async fn serve(
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }
-    let (request, key, on_upgrade) = super::lock(&upgrade).take()?;
-    let parts = hyper::upgrade::Upgraded::downcast::<TokioIo<Begun>>(on_upgrade.await.ok()?).ok()?;
-    let Begun { early, at, socket } = parts.io.into_inner();
+    let (request, key, on_upgrade) = lock(&upgrade).take()?;
+    let parts = hyper::upgrade::Upgraded::downcast::<TokioIo<Accepted>>(on_upgrade.await.ok()?).ok()?;
+    let Accepted { early, at, socket } = parts.io.into_inner();
     let early = [early.get(at..).unwrap_or_default(), &parts.read_buf].concat();
     Some(Upgraded { socket, request, key, early })
 }
@@ -73,29 +68,29 @@ pub(super) async fn serve(
 type Pending = Mutex<Option<(UpgradeRequest, Option<KeyGuard>, hyper::upgrade::OnUpgrade)>>;
 
 async fn answer(
-    shared: &Arc<Shared>,
+    dispatcher: &Arc<Dispatcher>,
     peer: SocketAddr,
     mut request: Request<Body>,
     upgrade: &Pending,
 ) -> Response<Full<Bytes>> {
     if request.headers().contains_key(UPGRADE) || request.uri().path() == ENDPOINT {
-        return match begin_upgrade(shared, &request) {
+        return match begin_upgrade(dispatcher, &request) {
             Ok((accepted, key)) => {
                 let response = accept(&accepted);
-                *super::lock(upgrade) = Some((accepted, key, hyper::upgrade::on(&mut request)));
+                *lock(upgrade) = Some((accepted, key, hyper::upgrade::on(&mut request)));
                 response
             }
             Err(error) => {
                 tracing::info!(%peer, status = error.status, why = %crate::shown(error.message.as_bytes()), "refused");
-                refuse_upgrade(shared, &error)
+                refuse_upgrade(dispatcher, &error)
             }
         };
     }
     if request.method() == Method::POST
         && request.uri().path() == PATH
-        && shared.options.accept.has(Protocol::NextDp)
+        && dispatcher.context.options.accept.has(Protocol::NextDp)
     {
-        return match nextdp::receive(shared, peer, request).await {
+        return match nextdp::server::receive(&dispatcher.nextdp, peer, request).await {
             Ok(is_complete) => received(is_complete),
             Err(refusal) => {
                 let why = crate::shown(refusal.message.as_bytes());
@@ -109,25 +104,25 @@ async fn answer(
     }
     tracing::info!(%peer, status = 404, path = %crate::shown(request.uri().path().as_bytes()), "refused");
     refuse_upgrade(
-        shared,
+        dispatcher,
         &UpgradeError::new(404, format!("this is a FastDrop server; fastdp is spoken at {ENDPOINT}")),
     )
 }
 
 fn begin_upgrade(
-    shared: &Arc<Shared>,
+    dispatcher: &Arc<Dispatcher>,
     request: &Request<Body>,
 ) -> std::result::Result<(UpgradeRequest, Option<KeyGuard>), UpgradeError> {
     let fields: Vec<_> =
         request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let is_1_1 = request.version() == hyper::Version::HTTP_11;
-    let versions = shared.options.accept.versions();
+    let versions = dispatcher.context.options.accept.versions();
     let accepted = UpgradeRequest::check(request.method().as_str(), path, is_1_1, &fields, versions)?;
-    if shared.stop.is_stopped() {
+    if dispatcher.context.stop.is_stopped() {
         return Err(UpgradeError::new(503, "stopping"));
     }
-    let key = shared.key_for(&accepted)?;
+    let key = dispatcher.key_for(&accepted)?;
     Ok((accepted, key))
 }
 
@@ -156,10 +151,10 @@ fn received(is_complete: bool) -> Response<Full<Bytes>> {
     response
 }
 
-fn refuse_upgrade(shared: &Shared, error: &UpgradeError) -> Response<Full<Bytes>> {
+fn refuse_upgrade(dispatcher: &Dispatcher, error: &UpgradeError) -> Response<Full<Bytes>> {
     let mut response = text(error.status, &format!("{}\n", error.message));
     let headers = response.headers_mut();
-    if let Ok(versions) = HeaderValue::from_str(&shared.options.accept.versions().to_string()) {
+    if let Ok(versions) = HeaderValue::from_str(&dispatcher.context.options.accept.versions().to_string()) {
         headers.insert("sec-fastdp-version", versions);
     }
     if error.status == 426 {
@@ -178,13 +173,13 @@ fn text(status: u16, body: &str) -> Response<Full<Bytes>> {
 
 /// A connection of which some bytes have been read before.
 #[derive(Debug)]
-struct Begun {
+struct Accepted {
     early: Vec<u8>,
     at: usize,
     socket: TcpStream,
 }
 
-impl AsyncRead for Begun {
+impl AsyncRead for Accepted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -201,7 +196,7 @@ impl AsyncRead for Begun {
     }
 }
 
-impl AsyncWrite for Begun {
+impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }

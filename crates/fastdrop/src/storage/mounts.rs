@@ -5,7 +5,6 @@ use crate::storage::options::ReceiveOptions;
 use crate::storage::part::{PARTS_MAX, PartIndex};
 use crate::storage::root::{Dirs, MountId, Root, join, split};
 use crate::storage::stage::Stage;
-use crate::storage::writer::FileSink;
 use fastdrop_proto::fastdp::Receiver;
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
@@ -141,18 +140,19 @@ impl Mounts {
     /// No room on that mount, or more than one transfer may have.
     pub(crate) fn check_room(
         &mut self,
-        sink: &FileSink,
+        root: &Root,
+        options: &ReceiveOptions,
         dirs: &mut Dirs,
         path: &[u8],
         bytes: u64,
         total: u64,
     ) -> Result<(), Error> {
-        let at = self.look(&sink.root, dirs, split(path).0)?.at;
+        let at = self.look(root, dirs, split(path).0)?.at;
         let Some(mount) = self.mounts.get_mut(at) else { return Ok(()) };
         mount.bytes = mount.bytes.saturating_add(bytes);
-        let free = sink.root.open_dir(&mount.folder).and_then(rustix::fs::fstatvfs);
+        let free = root.open_dir(&mount.folder).and_then(rustix::fs::fstatvfs);
         let free = free.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        sink.options.check_room(mount.bytes, free, total, b"")
+        options.check_room(mount.bytes, free, total, b"")
     }
 
     /// Checks, before there is a stage, that there is room for all that is needed. Mounts of

@@ -3,9 +3,11 @@
 use crate::error::Error;
 use crate::storage::folder::{hidden_path, temp_name};
 use crate::storage::io::{STEP, read_exact_at};
-use crate::storage::journal::{self, FileKey, Found, Left, LeftContent, Piece, Recovered};
+use crate::storage::journal;
+use crate::storage::journal::{FileKey, Found, Left, LeftContent, Piece, Recovered};
 use crate::storage::lent;
-use crate::storage::part::{self, PartIndex, remove_folder};
+use crate::storage::part;
+use crate::storage::part::{PartIndex, remove_folder};
 use crate::storage::root::Root;
 use crate::storage::stage::Stage;
 use fastdrop_proto::checksum::{Algorithm, PieceChecksum};

@@ -10,6 +10,6 @@ pub(crate) mod prepare;
 mod preview;
 pub(crate) mod receive;
 pub(crate) mod send;
+mod stream_receiver;
 pub(crate) mod streams;
 mod unpack;
-mod worker;

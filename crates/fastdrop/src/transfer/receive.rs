@@ -1,7 +1,7 @@
 //! Receiving: chunks off connections, into files, into the
 //! journal, and in the end under their names.
 
-use crate::admission::turns::{PATIENCE, Turn, Turns};
+use crate::admission::turns::Turns;
 use crate::error::{Error, code_of, reason};
 use crate::lock::lock;
 use crate::net::connection::{Connection, Ended, FrameReader};
@@ -15,12 +15,9 @@ use crate::storage::root::Dirs;
 use crate::storage::stage::is_poison;
 use crate::storage::writer::{FileSink, Ready, naming_reason};
 use crate::transfer::streams::{Joined, Joins};
-use crate::transfer::worker::{ChunkWorker, inside};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::Spent;
-use fastdrop_proto::fastdp::{
-    Control, Done, Durability, EntryKind, Failed, FrameKind, Manifest, Receiver, Violation,
-};
+use fastdrop_proto::fastdp::{Control, Done, Durability, EntryKind, Failed, Manifest, Receiver, Violation};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -77,7 +74,7 @@ pub(crate) struct Reception {
     pub(crate) left: AtomicBool,
     pub(crate) done: AtomicBool,
     /// Turns that streams on the shortest paths take with those of other transfers.
-    turns: OnceLock<Arc<Turns>>,
+    pub(super) turns: OnceLock<Arc<Turns>>,
     pub(crate) joins: Joins,
 }
 
@@ -129,21 +126,6 @@ impl Reception {
     /// Takes so many bytes a second at most: the sender is held up by what is not read.
     pub(crate) fn limit(&self, bytes_per_second_max: u64) {
         let _ = self.throttle.set(Throttle::new(bytes_per_second_max));
-    }
-
-    /// Fills `buffer` from a chunk, at the pace that was set.
-    pub(crate) fn fill(&self, reader: &mut FrameReader, buffer: &mut [u8]) -> Result<(), Error> {
-        let Some(throttle) = self.throttle.get() else { return reader.fill(buffer).map_err(inside) };
-        for part in buffer.chunks_mut(throttle.piece_max()) {
-            let mut left = throttle.book(part.len(), Instant::now());
-            while !left.is_zero() && !self.stop.is_stopped() && !self.ending() {
-                let nap = left.min(Duration::from_millis(100));
-                std::thread::sleep(nap);
-                left -= nap;
-            }
-            reader.fill(part).map_err(inside)?;
-        }
-        Ok(())
     }
 
     /// What remains to come.
@@ -217,9 +199,9 @@ impl Reception {
             let _end = EndOnDrop(self);
             scope.spawn(|| self.keep_alive(&connection));
             scope.spawn(|| {
-                while let Some(Joined { reader, held }) = self.joins.wait() {
+                while let Some(Joined { reader, permit }) = self.joins.wait() {
                     scope.spawn(move || {
-                        let _held = held;
+                        let _permit = permit;
                         self.data_stream(reader);
                     });
                 }
@@ -313,127 +295,13 @@ impl Reception {
     }
 
     /// Notes why the transfer cannot go on, and has all its streams end.
-    fn fail(&self, error: Error) {
+    pub(super) fn fail(&self, error: Error) {
         lock(&self.error).get_or_insert(error);
         for connection in lock(&self.connections).iter() {
             connection.stop();
         }
         self.joins.end();
         self.wake_waiting();
-    }
-
-    /// Serves one data stream to its end.
-    fn data_stream(self: &Arc<Self>, reader: FrameReader) {
-        let connection = Arc::clone(reader.connection());
-        let result = self.serve(reader, None, &|| {});
-        match result {
-            Ok(()) | Err(Error::Network(_) | Error::Interrupted) => {}
-            // It breaks the rules, or what it brings contradicts what is
-            // here: that connection ends.
-            Err(error) => {
-                tracing::warn!(%error, "a data stream was ended");
-                let _ = connection.send_control(&Control::Refuse(error.refusal()));
-                connection.finish_writing();
-            }
-        }
-        connection.close();
-        lock(&self.connections).retain(|other| !Arc::ptr_eq(other, &connection));
-    }
-
-    /// Reads frames until the stream ends. `control` is the connection
-    /// itself if this is the control stream.
-    fn serve(
-        self: &Arc<Self>,
-        mut reader: FrameReader,
-        control: Option<&Arc<Connection>>,
-        more: &(dyn Fn() + Sync),
-    ) -> Result<(), Error> {
-        let connection = Arc::clone(reader.connection());
-        self.stop.watch(&connection);
-        if control.is_none() {
-            let mut connections = lock(&self.connections);
-            // Whoever ends the transfer closes what is in the list; a stream
-            // that comes later sees that by itself.
-            if self.ending() {
-                return Ok(());
-            }
-            connections.push(Arc::clone(&connection));
-            self.observer.set_streams(connections.len() as u64 - 1);
-        }
-        let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
-        let mut worker = ChunkWorker::new(self);
-        let mut clock = Instant::now();
-        loop {
-            if lock(&self.error).is_some() {
-                return Ok(());
-            }
-            if turn.is_taken() && !reader.comes_within(PATIENCE) {
-                turn.give_back();
-            }
-            let header = match reader.header() {
-                Ok(header) => header,
-                Err(Error::Network(_)) if self.is_done() => return Ok(()),
-                Err(Error::Interrupted) if !self.stop.is_stopped() => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            match header.kind {
-                FrameKind::Control(kind) => {
-                    let frame = reader.control(kind, header.size)?;
-                    match (frame, control) {
-                        (Control::Alive, _) => {}
-                        (Control::Checkpoint, None) => {
-                            clock = self.observer.clocks.wait.since(clock);
-                            if let Sink::Files(sink) = &self.sink {
-                                self.or_fail(self.checkpoint(sink))?;
-                            }
-                            connection.send_control(&Control::Checkpointed)?;
-                            self.observer.clocks.write.since(clock);
-                        }
-                        (Control::Size { entry, size }, Some(_)) => {
-                            lock(&self.machine).handle_size(entry, size)?
-                        }
-                        (Control::Abandon { entry, code, reason }, Some(_)) => {
-                            let answer = lock(&self.machine).handle_abandon(entry)?;
-                            self.drop_abandoned(entry, code, reason);
-                            connection.send_controls(&answer)?;
-                        }
-                        (Control::Identity(part), Some(_)) => match (&self.sink, part.identities.first()) {
-                            (Sink::Files(sink), _) => lock(&sink.identities).handle(&part)?,
-                            (Sink::Output(sink), Some(&identity)) => sink.set_identity(identity),
-                            (Sink::Output(_), None) => {}
-                        },
-                        (Control::Same(chunks), Some(_)) => {
-                            clock = self.observer.clocks.wait.since(clock);
-                            chunks.into_iter().try_for_each(|chunk| worker.same(chunk))?;
-                            self.observer.clocks.write.since(clock);
-                        }
-                        (Control::Proven(proven), Some(_)) => {
-                            let handled = lock(&self.machine).handle_proven(&proven);
-                            self.or_fail(handled.map_err(Error::from))?;
-                            clock = self.observer.clocks.wait.since(clock);
-                            self.or_fail(self.name_proven())?;
-                            self.observer.clocks.write.since(clock);
-                        }
-                        (Control::End(digest), Some(_)) => lock(&self.machine).handle_end(digest)?,
-                        (Control::Spent(spent), Some(_)) => *lock(&self.spent) = spent,
-                        (Control::More, Some(_)) => more(),
-                        (Control::Refuse(refuse), _) => return Err(Error::Refused(refuse)),
-                        (_, _) => {
-                            return Err(Error::with_code(
-                                400,
-                                "a frame that a sender does not send, or not here",
-                            ));
-                        }
-                    }
-                    clock = Instant::now();
-                }
-                _ => {
-                    turn.wait();
-                    worker.chunk(&mut reader, header, &mut clock)?;
-                }
-            }
-            self.finish_if_complete()?;
-        }
     }
 
     /// Passes a result on; an error ends the whole transfer.
@@ -451,7 +319,7 @@ impl Reception {
         lock(&self.failed).entry(entry).or_insert(Failed { path, code, message: message.into() });
     }
 
-    fn drop_abandoned(&self, entry: EntryIndex, code: u16, reason: String) {
+    pub(super) fn drop_abandoned(&self, entry: EntryIndex, code: u16, reason: String) {
         if !lock(&self.machine).is_abandoned(entry) {
             return;
         }
@@ -464,7 +332,7 @@ impl Reception {
     }
 
     /// Makes everything confirmed so far durable.
-    fn checkpoint(&self, sink: &FileSink) -> Result<(), Error> {
+    pub(super) fn checkpoint(&self, sink: &FileSink) -> Result<(), Error> {
         let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
         if self.is_done() {
             return Ok(());
@@ -480,7 +348,7 @@ impl Reception {
     }
 
     /// Gives the files that are proven their names, if there are enough of them.
-    fn name_proven(&self) -> Result<(), Error> {
+    pub(super) fn name_proven(&self) -> Result<(), Error> {
         let Sink::Files(sink) = &self.sink else { return Ok(()) };
         let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
         // Without syncs there is nothing to wait for.
@@ -522,7 +390,7 @@ impl Reception {
         Ok(())
     }
 
-    fn finish_if_complete(&self) -> Result<(), Error> {
+    pub(super) fn finish_if_complete(&self) -> Result<(), Error> {
         let Some(finish) = lock(&self.machine).poll_finish() else { return Ok(()) };
         self.or_fail(finish.map_err(Error::from).and_then(|()| {
             self.observer.set_phase(Phase::Finishing);

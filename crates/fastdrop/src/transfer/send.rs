@@ -184,7 +184,7 @@ impl Transmission {
             scope.spawn(|| self.read(StreamId::CONTROL, control));
             scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
             scope.spawn(|| {
-                while let Some(Joined { reader, held }) = self.joins.wait() {
+                while let Some(Joined { reader, permit }) = self.joins.wait() {
                     let joined = Arc::clone(reader.connection());
                     let id = self.machine().handle_stream_joined(Instant::now());
                     self.stop.watch(&joined);
@@ -192,7 +192,7 @@ impl Transmission {
                     self.wake.notify_all();
                     scope.spawn(move || self.read(id, reader));
                     scope.spawn(move || {
-                        let _held = held;
+                        let _permit = permit;
                         self.pump(id, &joined);
                     });
                 }

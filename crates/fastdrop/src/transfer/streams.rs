@@ -1,5 +1,6 @@
 //! Data streams that join a transfer.
 
+use crate::admission::permit::ConnectionPermit;
 use crate::net::connection::{Connection, FrameReader};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -7,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 /// A data stream whose handshake is done.
 pub(crate) struct Joined {
     pub(crate) reader: FrameReader,
-    /// What the stream holds as long as it lasts: a permit, say.
-    pub(crate) held: Box<dyn std::any::Any + Send>,
+    /// What the connection holds as long as it lasts.
+    pub(crate) permit: ConnectionPermit,
 }
 
 impl std::fmt::Debug for Joined {

@@ -109,7 +109,9 @@ impl Reception {
             bytes = bytes.saturating_add(member.size());
             // All of it is checked once it is known; this ends early what is far too large.
             let place = sink.placement.of(path);
-            mounts.check_room(sink, &mut dirs, &place, member.size(), bytes).map_err(DecodeError::Failed)?;
+            mounts
+                .check_room(&sink.root, &sink.options, &mut dirs, &place, member.size(), bytes)
+                .map_err(DecodeError::Failed)?;
             let is_compared = sink.options.check && matches!(member.kind, MemberKind::File(_));
             let hash = if is_compared { Some(self.hash(content)?) } else { None };
             members.push((member.clone(), hash));

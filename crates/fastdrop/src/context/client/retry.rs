@@ -1,0 +1,100 @@
+//! Trying again after a loss.
+
+use crate::context::client::ClientContext;
+use crate::context::client::options::Compress;
+use crate::error::Error;
+use crate::observe::Phase;
+use crate::random::random;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+impl ClientContext {
+    /// Calls `attempt` until it succeeds, fails for good, or has failed
+    /// too often without getting any further.
+    pub(crate) fn with_retries<T>(
+        &self,
+        mut attempt: impl FnMut(u32) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut in_vain = 0;
+        for number in 0.. {
+            let before = self.observer.bytes_done.load(Ordering::Relaxed);
+            let error = match attempt(number) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            let again = match &error {
+                Error::Network(_) => reached,
+                Error::Refused(refuse) => refuse.code == 503 || refuse.code == 408,
+                _ => false,
+            };
+            if self.stop.is_stopped() {
+                return Err(Error::Interrupted);
+            }
+            // Progress that the next attempt cannot build on is none.
+            let moved = self.resumes() && self.observer.bytes_done.load(Ordering::Relaxed) > before;
+            in_vain = if moved { 1 } else { in_vain + 1 };
+            if !again || in_vain > self.options.retries {
+                return Err(error);
+            }
+            tracing::info!(%error, attempt = number + 1, "trying again");
+            self.observer.set_phase(Phase::Waiting);
+            self.pause(in_vain)?;
+            self.observer.set_phase(Phase::Connecting);
+        }
+        Err(Error::Interrupted)
+    }
+
+    /// Calls `attempt`, which begins anew each time, until it succeeds or fails for good; after a
+    /// loss at most as often as there are retries, whatever was moved in vain.
+    pub(crate) fn with_attempts<T>(&self, mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        let before = self.observer.bytes_done.load(Ordering::Relaxed);
+        let mut failed = 0;
+        loop {
+            let error = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            failed += 1;
+            if failed > self.options.retries || !self.is_worth_a_retry(&error) {
+                return Err(error);
+            }
+            tracing::info!(%error, attempt = failed, "trying again");
+            self.observer.bytes_done.store(before, Ordering::Relaxed);
+            self.observer.set_phase(Phase::Waiting);
+            self.pause(failed)?;
+        }
+    }
+
+    /// Another attempt may succeed after this.
+    pub(crate) fn is_worth_a_retry(&self, error: &Error) -> bool {
+        match error {
+            Error::Network(_) => self.reached.lock().is_ok_and(|reached| reached.is_some()),
+            Error::Refused(refuse) => matches!(refuse.code, 408 | 503),
+            _ => false,
+        }
+    }
+
+    /// Returns true if an attempt goes on where the last one stopped: archives are made anew.
+    fn resumes(&self) -> bool {
+        self.options.resume && !matches!(self.options.compress, Compress::Zip | Compress::TarGz)
+    }
+
+    /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so
+    /// that not everybody returns at once.
+    pub(crate) fn pause(&self, in_vain: u32) -> Result<(), Error> {
+        let full = Duration::from_millis(250) * (1 << (in_vain - 1).min(5));
+        let [random] = random::<1>()?;
+        let until = Instant::now() + full.mul_f64(1.0 - f64::from(random) / 512.0);
+        while Instant::now() < until {
+            if self.stop.is_stopped() {
+                return Err(Error::Interrupted);
+            }
+            std::thread::sleep(
+                Duration::from_millis(50).min(until.saturating_duration_since(Instant::now())),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! FastDownloader: fetches one file over the ports that the server names.
+
+use crate::context::client::ClientContext;
+use crate::context::client::destination::Destination;
+use crate::context::client::destination::GetPlace;
+use crate::context::client::summary::Tally;
+use crate::error::Error;
+use crate::legacy::sending::send_all;
+use crate::lock::lock;
+use crate::net::connection::{Connection, FrameReader};
+use crate::net::throttle::Throttle;
+use crate::observe::Phase;
+use crate::storage::options::ReceiveOptions;
+use crate::storage::single::{BUFFER, Incoming, WriteBehind, destination, is_left};
+use fastdrop_proto::fastdownloader::{
+    Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
+};
+use fastdrop_proto::fastdp::Done;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A server's words are complete when nothing more came for so long.
+const QUIET: Duration = Duration::from_millis(200);
+/// How long it may take to say them.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// Chunks of a buffer.
+const CHUNKS: usize = BUFFER / CHUNK;
+
+/// The names of what there is.
+pub(crate) fn list(client: &ClientContext) -> Result<Vec<Vec<u8>>, Error> {
+    let (_, names) = begin(client)?;
+    Ok(names)
+}
+
+/// Connects, and reads the list.
+fn begin(client: &ClientContext) -> Result<(FrameReader, Vec<Vec<u8>>), Error> {
+    client.observer.set_phase(Phase::Connecting);
+    let mut reader = FrameReader::new(client.bare(client.target.port)?, Vec::new());
+    let bytes = hear(client, &mut reader, |_, quiet| Ok(quiet.then_some(())), LIST_BYTES_MAX)?.0;
+    let names = parse_list(&bytes).into_iter().map(<[u8]>::to_vec).collect();
+    Ok((reader, names))
+}
+
+/// Reads until `complete` says that it is enough; it hears whether anything more seems to come.
+fn hear<T>(
+    client: &ClientContext,
+    reader: &mut FrameReader,
+    mut complete: impl FnMut(&[u8], bool) -> Result<Option<T>, FastDownloaderError>,
+    most: usize,
+) -> Result<(Vec<u8>, T), Error> {
+    let until = Instant::now() + ANSWER_PATIENCE;
+    let mut bytes = Vec::new();
+    let mut ended = false;
+    loop {
+        let quiet = ended || (!bytes.is_empty() && !reader.comes_within(QUIET));
+        if let Some(value) = complete(&bytes, quiet).map_err(refused)? {
+            return Ok((bytes, value));
+        }
+        if ended || bytes.len() > most {
+            return Err(Error::Foreign("the server does not speak FastDownloader".into()));
+        }
+        if client.stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        if Instant::now() > until {
+            return Err(Error::Network("the server says nothing".into()));
+        }
+        if !reader.comes_within(QUIET) {
+            continue;
+        }
+        let mut buffer = [0; 4096];
+        let count = reader.read_some(&mut buffer)?;
+        bytes.extend_from_slice(&buffer[..count]);
+        ended = count == 0;
+    }
+}
+
+/// Fetches the file that the target names.
+pub(crate) fn get(
+    client: &ClientContext,
+    to: Destination,
+    dry_run: bool,
+    tally: &mut Tally,
+) -> Result<Done, Error> {
+    let Destination::Path(path) = to else {
+        return Err(Error::Unsupported(
+            "fastdownloader cannot write to standard output: its chunks come in any order".into(),
+        ));
+    };
+    client.with_attempts(|| get_once(client, &path, dry_run, tally))
+}
+
+/// Fetches it, from its beginning, to `path`.
+fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tally) -> Result<Done, Error> {
+    let name = client.target.path.clone();
+    let (mut reader, names) = begin(client)?;
+    if name.is_empty() || !names.contains(&name) {
+        let shown: Vec<_> = names.iter().map(|name| crate::shown(name)).collect();
+        let there = if shown.is_empty() { "nothing".to_owned() } else { shown.join(", ") };
+        let which =
+            if name.is_empty() { "which file?".into() } else { format!("no file {}", crate::shown(&name)) };
+        return Err(Error::with_code(404, format!("{which} There is {there}")));
+    }
+    let place = GetPlace::files(path)?;
+    let place = if dry_run { place } else { place.with_parents()? };
+    let GetPlace::Files { root, path, .. } = place else {
+        return Err(Error::with_code(500, "a place that is none"));
+    };
+    let path = destination(&root, &path, &name)?;
+    let is_left = is_left(&root, &path, client.options.existing)?;
+    if is_left {
+        let size = root.stat(&path).map_or(0, |there| u64::try_from(there.st_size).unwrap_or(0));
+        tally.note_skipped(1, 1, size, 0);
+        if dry_run {
+            tally.note_dry(&Arc::default(), |_| false);
+        } else {
+            tally.note_file(size);
+        }
+        return Ok(Done::default());
+    }
+    if dry_run {
+        tally.note_dry_file(&name);
+        return Ok(Done::default());
+    }
+    send_all(reader.connection(), &name)?;
+    let accepted = hear(client, &mut reader, Accepted::parse, 4096)?.1;
+    let least = (accepted.chunks - 1) * CHUNK_BYTES as u64;
+    let options = ReceiveOptions {
+        existing: client.options.existing,
+        advice: "",
+        check: false,
+        durability: client.options.durability,
+        times: false,
+        mode: false,
+        resume: false,
+        size_max: None,
+        free_min: 0,
+        unpack: None,
+    };
+    let incoming = Incoming::create(&root, &path, least, options)?;
+    client.observer.files_total.store(1, Ordering::Relaxed);
+    client.observer.bytes_total.store(least, Ordering::Relaxed);
+    client.observer.set_phase(Phase::Moving);
+    let size = receive(client, &incoming, &accepted)?;
+    client.observer.set_phase(Phase::Finishing);
+    incoming.commit()?;
+    client.observer.files_done.store(1, Ordering::Relaxed);
+    tally.note_file(size);
+    Ok(Done::default())
+}
+
+/// Receives over all ports at the same time; how many bytes that was.
+fn receive(client: &ClientContext, incoming: &Incoming, accepted: &Accepted) -> Result<u64, Error> {
+    let throttle = client.options.bytes_per_second_max.map(Throttle::new);
+    let machine = Mutex::new(Receiver::new(accepted));
+    let connections: Result<Vec<_>, Error> = accepted.ports.iter().map(|&port| client.bare(port)).collect();
+    let connections = connections?;
+    client.observer.set_streams(connections.len() as u64);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let start = |connection: &Arc<Connection>| {
+            let (connection, connections) = (Arc::clone(connection), &connections);
+            let (machine, throttle) = (&machine, throttle.as_ref());
+            scope.spawn(move || {
+                let result =
+                    incoming.write_behind(|behind| stream(client, connection, machine, throttle, behind));
+                if result.is_err() {
+                    // Without this one the others are worth nothing.
+                    connections.iter().for_each(|connection| connection.close());
+                }
+                result
+            })
+        };
+        let streams: Vec<_> = connections.iter().map(start).collect();
+        let ended = |_| Err(Error::with_code(500, "a stream failed"));
+        streams.into_iter().map(|stream| stream.join().unwrap_or_else(ended)).collect()
+    });
+    // The first reason counts, not that the others were closed for it.
+    let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    let reason = errors.iter().position(|error| !matches!(error, Error::Interrupted)).unwrap_or(0);
+    if !errors.is_empty() {
+        return Err(errors.swap_remove(reason));
+    }
+    lock(&machine).handle_end().map_err(refused)
+}
+
+/// Receives one stream to its end.
+fn stream(
+    client: &ClientContext,
+    connection: Arc<Connection>,
+    machine: &Mutex<Receiver>,
+    throttle: Option<&Throttle>,
+    behind: &mut WriteBehind,
+) -> Result<(), Error> {
+    let mut reader = FrameReader::new(connection, Vec::new());
+    let mut wire = vec![0; CHUNKS * CHUNK];
+    loop {
+        // As much as comes: whole chunks, or at the end of the stream what is left.
+        let mut filled = 0;
+        while filled < wire.len() {
+            match reader.read_some(&mut wire[filled..])? {
+                0 => break,
+                count => {
+                    filled += count;
+                    if let Some(throttle) = throttle {
+                        std::thread::sleep(throttle.book(count, Instant::now()));
+                    }
+                }
+            }
+        }
+        write_chunks(client, &wire[..filled], machine, behind)?;
+        if filled < wire.len() {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes chunks, those that follow each other together.
+fn write_chunks(
+    client: &ClientContext,
+    wire: &[u8],
+    machine: &Mutex<Receiver>,
+    behind: &mut WriteBehind,
+) -> Result<(), Error> {
+    let mut buffer = behind.buffer()?;
+    let (mut start, mut len) = (0, 0);
+    let mut machine = lock(machine);
+    for chunk in wire.chunks(CHUNK) {
+        let (ordinal, bytes) = parse_chunk(chunk).map_err(refused)?;
+        let at = machine.handle_chunk(ordinal, bytes.len()).map_err(refused)?;
+        if len > 0 && at != start + len as u64 {
+            let next = behind.buffer()?;
+            behind.write(std::mem::replace(&mut buffer, next), len, start)?;
+            len = 0;
+        }
+        if len == 0 {
+            start = at;
+        }
+        buffer[len..len + bytes.len()].copy_from_slice(bytes);
+        len += bytes.len();
+        client.note_moved(bytes.len() as u64);
+    }
+    drop(machine);
+    if len == 0 {
+        behind.give_back(buffer);
+        return Ok(());
+    }
+    behind.write(buffer, len, start)
+}
+
+fn refused(error: FastDownloaderError) -> Error {
+    match error {
+        FastDownloaderError::WrongInput => Error::with_code(404, error.to_string()),
+        FastDownloaderError::Incomplete { .. } => Error::Network(error.to_string()),
+        FastDownloaderError::Answer => Error::Foreign(error.to_string()),
+        _ => Error::with_code(422, error.to_string()),
+    }
+}

@@ -1,0 +1,160 @@
+//! fastdp 1.0.0 and 1.1.0: receives one file, from one connection or, in
+//! 1.0.0, from several one after the other.
+
+use crate::admission::permit::ConnectionPermit;
+use crate::context::server::ServerContext;
+use crate::error::Error;
+use crate::legacy::fastdp1::chunks::Chunks;
+use crate::legacy::fastdp1::receiving::receive;
+use crate::legacy::fastdp1::returns::{Arrived, Identity, Return, Returns};
+use crate::legacy::upload::{LegacyConnection, LegacyUpload};
+use crate::net::connection::{Connection, Ended};
+use fastdrop_proto::fastdp::Version;
+use fastdrop_proto::fastdp::v1::{Header, Receiver, Refusal, SUCCESS, UNNAMED, encode_failure};
+use std::io::IoSlice;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The server of both versions.
+pub(crate) struct Server {
+    context: Arc<ServerContext>,
+    /// Transfers of 1.0.0, and the connections that may continue them.
+    returns: Arc<Returns>,
+}
+
+impl Server {
+    /// Creates a server without transfers.
+    pub(crate) fn new(context: Arc<ServerContext>) -> Self {
+        Self { context, returns: Arc::default() }
+    }
+}
+
+/// A connection that has sent its header.
+pub(crate) struct Handshaken {
+    pub(crate) socket: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) key: String,
+    pub(crate) header: Header,
+    /// The header as it came.
+    pub(crate) header_bytes: Vec<u8>,
+    /// What was read beyond.
+    pub(crate) early: Vec<u8>,
+}
+
+/// Serves a connection to its end.
+pub(crate) fn serve(server: &Server, shaken: Handshaken, permit: ConnectionPermit) {
+    let Handshaken { socket, peer, key, header, header_bytes, early } = shaken;
+    let legacy = LegacyConnection { socket, peer, early, permit };
+    let (reader, peer, permit) = match legacy.connect(&server.context) {
+        Ok(connected) => connected,
+        Err(error) => return tracing::debug!(%peer, %error, "the connection went away"),
+    };
+    let arrived = Return { reader, permit };
+    match header.version {
+        Version::V1_0 => serve_1_0(server, peer, key, header, header_bytes, arrived),
+        _ => serve_1_1(server, peer, header, header_bytes, arrived),
+    }
+}
+
+/// Receives over one connection, and answers with a text.
+fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Vec<u8>, arrived: Return) {
+    let started = Instant::now();
+    let connection = Arc::clone(arrived.reader.connection());
+    let result = prepare(server, &header).and_then(|(placed, machine)| {
+        let mut chunks = Chunks::new(&server.context, arrived, header.clone(), header_bytes, None, machine);
+        receive(&server.context, &mut chunks, placed)
+    });
+    report(peer, &header, started, &result);
+    let answer = match &result {
+        Ok(()) => SUCCESS.to_owned(),
+        Err(error) => encode_failure(error.code(), &crate::shown(error.to_string().as_bytes())),
+    };
+    let _ = send(&connection, answer.as_bytes());
+    connection.linger();
+}
+
+/// Receives over this connection and those that continue it, or hands it to the transfer that it
+/// continues. All of them are reset, but the last one of a transfer that is complete.
+fn serve_1_0(
+    server: &Server,
+    peer: SocketAddr,
+    key: String,
+    header: Header,
+    header_bytes: Vec<u8>,
+    arrived: Return,
+) {
+    let started = Instant::now();
+    // The sender's header governs.
+    let answer = header.encode_answer();
+    let identity = Identity::new(key, peer.ip(), &header);
+    let connection = Arc::clone(arrived.reader.connection());
+    let mut is_answered = false;
+    let mut arrived = server.returns.arrive(&identity, arrived);
+    if !matches!(arrived, Arrived::Begins(..)) {
+        // If this fails, so does reading it, wherever that happens.
+        let _ = send(&connection, &answer);
+        is_answered = true;
+    }
+    if let Arrived::Waits(number, before) = arrived {
+        arrived = match server.returns.wait(&identity, number, before, &server.context.stop) {
+            Some((joined, connection)) => Arrived::Begins(joined, connection),
+            None => Arrived::Continues,
+        };
+    }
+    let Arrived::Begins(joined, arrived) = arrived else { return };
+    let prepared = prepare(server, &header);
+    let words = match &prepared {
+        Ok(_) => answer,
+        Err(error) => {
+            let reason = crate::shown(error.to_string().as_bytes());
+            Refusal { code: error.code(), reason }.encode(Some(&header))
+        }
+    };
+    if !is_answered {
+        let _ = send(&connection, &words);
+        if prepared.is_err() {
+            // A moment to read them, before the reset.
+            connection.drain();
+        }
+    }
+    let result = prepared.and_then(|(placed, machine)| {
+        // From here on the connection is that of the chunks: it is reset as
+        // soon as they go on with another one.
+        drop(connection);
+        let mut chunks =
+            Chunks::new(&server.context, arrived, header.clone(), header_bytes, Some(joined), machine);
+        receive(&server.context, &mut chunks, placed)?;
+        let connection = chunks.reader.connection();
+        connection.reset_on_close(false);
+        if header.confirm {
+            let _ = send(connection, SUCCESS.as_bytes());
+        }
+        connection.linger();
+        Ok(())
+    });
+    report(peer, &header, started, &result);
+}
+
+fn report(peer: SocketAddr, header: &Header, started: Instant, result: &Result<(), Error>) {
+    let name = crate::shown(path_of(header));
+    let (protocol, seconds) = (header.version, started.elapsed().as_secs_f64());
+    match result {
+        Ok(()) => tracing::info!(%peer, %protocol, name, seconds, "received"),
+        Err(error) => tracing::warn!(%peer, %protocol, name, seconds, %error, "failed"),
+    }
+}
+
+fn path_of(header: &Header) -> &[u8] {
+    header.file_name.as_deref().unwrap_or(UNNAMED).as_bytes()
+}
+
+/// Makes the place of the file, before anything of it is taken.
+fn prepare(server: &Server, header: &Header) -> Result<(LegacyUpload, Receiver), Error> {
+    let machine = Receiver::new(header)?;
+    Ok((LegacyUpload::create(&server.context, path_of(header), header.full_size)?, machine))
+}
+
+fn send(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {
+    connection.send(&mut [IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)
+}

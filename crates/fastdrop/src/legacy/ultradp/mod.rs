@@ -1,0 +1,4 @@
+//! UltraDP: a line, then bytes, and no answer.
+
+pub(crate) mod client;
+pub(crate) mod server;

@@ -1,0 +1,155 @@
+//! UltraDP: receives one file from a connection on which nothing is answered. It is
+//! reset unless the file gets its name.
+
+use crate::codec::decode::{expect_end, fill, zstd_frame};
+use crate::context::server::ServerContext;
+use crate::error::Error;
+use crate::legacy::upload::{LegacyConnection, LegacyUpload};
+use crate::net::connection::{Ended, FrameReader, Payload};
+use crate::storage::single::{BUFFER, WriteBehind};
+use fastdrop_proto::ultradp::{Announcement, Receiver, UltraDpError};
+use std::io::BufReader;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a sender may keep its side open once everything has come.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves a connection whose first line is there.
+pub(crate) fn serve(context: &Arc<ServerContext>, legacy: LegacyConnection) {
+    let peer = legacy.peer;
+    let started = Instant::now();
+    match receive(context, legacy) {
+        Ok((path, bytes)) => {
+            let (path, seconds) = (crate::shown(path.as_bytes()), started.elapsed().as_secs_f64());
+            tracing::info!(%peer, protocol = "ultradp", path, bytes, seconds, "received");
+        }
+        Err(error) => tracing::warn!(%peer, protocol = "ultradp", %error, "failed"),
+    }
+}
+
+fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(String, u64), Error> {
+    let parsed = Announcement::parse(&legacy.early).map_err(refused)?;
+    let Some((announcement, used)) = parsed else {
+        return Err(refused(UltraDpError::Announcement("it is not complete")));
+    };
+    let (mut reader, _, _permit) = legacy.connect(context)?;
+    let connection = Arc::clone(reader.connection());
+    reader.fill(&mut vec![0; used])?;
+    let placed = LegacyUpload::create(context, announcement.name.as_bytes(), announcement.size)?;
+    let mut receiver = Receiver::new(&announcement);
+    let compressed = announcement.compressed;
+    let result =
+        placed.incoming()?.write_behind(|behind| chunks(&mut reader, &mut receiver, compressed, behind));
+    match result {
+        Ok(()) => placed.commit()?,
+        // What is only incomplete may be worth something to somebody; what is wrong is not.
+        Err(Error::Network(why)) => {
+            if receiver.came() > 0 {
+                placed.keep_aside(receiver.came());
+            }
+            receiver.handle_end().map_err(refused)?;
+            return Err(Error::Network(why));
+        }
+        Err(error) => return Err(error),
+    }
+    // The only sign of success that there is: whatever has failed
+    // before this resets the connection.
+    connection.finish();
+    Ok((announcement.name, announcement.size))
+}
+
+/// Receives chunks until the sender ends.
+fn chunks(
+    reader: &mut FrameReader,
+    receiver: &mut Receiver,
+    compressed: bool,
+    behind: &mut WriteBehind,
+) -> Result<(), Error> {
+    loop {
+        if receiver.handle_end().is_ok() && !ends_or_goes_on(reader) {
+            return Ok(());
+        }
+        let mut length = [0; 8];
+        match reader.fill(&mut length) {
+            Ok(()) => {}
+            Err(Ended::Stopped) => return Err(Error::Interrupted),
+            // However it ended: what was announced has come, or it has not.
+            Err(_) => return receiver.handle_end().map_err(refused),
+        }
+        let length = receiver.handle_length(length).map_err(refused)?;
+        if compressed {
+            frame(reader, receiver, length, behind)?;
+        } else {
+            plain(reader, receiver, length, behind)?;
+        }
+    }
+}
+
+/// Whether the sender does something else than nothing within a bound.
+fn ends_or_goes_on(reader: &FrameReader) -> bool {
+    let until = Instant::now() + END_PATIENCE;
+    while Instant::now() < until {
+        if reader.comes_within(Duration::from_millis(900)) {
+            return true;
+        }
+    }
+    false
+}
+
+fn plain(
+    reader: &mut FrameReader,
+    receiver: &mut Receiver,
+    mut left: usize,
+    behind: &mut WriteBehind,
+) -> Result<(), Error> {
+    while left > 0 {
+        let mut buffer = behind.buffer()?;
+        let count = left.min(BUFFER);
+        reader.fill(&mut buffer[..count])?;
+        behind.write(buffer, count, receiver.came())?;
+        receiver.handle_decoded(count as u64).map_err(refused)?;
+        left -= count;
+    }
+    Ok(())
+}
+
+fn frame(
+    reader: &mut FrameReader,
+    receiver: &mut Receiver,
+    length: usize,
+    behind: &mut WriteBehind,
+) -> Result<(), Error> {
+    let mut payload = BufReader::with_capacity(BUFFER, Payload::new(reader, length as u64));
+    let decoded = (|| {
+        let mut decoder = zstd_frame(&mut payload).map_err(bad_frame)?;
+        loop {
+            let mut buffer = behind.buffer()?;
+            let count = fill(&mut decoder, &mut buffer).map_err(bad_frame)?;
+            if count == 0 {
+                behind.give_back(buffer);
+                return expect_end(decoder.get_mut()).map_err(bad_frame);
+            }
+            // Counted before it is written: a bomb ends at the announced size.
+            let at = receiver.came();
+            receiver.handle_decoded(count as u64).map_err(refused)?;
+            behind.write(buffer, count, at)?;
+        }
+    })();
+    match payload.get_mut().ended.take() {
+        Some(ended) => Err(ended.into()),
+        None => decoded,
+    }
+}
+
+fn bad_frame(error: std::io::Error) -> Error {
+    Error::with_code(422, format!("a chunk that is no Zstandard frame: {error}"))
+}
+
+fn refused(error: UltraDpError) -> Error {
+    match error {
+        UltraDpError::Incomplete { .. } => Error::Network(error.to_string()),
+        UltraDpError::TooLong(_) => Error::with_code(413, error.to_string()),
+        _ => Error::with_code(400, error.to_string()),
+    }
+}

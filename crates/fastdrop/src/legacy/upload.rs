@@ -1,0 +1,97 @@
+//! What the older protocols have in common on the server: a connection
+//! that brings one file, and its place.
+
+use crate::admission::permit::ConnectionPermit;
+use crate::context::server::ServerContext;
+use crate::context::server::registry::PlacedGuard;
+use crate::error::Error;
+use crate::net::connection::{Connection, FrameReader};
+use crate::net::listen::canonical;
+use crate::storage::options::ReceiveOptions;
+use crate::storage::single::Incoming;
+use fastdrop_proto::fastdp::Durability;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A connection that speaks one of the older protocols.
+pub(crate) struct LegacyConnection {
+    pub(crate) socket: TcpStream,
+    pub(crate) peer: SocketAddr,
+    /// What was read of it.
+    pub(crate) early: Vec<u8>,
+    /// What it holds as long as it lasts.
+    pub(crate) permit: ConnectionPermit,
+}
+
+impl LegacyConnection {
+    /// The connection in the blocking plane; it ends when the server does.
+    pub(crate) fn connect(
+        self,
+        context: &ServerContext,
+    ) -> Result<(FrameReader, SocketAddr, ConnectionPermit), Error> {
+        let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
+        let here = self.socket.local_addr().is_ok_and(|local| canonical(local).ip() == self.peer.ip());
+        // Nothing else tells how long the path is, and only sending depends on it.
+        let rtt = if here { Duration::from_micros(100) } else { Duration::from_millis(1) };
+        let connection = Arc::new(Connection::new(self.socket, rtt).map_err(lost)?);
+        context.stop.watch(&connection);
+        Ok((FrameReader::new(connection, self.early), self.peer, self.permit))
+    }
+}
+
+/// A file that is being received; its transfer is known as long as this is there.
+pub(crate) struct LegacyUpload {
+    context: Arc<ServerContext>,
+    // First the stage goes, then the word that it is somebody's.
+    incoming: Option<Incoming>,
+    _placed: PlacedGuard,
+}
+
+impl LegacyUpload {
+    /// Begins to receive `path`, with `size` bytes as far as that is known.
+    pub(crate) fn create(context: &Arc<ServerContext>, path: &[u8], size: u64) -> Result<Self, Error> {
+        let options = &context.options;
+        if options.read_only {
+            return Err(Error::with_code(403, "this server only gives"));
+        }
+        if !context.registry.has_room() {
+            return Err(Error::with_code(503, "too many transfers at once"));
+        }
+        let receive = ReceiveOptions {
+            existing: options.existing,
+            advice: "",
+            check: false,
+            durability: Durability::Commit,
+            times: false,
+            mode: false,
+            resume: false,
+            size_max: options.size_max,
+            free_min: options.free_min,
+            unpack: None,
+        };
+        let incoming = Incoming::create(&context.root, path, size, receive)?;
+        let placed = context.registry.add_placed(incoming.folder());
+        Ok(Self { context: Arc::clone(context), incoming: Some(incoming), _placed: placed })
+    }
+
+    /// The file.
+    pub(crate) fn incoming(&self) -> Result<&Incoming, Error> {
+        self.incoming.as_ref().ok_or_else(|| Error::with_code(500, "the file has been named already"))
+    }
+
+    /// Syncs it and gives it its name.
+    pub(crate) fn commit(mut self) -> Result<(), Error> {
+        let incoming = self.incoming.take();
+        incoming.map_or(Ok(()), Incoming::commit)?;
+        self.context.finish_one();
+        Ok(())
+    }
+
+    /// Leaves the `bytes` that have come beneath `.fastdrop`, without a name.
+    pub(crate) fn keep_aside(mut self, bytes: u64) {
+        if let Some(incoming) = self.incoming.take() {
+            incoming.keep_aside(bytes);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! A connection that has said what it speaks.
+
+use crate::admission::keys::KeyGuard;
+use crate::legacy::fastdp1;
+use fastdrop_proto::fastdp::{Header, Open, UpgradeRequest};
+use std::net::SocketAddr;
+use tokio::net::TcpStream;
+
+/// A connection that has said what it wants.
+pub(super) struct Handshake {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) header: Header,
+    pub(super) header_json: Vec<u8>,
+    pub(super) open: Open,
+    pub(super) open_json: Vec<u8>,
+    /// What was read beyond.
+    pub(super) early: Vec<u8>,
+    pub(super) key: KeyGuard,
+}
+
+/// What a connection turned out to speak.
+pub(super) enum Accepted {
+    /// fastdp 2.
+    FastDp(Handshake),
+    /// HTTP that does not begin with an upgrade: its first head has come.
+    Http { socket: TcpStream, peer: SocketAddr, early: Vec<u8> },
+    /// An older version of fastdp: its header has come.
+    FastDp1(fastdp1::server::Handshaken),
+    /// FastDownloader, on its own port: nothing has been said.
+    FastDownloader { socket: std::net::TcpStream, peer: SocketAddr },
+    /// UltraDP: its first line has come.
+    UltraDp { socket: std::net::TcpStream, peer: SocketAddr, early: Vec<u8> },
+}
+
+/// An upgrade that was answered, on a connection that is no longer HTTP.
+pub(super) struct Upgraded {
+    pub(super) socket: TcpStream,
+    pub(super) request: UpgradeRequest,
+    pub(super) key: Option<KeyGuard>,
+    /// What the client has sent since.
+    pub(super) early: Vec<u8>,
+}

@@ -1,0 +1,177 @@
+//! A get.
+
+use crate::context::server::registry::Transfer;
+use crate::error::Error;
+use crate::net::connection::FrameReader;
+use crate::observe::Observer;
+use crate::random::random;
+use crate::server::fastdp::Serving;
+use crate::server::fastdp::request::{failed, look, requested};
+use crate::source::archive::{Packed, offered};
+use crate::source::filter::Filter;
+use crate::source::identity::Identities;
+use crate::source::reader::Unreadable;
+use crate::source::tree::SourceTree;
+use crate::source::walk::{WalkOptions, Walked, walk};
+use crate::transfer::alive::with_alive;
+use crate::transfer::limits::{data_streams_from, flying_max, grantable};
+use crate::transfer::send::{Opener, SendOptions, Transmission, offer};
+use fastdrop_proto::fastdp::{
+    Archive, Capability, Control, Header, LeftOut, Links, Manifest, Sender, SenderConfig, Streams, Table,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex, TransferId};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Serving<'_> {
+    pub(super) fn get(&self, reader: FrameReader) -> Result<(), Error> {
+        if self.context.options.write_only {
+            return self.refuse(Error::with_code(403, "this server only takes"));
+        }
+        let found = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
+        let (chunk_max, (tree, walked)) = match found {
+            Ok(found) => found,
+            Err(error) => return self.refuse(error),
+        };
+        let Walked { manifest, identities, mut left_out, unnamed, uncarried } = walked;
+        let packed = match self.pack(&tree, &manifest) {
+            Ok(packed) => packed,
+            Err(error) => return self.refuse(error),
+        };
+        let (manifest, identities, input) = match packed {
+            Some((manifest, input)) => (manifest, Identities::default(), Some(input)),
+            None => (manifest, identities, None),
+        };
+        let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
+        let largest = if input.is_some() { 1 << 30 } else { largest };
+        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
+            .min(chunk_max)
+            .min(ChunkSize::COMMON);
+        let table = match Table::new(&manifest, one_chunk) {
+            Ok(table) => table,
+            Err(error) => return self.refuse(Error::with_code(413, error.to_string())),
+        };
+        let name = crate::shown(&self.open.path);
+        let server_json = self.answer(&Header::new(one_chunk, table.count(), manifest.bytes(), &name))?;
+        let id = TransferId(random()?);
+        let wanted = grantable(self.open.streams.min(self.context.options.streams_max), one_chunk);
+        let reserved = self.context.buffers.reserve(wanted, one_chunk.bytes());
+        let grant = self.grant(id, reserved.streams, fastdrop_proto::fastdp::Place::Auto);
+        let grant_json = self.send_grant(&grant)?;
+        if self.open.dry {
+            let all = (0..manifest.len()).map(EntryIndex);
+            let unreadable = with_alive(self.connection, || tree.unreadable(&manifest, all));
+            let named = unreadable.into_iter().filter_map(|Unreadable { entry, code, reason }| {
+                Some(failed(manifest.get(entry)?.path.as_bytes(), code, reason))
+            });
+            left_out.extend(named);
+        }
+        let mut left_out = LeftOut::frames(left_out, unnamed);
+        if !uncarried.is_empty() {
+            left_out.push(LeftOut::uncarried(uncarried));
+        }
+        offer(self.connection, &manifest, left_out)?;
+        let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
+        let config = SenderConfig {
+            streams,
+            granted: reserved.streams,
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16),
+            rtt: self.rtt,
+            loss_tolerant: self.connection.is_loss_tolerant(),
+            checkpoint: grant.checkpoint,
+            data_streams_from: data_streams_from(streams, self.rtt, manifest.len()),
+            flying_max: flying_max(self.rtt, one_chunk),
+            identity: grant.has(Capability::Identity),
+            proof: grant.has(Capability::Proof),
+            content: grant.has(Capability::Content),
+            ..SenderConfig::default()
+        };
+        let mut machine =
+            Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
+        machine.set_transcript(self.transcript(&server_json, &grant_json));
+        let observer = Arc::new(Observer::default());
+        let stop = self.context.stop.clone();
+        let (compress, rate_max) = (self.open.compress, self.open.rate_max);
+        let options = SendOptions { compress, rate_max, keeps_rate: false };
+        let transmission = Transmission::new(machine, tree, identities, &grant, options, observer, stop);
+        transmission.set_turns(&self.context.turns);
+        let registered =
+            self.context.registry.add(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
+        let _session = match registered {
+            Ok(session) => session,
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        };
+        let done = std::thread::scope(|scope| {
+            if let Some(input) = input {
+                // Compressing is what takes the time.
+                scope.spawn(|| transmission.feed(input, |clocks| &clocks.cpu));
+            }
+            transmission.run(reader, &Opener::Ask)
+        })?;
+        tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, "sent");
+        self.context.finish_one();
+        Ok(())
+    }
+
+    /// Begins with an archive of what a get asks for, if it asks for one.
+    fn pack(
+        &self,
+        tree: &Arc<SourceTree>,
+        manifest: &Arc<Manifest>,
+    ) -> Result<Option<(Arc<Manifest>, Packed)>, Error> {
+        let Some(kind) = self.open.compress.archive() else { return Ok(None) };
+        let failed = |why: String| Error::with_code(500, format!("making an archive: {why}"));
+        if kind == Archive::Zip && !self.open.has(Capability::ZipTimes) {
+            return Err(Error::with_code(415, "the client does not know exact times in ZIP archives"));
+        }
+        let offered = offered(manifest, kind)?;
+        let packed = Packed::new(Arc::clone(tree), Arc::clone(manifest), kind);
+        Ok(Some((Arc::new(offered), packed.map_err(|error| failed(error.to_string()))?)))
+    }
+
+    /// Walks what a get asks for.
+    fn find(&self) -> Result<(Arc<SourceTree>, Walked), Error> {
+        let root = match self.open.links {
+            Links::Follow => {
+                let following = self.context.root.following_beneath();
+                Arc::new(following.map_err(|errno| Error::system("opening the folder", errno))?)
+            }
+            Links::Copy | Links::Safe | Links::Skip => Arc::clone(&self.context.root),
+        };
+        let (path, contents) = requested(&self.open.path)?;
+        let mut tree = SourceTree::default();
+        let is_dir = look(&root, path, contents)?.1;
+        if contents && is_dir {
+            tree.add_contents(Arc::clone(&root), path)?;
+        } else {
+            tree.add_inner(Arc::clone(&root), path)?;
+        }
+        let options = WalkOptions {
+            links: self.open.links,
+            filter: Filter::default(),
+            entries_max: self.context.options.entries_max,
+            tells_uncarried: self.open.uncarried,
+            long_paths: self.open.has(Capability::LongPaths),
+        };
+        let mut walked = walk(&tree, None, &options, &Observer::default(), &self.context.stop)?;
+        if !self.open.has(Capability::Links) {
+            let links = walked.manifest.links_beyond_base();
+            walked.leave_out(&links, "a link that leads where this client is too old to have it lead")?;
+        }
+        for entry in &walked.left_out {
+            tracing::warn!(path = %crate::shown(&entry.path), why = %entry.reason, "left out");
+        }
+        if let Some(failed) = walked.first_failed() {
+            let why = format!("{}: {}", crate::shown(&failed.path), failed.reason);
+            if walked.manifest.is_empty() {
+                return Err(Error::with_code(failed.code, why));
+            }
+            self.may_leave_out(&why)?;
+        }
+        Ok((Arc::new(tree), walked))
+    }
+}

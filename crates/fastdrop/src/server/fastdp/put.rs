@@ -1,0 +1,257 @@
+//! A put, and the preview of one.
+
+use crate::context::server::registry::Transfer;
+use crate::error::Error;
+use crate::net::connection::FrameReader;
+use crate::observe::Observer;
+use crate::random::random;
+use crate::server::fastdp::Serving;
+use crate::source::archive::{expect_archive, offered};
+use crate::source::filter::Filter;
+use crate::storage::journal::FileKey;
+use crate::storage::options::{ReceiveOptions, Unpack};
+use crate::storage::placement::Placement;
+use crate::storage::recovery::Busy;
+use crate::transfer::alive::with_alive;
+use crate::transfer::inquiry::Inquiry;
+use crate::transfer::limits::grantable;
+use crate::transfer::prepare::{Prepare, Prepared};
+use fastdrop_proto::fastdp::{
+    Capability, Control, Do, Existing, Grant, Header, Manifest, ManifestBuilder, Table,
+};
+use fastdrop_proto::units::{ChunkSize, TransferId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a manifest may take altogether.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long an older transfer may take to leave when a newer one takes it over.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A put that has been offered.
+struct Offered {
+    manifest: Arc<Manifest>,
+    table: Table,
+    placement: Placement,
+    /// This end's header.
+    header: Header,
+    one_chunk: ChunkSize,
+}
+
+impl Serving<'_> {
+    pub(super) fn put(&self, mut reader: FrameReader) -> Result<(), Error> {
+        let options = &self.context.options;
+        let Offered { manifest, table, placement, header, one_chunk } = self.take_offer(&mut reader)?;
+        let preparing = match self.context.registry.prepare(&manifest, &placement) {
+            Ok(preparing) => preparing,
+            Err(error) => return self.refuse(error),
+        };
+        let server_json = self.answer(&header)?;
+        let id = TransferId(random()?);
+        let wanted = grantable(self.open.streams.min(options.streams_max), one_chunk);
+        let reserved = self.context.buffers.reserve(wanted, one_chunk.bytes());
+        let grant = self.grant(id, reserved.streams, placement.kind());
+        let grant_json = self.send_grant(&grant)?;
+        let observer = Arc::new(Observer::default());
+        let prepared = with_alive(self.connection, || {
+            let mut busy = |folder: &str| self.take_over(folder, &manifest, &placement);
+            let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
+            let (manifest, placement) = (Arc::clone(&manifest), placement.clone());
+            let options = self.receive_options(&grant);
+            let prepare = self.prepare(manifest, table, placement, options, inquiry, Arc::clone(&observer));
+            prepare.run(&mut busy)
+        });
+        let Prepared { reception, answer, .. } = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        };
+        reception.set_turns(&self.context.turns);
+        reception.set_transcript(self.transcript(&server_json, &grant_json));
+        let registered =
+            self.context.registry.add(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
+        drop(preparing);
+        let _session = registered.map_err(|error| reception.end_with(error));
+        // If the answer does not reach the client, the first read will say so.
+        let _ = self.connection.send_controls(&answer);
+        let done = reception.run(reader, &|| {})?;
+        tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, failed = done.failed_count, "received");
+        self.context.finish_one();
+        Ok(())
+    }
+
+    /// Says what a put would do.
+    pub(super) fn preview(&self, mut reader: FrameReader) -> Result<(), Error> {
+        let Offered { manifest, table, placement, header, .. } = self.take_offer(&mut reader)?;
+        self.answer(&header)?;
+        let grant = self.grant(TransferId(random()?), 1, placement.kind());
+        self.send_grant(&grant)?;
+        let receive = self.receive_options(&grant);
+        let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
+        let packed = receive.unpack.is_some() && !receive.check;
+        let inquiry = if packed { inquiry.without_contents() } else { inquiry };
+        let receive = ReceiveOptions { unpack: None, ..receive };
+        let previewed = with_alive(self.connection, || {
+            self.prepare(manifest, table, placement, receive, inquiry, Arc::default()).preview()
+        });
+        match previewed {
+            Ok(preview) => {
+                self.connection.send_controls(&preview.answer)?;
+                self.connection.send_control(&Control::Done(preview.done))?;
+            }
+            Err(error) => {
+                let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
+                self.connection.finish_writing();
+                return Err(error);
+            }
+        }
+        self.connection.finish_writing();
+        Ok(())
+    }
+
+    /// Reads an offer and settles where it goes; an error has been told.
+    fn take_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
+        self.read_offer(reader).or_else(|error| self.refuse(error))
+    }
+
+    fn read_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
+        let options = &self.context.options;
+        if options.read_only {
+            return Err(Error::with_code(403, "this server only gives"));
+        }
+        if self.open.existing > options.existing.max(Existing::Error) {
+            let why = match self.open.existing {
+                Existing::Rename => {
+                    "this server gives no other names to what exists: serve --existing rename would"
+                }
+                _ => "this server keeps what exists: serve --existing overwrite would let it be replaced",
+            };
+            return Err(Error::with_code(403, why));
+        }
+        let one_chunk = self.client.chunk_size()?.min(ChunkSize::COMMON);
+        let mut manifest = self.read_manifest(reader)?;
+        let archive = self.open.compress.archive();
+        if let (Some(kind), Do::Preview, true) = (archive, self.open.r#do, options.keep_archive) {
+            manifest = offered(&manifest, kind).map_err(|error| Error::with_code(400, error.to_string()))?;
+        }
+        let table =
+            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let said = (self.client.full_size, self.client.full_chunk);
+        let is = (manifest.bytes(), u64::from(table.count()));
+        let comparable = self.client.one_chunk == u64::from(one_chunk.bytes());
+        if self.open.r#do == Do::Put && comparable && said != is {
+            return Err(Error::with_code(400, "the header contradicts the manifest"));
+        }
+        if archive.is_some() && self.open.r#do == Do::Put {
+            expect_archive(&manifest)?;
+        }
+        let placement = Placement::resolve(&self.context.root, &self.open.path, self.open.place, &manifest)?;
+        let placement = match archive {
+            Some(kind) if options.keep_archive => placement.ending_in(kind.extension()),
+            _ => placement,
+        };
+        let header = Header {
+            one_chunk: one_chunk.bytes().into(),
+            full_chunk: table.count().into(),
+            ..self.client.clone()
+        };
+        Ok(Offered { manifest: Arc::new(manifest), table, placement, header, one_chunk })
+    }
+
+    fn receive_options(&self, grant: &Grant) -> ReceiveOptions {
+        let options = &self.context.options;
+        let archive = self.open.compress.archive().filter(|_| !options.keep_archive);
+        ReceiveOptions {
+            existing: self.open.existing,
+            advice: match options.existing {
+                Existing::Overwrite => {
+                    "send --existing overwrite replaces, rename keeps both, skip leaves what is there"
+                }
+                _ => {
+                    "send --existing overwrite would replace what is there, if this server allowed it: serve --existing overwrite"
+                }
+            },
+            check: self.open.check,
+            durability: self.open.durability,
+            times: self.open.times,
+            mode: self.open.mode,
+            // Without identities nobody knows whether what is held is of the same file.
+            resume: self.open.resume && grant.has(Capability::Identity),
+            size_max: options.size_max,
+            free_min: options.free_min,
+            unpack: archive.map(|kind| Unpack::new(kind, options.entries_max)),
+        }
+    }
+
+    fn prepare<'a>(
+        &self,
+        manifest: Arc<Manifest>,
+        table: Table,
+        placement: Placement,
+        options: ReceiveOptions,
+        inquiry: Inquiry<'a>,
+        observer: Arc<Observer>,
+    ) -> Prepare<'a> {
+        Prepare {
+            manifest,
+            table,
+            algorithm: self.open.checksum,
+            root: Arc::clone(&self.context.root),
+            placement,
+            options,
+            filter: Filter::default(),
+            observer,
+            stop: self.context.stop.clone(),
+            inquiry: Some(inquiry),
+        }
+    }
+
+    /// Ends the transfer whose stage is `folder`, if it is bringing something that this one brings
+    /// too.
+    fn take_over(&self, folder: &str, manifest: &Manifest, placement: &Placement) -> Result<Busy, Error> {
+        if self.context.registry.is_placed(folder) {
+            return Ok(Busy::Known);
+        }
+        let Some(older) = self.context.registry.by_folder(folder) else { return Ok(Busy::Unknown) };
+        let wanted = manifest.iter().any(|(_, entry)| {
+            entry.size() > 0
+                && older.brings(&FileKey::new(placement.of(entry.path), entry.size(), entry.mtime))
+        });
+        if !wanted {
+            return Ok(Busy::Known);
+        }
+        older.end_with(Error::with_code(409, "a newer connection has taken this transfer over"));
+        if !older.wait_over(TAKE_OVER_TIMEOUT) {
+            // It is syncing what it has: the next attempt finds that in place.
+            return Err(Error::with_code(503, "an earlier attempt at this is still finishing"));
+        }
+        Ok(Busy::Ended)
+    }
+
+    fn read_manifest(&self, reader: &mut FrameReader) -> Result<Manifest, Error> {
+        let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(400, error.to_string());
+        let until = Instant::now() + MANIFEST_TIMEOUT;
+        let mut builder = ManifestBuilder::new(self.context.options.entries_max)
+            .with_long_paths(self.open.has(Capability::LongPaths));
+        loop {
+            if Instant::now() > until {
+                return Err(Error::with_code(408, "the manifest did not come in time"));
+            }
+            match reader.next_control()? {
+                Control::Manifest(part) => builder.handle_part(&part).map_err(bad)?,
+                Control::ManifestEnd(end) => {
+                    let manifest = builder.handle_end(&end).map_err(bad)?;
+                    if manifest.is_empty() {
+                        return Err(Error::with_code(400, "an empty manifest"));
+                    }
+                    return Ok(manifest);
+                }
+                Control::Alive => {}
+                _ => return Err(Error::with_code(400, "something else where the manifest must be")),
+            }
+        }
+    }
+}

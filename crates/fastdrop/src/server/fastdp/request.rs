@@ -1,0 +1,46 @@
+//! What a get or a list asks for, and what it leaves out.
+
+use crate::error::Error;
+use crate::server::fastdp::Serving;
+use crate::storage::root::Root;
+use fastdrop_proto::fastdp::{Capability, LeftOutEntry, RelPath};
+use rustix::fs::FileType;
+
+impl Serving<'_> {
+    /// Refuses a client that would not learn that something is left out.
+    pub(super) fn may_leave_out(&self, why: &str) -> Result<(), Error> {
+        if self.open.has(Capability::LeftOut) {
+            return Ok(());
+        }
+        Err(Error::with_code(
+            409,
+            format!("not all of it can be had, and this client is too old to be told so: {why}"),
+        ))
+    }
+}
+
+pub(super) fn failed(path: &[u8], code: u16, reason: String) -> LeftOutEntry {
+    LeftOutEntry { path: path.to_vec(), policy: false, directory: false, code, reason }
+}
+
+/// The path that a get or list means, and whether it means what is in it.
+pub(super) fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
+    let contents = path.is_empty() || path.ends_with(b"/");
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    if !path.is_empty() {
+        RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?;
+    }
+    Ok((path, contents))
+}
+
+/// What is at `path`, and whether it is a folder; with a slash at the end of what was asked for, it
+/// must be.
+pub(super) fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, bool), Error> {
+    let missing = |what: &str| Error::with_code(404, format!("{}: {what}", crate::shown(path)));
+    let stat = match root.stat(path) {
+        Err(rustix::io::Errno::NOTDIR) => return Err(missing("no such file or folder")),
+        result => result.map_err(|errno| Error::system(crate::shown(path), errno))?,
+    };
+    let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if contents && !is_dir { Err(missing("not a folder")) } else { Ok((stat, is_dir)) }
+}
