@@ -157,11 +157,9 @@ fn an_import_goes_down_the_floors_never_up() {
 }
 
 #[test]
-fn no_files_of_a_crate_import_each_other_in_a_circle() {
-    for name in ["fastdrop"] {
-        let found = circle(imports(&crates().join(name).join("src")));
-        assert_eq!(found, Vec::<String>::new(), "{name}: these are in a circle, or lead into one");
-    }
+fn no_files_import_each_other_in_a_circle() {
+    let found = circle(imports(&crates().join("fastdrop/src")));
+    assert_eq!(found, Vec::<String>::new(), "these are in a circle, or lead into one");
 }
 
 #[test]

@@ -16,7 +16,8 @@ impl BufferBudget {
         Self { max, reserved: AtomicU64::new(0) }
     }
 
-    /// Reserves a buffer of `bytes` for each of up to `wanted` streams; at least one is always granted.
+    /// Reserves a buffer of `bytes` for each of up to `wanted` streams; at least one is always
+    /// granted.
     pub(crate) fn reserve(self: &Arc<Self>, wanted: u16, bytes: u32) -> BufferLease {
         let mut streams = 0;
         while streams < wanted {

@@ -4,8 +4,8 @@ use crate::admission::count::Counted;
 use crate::admission::keys::KeyGuard;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// A connection's place among all connections, its thread, its key, and its place among the data streams of a transfer. A
-/// client's connections hold nothing.
+/// A connection's place among all connections, its thread, its key, and its place among the data
+/// streams of a transfer. A client's connections hold nothing.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionPermit {
     _place: Option<OwnedSemaphorePermit>,

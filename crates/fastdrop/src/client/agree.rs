@@ -7,7 +7,7 @@ use crate::context::client::options::Compress;
 use crate::error::Error;
 use crate::net::connection::{Connection, Ended, FrameReader};
 use crate::transfer::send::offer;
-use crate::transfer::streams::Joined;
+use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{
     self, Capability, Control, Do, Grant, Header, Links, Manifest, Open, Streams, UpgradeRequest, Version,
 };
@@ -66,12 +66,14 @@ impl Client {
     }
 
     /// Opens one more data stream of `transfer`.
-    pub(super) fn join(&self, grant: &Grant) -> Result<Joined, Error> {
+    pub(super) fn join(&self, grant: &Grant) -> Result<DataStream, Error> {
         let open = Open { transfer: grant.transfer, ..Open::new(Do::Join) };
         let header = Header::new(ChunkSize::COMMON, 0, 0, "");
         let mut agreed = self.agree(open, &header, None)?;
         match agreed.reader.next_control()? {
-            Control::Grant(_) => Ok(Joined { reader: agreed.reader, permit: ConnectionPermit::default() }),
+            Control::Grant(_) => {
+                Ok(DataStream { reader: agreed.reader, permit: ConnectionPermit::default() })
+            }
             Control::Refuse(refuse) => Err(Error::Refused(refuse)),
             _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
         }
@@ -103,7 +105,8 @@ impl Client {
             durability: options.durability,
             times: options.times,
             mode: options.mode,
-            // A put's links are chosen here; an older server would refuse a value that it does not know.
+            // A put's links are chosen here; an older server would refuse a value that it does not
+            // know.
             links: if r#do == Do::Get { options.links } else { Links::default() },
             resume: options.resume,
             check: options.check && matches!(r#do, Do::Put | Do::Preview),

@@ -16,7 +16,7 @@ use crate::source::walk::{WalkOptions, Walked, walk};
 use crate::storage::root::split;
 use crate::transfer::alive::with_alive;
 use crate::transfer::limits::{data_streams_from, flying_max, grantable};
-use crate::transfer::send::{Opener, SendOptions, Transmission};
+use crate::transfer::send::{Opener, SendOptions, SendTransfer};
 use fastdrop_proto::fastdp::{
     Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, Sender,
     SenderConfig, SkipReason, Table, Transcript,
@@ -506,7 +506,7 @@ impl Client {
             &agreed.server_json,
             &grant_json,
         ));
-        let transmission = Transmission::new(
+        let transmission = SendTransfer::new(
             machine,
             Arc::clone(&offer.tree),
             offer.identities.clone(),

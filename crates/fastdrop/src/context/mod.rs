@@ -1,4 +1,5 @@
-//! Everything that a protocol works in, on either end. Nothing here knows which protocols there are.
+//! Everything that a protocol works in, on either end. Nothing here knows which protocols there
+//! are.
 
 pub(crate) mod client;
 pub(crate) mod server;

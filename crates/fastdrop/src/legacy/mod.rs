@@ -1,5 +1,5 @@
-//! The protocols that came before, one folder each with a server, a client and a state of its own; and what carries a whole file
-//! for each of them.
+//! The protocols that came before, one folder each with a server, a client and a state of its own;
+//! and what carries a whole file for each of them.
 
 pub(crate) mod fastdownloader;
 pub(crate) mod fastdp1;

@@ -20,7 +20,8 @@ use tokio::sync::OwnedSemaphorePermit;
 /// How long transfers may take to leave in good order.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server's protocols, each with a state of its own, and the connections that have not said yet which one they speak.
+/// A server's protocols, each with a state of its own, and the connections that have not said yet
+/// which one they speak.
 pub(super) struct Dispatcher {
     pub(super) context: Arc<ServerContext>,
     pub(super) nextdp: Arc<nextdp::server::Server>,

@@ -138,8 +138,8 @@ impl Leftovers {
 
     /// Checks one file against the journal: what of it is as the journal says; None if nothing is.
     ///
-    /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file nothing is kept that could not
-    /// be compared, and the rest is claimed only.
+    /// `identity` is what the sender calls the file now, 0 if it does not say. Of another file
+    /// nothing is kept that could not be compared, and the rest is claimed only.
     ///
     /// # Errors
     ///

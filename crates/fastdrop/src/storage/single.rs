@@ -9,7 +9,7 @@ use crate::storage::options::ReceiveOptions;
 use crate::storage::placement::{Placement, Rules, Verdict, judge};
 use crate::storage::root::{Dirs, Root, split};
 use crate::storage::stage::Stage;
-use crate::storage::writer::FileSink;
+use crate::storage::writer::TransferWriter;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
@@ -29,7 +29,7 @@ const ONLY: EntryIndex = EntryIndex(0);
 /// A file that is being received. What it has written goes with it, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    sink: FileSink,
+    sink: TransferWriter,
     manifest: Manifest,
     temp: u32,
     fd: OwnedFd,
@@ -70,7 +70,8 @@ impl Incoming {
             let part = mounts.part_of(ONLY);
             part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
         });
-        let sink = FileSink::new(Arc::clone(root), placement, stage, mounts, options, exceptions, Vec::new());
+        let sink =
+            TransferWriter::new(Arc::clone(root), placement, stage, mounts, options, exceptions, Vec::new());
         let made = staged.and_then(|part| {
             sink.check_space(&BTreeMap::from([(part, size)]), size)?;
             let made = sink.stage.new_temp(part, 0o600);

@@ -42,7 +42,7 @@ pub(crate) struct Ready {
 
 /// Files beneath a root, by way of a stage.
 #[derive(Debug)]
-pub(crate) struct FileSink {
+pub(crate) struct TransferWriter {
     pub(crate) root: Arc<Root>,
     pub(crate) placement: Placement,
     pub(crate) stage: Stage,
@@ -94,7 +94,7 @@ pub(crate) fn naming_reason(errno: Errno) -> String {
     }
 }
 
-impl FileSink {
+impl TransferWriter {
     pub(crate) fn new(
         root: Arc<Root>,
         placement: Placement,

@@ -13,10 +13,10 @@ use crate::storage::placement::Placement;
 use crate::storage::recovery::{Busy, Leftovers};
 use crate::storage::root::{Dirs, Root};
 use crate::storage::stage::Stage;
-use crate::storage::writer::FileSink;
+use crate::storage::writer::TransferWriter;
 use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
 use crate::transfer::inquiry::Inquiry;
-use crate::transfer::receive::{Reception, Sink};
+use crate::transfer::receive::{ReceiveTransfer, Sink};
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Control, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
@@ -43,7 +43,7 @@ pub(crate) struct Prepare<'a> {
 
 /// What a transfer has to do before its chunks can come.
 pub(crate) struct Prepared {
-    pub(crate) reception: Arc<Reception>,
+    pub(crate) reception: Arc<ReceiveTransfer>,
     /// SKIP, HELD and NEED.
     pub(crate) answer: Vec<Control>,
     /// Files that were there, or are left alone.
@@ -59,7 +59,8 @@ pub(crate) struct Prepared {
 impl Prepare<'_> {
     /// Looks at what is there, refuses what must be refused, and makes a stage.
     ///
-    /// `busy` hears the folder of every transfer under way beneath the root, and says whether it has made that end.
+    /// `busy` hears the folder of every transfer under way beneath the root, and says whether it
+    /// has made that end.
     pub(crate) fn run(self, busy: &mut dyn FnMut(&str) -> Result<Busy, Error>) -> Result<Prepared, Error> {
         let Self {
             manifest,
@@ -145,7 +146,8 @@ impl Prepare<'_> {
                 }
             };
         failed.extend(unplaced);
-        let sink = FileSink::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
+        let sink =
+            TransferWriter::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
         let mut hashes = BTreeMap::new();
         let unknown = IdentityTable::default();
         // Only unfinished work is worth waiting for what the sender calls its files.
@@ -177,7 +179,8 @@ impl Prepare<'_> {
         if let Some(inquiry) = inquiry {
             *lock(&sink.identities) = inquiry.into_identities();
         }
-        let reception = Reception::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes, filter);
+        let reception =
+            ReceiveTransfer::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes, filter);
         lock(&reception.failed).extend(failed);
         Ok(Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed })
     }
@@ -227,7 +230,7 @@ pub(crate) fn prepare_output(
     }
     let answer = machine.answer();
     let reception =
-        Reception::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new(), Filter::default());
+        ReceiveTransfer::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new(), Filter::default());
     Ok(Prepared { reception, answer, skipped: 0, left: 0, bytes_skipped: 0, bytes_resumed })
 }
 

@@ -13,8 +13,8 @@ use crate::storage::journal::FileKey;
 use crate::storage::output::{OutputSink, output_error};
 use crate::storage::root::Dirs;
 use crate::storage::stage::is_poison;
-use crate::storage::writer::{FileSink, Ready, naming_reason};
-use crate::transfer::streams::{Joined, Joins};
+use crate::storage::writer::{Ready, TransferWriter, naming_reason};
+use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::Spent;
 use fastdrop_proto::fastdp::{Control, Done, Durability, EntryKind, Failed, Manifest, Receiver, Violation};
@@ -37,14 +37,14 @@ const FAILED_SHOWN_MAX: usize = 512 << 10;
 #[derive(Debug)]
 pub(crate) enum Sink {
     /// In files beneath a root.
-    Files(Box<FileSink>),
+    Files(Box<TransferWriter>),
     /// In a pipe, in order: one file.
     Output(Arc<OutputSink>),
 }
 
 /// One transfer that is being received.
 #[derive(Debug)]
-pub(crate) struct Reception {
+pub(crate) struct ReceiveTransfer {
     pub(crate) machine: Mutex<Receiver>,
     pub(crate) manifest: Arc<Manifest>,
     pub(crate) algorithm: Algorithm,
@@ -75,10 +75,10 @@ pub(crate) struct Reception {
     pub(crate) done: AtomicBool,
     /// Turns that streams on the shortest paths take with those of other transfers.
     pub(super) turns: OnceLock<Arc<Turns>>,
-    pub(crate) joins: Joins,
+    pub(crate) joins: StreamQueue,
 }
 
-impl Reception {
+impl ReceiveTransfer {
     pub(super) fn new(
         machine: Receiver,
         sink: Sink,
@@ -109,7 +109,7 @@ impl Reception {
             left: AtomicBool::new(false),
             done: AtomicBool::new(false),
             turns: OnceLock::new(),
-            joins: Joins::default(),
+            joins: StreamQueue::default(),
         })
     }
 
@@ -199,7 +199,7 @@ impl Reception {
             let _end = EndOnDrop(self);
             scope.spawn(|| self.keep_alive(&connection));
             scope.spawn(|| {
-                while let Some(Joined { reader, permit }) = self.joins.wait() {
+                while let Some(DataStream { reader, permit }) = self.joins.wait() {
                     scope.spawn(move || {
                         let _permit = permit;
                         self.data_stream(reader);
@@ -332,7 +332,7 @@ impl Reception {
     }
 
     /// Makes everything confirmed so far durable.
-    pub(super) fn checkpoint(&self, sink: &FileSink) -> Result<(), Error> {
+    pub(super) fn checkpoint(&self, sink: &TransferWriter) -> Result<(), Error> {
         let _working = sink.working.read().unwrap_or_else(PoisonError::into_inner);
         if self.is_done() {
             return Ok(());
@@ -358,7 +358,7 @@ impl Reception {
     }
 
     /// Takes the files that are complete and proven, if they are at least so many.
-    fn take_proven(&self, sink: &FileSink, least: usize) -> Vec<Ready> {
+    fn take_proven(&self, sink: &TransferWriter, least: usize) -> Vec<Ready> {
         let machine = lock(&self.machine);
         let mut ready = lock(&sink.ready);
         let (proven, rest): (Vec<_>, Vec<_>) =
@@ -371,7 +371,7 @@ impl Reception {
     }
 
     /// Gives complete files their names, once they are synced.
-    pub(crate) fn name_files(&self, sink: &FileSink, ready: &[Ready]) -> Result<(), Error> {
+    pub(crate) fn name_files(&self, sink: &TransferWriter, ready: &[Ready]) -> Result<(), Error> {
         let temps: Vec<_> = ready.iter().map(|ready| ready.temp).collect();
         sink.stage.sync_temps(&temps)?;
         let mut dirs = Dirs::default();
@@ -420,7 +420,7 @@ impl Reception {
         Ok(())
     }
 
-    pub(crate) fn finish_files(&self, sink: &FileSink) -> Result<(), Error> {
+    pub(crate) fn finish_files(&self, sink: &TransferWriter) -> Result<(), Error> {
         let _nobody_working = sink.working.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(unpack) = sink.options.unpack {
             self.unpack(sink, unpack)?;
@@ -538,7 +538,7 @@ impl Reception {
 }
 
 /// Ends the other threads of a transfer when its control stream ends, however that happens.
-struct EndOnDrop<'a>(&'a Reception);
+struct EndOnDrop<'a>(&'a ReceiveTransfer);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {

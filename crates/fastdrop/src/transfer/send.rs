@@ -12,7 +12,7 @@ use crate::source::tree::SourceTree;
 use crate::stop::{Stop, Stoppable};
 use crate::transfer::compress::ChunkCompressor;
 use crate::transfer::limits::MANIFEST_PART;
-use crate::transfer::streams::{Joined, Joins};
+use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
     Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_millis(500);
 const GIVING_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One transfer that is being sent.
-pub(crate) struct Transmission {
+pub(crate) struct SendTransfer {
     machine: Mutex<Sender>,
     wake: Condvar,
     manifest: Arc<Manifest>,
@@ -52,7 +52,7 @@ pub(crate) struct Transmission {
     input_error: Mutex<Option<Error>>,
     /// Turns that streams on the shortest paths take with those of other transfers.
     turns: OnceLock<Arc<Turns>>,
-    pub(crate) joins: Joins,
+    pub(crate) joins: StreamQueue,
 }
 
 /// How a transfer is sent.
@@ -81,8 +81,8 @@ struct Pump<'a> {
 /// How data streams come about: a client opens them, a server asks for them.
 pub(crate) enum Opener<'a> {
     /// Connects and shakes hands; called on a thread of its own.
-    Connect(&'a (dyn Fn() -> Result<Joined, Error> + Sync)),
-    /// Sends MORE; the stream comes through [`Transmission::joins`].
+    Connect(&'a (dyn Fn() -> Result<DataStream, Error> + Sync)),
+    /// Sends MORE; the stream comes through [`SendTransfer::joins`].
     Ask,
 }
 
@@ -101,7 +101,7 @@ pub(crate) fn offer(
     connection.send_control(&Control::ManifestEnd(manifest.end()))
 }
 
-impl Transmission {
+impl SendTransfer {
     pub(crate) fn new(
         mut machine: Sender,
         tree: Arc<SourceTree>,
@@ -133,7 +133,7 @@ impl Transmission {
             hashes: Mutex::default(),
             input_error: Mutex::default(),
             turns: OnceLock::new(),
-            joins: Joins::default(),
+            joins: StreamQueue::default(),
         })
     }
 
@@ -184,7 +184,7 @@ impl Transmission {
             scope.spawn(|| self.read(StreamId::CONTROL, control));
             scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
             scope.spawn(|| {
-                while let Some(Joined { reader, permit }) = self.joins.wait() {
+                while let Some(DataStream { reader, permit }) = self.joins.wait() {
                     let joined = Arc::clone(reader.connection());
                     let id = self.machine().handle_stream_joined(Instant::now());
                     self.stop.watch(&joined);
@@ -372,7 +372,7 @@ impl Transmission {
         self.wake.wait_timeout(machine, until).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn open(&self, connect: &(dyn Fn() -> Result<Joined, Error> + Sync)) {
+    fn open(&self, connect: &(dyn Fn() -> Result<DataStream, Error> + Sync)) {
         let joined = connect();
         let failed = match joined {
             Ok(joined) => self.joins.push(joined).is_err(),
@@ -623,7 +623,7 @@ fn own_failure(outcome: &Outcome) -> Option<Error> {
 }
 
 /// Ends the other threads of a transfer when its main loop ends, however that happens.
-struct EndOnDrop<'a>(&'a Transmission);
+struct EndOnDrop<'a>(&'a SendTransfer);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {

@@ -7,8 +7,8 @@ use crate::lock::lock;
 use crate::net::connection::{Connection, Ended, FrameReader};
 use crate::storage::io::write_all_at;
 use crate::storage::journal::{FileKey, Record};
-use crate::storage::writer::{FileSink, Ready};
-use crate::transfer::receive::{Reception, Sink};
+use crate::storage::writer::{Ready, TransferWriter};
+use crate::transfer::receive::{ReceiveTransfer, Sink};
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
 use fastdrop_proto::fastdp::{
     ChunkContent, ChunkVerdict, Completed, Control, Encoding, EntryKind, Expected, Extents, FrameHeader,
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Takes chunks off one stream, with buffers of its own.
 pub(crate) struct StreamReceiver<'a> {
-    pub(crate) reception: &'a Reception,
+    pub(crate) reception: &'a ReceiveTransfer,
     pub(crate) plain: Vec<u8>,
     pub(crate) payload: Vec<u8>,
     /// For compressed chunks, once there has been one.
@@ -31,7 +31,7 @@ pub(crate) struct StreamReceiver<'a> {
 }
 
 impl<'a> StreamReceiver<'a> {
-    pub(crate) fn new(reception: &'a Reception) -> Self {
+    pub(crate) fn new(reception: &'a ReceiveTransfer) -> Self {
         Self { reception, plain: Vec::new(), payload: Vec::new(), decoder: None }
     }
 
@@ -174,7 +174,7 @@ impl<'a> StreamReceiver<'a> {
 
     pub(crate) fn write_piece(
         &mut self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         index: EntryIndex,
         offset: u64,
         extents: Option<&Extents>,
@@ -220,7 +220,7 @@ impl<'a> StreamReceiver<'a> {
 
     pub(crate) fn write_pack(
         &mut self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         slices: &[(EntryIndex, u32)],
         sums: &[Checksum],
     ) -> Result<Vec<Ready>, Error> {
@@ -235,7 +235,7 @@ impl<'a> StreamReceiver<'a> {
     /// Makes the files of a pack, and notes them in the journal.
     fn make_slices(
         &self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         slices: &[(EntryIndex, u32)],
         sums: &[Checksum],
         made: &mut Vec<Ready>,
@@ -261,7 +261,7 @@ impl<'a> StreamReceiver<'a> {
     /// Readies what has become complete for its name.
     pub(crate) fn complete(
         &mut self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         completed: Completed,
         small: Vec<Ready>,
     ) -> Result<(), Error> {
@@ -318,7 +318,7 @@ impl<'a> StreamReceiver<'a> {
     }
 }
 
-impl Reception {
+impl ReceiveTransfer {
     /// Fills `buffer` from a chunk, at the pace that was set.
     fn fill(&self, reader: &mut FrameReader, buffer: &mut [u8]) -> Result<(), Error> {
         let Some(throttle) = self.throttle.get() else { return reader.fill(buffer).map_err(inside) };

@@ -6,19 +6,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// A data stream whose handshake is done.
-pub(crate) struct Joined {
+pub(crate) struct DataStream {
     pub(crate) reader: FrameReader,
     /// What the connection holds as long as it lasts.
     pub(crate) permit: ConnectionPermit,
 }
 
-impl std::fmt::Debug for Joined {
+impl std::fmt::Debug for DataStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Joined").field("reader", &self.reader).finish_non_exhaustive()
+        f.debug_struct("DataStream").field("reader", &self.reader).finish_non_exhaustive()
     }
 }
 
-impl Joined {
+impl DataStream {
     /// The connection.
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         self.reader.connection()
@@ -27,14 +27,14 @@ impl Joined {
 
 /// Data streams that have joined and wait to be served.
 #[derive(Debug, Default)]
-pub(crate) struct Joins {
-    inner: Mutex<(VecDeque<Joined>, bool)>,
+pub(crate) struct StreamQueue {
+    inner: Mutex<(VecDeque<DataStream>, bool)>,
     changed: Condvar,
 }
 
-impl Joins {
+impl StreamQueue {
     /// Hands a stream over; given back once the transfer is over.
-    pub(crate) fn push(&self, joined: Joined) -> Result<(), Joined> {
+    pub(crate) fn push(&self, joined: DataStream) -> Result<(), DataStream> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.1 {
             return Err(joined);
@@ -45,7 +45,7 @@ impl Joins {
     }
 
     /// The next stream; None once the transfer is over.
-    pub(crate) fn wait(&self) -> Option<Joined> {
+    pub(crate) fn wait(&self) -> Option<DataStream> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if inner.1 {

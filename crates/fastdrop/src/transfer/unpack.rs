@@ -10,10 +10,10 @@ use crate::storage::mounts::Mounts;
 use crate::storage::options::Unpack;
 use crate::storage::recovery::Busy;
 use crate::storage::root::Dirs;
-use crate::storage::writer::{FileSink, Ready};
+use crate::storage::writer::{Ready, TransferWriter};
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::prepare::{Prepare, Prepared};
-use crate::transfer::receive::{Reception, Sink};
+use crate::transfer::receive::{ReceiveTransfer, Sink};
 use fastdrop_proto::fastdp::{
     Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
 };
@@ -31,9 +31,9 @@ const HASHED_AT_ONCE: usize = 64 << 10;
 /// Bytes of all paths and targets in an archive.
 const NAMES_MAX: usize = 256 << 20;
 
-impl Reception {
+impl ReceiveTransfer {
     /// Unpacks what has arrived as an archive, names what was in it, and takes the archive away.
-    pub(crate) fn unpack(&self, sink: &FileSink, unpack: Unpack) -> Result<(), Error> {
+    pub(crate) fn unpack(&self, sink: &TransferWriter, unpack: Unpack) -> Result<(), Error> {
         let index = EntryIndex(0);
         let Some(entry) = self.manifest.get(index) else { return Ok(()) };
         let staged = sink.staged(index, &entry).map_err(|errno| sink.system(&entry, errno))?;
@@ -83,7 +83,7 @@ impl Reception {
     /// sizes that there is room for. With the BLAKE3 of its files, if contents are to be compared.
     fn contents(
         &self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         unpack: Unpack,
         file: File,
     ) -> Result<(Manifest, HashMap<EntryIndex, [u8; 32]>), Error> {
@@ -155,7 +155,13 @@ impl Reception {
     }
 
     /// Writes the files of the archive that are needed, each under a temporary name.
-    fn extract(&self, inner: &Reception, sink: &FileSink, unpack: Unpack, file: File) -> Result<(), Error> {
+    fn extract(
+        &self,
+        inner: &ReceiveTransfer,
+        sink: &TransferWriter,
+        unpack: Unpack,
+        file: File,
+    ) -> Result<(), Error> {
         let mut buffer = vec![0; SMALL_MAX as usize];
         each(unpack, file, &mut |member, content| {
             self.may_go_on()?;
@@ -174,7 +180,7 @@ impl Reception {
 
     fn extract_file(
         &self,
-        sink: &FileSink,
+        sink: &TransferWriter,
         index: EntryIndex,
         entry: &Entry<'_>,
         content: &mut Content<'_>,

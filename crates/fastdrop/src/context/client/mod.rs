@@ -24,8 +24,8 @@ pub(crate) struct ClientContext {
     pub(crate) options: ClientOptions,
     pub(crate) observer: Arc<Observer>,
     pub(crate) stop: Stop,
-    /// The shortest round trip of a connection that worked; None as long as there was none, and a loss not worth another
-    /// attempt.
+    /// The shortest round trip of a connection that worked; None as long as there was none, and a
+    /// loss not worth another attempt.
     reached: Mutex<Option<Duration>>,
 }
 

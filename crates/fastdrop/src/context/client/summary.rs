@@ -7,8 +7,8 @@ use crate::observe::{Limits, Observer, Warning};
 use crate::protocol::Protocol;
 use crate::source::filter::Filter;
 use crate::source::walk::Walked;
-use crate::transfer::receive::Reception;
-use crate::transfer::send::Transmission;
+use crate::transfer::receive::ReceiveTransfer;
+use crate::transfer::send::SendTransfer;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Done, Durability, Entry, EntryKind, Failed, LeftOutEntry, Manifest, RelPath, SkipReason, Spent,
@@ -275,7 +275,7 @@ impl Tally {
 
     pub(crate) fn note_sent(
         &mut self,
-        transmission: &Transmission,
+        transmission: &SendTransfer,
         manifest: &Arc<Manifest>,
         observer: &Observer,
     ) {
@@ -310,7 +310,12 @@ impl Tally {
         self.summary.files = count_files(manifest);
     }
 
-    pub(crate) fn note_received(&mut self, reception: &Reception, manifest: &Arc<Manifest>, filter: &Filter) {
+    pub(crate) fn note_received(
+        &mut self,
+        reception: &ReceiveTransfer,
+        manifest: &Arc<Manifest>,
+        filter: &Filter,
+    ) {
         self.manifest = Arc::clone(manifest);
         self.note_hashes(reception.hashes(), manifest);
         self.spent = Some(reception.spent());

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::lock::lock;
 use crate::storage::journal::FileKey;
 use crate::storage::placement::Placement;
-use crate::transfer::receive::Reception;
-use crate::transfer::send::Transmission;
+use crate::transfer::receive::ReceiveTransfer;
+use crate::transfer::send::SendTransfer;
 use fastdrop_proto::fastdp::Manifest;
 use fastdrop_proto::units::TransferId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex};
 /// A transfer under way.
 #[derive(Clone)]
 pub(crate) enum Transfer {
-    Receiving(Arc<Reception>),
-    Sending(Arc<Transmission>),
+    Receiving(Arc<ReceiveTransfer>),
+    Sending(Arc<SendTransfer>),
 }
 
 struct Session {
@@ -77,8 +77,9 @@ impl Registry {
         Ok(SessionGuard { registry: Arc::clone(self), id })
     }
 
-    /// Finds a transfer for a data stream: the streams that it was granted, and the stream's place among them; no place if
-    /// there are as many as may be, which are those granted, and as many again while they are replaced.
+    /// Finds a transfer for a data stream: the streams that it was granted, and the stream's place
+    /// among them; no place if there are as many as may be, which are those granted, and as many
+    /// again while they are replaced.
     pub(crate) fn join(&self, id: TransferId) -> Option<(Transfer, u16, Option<Counted>)> {
         let sessions = lock(&self.sessions);
         let session = sessions.get(&id.0)?;
@@ -112,7 +113,7 @@ impl Registry {
     }
 
     /// Returns the reception whose stage has this folder.
-    pub(crate) fn by_folder(&self, folder: &str) -> Option<Arc<Reception>> {
+    pub(crate) fn by_folder(&self, folder: &str) -> Option<Arc<ReceiveTransfer>> {
         let sessions = lock(&self.sessions);
         sessions.values().find_map(|session| match &session.transfer {
             Transfer::Receiving(reception) if reception.folder() == Some(folder) => {

@@ -15,7 +15,7 @@ use crate::source::tree::SourceTree;
 use crate::source::walk::{WalkOptions, Walked, walk};
 use crate::transfer::alive::with_alive;
 use crate::transfer::limits::{data_streams_from, flying_max, grantable};
-use crate::transfer::send::{Opener, SendOptions, Transmission, offer};
+use crate::transfer::send::{Opener, SendOptions, SendTransfer, offer};
 use fastdrop_proto::fastdp::{
     Archive, Capability, Control, Header, LeftOut, Links, Manifest, Sender, SenderConfig, Streams, Table,
 };
@@ -93,7 +93,7 @@ impl Serving<'_> {
         let stop = self.context.stop.clone();
         let (compress, rate_max) = (self.open.compress, self.open.rate_max);
         let options = SendOptions { compress, rate_max, keeps_rate: false };
-        let transmission = Transmission::new(machine, tree, identities, &grant, options, observer, stop);
+        let transmission = SendTransfer::new(machine, tree, identities, &grant, options, observer, stop);
         transmission.set_turns(&self.context.turns);
         let registered =
             self.context.registry.add(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);

@@ -5,7 +5,7 @@ use crate::context::server::registry::Transfer;
 use crate::error::Error;
 use crate::net::connection::FrameReader;
 use crate::server::fastdp::Serving;
-use crate::transfer::streams::Joined;
+use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{Control, Header};
 use fastdrop_proto::units::ChunkSize;
 
@@ -19,7 +19,7 @@ impl Serving<'_> {
         };
         self.answer(&Header::new(ChunkSize::COMMON, 0, 0, ""))?;
         self.send_grant(&self.grant(id, streams, fastdrop_proto::fastdp::Place::Auto))?;
-        let joined = Joined { reader, permit: permit.with_stream(counted) };
+        let joined = DataStream { reader, permit: permit.with_stream(counted) };
         let pushed = match &transfer {
             Transfer::Receiving(reception) => reception.joins.push(joined),
             Transfer::Sending(transmission) => transmission.joins.push(joined),
