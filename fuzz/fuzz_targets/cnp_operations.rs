@@ -2,9 +2,7 @@
 
 #![no_main]
 
+use fastdrop_testing::cnp::model;
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../crates/fastdrop-proto/tests/cnp_model/mod.rs"]
-mod model;
 
 fuzz_target!(|script: &[u8]| model::run(script));

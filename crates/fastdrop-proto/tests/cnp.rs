@@ -4,14 +4,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
-mod cnp_model;
-mod cnp_pair;
-mod simulated;
-
 use bytes::Bytes;
-use cnp_pair::{Pair, flip_payload};
 use fastdrop_proto::cnp::{Carrier, ChecksumKind, Ending, Mode, Protocol, SessionConfig, WINDOW_MAX};
-use simulated::{Link, Random, payload};
+use fastdrop_testing::cnp::model;
+use fastdrop_testing::cnp::pair::{Pair, flip_payload};
+use fastdrop_testing::network::{Link, Random, payload};
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -98,7 +95,7 @@ proptest::proptest! {
     fn whatever_happens_in_whatever_order_messages_are_those_of_a_queue(
         script in proptest::collection::vec(proptest::num::u8::ANY, 0..400)
     ) {
-        cnp_model::run(&script);
+        model::run(&script);
     }
 }
 

@@ -4,8 +4,6 @@
 //! `FASTDROP_SEEDS=1000000` runs more of them than usual.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-mod support;
-
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
     Action, ChunkVerdict, Completed, Control, Done, FrameHeader, FrameKind, Held, Identities, LeftOut,
@@ -13,15 +11,15 @@ use fastdrop_proto::fastdp::{
     Streams, Table, Transcript, root_digest,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
+use fastdrop_testing::fastdp::pair::{Bug, Fault, Pair, Plan, Stats};
+use fastdrop_testing::fastdp::pipe::SECOND;
+use fastdrop_testing::fastdp::rng::Rng;
+use fastdrop_testing::fastdp::world::{Source, SourceBuilder, World};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::pair::{Bug, Fault, Pair, Plan, Stats};
-use support::rng::Rng;
-use support::wire::SECOND;
-use support::world::{Source, SourceBuilder, World};
 
 fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))

@@ -4,13 +4,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
-mod simulated;
-
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
     Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
 };
-use simulated::{Link, Random, Wire, payload};
+use fastdrop_testing::network::{Link, Random, Wire, payload};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

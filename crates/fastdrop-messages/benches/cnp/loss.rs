@@ -1,11 +1,11 @@
 //! Goodput under loss over a simulated link of 20 Mbit/s and 10 ms, beside the textbook: the link loses packets and acknowledgements alike, at random.
 
-use crate::cnp_pair::Pair;
 use crate::median;
 use crate::plot::{Chart, Line};
-use crate::simulated::{Link, payload};
 use fastdrop_messages::cnp::Protocol;
 use fastdrop_proto::cnp::{Carrier, SessionConfig};
+use fastdrop_testing::cnp::pair::Pair;
+use fastdrop_testing::network::{Link, payload};
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -13,16 +13,12 @@
     missing_docs
 )]
 
-#[path = "../../../fastdrop-proto/tests/cnp_pair/mod.rs"]
-mod cnp_pair;
 mod loopback;
 mod loss;
 #[path = "../peer/mod.rs"]
 mod peer;
 mod plot;
 mod relay;
-#[path = "../../../fastdrop-proto/tests/simulated/mod.rs"]
-mod simulated;
 mod window;
 
 use serde_json::Value;

@@ -1,8 +1,6 @@
 //! A client and a server of CNP, and what applications do at both.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "not every test needs all of it")]
-
-use crate::simulated::{Link, Random, Wire};
+use crate::network::{Link, Random, Wire};
 use bytes::Bytes;
 use fastdrop_proto::cnp::packet::HEAD_BYTES;
 use fastdrop_proto::cnp::{
@@ -14,7 +12,8 @@ use std::time::{Duration, Instant};
 
 struct Side {
     session: Option<Session>,
-    /// What the application gives, how much of it was taken by the session, and what it was told about that.
+    /// What the application gives, how much of it was taken by the session, and what it was told
+    /// about that.
     given: Vec<Bytes>,
     sent: usize,
     acknowledged: BTreeSet<SendId>,
@@ -144,14 +143,16 @@ impl Pair {
         (0..2).all(|side| self.sides[1 - side].received == self.sides[side].given)
     }
 
-    /// What came is what was sent, from its beginning, each once and in order; what was acknowledged came.
+    /// What came is what was sent, from its beginning, each once and in order; what was
+    /// acknowledged came.
     pub fn check(&self) {
         for side in 0..2 {
             let (sender, receiver) = (&self.sides[side], &self.sides[1 - side]);
             assert!(receiver.received.len() <= sender.sent, "more came than was sent");
             assert!(sender.given.starts_with(&receiver.received), "something else came than was sent");
             for SendId(id) in &sender.acknowledged {
-                // In Selective Repeat what is behind a gap is acknowledged before it is handed on; while the session lasts, it comes.
+                // In Selective Repeat what is behind a gap is acknowledged before it is handed on;
+                // while the session lasts, it comes.
                 let came = (*id as usize) < receiver.received.len();
                 assert!(
                     came || sender.ended.is_some() || receiver.ended.is_some() || sender.session.is_some()
@@ -259,7 +260,8 @@ impl Pair {
         match self.acceptor.handle_datagram(self.now, client_address(), bytes, || Some(id)) {
             Accepted::Nothing => {}
             Accepted::Answer(answer) => self.transmit(1, &answer),
-            // The client has one session; a second one here could only come from a handshake that was repeated.
+            // The client has one session; a second one here could only come from a handshake that
+            // was repeated.
             Accepted::Session(handshake) => {
                 assert!(side.session.is_none(), "a second session");
                 let mut session = Session::accepted(self.now, self.server.clone(), handshake);
@@ -363,7 +365,8 @@ impl Pair {
             assert!(bytes.len() <= 1232, "a datagram of {} bytes", bytes.len());
             return self.wire.transmit(self.now, from, from, 1 - from, bytes);
         }
-        // A stream loses nothing and keeps its order, but is cut anywhere, and may be damaged within payloads.
+        // A stream loses nothing and keeps its order, but is cut anywhere, and may be damaged
+        // within payloads.
         let mut bytes = bytes.to_vec();
         if self.wire.random.chance(self.wire.link.corrupt) {
             (self.wire.damage)(&mut self.wire.random, &mut bytes);

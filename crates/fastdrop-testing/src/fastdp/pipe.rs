@@ -1,14 +1,16 @@
+//! A connection in virtual time.
+
 use std::collections::VecDeque;
 
 /// Nanoseconds of virtual time since the run began.
-pub(crate) type Time = u64;
-pub(crate) const MICRO: Time = 1_000;
-pub(crate) const MILLI: Time = 1_000_000;
-pub(crate) const SECOND: Time = 1_000_000_000;
+pub type Time = u64;
+pub const MICRO: Time = 1_000;
+pub const MILLI: Time = 1_000_000;
+pub const SECOND: Time = 1_000_000_000;
 
 /// One direction of a connection: an ordered queue of bytes with a bound, a rate and a latency.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub struct Pipe {
     capacity: usize,
     latency: Time,
     /// Time that a byte takes.
@@ -22,7 +24,7 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    pub(crate) fn new(capacity: usize, latency: Time, per_byte: Time) -> Self {
+    pub fn new(capacity: usize, latency: Time, per_byte: Time) -> Self {
         Self {
             capacity,
             latency,
@@ -35,12 +37,12 @@ impl Pipe {
         }
     }
 
-    pub(crate) fn queued(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.queued
     }
 
     /// Takes as much of `bytes` as fits: how many, and when they arrive.
-    pub(crate) fn push(&mut self, now: Time, bytes: &[u8]) -> (usize, Option<Time>) {
+    pub fn push(&mut self, now: Time, bytes: &[u8]) -> (usize, Option<Time>) {
         if self.end_at.is_some() {
             // The writer does not know yet that nobody reads.
             return (bytes.len(), None);
@@ -60,7 +62,7 @@ impl Pipe {
     }
 
     /// Moves what has arrived by now to the end of `into`.
-    pub(crate) fn take(&mut self, now: Time, into: &mut Vec<u8>) -> bool {
+    pub fn take(&mut self, now: Time, into: &mut Vec<u8>) -> bool {
         let mut any = false;
         while !self.dark && self.segments.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, bytes)) = self.segments.pop_front() else { break };
@@ -72,18 +74,18 @@ impl Pipe {
     }
 
     /// Whether the reader has read everything and then the end.
-    pub(crate) fn ended(&self, now: Time) -> bool {
+    pub fn ended(&self, now: Time) -> bool {
         !self.dark && self.segments.is_empty() && self.end_at.is_some_and(|at| at <= now)
     }
 
     /// Ends after what is queued; returns when the reader sees that.
-    pub(crate) fn close(&mut self, now: Time) -> Time {
+    pub fn close(&mut self, now: Time) -> Time {
         let last = self.segments.back().map_or(now, |(at, _)| *at).max(now);
         *self.end_at.get_or_insert(last)
     }
 
     /// Ends after the first `keep` bytes of what is queued; the others are lost.
-    pub(crate) fn cut(&mut self, now: Time, mut keep: usize) -> Time {
+    pub fn cut(&mut self, now: Time, mut keep: usize) -> Time {
         for (_, bytes) in &mut self.segments {
             bytes.truncate(keep);
             keep -= bytes.len();
@@ -95,11 +97,11 @@ impl Pipe {
     }
 
     /// From now on nothing arrives and nothing ends.
-    pub(crate) fn darken(&mut self) {
+    pub fn darken(&mut self) {
         self.dark = true;
     }
 
-    pub(crate) fn is_dark(&self) -> bool {
+    pub fn is_dark(&self) -> bool {
         self.dark
     }
 }

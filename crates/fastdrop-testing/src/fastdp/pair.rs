@@ -1,5 +1,7 @@
+//! A sender and a receiver, and the faults that happen to them.
+
+use super::pipe::{MICRO, MILLI, Pipe, SECOND, Time};
 use super::rng::Rng;
-use super::wire::{MICRO, MILLI, Pipe, SECOND, Time};
 use super::world::{ONE, Shape, Source, World};
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// A data stream ends at an arbitrary byte, in both directions.
     CutData,
     /// The control stream does, and with it the attempt.
@@ -42,7 +44,7 @@ pub(crate) enum Fault {
 
 /// A mistake planted in the drivers, that the checks must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bug {
+pub enum Bug {
     /// The receiver confirms before it writes.
     ConfirmEarly,
     /// The receiver counts a chunk again that it holds already.
@@ -59,43 +61,44 @@ pub(crate) enum Bug {
 
 /// What a run is made of. `random` has all of it from a seed.
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) seed: u64,
-    pub(crate) source: Source,
-    pub(crate) algorithm: Algorithm,
-    pub(crate) config: SenderConfig,
-    pub(crate) existing: Vec<(EntryIndex, SkipReason)>,
+pub struct Plan {
+    pub seed: u64,
+    pub source: Source,
+    pub algorithm: Algorithm,
+    pub config: SenderConfig,
+    pub existing: Vec<(EntryIndex, SkipReason)>,
     /// Faults, each with the number of chunks after which it happens.
-    pub(crate) faults: Vec<(u32, Fault)>,
-    pub(crate) lose_end: bool,
-    pub(crate) lose_done: bool,
+    pub faults: Vec<(u32, Fault)>,
+    pub lose_end: bool,
+    pub lose_done: bool,
     /// What is on its way on a stream that is cut may be unreadable when it is to be sent again.
-    pub(crate) lose_what_flies: bool,
-    pub(crate) sparse: bool,
-    /// Every second chunk says that it is compressed; what stands for a compressor leaves it as it is.
-    pub(crate) zstd: bool,
+    pub lose_what_flies: bool,
+    pub sparse: bool,
+    /// Every second chunk says that it is compressed; what stands for a compressor leaves it as it
+    /// is.
+    pub zstd: bool,
     /// Confirmations go on the control stream.
-    pub(crate) confirm_on_control: bool,
+    pub confirm_on_control: bool,
     /// Bounds of buffer bytes, and of nanoseconds: latency, per byte, join, read and write.
-    pub(crate) capacity: (u64, u64),
-    pub(crate) latency: (u64, u64),
-    pub(crate) per_byte: (u64, u64),
-    pub(crate) join: (u64, u64),
-    pub(crate) read: (u64, u64),
-    pub(crate) write: (u64, u64),
+    pub capacity: (u64, u64),
+    pub latency: (u64, u64),
+    pub per_byte: (u64, u64),
+    pub join: (u64, u64),
+    pub read: (u64, u64),
+    pub write: (u64, u64),
     /// Percent of joins that fail, and of writes that take seconds.
-    pub(crate) join_fails: u64,
-    pub(crate) slow_writes: u64,
+    pub join_fails: u64,
+    pub slow_writes: u64,
     /// Percent of files that are others, of the same size, when another attempt begins.
-    pub(crate) changes: u64,
+    pub changes: u64,
     /// The receiver sees another OPEN than was sent.
-    pub(crate) alter_transcript: bool,
-    pub(crate) bug: Option<Bug>,
+    pub alter_transcript: bool,
+    pub bug: Option<Bug>,
 }
 
 impl Plan {
     /// No faults, a quick path, so many streams.
-    pub(crate) fn quiet(seed: u64, source: Source, streams: u16) -> Self {
+    pub fn quiet(seed: u64, source: Source, streams: u16) -> Self {
         Self {
             seed,
             source,
@@ -130,7 +133,7 @@ impl Plan {
         }
     }
 
-    pub(crate) fn random(seed: u64) -> Self {
+    pub fn random(seed: u64) -> Self {
         let rng = &mut Rng::new(seed);
         let source = Source::random(rng, 205);
         let streams = rng.range(1, 9) as u16;
@@ -158,7 +161,8 @@ impl Plan {
         if rng.percent(25) {
             plan.config.streams = Streams::Auto;
         }
-        // Confirmations that CHECKPOINTED overtakes make chunks go twice, without end if the control stream is dark.
+        // Confirmations that CHECKPOINTED overtakes make chunks go twice, without end if the
+        // control stream is dark.
         if !plan.confirm_on_control && rng.percent(50) {
             plan.config.checkpoint = Some(rng.range(4, 80) * 1024);
         }
@@ -202,33 +206,35 @@ impl Plan {
 
 /// What happened in a run.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stats {
-    pub(crate) happened: BTreeMap<Fault, u32>,
-    pub(crate) attempts: u32,
+pub struct Stats {
+    pub happened: BTreeMap<Fault, u32>,
+    pub attempts: u32,
     /// Chunks that were needed in the first attempt, without the stream's.
-    pub(crate) needed: Vec<u32>,
+    pub needed: Vec<u32>,
     /// Chunks that were sent, in all attempts.
-    pub(crate) sends: u32,
-    pub(crate) again: u32,
-    pub(crate) taken_over: u32,
-    pub(crate) stream_refused: u32,
-    pub(crate) checkpoints: u32,
-    pub(crate) abandoned: u32,
-    pub(crate) encoded: u32,
+    pub sends: u32,
+    pub again: u32,
+    pub taken_over: u32,
+    pub stream_refused: u32,
+    pub checkpoints: u32,
+    pub abandoned: u32,
+    pub encoded: u32,
     /// Chunks that were held and compared: those that were the same, and those that were not.
-    pub(crate) same: u32,
-    pub(crate) differing: u32,
+    pub same: u32,
+    pub differing: u32,
     /// Chunks that were proven.
-    pub(crate) proven: u32,
-    pub(crate) ended_at: Time,
-    /// Bytes that went out on each data stream of the last attempt, and whether it retired by a checkpoint.
-    pub(crate) stream_bytes: Vec<(u64, bool)>,
-    /// Of each checkpoint of the last attempt: data streams that carried when it was sent, but for the retiring one.
-    pub(crate) carrying_at_checkpoint: Vec<usize>,
+    pub proven: u32,
+    pub ended_at: Time,
+    /// Bytes that went out on each data stream of the last attempt, and whether it retired by a
+    /// checkpoint.
+    pub stream_bytes: Vec<(u64, bool)>,
+    /// Of each checkpoint of the last attempt: data streams that carried when it was sent, but for
+    /// the retiring one.
+    pub carrying_at_checkpoint: Vec<usize>,
 }
 
 impl Stats {
-    pub(crate) fn faults(&self) -> u32 {
+    pub fn faults(&self) -> u32 {
         self.happened.iter().filter(|(fault, _)| **fault != Fault::Unreadable).map(|(_, count)| count).sum()
     }
 }
@@ -313,7 +319,7 @@ struct Attempt {
 }
 
 /// The pair and everything between its ends.
-pub(crate) struct Pair {
+pub struct Pair {
     plan: Plan,
     rng: Rng,
     world: World,
@@ -343,7 +349,7 @@ const FAULT_PATIENCE: u32 = 12;
 
 impl Pair {
     /// Runs a plan to its end.
-    pub(crate) fn run(plan: Plan) -> Result<Stats, String> {
+    pub fn run(plan: Plan) -> Result<Stats, String> {
         let mut pair = Self::new(plan);
         pair.go().map_err(|error| {
             format!("at {:.6} s, attempt {}: {error}", pair.now as f64 / 1e9, pair.generation)
@@ -542,7 +548,8 @@ impl Pair {
                     self.handle(event)?;
                 }
             } else {
-                // Chunks on a control stream that stalls are taken back without the connection being closed.
+                // Chunks on a control stream that stalls are taken back without the connection
+                // being closed.
                 let control = &mut self.attempt.conns[0];
                 if self.now >= control.progress_at + 5 * SECOND {
                     self.attempt.explained += control.unconfirmed.len() as u32;
@@ -1033,7 +1040,8 @@ impl Pair {
                         return Err(format!("the receiver refused: {violation}"));
                     }
                     self.trace(|| format!("the receiver refuses {at}: {violation}"));
-                    // Only one thing can explain that: the shape of a pack changed while it was on its way.
+                    // Only one thing can explain that: the shape of a pack changed while it was on
+                    // its way.
                     let packs =
                         |chunk| matches!(self.world.table.content(chunk), Some(ChunkContent::Pack { .. }));
                     let chunk = self.attempt.conns[at].receiver_in.get(self.attempt.conns[at].receiver_at..);
@@ -1267,7 +1275,8 @@ impl Pair {
         match verdict {
             ChunkVerdict::Write => {
                 let others = self.attempt.conns.iter().filter_map(|conn| conn.writing.as_ref());
-                // Another version of a pack, with a slice that was given up, may be on its way to the disk yet.
+                // Another version of a pack, with a slice that was given up, may be on its way to
+                // the disk yet.
                 let same = |writing: &&Writing| {
                     writing.shape.chunk == shape.chunk && writing.shape.slices == shape.slices
                 };

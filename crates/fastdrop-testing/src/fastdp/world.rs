@@ -1,3 +1,5 @@
+//! Files to send, and the disk that they arrive on.
+
 use super::rng::Rng;
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
 use fastdrop_proto::fastdp::{
@@ -7,19 +9,19 @@ use fastdrop_proto::fastdp::{
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex, Mtime};
 use std::sync::Arc;
 
-pub(crate) const ONE: u32 = 1024;
+pub const ONE: u32 = 1024;
 
 /// What is sent: paths, kinds and bytes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Source {
-    pub(crate) manifest: Arc<Manifest>,
-    pub(crate) data: Vec<Vec<u8>>,
+pub struct Source {
+    pub manifest: Arc<Manifest>,
+    pub data: Vec<Vec<u8>>,
     /// Whose loss leaves enough chunks.
-    pub(crate) expendable: Vec<EntryIndex>,
+    pub expendable: Vec<EntryIndex>,
 }
 
 #[derive(Default)]
-pub(crate) struct SourceBuilder {
+pub struct SourceBuilder {
     entries: Vec<(String, char, Vec<u8>)>,
 }
 
@@ -28,26 +30,26 @@ impl SourceBuilder {
         format!("e{:05}", self.entries.len())
     }
 
-    pub(crate) fn file(&mut self, data: Vec<u8>) -> EntryIndex {
+    pub fn file(&mut self, data: Vec<u8>) -> EntryIndex {
         self.entries.push((self.name(), 'f', data));
         EntryIndex(self.entries.len() as u32 - 1)
     }
 
-    pub(crate) fn random(&mut self, rng: &mut Rng, size: usize) -> EntryIndex {
+    pub fn random(&mut self, rng: &mut Rng, size: usize) -> EntryIndex {
         let mut data = vec![0; size];
         rng.fill(&mut data);
         self.file(data)
     }
 
-    pub(crate) fn other(&mut self, kind: char) {
+    pub fn other(&mut self, kind: char) {
         self.entries.push((self.name(), kind, Vec::new()));
     }
 
-    pub(crate) fn stream(&mut self, data: Vec<u8>) {
+    pub fn stream(&mut self, data: Vec<u8>) {
         self.entries.push(("stream".into(), 's', data));
     }
 
-    pub(crate) fn finish(self, expendable: Vec<EntryIndex>) -> Source {
+    pub fn finish(self, expendable: Vec<EntryIndex>) -> Source {
         let mut builder = ManifestBuilder::new(u32::MAX);
         for (path, kind, data) in &self.entries {
             let kind = match kind {
@@ -65,9 +67,10 @@ impl SourceBuilder {
 }
 
 impl Source {
-    /// Big files, packs, empty files, directories and links that make at least `chunks` chunks, without those that
+    /// Big files, packs, empty files, directories and links that make at least `chunks` chunks,
+    /// without those that
     /// may get lost; sometimes a stream beside them.
-    pub(crate) fn random(rng: &mut Rng, chunks: u32) -> Self {
+    pub fn random(rng: &mut Rng, chunks: u32) -> Self {
         let mut builder = SourceBuilder::default();
         let mut expendable = Vec::new();
         let mut sure = 0;
@@ -122,34 +125,34 @@ impl Source {
 
 /// What outlives connections and programs: the source, and the receiver's disk and journal.
 #[derive(Debug)]
-pub(crate) struct World {
-    pub(crate) algorithm: Algorithm,
-    pub(crate) source: Source,
-    pub(crate) table: Table,
+pub struct World {
+    pub algorithm: Algorithm,
+    pub source: Source,
+    pub table: Table,
     /// From which byte on a file cannot be read any more.
-    pub(crate) unreadable: Vec<Option<u64>>,
-    pub(crate) disk: Vec<Vec<u8>>,
+    pub unreadable: Vec<Option<u64>>,
+    pub disk: Vec<Vec<u8>>,
     /// The journal: pieces by chunk, small files by entry, each with the identity of its file then.
-    pub(crate) pieces: Vec<Option<(Checksum, u64)>>,
-    pub(crate) smalls: Vec<Option<(Checksum, u64)>>,
+    pub pieces: Vec<Option<(Checksum, u64)>>,
+    pub smalls: Vec<Option<(Checksum, u64)>>,
     /// Numbers that tell one version of a file from another, by entry.
-    pub(crate) identities: Vec<u64>,
+    pub identities: Vec<u64>,
     /// What stood at its place before the first attempt.
-    pub(crate) existing: Vec<Option<SkipReason>>,
-    pub(crate) named: Vec<bool>,
+    pub existing: Vec<Option<SkipReason>>,
+    pub named: Vec<bool>,
 }
 
 /// A chunk as one side sees it at one moment: its slices can change later.
 #[derive(Debug, Clone)]
-pub(crate) struct Shape {
-    pub(crate) chunk: ChunkIndex,
-    pub(crate) content: ChunkContent,
-    pub(crate) slices: Vec<(EntryIndex, u32)>,
+pub struct Shape {
+    pub chunk: ChunkIndex,
+    pub content: ChunkContent,
+    pub slices: Vec<(EntryIndex, u32)>,
 }
 
 impl Shape {
     /// H of the chunk, and for a pack of each slice.
-    pub(crate) fn checksum(&self, algorithm: Algorithm, bytes: &[u8]) -> Checksum {
+    pub fn checksum(&self, algorithm: Algorithm, bytes: &[u8]) -> Checksum {
         match self.content {
             ChunkContent::Piece { offset, whole, .. } => algorithm.of_piece(bytes, offset, whole),
             ChunkContent::Stream { offset, .. } => {
@@ -170,7 +173,7 @@ impl Shape {
 }
 
 impl World {
-    pub(crate) fn new(source: Source, algorithm: Algorithm) -> Self {
+    pub fn new(source: Source, algorithm: Algorithm) -> Self {
         let table = Table::new(&source.manifest, ChunkSize::new(ONE.into()).unwrap()).unwrap();
         let entries = source.data.len();
         Self {
@@ -187,22 +190,22 @@ impl World {
         }
     }
 
-    pub(crate) fn stream(&self) -> Option<EntryIndex> {
+    pub fn stream(&self) -> Option<EntryIndex> {
         self.table.stream().map(|(entry, _)| entry)
     }
 
     /// The slices of `chunk`, for the sender.
-    pub(crate) fn sender_shape(&self, sender: &Sender, chunk: ChunkIndex) -> Shape {
+    pub fn sender_shape(&self, sender: &Sender, chunk: ChunkIndex) -> Shape {
         Shape { chunk, content: self.table.content(chunk).unwrap(), slices: sender.slices(chunk) }
     }
 
-    pub(crate) fn receiver_shape(&self, receiver: &Receiver, chunk: ChunkIndex) -> Shape {
+    pub fn receiver_shape(&self, receiver: &Receiver, chunk: ChunkIndex) -> Shape {
         let slices = receiver.slices(chunk).collect();
         Shape { chunk, content: self.table.content(chunk).unwrap(), slices }
     }
 
     /// Reads a chunk from the source, or names the entry that cannot be read.
-    pub(crate) fn read(&self, shape: &Shape) -> Result<Vec<u8>, EntryIndex> {
+    pub fn read(&self, shape: &Shape) -> Result<Vec<u8>, EntryIndex> {
         let data = |entry: EntryIndex, from: u64, to: u64| {
             let data = &self.source.data[entry.at()];
             let to = to.min(data.len() as u64);
@@ -229,7 +232,7 @@ impl World {
     }
 
     /// The chunk frame, and where in it bits may flip without its structure being broken.
-    pub(crate) fn encode(
+    pub fn encode(
         &self,
         chunk: ChunkIndex,
         bytes: &[u8],
@@ -262,8 +265,9 @@ impl World {
         (frame, flippable)
     }
 
-    /// Puts a chunk's bytes where they belong; only the first `upto` of them if the program dies meanwhile.
-    pub(crate) fn write(&mut self, shape: &Shape, bytes: &[u8], upto: usize) {
+    /// Puts a chunk's bytes where they belong; only the first `upto` of them if the program dies
+    /// meanwhile.
+    pub fn write(&mut self, shape: &Shape, bytes: &[u8], upto: usize) {
         let bytes = &bytes[..upto];
         match shape.content {
             ChunkContent::Piece { entry, offset, .. } | ChunkContent::Stream { entry, offset } => {
@@ -286,7 +290,7 @@ impl World {
     }
 
     /// Appends a chunk to the journal.
-    pub(crate) fn journal(&mut self, shape: &Shape, bytes: &[u8], sum: &Checksum) {
+    pub fn journal(&mut self, shape: &Shape, bytes: &[u8], sum: &Checksum) {
         match shape.content {
             ChunkContent::Piece { entry, .. } => {
                 self.pieces[shape.chunk.at()] = Some((*sum, self.identities[entry.at()]));
@@ -307,7 +311,7 @@ impl World {
 
     /// Puts another version in the place of one file of the source, of the same size; only of what
     /// has no name yet.
-    pub(crate) fn change(&mut self, rng: &mut Rng, entry: EntryIndex) -> bool {
+    pub fn change(&mut self, rng: &mut Rng, entry: EntryIndex) -> bool {
         let at = entry.at();
         if self.named[at] || self.existing[at].is_some() || self.stream() == Some(entry) {
             return false;
@@ -325,8 +329,9 @@ impl World {
         true
     }
 
-    /// Tells a new receiver what is there: named files, and what the journal says and the disk still holds.
-    pub(crate) fn resume(&mut self, receiver: &mut Receiver, blindly: bool) {
+    /// Tells a new receiver what is there: named files, and what the journal says and the disk
+    /// still holds.
+    pub fn resume(&mut self, receiver: &mut Receiver, blindly: bool) {
         if let Some(stream) = self.stream()
             && !self.named[stream.at()]
         {
@@ -361,7 +366,7 @@ impl World {
         }
     }
 
-    pub(crate) fn is_whole(&self, entry: EntryIndex) -> bool {
+    pub fn is_whole(&self, entry: EntryIndex) -> bool {
         self.disk[entry.at()] == self.source.data[entry.at()]
     }
 }

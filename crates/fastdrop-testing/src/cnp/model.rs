@@ -2,8 +2,6 @@
 //!
 //! A property test and a fuzz target write the scripts.
 
-#![allow(unreachable_pub)]
-
 use fastdrop_proto::cnp::{
     Accepted, Acceptor, Carrier, ChecksumKind, Ending, Event, Mode, Protocol, ReceiveId, Session,
     SessionConfig, SessionId,

@@ -1,7 +1,5 @@
 //! A network with virtual time and seeded faults.
 
-#![allow(dead_code, unreachable_pub, reason = "not every test needs all of it")]
-
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

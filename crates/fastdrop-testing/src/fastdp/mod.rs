@@ -1,0 +1,6 @@
+//! A sender and a receiver of FastDP in memory, in virtual time, with seeded faults.
+
+pub mod pair;
+pub mod pipe;
+pub mod rng;
+pub mod world;
