@@ -1207,6 +1207,38 @@ fn strace(log: &Path, inject: &str) -> Vec<std::ffi::OsString> {
     args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", log, "-e", trace, "-e", inject]
 }
 
+/// A transfer of NextDP whose disk is slow holds up neither another request of its address nor who
+/// comes to the port.
+#[test]
+#[ignore = "needs strace"]
+fn a_slow_disk_of_a_nextdp_transfer_holds_up_nobody_else() {
+    let (served, own) = (scratch(), scratch());
+    let log = own.path().join("strace.log");
+    let server = Server::wrapped(served.path(), &[], strace(&log, "pwrite64:delay_enter=8000000"));
+    let request = |head: &str| {
+        let mut stream = wire::Raw::bare(server.port);
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let began = Instant::now();
+    let _spooling = request(
+        "POST /upload?chunk_number=1 HTTP/1.1\r\nHost: x\r\nX-Transfer-Id: T\r\nContent-Length: 1\r\n\r\nx",
+    );
+    eventually("the chunk is written", || {
+        fs::read_to_string(&log).ok().filter(|log| log.contains("pwrite64"))
+    });
+    let _second = request(
+        "POST /upload?chunk_number=0 HTTP/1.1\r\nHost: x\r\nX-Transfer-Id: T\r\nX-Filename: f\r\nX-Total-Chunks: 2\r\n\
+         Content-Length: 1\r\n\r\nx",
+    );
+    // By then the server has read the second request, or nobody would be answered either.
+    for _ in 0..3 {
+        let mut other = request("GET /zz HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(wire::read_answer(&mut other).is_some());
+    }
+    assert!(began.elapsed() < Duration::from_secs(8), "they waited for the disk: {:?}", began.elapsed());
+}
+
 /// Case 84: a sync that fails poisons the attempt, even if the next one works: no success, no name.
 #[test]
 #[ignore = "needs strace"]

@@ -83,16 +83,50 @@ pub(crate) struct TransferKey {
 }
 
 /// The transfers under way.
-pub(crate) type Transfers = Mutex<BTreeMap<TransferKey, Arc<Mutex<Transfer>>>>;
+pub(crate) type Transfers = Mutex<BTreeMap<TransferKey, Arc<Transfer>>>;
 
 /// A file that arrives in chunks.
 pub(crate) struct Transfer {
+    /// Never held across a call that may take long: the asynchronous thread and the expiry ask it.
+    glance: Mutex<Glance>,
+    /// Held while chunks are put in order, also across writing.
+    inner: Mutex<Inner>,
+}
+
+/// What can be said of a transfer at once.
+struct Glance {
+    name: String,
+    /// It has a place, and a second chunk 0 must have its name.
+    placed: bool,
+    touched: Instant,
+    /// Chunks that are being taken.
+    at_work: u32,
+}
+
+/// A chunk is being taken as long as this is there.
+struct AtWork<'a>(&'a Transfer);
+
+impl<'a> AtWork<'a> {
+    fn new(transfer: &'a Transfer) -> Self {
+        lock(&transfer.glance).at_work += 1;
+        Self(transfer)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        let mut glance = lock(&self.0.glance);
+        glance.at_work -= 1;
+        glance.touched = Instant::now();
+    }
+}
+
+struct Inner {
     assembly: Assembly,
     placed: Option<LegacyUpload>,
     name: String,
     /// What came before chunk 0.
     spool: Spool,
-    touched: Instant,
     /// Chunks that are being written.
     writing: u32,
     /// Why it cannot be completed any more.
@@ -169,8 +203,8 @@ impl Server {
         let mut gone = Vec::new();
         lock(&self.transfers).retain(|key, transfer| {
             let keep = {
-                let transfer = lock(transfer);
-                transfer.writing > 0 || transfer.touched.elapsed() < IDLE_MAX
+                let glance = lock(&transfer.glance);
+                glance.at_work > 0 || glance.touched.elapsed() < IDLE_MAX
             };
             if !keep {
                 gone.push((key.address, Arc::clone(transfer)));
@@ -178,7 +212,7 @@ impl Server {
             keep
         });
         for (address, transfer) in gone {
-            let name = crate::shown(lock(&transfer).name.as_bytes());
+            let name = crate::shown(lock(&transfer.glance).name.as_bytes());
             tracing::warn!(%address, protocol = "nextdp", name, "given up: nothing came for a minute");
         }
     }
@@ -233,8 +267,8 @@ fn refuse_second(server: &Server, key: &TransferKey, chunk: &ChunkRequest) -> Re
     let Some((name, _)) = &chunk.first else { return Ok(()) };
     let transfer = lock(&server.transfers).get(key).cloned();
     let Some(transfer) = transfer else { return Ok(()) };
-    let transfer = lock(&transfer);
-    if transfer.placed.is_some() && transfer.name != *name && transfer.failed.is_none() {
+    let glance = lock(&transfer.glance);
+    if glance.placed && glance.name != *name {
         return Err(Refusal::new(409, "another transfer from this address is under way"));
     }
     Ok(())
@@ -307,18 +341,19 @@ fn take(
         if !transfers.contains_key(&key) && transfers.len() >= server.context.options.transfers_max {
             return Err(Refusal::new(503, "too many transfers at once"));
         }
-        let fresh = || Arc::new(Mutex::new(Transfer::new()));
+        let fresh = || Arc::new(Transfer::new());
         Arc::clone(transfers.entry(key.clone()).or_insert_with(fresh))
     };
-    let result = Transfer::take(&transfer, server, chunk, bytes);
+    let _at_work = AtWork::new(&transfer);
+    let result = transfer.take(server, chunk, bytes);
     let result = result.and_then(|complete| {
         if !complete {
             return Ok(false);
         }
         lock(&server.transfers).retain(|_, other| !Arc::ptr_eq(other, &transfer));
-        let mut transfer = lock(&transfer);
-        let (path, size) = (crate::shown(transfer.name.as_bytes()), transfer.assembly.size());
-        let placed = transfer.placed.take();
+        let mut inner = lock(&transfer.inner);
+        let (path, size) = (crate::shown(inner.name.as_bytes()), inner.assembly.size());
+        let placed = inner.placed.take();
         let committed = placed.map_or(Ok(()), LegacyUpload::commit).map_err(refusal);
         server.ended.note(&key, committed.clone());
         committed?;
@@ -328,11 +363,11 @@ fn take(
     if result.is_err() {
         // A file of which a chunk is wrong is not worth the others,
         // unless the chunk was another file's.
-        let mut transfers = lock(&server.transfers);
-        let failed = lock(&transfer).failed.clone();
+        let failed = lock(&transfer.inner).failed.clone();
         if let Some(failed) = failed {
+            lock(&transfer.glance).placed = false;
             server.ended.note(&key, Err(failed));
-            transfers.retain(|_, other| !Arc::ptr_eq(other, &transfer));
+            lock(&server.transfers).retain(|_, other| !Arc::ptr_eq(other, &transfer));
         }
     }
     result
@@ -340,26 +375,21 @@ fn take(
 
 impl Transfer {
     fn new() -> Self {
-        Self {
+        let glance = Glance { name: String::new(), placed: false, touched: Instant::now(), at_work: 0 };
+        let inner = Inner {
             assembly: Assembly::default(),
             placed: None,
             name: String::new(),
             spool: Spool::default(),
-            touched: Instant::now(),
             writing: 0,
             failed: None,
-        }
+        };
+        Self { glance: Mutex::new(glance), inner: Mutex::new(inner) }
     }
 
     /// True for the one call that completes the file.
-    fn take(
-        transfer: &Mutex<Self>,
-        server: &Arc<Server>,
-        chunk: &ChunkRequest,
-        bytes: &[u8],
-    ) -> Result<bool, Refusal> {
-        let mut this = lock(transfer);
-        this.touched = Instant::now();
+    fn take(&self, server: &Arc<Server>, chunk: &ChunkRequest, bytes: &[u8]) -> Result<bool, Refusal> {
+        let mut this = lock(&self.inner);
         if let Some(failed) = &this.failed {
             return Err(failed.clone());
         }
@@ -375,6 +405,8 @@ impl Transfer {
                     let placed = LegacyUpload::create(&server.context, name.as_bytes(), least);
                     this.placed = Some(placed.map_err(refusal).map_err(|refusal| this.fail(refusal))?);
                     this.name = name.clone();
+                    let mut glance = lock(&self.glance);
+                    (glance.name, glance.placed) = (name.clone(), true);
                 }
             }
         }
@@ -395,7 +427,7 @@ impl Transfer {
                 drop(this);
                 // Outside of the lock: other chunks are written meanwhile.
                 let written = write_all_at(file.as_fd(), bytes, at);
-                this = lock(transfer);
+                this = lock(&self.inner);
                 this.writing -= 1;
                 written
                     .map_err(|errno| refusal(Error::system("writing", errno)))
@@ -416,7 +448,9 @@ impl Transfer {
         }
         Ok(this.assembly.is_complete() && this.writing == 0 && this.placed.is_some())
     }
+}
 
+impl Inner {
     /// Refuses a chunk that ends at `end`, beyond what a file may have: the
     /// length of the last one is known only now.
     fn check_end(&mut self, server: &Server, end: u64) -> Result<(), Refusal> {
