@@ -419,6 +419,32 @@ fn case_49_set_id_bits_are_stripped() {
     assert_eq!(fs::metadata(own.path().join("back")).unwrap().permissions().mode() & 0o7777, 0o755);
 }
 
+/// The set-group-ID bit of a folder is the receiver's, and makes what comes into it the group's.
+#[test]
+fn a_folder_keeps_the_bits_that_no_transfer_carries() {
+    let (served, own) = served_and_own();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let tree = own.path().join("tree");
+    small_tree(&tree, 1, 2, 1);
+    set_mode(&tree, 0o750);
+    let server = Server::start(served.path(), &[]);
+    for (number, before) in [0o2755, 0o1777, 0o755].into_iter().enumerate() {
+        let name = format!("to-{number}");
+        for folder in [server.path(&name).join("tree"), own.path().join(&name).join("tree")] {
+            fs::create_dir_all(&folder).unwrap();
+            set_mode(&folder, before);
+        }
+        client(args!["send", tree, server.target(format!("{name}/"))]).expect(0);
+        assert_eq!(mode(&server.path(&name).join("tree")), before & 0o7000 | 0o750);
+        client(args!["get", server.target(format!("{name}/tree")), own.path().join(&name)]).expect(0);
+        assert_eq!(mode(&own.path().join(&name).join("tree")), before & 0o7000 | 0o750);
+    }
+    // What is sent has such a bit, and does not bring it.
+    set_mode(&tree, 0o2750);
+    client(args!["send", tree, server.target("new/")]).expect(0);
+    assert_eq!(mode(&server.path("new/tree")), 0o750);
+}
+
 /// `--preserve` chooses what is kept.
 #[test]
 fn preserve_chooses_what_is_kept() {

@@ -432,10 +432,13 @@ impl TransferWriter {
         let fd = self.in_folder(split(path).0, || {
             self.root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
         })?;
+        // A transfer carries nine bits. The others a folder has from whoever made it, or from the one
+        // above: a group's folder stays one.
+        let special = rustix::fs::fstat(&fd)?.st_mode & 0o7000;
         set_open_attributes(
             &fd,
             self.options.times.then_some(entry.mtime),
-            self.options.mode.then_some(entry.mode),
+            self.options.mode.then_some(special | entry.mode),
         )?;
         if self.options.mode { self.stage.note_settled(path) } else { Ok(()) }
     }
