@@ -147,6 +147,60 @@ fn case_111_a_dry_run_tells_what_may_not_be_written() {
     }
 }
 
+/// Case 111: so is what belongs to somebody else and would not get its time and permissions, and a
+/// folder that could not be made.
+#[test]
+#[ignore = "needs root"]
+fn case_111_a_dry_run_tells_what_belongs_to_somebody_else() {
+    for sends in [true, false] {
+        for (made, what) in [
+            (&[][..], "nothing is there"),
+            (&["tree"], "a folder is there, and open to everybody"),
+            (&["tree", "tree/empty"], "the empty folder too"),
+            (&["tree", "tree/file"], "a file is there, with another time"),
+        ] {
+            for closed in [false, true] {
+                let (theirs, own) = (scratch(), scratch());
+                let (from, to) = if sends { (&own, &theirs) } else { (&theirs, &own) };
+                set_mode(from.path(), 0o755);
+                write_file(&from.path().join("tree/file"), 10, 1);
+                fs::create_dir(from.path().join("tree/empty")).unwrap();
+                set_mtime(&from.path().join("tree/file"), 1000, 0);
+                set_mode(to.path(), 0o777);
+                for name in made {
+                    let place = to.path().join(name);
+                    if name.ends_with("file") {
+                        write_file(&place, 10, 1);
+                        set_mtime(&place, 2000, 0);
+                    } else {
+                        fs::create_dir(&place).unwrap();
+                        set_mode(&place, if closed { 0o755 } else { 0o777 });
+                    }
+                }
+                let server = Server::wrapped(theirs.path(), &["--existing", "overwrite"], as_nobody());
+                let run = |extra: &[&str]| {
+                    let command = match sends {
+                        true => args!["send", from.path().join("tree"), server.target("")],
+                        false => args!["get", server.target("tree"), to.path()],
+                    };
+                    let extra = extra.iter().map(Into::into).collect::<Vec<OsString>>();
+                    fastdrop([command, extra].concat()).wrapper(as_nobody()).json().run()
+                };
+                let (dry, real) = (run(&["-n"]), run(&[]));
+                let case = format!("sends: {sends}, {what}, closed: {closed}");
+                assert_eq!(dry.code(), real.code(), "{case}: {dry}\n{real}");
+                if real.code() == 3 {
+                    assert_eq!(
+                        dry.number("files_failed"),
+                        real.number("files_failed"),
+                        "{case}: {dry}\n{real}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Case 111: what can be known only of the manifest is refused, or counted, by the dry run too.
 #[test]
 fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {

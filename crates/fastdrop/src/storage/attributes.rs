@@ -51,6 +51,15 @@ pub(crate) fn set_open_attributes(
     Ok(())
 }
 
+/// Reports whether this process may set times and permissions of something that another user owns.
+pub(crate) fn may_change_all() -> bool {
+    const CAP_FOWNER: u64 = 1 << 3;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_some_and(|effective| effective & CAP_FOWNER != 0)
+}
+
 /// Gives the file at `path` beneath `root` its time and permissions, and nothing that a link leads
 /// to.
 pub(crate) fn set_attributes_at(

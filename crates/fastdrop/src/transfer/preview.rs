@@ -1,6 +1,7 @@
 //! What a transfer would do, without doing it.
 
 use crate::error::{Error, code_of, reason};
+use crate::storage::attributes::may_change_all;
 use crate::storage::mounts::Mounts;
 use crate::storage::placement::Placement;
 use crate::storage::root::{Dirs, Root, split};
@@ -47,8 +48,14 @@ impl Prepare<'_> {
             let places = Places { mounts: &mut mounts, lend: &mut |_| Ok(false) };
             compared = compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)?;
         }
-        let Compared { mut failed, skipped, left, .. } = compared;
+        let Compared { mut failed, mut skipped, left, adjust, .. } = compared;
         failed.extend(unwritable(&root, &placement, &mut machine)?);
+        if options.times || options.mode {
+            let unowned = unowned(&root, &placement, &machine, &adjust);
+            // What was there, and does not become what was asked for, has not been skipped.
+            skipped -= adjust.iter().filter(|index| unowned.contains_key(index)).count() as u64;
+            failed.extend(unowned);
+        }
         mounts.check_room_for_all(&root, &machine, &options)?;
         let answer = machine.answer();
         let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
@@ -93,11 +100,14 @@ fn unwritable(
     let manifest = Arc::clone(machine.manifest());
     let mut failed = BTreeMap::new();
     let mut last: Option<(Vec<u8>, Option<Errno>)> = None;
-    for (index, entry) in manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory) {
+    for (index, entry) in manifest.iter() {
         if !machine.is_needed(index) {
             continue;
         }
         let path = placement.of(entry.path);
+        if entry.kind == EntryKind::Directory && matches!(dirs.find(root, &path), Ok(Some(_))) {
+            continue;
+        }
         let folder = split(&path).0;
         let errno = match &last {
             Some((known, errno)) if known == folder => *errno,
@@ -110,4 +120,35 @@ fn unwritable(
         }
     }
     Ok(failed)
+}
+
+/// What is there already, belongs to somebody else, and could not be given its time and permissions:
+/// folders that other things come into, and what is in `adjust`.
+fn unowned(
+    root: &Root,
+    placement: &Placement,
+    machine: &Receiver,
+    adjust: &[EntryIndex],
+) -> BTreeMap<EntryIndex, Failed> {
+    let mut failed = BTreeMap::new();
+    if may_change_all() {
+        return failed;
+    }
+    let own = rustix::process::geteuid().as_raw();
+    let manifest = machine.manifest();
+    let folders = manifest
+        .iter()
+        .filter(|(index, entry)| entry.kind == EntryKind::Directory && machine.is_needed(*index));
+    let folders = folders.map(|(index, _)| (index, ""));
+    for (index, what) in
+        folders.chain(adjust.iter().map(|&index| (index, "setting its time and permissions: ")))
+    {
+        let Some(entry) = manifest.get(index) else { continue };
+        if root.stat(&placement.of(entry.path)).is_ok_and(|there| there.st_uid != own) {
+            let path = entry.path.as_bytes().to_vec();
+            let message = format!("{what}{}", reason(Errno::PERM));
+            failed.insert(index, Failed { path, code: code_of(Errno::PERM), message });
+        }
+    }
+    failed
 }
