@@ -138,6 +138,8 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Entry> {
         };
         let entry = match kind {
             Kind::Link(_) => (kind, 0, 0, 0),
+            // The other bits of a folder are those of its place, as the top of a mount.
+            Kind::Folder => (kind, meta.mode() & 0o777, meta.mtime(), meta.mtime_nsec()),
             _ => (kind, meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()),
         };
         found.insert(relative, entry);
