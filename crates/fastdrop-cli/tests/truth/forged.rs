@@ -135,6 +135,10 @@ fn hanging_panics_and_a_convenient_10_are_found() {
     judge(&asked, "fastdp", &Observed { code: None, ..ended(1, tree()) }).unwrap_err();
     let panicked = || "thread 'main' panicked at src/main.rs:1".to_owned();
     judge(&asked, "fastdp", &Observed { said: panicked(), ..ended(101, tree()) }).unwrap_err();
+    let woken = "thread 'main' panicked at driver.rs:279:27:\nfailed to wake I/O driver: Os { code: 5 }\n";
+    judge(&asked, "fastdp", &Observed { peer_said: woken.into(), ..ended(5, tree()) }).unwrap();
+    let both = [woken, &panicked()].concat();
+    judge(&asked, "fastdp", &Observed { peer_said: both, ..ended(5, tree()) }).unwrap_err();
     judge(&asked, "fastdp", &Observed { peer_said: panicked(), ..ended(5, tree()) }).unwrap_err();
     judge(&asked, "fastdp", &ended(10, tree())).unwrap_err();
     judge(&asked, "ultradp", &ended(10, Tree::new())).unwrap();
