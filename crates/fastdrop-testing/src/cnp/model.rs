@@ -24,9 +24,9 @@ struct Model {
     ends: [Option<Session>; 2],
     acceptor: Acceptor,
     server: SessionConfig,
-    /// What is on its way to each end.
+    /// Datagrams on their way to each end.
     network: [VecDeque<Vec<u8>>; 2],
-    /// What each end has sent.
+    /// Messages that each end has sent.
     queues: [Queue; 2],
     /// Messages that the application at each end has not handled.
     untaken: [VecDeque<ReceiveId>; 2],
@@ -114,7 +114,7 @@ impl Model {
         self.drain();
     }
 
-    /// Whether a datagram has just one packet, of whose header the first eleven bytes are.
+    /// Reports whether a datagram has just one packet, of whose header the first eleven bytes are.
     fn single(&self, to: usize, index: usize) -> bool {
         let datagram = &self.network[to][index];
         let len = datagram.first_chunk().map_or(0, |len| u32::from_be_bytes(*len) as usize);

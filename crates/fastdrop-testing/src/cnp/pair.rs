@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 
 struct Side {
     session: Option<Session>,
-    /// What the application gives, how much of it was taken by the session, and what it was told
-    /// about that.
+    /// Messages of the application, how many of them the session has taken, and the receipts for
+    /// them.
     given: Vec<Bytes>,
     sent: usize,
     acknowledged: BTreeSet<SendId>,
-    /// What came.
+    /// Messages that were received.
     received: Vec<Bytes>,
     untaken: VecDeque<(Instant, ReceiveId)>,
     /// The number of them that its application has handled.
     handled: u64,
     opened: bool,
     ended: Option<Ending>,
-    /// What has come of a stream and is not a whole packet yet.
+    /// Bytes of a stream that are not a whole packet yet.
     read: Vec<u8>,
     read_at: Option<Instant>,
     /// Whether it has closed its end of a stream.

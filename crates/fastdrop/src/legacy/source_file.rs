@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub(crate) struct SourceFile {
     fd: OwnedFd,
-    /// What it is to be called there.
+    /// The name that it is to have there.
     pub(crate) name: Vec<u8>,
     pub(crate) size: u64,
     found: Stat,
@@ -30,7 +30,7 @@ impl SourceFile {
         Ok(Self { fd, name, size: entry.size(), found })
     }
 
-    /// What was made of a file, and belongs to nobody else.
+    /// Takes what was made of a file, and belongs to nobody else.
     pub(crate) fn spooled(file: std::fs::File, name: Vec<u8>) -> Result<Self, Error> {
         let fd = OwnedFd::from(file);
         let found = rustix::fs::fstat(&fd).map_err(|errno| Error::system("a temporary file", errno))?;

@@ -1,5 +1,4 @@
-//! What the older protocols have in common on the server: a connection
-//! that brings one file, and its place.
+//! A connection that brings one file by an older protocol, and the place of that file.
 
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
@@ -18,9 +17,9 @@ use std::time::Duration;
 pub(crate) struct LegacyConnection {
     pub(crate) socket: TcpStream,
     pub(crate) peer: SocketAddr,
-    /// What was read of it.
+    /// Bytes that were read of it.
     pub(crate) early: Vec<u8>,
-    /// What it holds as long as it lasts.
+    /// The permit that it holds as long as it lasts.
     pub(crate) permit: ConnectionPermit,
 }
 

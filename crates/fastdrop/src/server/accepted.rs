@@ -14,12 +14,12 @@ pub(super) struct Handshake {
     pub(super) header_json: Vec<u8>,
     pub(super) open: Open,
     pub(super) open_json: Vec<u8>,
-    /// What was read beyond.
+    /// Bytes that were read beyond.
     pub(super) early: Vec<u8>,
     pub(super) key: KeyGuard,
 }
 
-/// What a connection turned out to speak.
+/// A connection, by the protocol that it turned out to speak.
 pub(super) enum Accepted {
     /// fastdp 2.
     FastDp(Handshake),
@@ -38,6 +38,6 @@ pub(super) struct Upgraded {
     pub(super) socket: TcpStream,
     pub(super) request: UpgradeRequest,
     pub(super) key: Option<KeyGuard>,
-    /// What the client has sent since.
+    /// Bytes that the client has sent since.
     pub(super) early: Vec<u8>,
 }

@@ -13,13 +13,14 @@ use std::time::Duration;
 /// How long answers may take that are under way when the server stops.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// What a listening socket is for.
+/// The purpose of a listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Serves {
     OnePort,
     FastDownloader,
 }
 
+/// Accepts connections until the server stops.
 pub(super) async fn accept(
     dispatcher: Arc<Dispatcher>,
     listener: tokio::net::TcpListener,

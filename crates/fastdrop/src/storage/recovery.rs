@@ -336,18 +336,11 @@ mod tests {
     use crate::storage::attributes::set_attributes;
     use crate::storage::io::write_all_at;
     use crate::storage::journal::Record;
+    use crate::storage::stage::tests::stage;
     use fastdrop_proto::fastdp::Durability;
     use fastdrop_proto::units::Mtime;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
-
-    fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
-        let root = Arc::new(Root::open(dir).unwrap());
-        let stage =
-            Stage::create(Arc::clone(&root), Algorithm::Xxh3, ChunkSize::MIN, Durability::Commit, None)
-                .unwrap();
-        (root, stage)
-    }
 
     #[test]
     fn case_36_what_the_journal_says_is_believed_only_if_the_data_agrees() {

@@ -475,11 +475,11 @@ pub(crate) fn is_poison(error: &Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use rustix::thread::CapabilitySet;
 
-    fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
+    pub(in crate::storage) fn stage(dir: &std::path::Path) -> (Arc<Root>, Stage) {
         let root = Arc::new(Root::open(dir).unwrap());
         let stage =
             Stage::create(Arc::clone(&root), Algorithm::Xxh3, ChunkSize::MIN, Durability::Commit, None)

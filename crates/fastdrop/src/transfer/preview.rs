@@ -1,4 +1,4 @@
-//! What a transfer would do, without doing it.
+//! Finding out the effect of a transfer, without doing it.
 
 use crate::error::{Error, code_of, reason};
 use crate::storage::attributes::may_change_all;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// What a transfer would do.
+/// The effect that a transfer would have.
 pub(crate) struct Preview {
     /// SKIP and NEED.
     pub(crate) answer: Vec<Control>,
@@ -28,12 +28,11 @@ pub(crate) struct Preview {
 }
 
 impl Prepare<'_> {
-    /// What [`Prepare::run`] would answer, without changing anything: the frames, and how many
-    /// files need not come.
+    /// Gives the answer that [`Prepare::run`] would, without changing anything.
     ///
     /// # Errors
     ///
-    /// What would be refused.
+    /// Those of [`Prepare::run`].
     pub(crate) fn preview(self) -> Result<Preview, Error> {
         let Self { manifest, table, algorithm, root, placement, options, filter, stop, mut inquiry, .. } =
             self;
@@ -65,8 +64,8 @@ impl Prepare<'_> {
     }
 }
 
-/// Skips what could not be made, because the folder that it would be in is somebody else's; what
-/// that is.
+/// Skips the entries that could not be made, because the folder that they would be in is somebody
+/// else's, and returns them.
 ///
 /// # Errors
 ///
@@ -122,8 +121,8 @@ fn unwritable(
     Ok(failed)
 }
 
-/// What is there already, belongs to somebody else, and could not be given its time and permissions:
-/// folders that other things come into, and what is in `adjust`.
+/// Entries that are there already, belong to somebody else, and could not be given their times and
+/// permissions: folders that other things come into, and those in `adjust`.
 fn unowned(
     root: &Root,
     placement: &Placement,

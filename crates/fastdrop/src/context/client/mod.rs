@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What holds for everything that a client does with one server.
+/// Settings and state for everything that a client does with one server.
 #[derive(Debug)]
 pub(crate) struct ClientContext {
     pub(crate) target: Target,

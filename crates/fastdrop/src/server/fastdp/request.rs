@@ -1,4 +1,4 @@
-//! What a get or a list asks for, and what it leaves out.
+//! The path that a get or a list asks for, and entries that are left out.
 
 use crate::error::Error;
 use crate::server::fastdp::Serving;
@@ -33,8 +33,7 @@ pub(super) fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
     Ok((path, contents))
 }
 
-/// What is at `path`, and whether it is a folder; with a slash at the end of what was asked for, it
-/// must be.
+/// Looks at `path`, and tells whether it is a folder, which it must be if `contents` are asked for.
 pub(super) fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, bool), Error> {
     let missing = |what: &str| Error::with_code(404, format!("{}: {what}", crate::shown(path)));
     let stat = match root.stat(path) {
