@@ -1,8 +1,9 @@
 //! Checksums of chunks.
 //!
-//! A file of its own pieces has one checksum a piece; a pack has one over the checksums of its slices. With BLAKE3
-//! the pieces' checksums are subtrees of the file's own hash, so that the hash that `b3sum` prints follows
-//! from them ([`crate::checksum::join_blake3`]) and no byte is read twice.
+//! A file of its own pieces has one checksum a piece; a pack has one over the checksums of its
+//! slices. With BLAKE3 the pieces' checksums are subtrees of the file's own hash, so that the hash
+//! that `b3sum` prints follows from them ([`crate::checksum::join_blake3`]) and no byte is read
+//! twice.
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,8 @@ impl Algorithm {
         }
     }
 
-    /// The checksum of the piece that stands at `offset` of its file; `whole` if it is the only one.
+    /// The checksum of the piece that stands at `offset` of its file; `whole` if it is the only
+    /// one.
     ///
     /// `offset` must be a multiple of the chunk size, as every piece's is.
     pub fn of_piece(self, bytes: &[u8], offset: u64, whole: bool) -> Checksum {
@@ -83,7 +85,8 @@ impl std::fmt::Debug for PieceChecksum {
 }
 
 impl PieceChecksum {
-    /// Begins the piece that stands at `offset` of its file, a multiple of the chunk size; `whole` if it is the only one.
+    /// Begins the piece that stands at `offset` of its file, a multiple of the chunk size; `whole`
+    /// if it is the only one.
     pub fn new(algorithm: Algorithm, offset: u64, whole: bool) -> Self {
         match algorithm {
             Algorithm::None => PieceChecksum::None,
@@ -225,8 +228,8 @@ impl ChecksumTable {
 
 /// The BLAKE3 of a file from the chaining values of its pieces; the root form if there is just one.
 ///
-/// None for no pieces. See the BLAKE3 paper, section 2.1: the left subtree is the largest power of two
-/// chunks that leaves something to the right.
+/// None for no pieces. See the BLAKE3 paper, section 2.1: the left subtree is the largest power of
+/// two chunks that leaves something to the right.
 pub fn join_blake3(pieces: &[Checksum]) -> Option<[u8; 32]> {
     match pieces {
         [] => None,

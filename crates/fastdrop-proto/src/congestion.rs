@@ -1,6 +1,7 @@
 //! How much may be on its way through a network, and how fast it may leave (RFC 8085).
 //!
-//! A [`Flow`] counts what one sender has on its way to one address; a [`Controller`] decides from that.
+//! A [`Flow`] counts what one sender has on its way to one address; a [`Controller`] decides from
+//! that.
 
 use crate::rtt::Rtt;
 use std::fmt::Debug;
@@ -21,7 +22,8 @@ pub struct Sample {
     pub rtt: Option<Duration>,
     /// Bytes a second that arrived while the acknowledged ones were on their way.
     pub rate: Option<f64>,
-    /// Whether the sender had nothing more to send meanwhile, so that the rate says little about the network.
+    /// Whether the sender had nothing more to send meanwhile, so that the rate says little about
+    /// the network.
     pub app_limited: bool,
     /// Whether everything that was on its way when the last round began has now been accounted for.
     pub round_began: bool,
@@ -195,7 +197,8 @@ impl Flow {
         self.app_limited_until = (self.delivered + self.in_flight).max(1);
     }
 
-    /// Datagrams of together `bytes` have arrived; `newest` is the stamp of the one that left last. `rtt` is a measurement, if any of them left only once.
+    /// Datagrams of together `bytes` have arrived; `newest` is the stamp of the one that left last.
+    /// `rtt` is a measurement, if any of them left only once.
     pub fn on_delivered(&mut self, now: Instant, bytes: u64, newest: &Stamp, rtt: Option<Duration>) {
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.delivered += bytes;
@@ -209,7 +212,8 @@ impl Flow {
             Some(rtt) => self.rtt.on_measured(rtt),
             None => self.rtt.on_progress(),
         }
-        // The slower of the two: acknowledgements that come in a heap say nothing about the network's speed.
+        // The slower of the two: acknowledgements that come in a heap say nothing about the
+        // network's speed.
         let sending = newest.sent_at.saturating_duration_since(newest.first_sent_at);
         let arriving = now.saturating_duration_since(newest.delivered_at);
         let interval = sending.max(arriving).as_secs_f64();

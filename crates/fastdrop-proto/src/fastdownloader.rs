@@ -1,4 +1,5 @@
-//! FastDownloader: one file, pulled over ports that the server names. The specification is `docs/protocol/fastdownloader.md`.
+//! FastDownloader: one file, pulled over ports that the server names. The specification is
+//! `docs/protocol/fastdownloader.md`.
 
 use thiserror::Error;
 
@@ -105,7 +106,8 @@ impl Accepted {
         format!("{ACCEPTED} {} {} {}", self.ports.len(), self.chunks, ports.join(" ")).into_bytes()
     }
 
-    /// Parses an answer; None if more must come. As nothing ends it, the last port may still grow: `quiet` says that nothing more comes.
+    /// Parses an answer; None if more must come. As nothing ends it, the last port may still grow:
+    /// `quiet` says that nothing more comes.
     pub fn parse(bytes: &[u8], quiet: bool) -> Result<Option<Self>, FastDownloaderError> {
         let text = std::str::from_utf8(bytes).map_err(|_| FastDownloaderError::Answer)?;
         let text = text.trim_end_matches(['\r', '\n']);

@@ -5,7 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// The largest integer that is taken: 2^53, above which a reader that uses doubles would see another.
+/// The largest integer that is taken: 2^53, above which a reader that uses doubles would see
+/// another.
 pub const INTEGER_MAX: u64 = 1 << 53;
 
 /// Why a text was refused.
@@ -13,7 +14,8 @@ pub const INTEGER_MAX: u64 = 1 << 53;
 #[error("bad JSON: {0}")]
 pub struct JsonError(#[from] serde_json::Error);
 
-/// Parses one value, refusing doubled keys at any level, integers beyond 2^53, and anything after the value.
+/// Parses one value, refusing doubled keys at any level, integers beyond 2^53, and anything after
+/// the value.
 ///
 /// Depth is bounded at 128 by the parser; floats where `T` has an integer are refused by `T`.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, JsonError> {

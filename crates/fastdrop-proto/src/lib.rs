@@ -1,7 +1,8 @@
-//! The protocols of FastDrop without I/O: bytes and the time go in, bytes, events and deadlines come out.
+//! The protocols of FastDrop without I/O: bytes and the time go in, bytes, events and deadlines
+//! come out.
 //!
-//! Nothing here opens a socket or a file, reads a clock, or starts a thread. The same code therefore
-//! serves the program, a simulator with virtual time, and a fuzzer.
+//! Nothing here opens a socket or a file, reads a clock, or starts a thread. The same code
+//! therefore serves the program, a simulator with virtual time, and a fuzzer.
 
 #![warn(clippy::indexing_slicing)]
 

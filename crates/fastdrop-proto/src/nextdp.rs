@@ -1,4 +1,5 @@
-//! NextDP: one file, pushed as one HTTP request a chunk. The specification is `docs/protocol/nextdp.md`.
+//! NextDP: one file, pushed as one HTTP request a chunk. The specification is
+//! `docs/protocol/nextdp.md`.
 
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -189,7 +190,8 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Decides about a chunk of `size` bytes, which is here as a whole. What is taken or waits counts from now on.
+    /// Decides about a chunk of `size` bytes, which is here as a whole. What is taken or waits
+    /// counts from now on.
     pub fn handle_chunk(&mut self, number: u32, chunks: Option<u32>, size: u64) -> Result<Verdict, Refusal> {
         if number == 0 {
             match (self.chunks, chunks) {

@@ -1,4 +1,5 @@
-//! Which protocol a connection speaks, by its first bytes. The specification is `docs/protocol/port.md`.
+//! Which protocol a connection speaks, by its first bytes. The specification is
+//! `docs/protocol/port.md`.
 
 /// The most bytes that are looked at.
 pub const FIRST_BYTES_MAX: usize = 16 << 10;
@@ -16,7 +17,8 @@ pub enum Begins {
     UltraDpSecured,
     /// A TLS handshake.
     Tls,
-    /// Nothing that is known; `like_http` if it begins with a letter, so that an HTTP answer may be understood.
+    /// Nothing that is known; `like_http` if it begins with a letter, so that an HTTP answer may be
+    /// understood.
     Unknown {
         /// Whether it begins as a method would, or with an empty line.
         like_http: bool,

@@ -50,7 +50,8 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Parses the line at the beginning of `bytes`, and says how long it is; None if its end has not come.
+    /// Parses the line at the beginning of `bytes`, and says how long it is; None if its end has
+    /// not come.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, UltraDpError> {
         let within = bytes.get(..LINE_MAX).unwrap_or(bytes);
         let Some(end) = within.iter().position(|&byte| byte == b'\n') else {

@@ -1,9 +1,12 @@
-//! The handshakes that come to a UDP socket: who asks, and who has shown that its address is its own (docs/protocol/cnp.md, section 2).
+//! The handshakes that come to a UDP socket: who asks, and who has shown that its address is its
+//! own (docs/protocol/cnp.md, section 2).
 
 use super::checksum::Checksum;
 use super::config::SessionConfig;
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, SessionId, Syn, read_ack, write_refusal};
-use super::packet::{HEAD_BYTES, Head, PacketType, append};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, Syn, read_ack, write_refusal};
+use super::header::{HEAD_BYTES, Head};
+use super::packet::{PacketType, append};
+use super::params::SessionId;
 use super::seq::Seq;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -74,7 +77,8 @@ impl Acceptor {
         self.waiting.len()
     }
 
-    /// Whether a datagram can be a packet of a handshake; everything else need not be shown to [`Self::handle_datagram`].
+    /// Whether a datagram can be a packet of a handshake; everything else need not be shown to
+    /// [`Self::handle_datagram`].
     pub fn is_handshake(datagram: &[u8]) -> bool {
         matches!(datagram.get(4), Some(0x01..=0x03)) && datagram.get(HEAD_BYTES) == Some(&b'{')
     }

@@ -1,7 +1,8 @@
 //! What covers a packet against corruption: four bytes, of one of two kinds.
 
-use super::handshake::{ChecksumKind, SessionId};
-use super::packet::{ACK, Head};
+use super::control::ACK;
+use super::header::Head;
+use super::params::{ChecksumKind, SessionId};
 use md5::{Digest as _, Md5};
 use std::sync::LazyLock;
 

@@ -1,7 +1,7 @@
 //! What one end of a session wants and bears.
 
-use super::handshake::{ChecksumKind, Mode, Protocol};
-use super::packet::HEAD_BYTES;
+use super::header::HEAD_BYTES;
+use super::params::{ChecksumKind, Mode, Protocol};
 use std::time::Duration;
 
 /// The largest window: with more, an old number could be taken for a new one.
@@ -20,7 +20,8 @@ impl Carrier {
     /// Bytes of a datagram that any path carries (RFC 8200: 1,280 less IPv6 and UDP).
     pub const DATAGRAM: usize = 1232;
 
-    /// No retransmission timeout is shorter. On a stream nothing is lost on the way, and a peer is rather slow than deaf.
+    /// No retransmission timeout is shorter. On a stream nothing is lost on the way, and a peer is
+    /// rather slow than deaf.
     pub(super) fn timeout_min(self) -> Duration {
         match self {
             Self::Stream => Duration::from_secs(1),
@@ -34,10 +35,11 @@ impl Carrier {
 pub struct MessageLimits {
     /// A message that comes. Default 16 MiB; so much may be kept for one that is not complete.
     pub message_max: usize,
-    /// What came and waits: for something before it, or for the application to take it. One message more may be
-    /// kept. Default 4 MiB.
+    /// What came and waits: for something before it, or for the application to take it. One message
+    /// more may be kept. Default 4 MiB.
     pub receive_max: usize,
-    /// What the application has sent and the peer has not acknowledged. One message more may be kept. Default 4 MiB.
+    /// What the application has sent and the peer has not acknowledged. One message more may be
+    /// kept. Default 4 MiB.
     pub send_max: usize,
 }
 
@@ -47,7 +49,8 @@ impl Default for MessageLimits {
     }
 }
 
-/// What a session is to be. A server takes `mode` and `protocol` from its client; everything else is the most that it agrees to.
+/// What a session is to be. A server takes `mode` and `protocol` from its client; everything else
+/// is the most that it agrees to.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
     /// What carries the packets.
@@ -56,15 +59,18 @@ pub struct SessionConfig {
     pub mode: Mode,
     /// What is done after a loss. Default Selective Repeat.
     pub protocol: Protocol,
-    /// Packets that may be unacknowledged in burst mode, from 1 to [`WINDOW_MAX`]. Default 256 for a client, [`WINDOW_MAX`] for a server. Bytes are bounded by `limits`.
+    /// Packets that may be unacknowledged in burst mode, from 1 to [`WINDOW_MAX`]. Default 256 for
+    /// a client, [`WINDOW_MAX`] for a server. Bytes are bounded by `limits`.
     pub window: u16,
-    /// Bytes of a packet's payload, from 1 to 16 MiB, on UDP to 65,000. Default 64 KiB, on UDP 1,024.
+    /// Bytes of a packet's payload, from 1 to 16 MiB, on UDP to 65,000. Default 64 KiB, on UDP
+    /// 1,024.
     pub packet_max: usize,
     /// What packets are covered with. Default CRC-32C; a server does what its client asks.
     pub checksum: ChecksumKind,
     /// A name that the client gives itself, at most 128 bytes. Default none.
     pub client_id: Option<String>,
-    /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15 seconds.
+    /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15
+    /// seconds.
     pub keep_alive: Option<Duration>,
     /// Tells messages that are handled from packets that are received, with a peer that knows that;
     /// else the acknowledgement of a message's last packet waits until the message is handled.
@@ -74,7 +80,8 @@ pub struct SessionConfig {
     pub limits: MessageLimits,
     /// How often a packet may time out before the peer is taken for gone, at least 1. Default 15.
     pub timeouts_max: u32,
-    /// How long the peer may be silent while something waits for it, and by UDP without keep-alives at all. Default 60 seconds; at most a day, as all times.
+    /// How long the peer may be silent while something waits for it, and by UDP without keep-alives
+    /// at all. Default 60 seconds; at most a day, as all times.
     pub gone_after: Duration,
     /// How long the handshake may take. Default 10 seconds.
     pub handshake_timeout: Duration,

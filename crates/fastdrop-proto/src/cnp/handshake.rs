@@ -1,106 +1,15 @@
-//! The three packets with which a session begins, and what they agree on (docs/protocol/cnp.md, section 2).
+//! The three packets with which a session begins, and what they agree on (docs/protocol/cnp.md,
+//! section 2).
 
 use super::config::{SessionConfig, WINDOW_MAX};
+use super::params::{ChecksumKind, Mode, Protocol, SessionId};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::time::Duration;
 
 /// The longest payload of a packet of the handshake.
 pub const HANDSHAKE_PAYLOAD_MAX: usize = 4096;
 const TEXT_MAX: usize = 128;
-
-/// How many messages may be unacknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// One.
-    StepByStep,
-    /// A window of them.
-    Burst,
-}
-
-impl Mode {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::StepByStep => "step-by-step",
-            Self::Burst => "burst",
-        }
-    }
-}
-
-/// What is done after a loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Protocol {
-    /// Everything from the lost packet on comes again.
-    #[serde(rename = "gbn")]
-    GoBackN,
-    /// Only the lost packet comes again.
-    #[serde(rename = "sr")]
-    SelectiveRepeat,
-}
-
-impl Protocol {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::GoBackN => "gbn",
-            Self::SelectiveRepeat => "sr",
-        }
-    }
-}
-
-/// What packets are covered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChecksumKind {
-    /// MD5 of the payload.
-    Md5,
-    /// CRC-32C of everything.
-    Crc32c,
-}
-
-impl ChecksumKind {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Md5 => "md5",
-            Self::Crc32c => "crc32c",
-        }
-    }
-}
-
-/// Which session: any text of at most 128 bytes, or an integer.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum SessionId {
-    /// Any text.
-    Text(String),
-    /// Any number.
-    Number(i64),
-}
-
-impl SessionId {
-    /// The id made of these random bytes.
-    pub fn from_random(bytes: [u8; 16]) -> Self {
-        Self::Text(hex::encode(bytes))
-    }
-
-    /// The id as text.
-    pub fn text(&self) -> Cow<'_, str> {
-        match self {
-            Self::Text(text) => text.into(),
-            Self::Number(number) => number.to_string().into(),
-        }
-    }
-}
-
-impl std::fmt::Display for SessionId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text())
-    }
-}
 
 /// What both ends have agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,22 +35,26 @@ pub struct Agreed {
     /// An acknowledgement of a packet says only that it was received, and a packet of its own that
     /// messages were handled.
     pub handled: bool,
-    /// Whether the peer is a later program, whose data have the type 0x04, and which knows no keep-alive.
+    /// Whether the peer is a later program, whose data have the type 0x04, and which knows no
+    /// keep-alive.
     pub later: bool,
 }
 
 impl Agreed {
-    /// Whether the peer reads packets however the stream is cut, numbers them as the specification says, and so on: whether it is one of ours.
+    /// Whether the peer reads packets however the stream is cut, numbers them as the specification
+    /// says, and so on: whether it is one of ours.
     pub(super) fn strict(&self) -> bool {
         self.fragments.is_some()
     }
 
-    /// Whether an acknowledgement also names what came before it: between ours, where each packet has its own.
+    /// Whether an acknowledgement also names what came before it: between ours, where each packet
+    /// has its own.
     pub(super) fn names_before(&self) -> bool {
         self.strict() && self.protocol != Some(Protocol::GoBackN)
     }
 
-    /// Whether the peer numbers as the specification says, which it must where numbers are covered by the checksum.
+    /// Whether the peer numbers as the specification says, which it must where numbers are covered
+    /// by the checksum.
     pub(super) fn counts(&self) -> bool {
         self.strict() || self.checksum == ChecksumKind::Crc32c
     }
@@ -328,7 +241,8 @@ impl Syn {
         Ok(Self { mode, later, size_name, size, fields })
     }
 
-    /// What a server with this configuration agrees to, and the payload of the SYN-ACK that says so.
+    /// What a server with this configuration agrees to, and the payload of the SYN-ACK that says
+    /// so.
     pub fn answer(&self, config: &SessionConfig, id: SessionId) -> (Agreed, Vec<u8>) {
         let fields = &self.fields;
         let burst = self.mode == Mode::Burst;

@@ -1,17 +1,21 @@
 //! CNP: acknowledged messages over TCP and UDP. The specification is `docs/protocol/cnp.md`.
 //!
-//! [`Packet`](packet::Head) is what stands on the wire, [`handshake`] what is agreed. A [`Session`] is one end of one connection, whatever
-//! carries it; an [`Acceptor`] answers the handshakes that come to a UDP socket.
+//! [`Packet`](Head) is what stands on the wire, [`handshake`] what is agreed. A [`Session`] is one
+//! end of one connection, whatever carries it; an [`Acceptor`] answers the handshakes that come to
+//! a UDP socket.
 
 mod acceptor;
 /// What covers packets against corruption.
 pub mod checksum;
 mod config;
+mod control;
 /// The three packets with which a session begins.
 pub mod handshake;
+mod header;
 mod numbering;
 /// Packets on the wire.
 pub mod packet;
+mod params;
 mod receiver;
 mod repeat;
 mod sender;
@@ -21,8 +25,10 @@ mod session;
 pub use acceptor::{Accepted, Acceptor, Handshake};
 pub use checksum::Checksum;
 pub use config::{Carrier, ConfigError, MessageLimits, SessionConfig, WINDOW_MAX};
-pub use handshake::{Agreed, ChecksumKind, Mode, Protocol, SessionId};
-pub use packet::{ErrorCode, Head, PacketError, PacketType, PeerError};
+pub use handshake::Agreed;
+pub use header::{Head, PacketError};
+pub use packet::{ErrorCode, PacketType, PeerError};
+pub use params::{ChecksumKind, Mode, Protocol, SessionId};
 pub use receiver::ReceiveId;
 pub use sender::{SendId, TooLarge};
 pub use seq::Seq;

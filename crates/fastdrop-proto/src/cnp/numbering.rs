@@ -1,6 +1,7 @@
-//! Which packet a sequence number means, also from peers that number otherwise (docs/protocol/cnp.md, section 4).
+//! Which packet a sequence number means, also from peers that number otherwise
+//! (docs/protocol/cnp.md, section 4).
 
-use super::handshake::Mode;
+use super::params::Mode;
 use super::seq::Seq;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,8 @@ pub(super) struct Numbering {
     /// Whether all data that were taken had the number 0.
     constant: bool,
     acks: Acks,
-    /// Acknowledgements that are still to come for repetitions of what is acknowledged already, from a peer that does not say for which.
+    /// Acknowledgements that are still to come for repetitions of what is acknowledged already,
+    /// from a peer that does not say for which.
     surplus: u32,
 }
 
@@ -47,7 +49,8 @@ impl Numbering {
         Self { rule, taken: None, constant: true, acks: Acks::Zero, surplus: 0 }
     }
 
-    /// The number of data that came. `again`: whether they are the same bytes as the last ones, whose acknowledgement has not left yet.
+    /// The number of data that came. `again`: whether they are the same bytes as the last ones,
+    /// whose acknowledgement has not left yet.
     pub(super) fn of_data(&self, seq: Seq, expected: u64, again: bool) -> Option<u64> {
         let zero_again = self.constant && seq == Seq(0);
         match (self.rule, self.taken) {
@@ -69,7 +72,8 @@ impl Numbering {
         self.constant &= seq == Seq(0);
     }
 
-    /// What an acknowledgement is for, where `base` is the oldest number that waits for one, and `waits` says whether another does.
+    /// What an acknowledgement is for, where `base` is the oldest number that waits for one, and
+    /// `waits` says whether another does.
     pub(super) fn of_ack(&mut self, seq: Seq, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
         let number = seq.nearest(base);
         if self.rule == Rule::Strict {
@@ -89,7 +93,8 @@ impl Numbering {
         Some(base)
     }
 
-    /// What was sent so often is acknowledged: each repetition may have an acknowledgement of its own.
+    /// What was sent so often is acknowledged: each repetition may have an acknowledgement of its
+    /// own.
     pub(super) fn on_acknowledged(&mut self, sends: u32) {
         self.surplus = self.surplus.saturating_add(sends.saturating_sub(1));
     }

@@ -13,7 +13,8 @@ pub(super) enum Taken {
     New,
     /// They have been there before: acknowledged again.
     Again,
-    /// Something before them is missing, and they are not kept: what is before the gap is acknowledged again.
+    /// Something before them is missing, and they are not kept: what is before the gap is
+    /// acknowledged again.
     BehindGap,
     /// There is no room: as good as lost, until the application has taken something.
     NoRoom,
@@ -295,7 +296,7 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::handshake::Protocol;
+    use super::super::params::Protocol;
     use super::super::repeat;
     use super::*;
 

@@ -1,6 +1,7 @@
-//! What Go-Back-N and Selective Repeat do differently. Everything else is the same machine; stop-and-wait is either of them with a window of one.
+//! What Go-Back-N and Selective Repeat do differently. Everything else is the same machine;
+//! stop-and-wait is either of them with a window of one.
 
-use super::handshake::Protocol;
+use super::params::Protocol;
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -50,7 +51,8 @@ impl Repeat for GoBackN {
     }
 }
 
-/// What is done where `protocol` was agreed on, or nothing was: then every packet is acknowledged for itself.
+/// What is done where `protocol` was agreed on, or nothing was: then every packet is acknowledged
+/// for itself.
 pub(super) fn of(protocol: Option<Protocol>) -> &'static dyn Repeat {
     match protocol {
         Some(Protocol::GoBackN) => &GoBackN,

@@ -1,6 +1,7 @@
-//! The sending half of a session: a window of packets, when they are lost, and when they leave again.
+//! The sending half of a session: a window of packets, when they are lost, and when they leave
+//! again.
 
-use super::packet::HEAD_BYTES;
+use super::header::HEAD_BYTES;
 use super::repeat::Repeat;
 use crate::congestion::{Flow, Leave, Stamp};
 use crate::rtt::Rtt;
@@ -97,15 +98,18 @@ pub(super) struct Sender {
     slots: VecDeque<Slot>,
     base: u64,
     lost: BTreeSet<u64>,
-    /// What was sent, in that order: places and numbers. Those that have been acknowledged or sent again since are passed over.
+    /// What was sent, in that order: places and numbers. Those that have been acknowledged or sent
+    /// again since are passed over.
     sent: VecDeque<(u64, u64)>,
     orders: u64,
     newest_acknowledged: Option<u64>,
-    /// How often the peer has said that something behind a gap came, since a round trip after the oldest was sent.
+    /// How often the peer has said that something behind a gap came, since a round trip after the
+    /// oldest was sent.
     gaps: u32,
     /// No packet behind the gap and before this number is on its way.
     behind_gap: u64,
-    /// Whether one packet may leave whatever the controller says, to find out whether anything gets through.
+    /// Whether one packet may leave whatever the controller says, to find out whether anything gets
+    /// through.
     probes: bool,
     timeouts: u32,
     timed_out_at: Option<Instant>,
@@ -230,7 +234,8 @@ impl Sender {
         self.message_bytes
     }
 
-    /// So many packets behind a gap say that what is missing is lost, on a path that has not been seen to reorder (RFC 5681, 3.2).
+    /// So many packets behind a gap say that what is missing is lost, on a path that has not been
+    /// seen to reorder (RFC 5681, 3.2).
     const GAPS: u32 = 3;
     /// What a message counts beside its bytes.
     const OVERHEAD: usize = 64;
@@ -345,8 +350,9 @@ impl Sender {
         self.slots.get_mut(usize::try_from(number.checked_sub(self.base)?).ok()?)
     }
 
-    /// An acknowledgement for this number came; bit *i* of `before` says that the one *i* + 1 before it has come as well. Of what was never sent, or is acknowledged
-    /// already, nothing is learned (case 74).
+    /// An acknowledgement for this number came; bit *i* of `before` says that the one *i* + 1
+    /// before it has come as well. Of what was never sent, or is acknowledged already, nothing is
+    /// learned (case 74).
     pub(super) fn on_ack(&mut self, now: Instant, number: u64, before: u64) {
         if number >= self.next() || (number < self.base && before == 0) {
             return;
@@ -453,7 +459,8 @@ impl Sender {
         self.find_lost(now);
     }
 
-    /// The peer got something else than what it misses: which, it does not say, but one packet has got through, and the first of those behind the gap is as good as any.
+    /// The peer got something else than what it misses: which, it does not say, but one packet has
+    /// got through, and the first of those behind the gap is as good as any.
     pub(super) fn on_gap(&mut self, now: Instant, number: u64) {
         self.on_ack(now, number, 0);
         if number + 1 != self.base {
@@ -499,7 +506,8 @@ impl Sender {
         }
     }
 
-    /// The oldest packet that is on its way: when it was sent, its number, and whether one that was sent later has arrived.
+    /// The oldest packet that is on its way: when it was sent, its number, and whether one that was
+    /// sent later has arrived.
     fn oldest_sent(&mut self) -> Option<(Instant, u64, bool)> {
         while let Some(&(order, number)) = self.sent.front() {
             match self.slot(number) {
@@ -561,7 +569,8 @@ impl Sender {
         self.probes = true;
     }
 
-    /// The retransmission timeout. Where other packets are on their way, what they say about a loss comes first.
+    /// The retransmission timeout. Where other packets are on their way, what they say about a loss
+    /// comes first.
     fn timeout(&self) -> Duration {
         let timeout = self.flow.rtt.timeout();
         if self.slots.len() > 1 { timeout.max(self.flow.loss_patience() * 2) } else { timeout }
@@ -584,7 +593,8 @@ impl Sender {
         self.find_lost(now);
         let timeout = self.timeout();
         let Some((sent_at, number, _)) = self.oldest_sent() else { return Ok(()) };
-        // The next timeout counts from this one (RFC 6298, 5.6), however many packets left at the same time.
+        // The next timeout counts from this one (RFC 6298, 5.6), however many packets left at the
+        // same time.
         if now < self.timed_out_at.map_or(sent_at, |at| at.max(sent_at)) + timeout {
             return Ok(());
         }

@@ -10,7 +10,8 @@ impl Seq {
         Self(number as u16)
     }
 
-    /// The number with these bits that is nearest to `expected`; the larger of two that are equally near; None if it would be below 0.
+    /// The number with these bits that is nearest to `expected`; the larger of two that are equally
+    /// near; None if it would be below 0.
     pub fn nearest(self, expected: u64) -> Option<u64> {
         let distance = self.0.wrapping_sub(expected as u16);
         if distance <= 1 << 15 {

@@ -1,10 +1,12 @@
 //! A controller that measures the path instead of waiting for it to drop: the model of BBR
-//! (draft-cardwell-iccrg-bbr-congestion-control-00), with a gentler look at the smallest round trip.
+//! (draft-cardwell-iccrg-bbr-congestion-control-00), with a gentler look at the smallest round
+//! trip.
 
 use super::{Controller, Sample};
 use std::time::{Duration, Instant};
 
-/// Sends at the rate at which bytes arrive, probing now and then for more, with about two round trips on their way.
+/// Sends at the rate at which bytes arrive, probing now and then for more, with about two round
+/// trips on their way.
 #[derive(Debug)]
 pub struct Model {
     datagram: u64,
@@ -47,7 +49,8 @@ impl Model {
     /// Datagrams before anything is known (RFC 6928).
     const WINDOW_FIRST: u64 = 10;
     const WINDOW_MIN: u64 = 4;
-    /// What drivers and timers need on top of the path's own product, in bytes a second times their delay.
+    /// What drivers and timers need on top of the path's own product, in bytes a second times their
+    /// delay.
     const SLACK: Duration = Duration::from_micros(500);
     const SLACK_MAX: f64 = 262_144.0;
     /// Loss beyond this share of a round is taken for congestion.
@@ -91,13 +94,15 @@ impl Model {
         }
     }
 
-    /// What has to leave for each byte that arrives, where loss comes with the path and not with the load.
+    /// What has to leave for each byte that arrives, where loss comes with the path and not with
+    /// the load.
     fn overhead(&self) -> f64 {
         1.0 / (1.0 - self.loss.min(Self::LOSS_BORNE))
     }
 
     fn on_round(&mut self, app_limited: bool) {
-        // A round in which there was little to send says nothing about the path: what was known of it stays.
+        // A round in which there was little to send says nothing about the path: what was known of
+        // it stays.
         if !app_limited {
             self.round = (self.round + 1) % Self::ROUNDS;
             if let Some(slot) = self.rates.get_mut(self.round) {

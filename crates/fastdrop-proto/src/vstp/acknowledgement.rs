@@ -1,8 +1,8 @@
 //! The acknowledgement that a received frame asks for, and the refusal that it may get instead.
 
-use super::frame::{FrameRef, FrameType, HeadersBuf};
-use super::outgoing::MSG_ID;
-use super::{ErrorCode, Flags, FrameError};
+use super::error_code::{CODE, ErrorCode};
+use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
+use super::ids::MSG_ID;
 
 /// Owed for one received frame, until its application has handled it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,15 +29,10 @@ impl Acknowledgement {
         let headers =
             self.msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
         let reason = reason.get(..reason.floor_char_boundary(255)).unwrap_or_default();
-        let headers = headers.with("code", code.as_str()).with("reason", reason);
+        let headers = headers.with(CODE, code.as_str()).with("reason", reason);
         let (typ, flags, headers) = (FrameType::Err, Flags::empty(), headers.as_headers());
         let mut bytes = Vec::new();
         FrameRef { typ, flags, headers, payload: b"" }.encode(&mut bytes)?;
         Ok(bytes)
     }
-}
-
-/// The code of an ERR frame, escaped.
-pub(super) fn code_of(frame: &FrameRef<'_>) -> String {
-    frame.headers.find("code").unwrap_or(b"unknown").escape_ascii().to_string()
 }

@@ -1,16 +1,16 @@
 //! VSTP over UDP: one socket, any number of addresses.
 
-use super::acknowledgement::{Acknowledgement, code_of};
+use super::acknowledgement::Acknowledgement;
+use super::error_code::{ErrorCode, code_of};
 use super::fragment::{Fragment, Report, parse_refusal};
-use super::frame::{FrameBytes, FrameRef, FrameType, HeadersBuf};
-use super::outgoing::MSG_ID;
+use super::frame::{self, Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
+use super::ids::{MSG_ID, SendId};
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{Got, ReassemblyLimits, Receiving};
 use super::seen::{Settled, Sight};
-use super::sending::{Failure, Patience, SendId, Sending};
+use super::sending::{Failure, Patience, Sending};
 use super::transport::UdpPath;
-use super::{ErrorCode, Flags, frame};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -25,7 +25,8 @@ pub struct EndpointConfig {
     pub limits: ReassemblyLimits,
     /// How long answers are waited for.
     pub patience: Patience,
-    /// Whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they can. Default true.
+    /// Whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they can.
+    /// Default true.
     pub fragments: bool,
 }
 
@@ -74,7 +75,8 @@ pub struct Transmit {
 pub struct Counters {
     /// Datagrams that came.
     pub datagrams: u64,
-    /// Of them, those that were no frame, of another version or type, or changed on the way (case 71).
+    /// Of them, those that were no frame, of another version or type, or changed on the way (case
+    /// 71).
     pub malformed: u64,
     /// Acknowledgements and reports about nothing that was sent (case 74).
     pub unexpected: u64,
@@ -114,9 +116,11 @@ struct Peer {
 
 /// All of VSTP over UDP but the socket and the clock.
 ///
-/// The driver waits for a datagram, for [`Self::poll_timeout`], or for its application; tells one of `handle_datagram`, `handle_timeout`, `send`, `handle_taken`; then
-/// sends what [`Self::poll_transmit`] gives until it gives None, and hands out what [`Self::poll_event`] gives until that gives None. Several datagrams that were received together are told
-/// together: reports are then made of all of them. Time never runs backwards.
+/// The driver waits for a datagram, for [`Self::poll_timeout`], or for its application; tells one
+/// of `handle_datagram`, `handle_timeout`, `send`, `handle_taken`; then sends what
+/// [`Self::poll_transmit`] gives until it gives None, and hands out what [`Self::poll_event`] gives
+/// until that gives None. Several datagrams that were received together are told together: reports
+/// are then made of all of them. Time never runs backwards.
 #[derive(Debug)]
 pub struct Endpoint {
     config: EndpointConfig,
@@ -190,7 +194,8 @@ impl Endpoint {
         self.peers.get(&address)?.sending.rate()
     }
 
-    /// Sends a PING, to find out whether datagrams come through; [`Self::path`] says what was found.
+    /// Sends a PING, to find out whether datagrams come through; [`Self::path`] says what was
+    /// found.
     pub fn ping(&mut self, now: Instant, to: SocketAddr) {
         let token = self.random.next_u64();
         let Some(peer) = self.peer(now, to, Proof::Proved) else { return };
@@ -213,7 +218,8 @@ impl Endpoint {
 
     // ---- sending ----
 
-    /// Sends a frame, in fragments if it must, and if `acknowledged` until it has been acknowledged. [`Event::Outcome`] says what became of it.
+    /// Sends a frame, in fragments if it must, and if `acknowledged` until it has been
+    /// acknowledged. [`Event::Outcome`] says what became of it.
     pub fn send(&mut self, now: Instant, to: SocketAddr, frame: FrameBytes, acknowledged: bool) -> SendId {
         self.next_send += 1;
         let send = SendId(self.next_send);
@@ -526,7 +532,8 @@ impl Endpoint {
 
     // ---- what comes out ----
 
-    /// Datagrams to send, written to `out`, which is emptied first; as many of one size as follow each other, at most `segments`.
+    /// Datagrams to send, written to `out`, which is emptied first; as many of one size as follow
+    /// each other, at most `segments`.
     pub fn poll_transmit(&mut self, now: Instant, segments: usize, out: &mut Vec<u8>) -> Option<Transmit> {
         out.clear();
         while let Some(to) = self.ready.front().copied() {
@@ -581,10 +588,12 @@ impl Endpoint {
         self.peers.get_mut(&address)
     }
 
-    /// Makes room for a stranger: forgets the address that has been silent for longest, if one is idle.
+    /// Makes room for a stranger: forgets the address that has been silent for longest, if one is
+    /// idle.
     fn forget_idle(&mut self) -> bool {
         let idle = |peer: &&Peer| peer.sending.is_idle() && peer.receiving.is_idle() && peer.small.is_empty();
-        // Looking at all of them for each stranger would be a gift to whoever makes up addresses; a few will do.
+        // Looking at all of them for each stranger would be a gift to whoever makes up addresses; a
+        // few will do.
         let some = self.peers.iter().take(64).filter(|(_, peer)| idle(peer));
         let Some(address) = some.min_by_key(|(_, peer)| peer.heard_at).map(|(address, _)| *address) else {
             return false;

@@ -1,10 +1,9 @@
 //! Fragments of messages, and reports about them (docs/protocol/vstp.md, sections 3 and 4).
 
-use super::acknowledgement::code_of;
+use super::error_code::{CODE, ErrorCode, code_of};
 use super::frame::{
-    FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf, OVERHEAD_BYTES, VERSION, decimal,
+    self, Flags, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf, OVERHEAD_BYTES, VERSION, decimal,
 };
-use super::{ErrorCode, Flags, frame};
 use crate::cursor::Cursor;
 use bytes::Bytes;
 
@@ -19,7 +18,8 @@ const PROBE: &str = "frag-probe";
 pub const CLASSIC_TOTAL_MAX: u32 = 255;
 /// A message's own headers are repeated in every fragment up to this many bytes.
 pub(super) const REPEATED_HEADERS_MAX: usize = 512;
-/// Fragments beyond the base of which a report can say that they are there, and so the most that are on their way at once.
+/// Fragments beyond the base of which a report can say that they are there, and so the most that
+/// are on their way at once.
 pub(super) const WINDOW_MAX: u32 = 8192;
 
 /// Which fragment of which message.
@@ -42,7 +42,8 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// Reads the fields from the headers of a frame with FRAG; None if they are missing, no numbers, or impossible (case 72).
+    /// Reads the fields from the headers of a frame with FRAG; None if they are missing, no
+    /// numbers, or impossible (case 72).
     pub fn parse(headers: Headers<'_>) -> Option<Self> {
         let text = headers.find(ID)?;
         let number = |key| u32::try_from(headers.number(key)?).ok();
@@ -65,7 +66,8 @@ pub(super) fn id_digits(id: u64) -> String {
     format!("0{id}")
 }
 
-/// Writes the fragments of one message: all but the last have the same size, and differ in a few digits and the payload.
+/// Writes the fragments of one message: all but the last have the same size, and differ in a few
+/// digits and the payload.
 #[derive(Debug)]
 pub struct Writer {
     /// Head, headers, with room for the digits of the index.
@@ -78,8 +80,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Cuts a frame's payload, or the frame itself where its headers are long, so that a fragment has at most `datagram` bytes. `replaces` is the number
-    /// that the same message had before.
+    /// Cuts a frame's payload, or the frame itself where its headers are long, so that a fragment
+    /// has at most `datagram` bytes. `replaces` is the number that the same message had before.
     pub fn new(
         message: &FrameRef<'_>,
         payload: &Bytes,
@@ -176,7 +178,8 @@ impl Writer {
     }
 }
 
-/// A probe: the first of two fragments (section 4), filled up to the size of a datagram that is tried.
+/// A probe: the first of two fragments (section 4), filled up to the size of a datagram that is
+/// tried.
 pub(super) fn write_probe(id: u64, datagram: usize, out: &mut Vec<u8>) {
     let headers = HeadersBuf::default().with(ID, id_digits(id)).with(INDEX, 0).with(TOTAL, 2).with(PROBE, 1);
     let headers = headers.as_headers();
@@ -244,7 +247,7 @@ impl Report {
 
 /// An ERR about one message.
 pub(super) fn write_refusal(id: u64, code: ErrorCode, out: &mut Vec<u8>) {
-    let headers = HeadersBuf::default().with(ID, id_digits(id)).with("code", code.as_str());
+    let headers = HeadersBuf::default().with(ID, id_digits(id)).with(CODE, code.as_str());
     let flags = Flags::empty();
     // Nothing of it is too long.
     let _ = FrameRef { typ: FrameType::Err, flags, headers: headers.as_headers(), payload: b"" }.encode(out);

@@ -122,7 +122,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads the head at the beginning of `bytes`; None if it is not all there. A frame that has more than `limit` bytes is refused already here.
+    /// Reads the head at the beginning of `bytes`; None if it is not all there. A frame that has
+    /// more than `limit` bytes is refused already here.
     pub fn parse(bytes: &[u8], limit: usize) -> Result<Option<Self>, FrameError> {
         let Some(&[m0, m1, version, typ, flags, h0, h1, p0, p1, p2, p3]) = bytes.first_chunk() else {
             return Ok(None);
@@ -294,7 +295,8 @@ pub struct FrameRef<'a> {
 }
 
 impl<'a> FrameRef<'a> {
-    /// Reads the frame at the beginning of `bytes`, and says how many bytes it has; None if it is not all there.
+    /// Reads the frame at the beginning of `bytes`, and says how many bytes it has; None if it is
+    /// not all there.
     pub fn decode(bytes: &'a [u8], limit: usize) -> Result<Option<(Self, usize)>, FrameError> {
         let Some(head) = Head::parse(bytes, limit)? else { return Ok(None) };
         let len = head.frame_len();

@@ -1,13 +1,15 @@
 //! VSTP: frames over TCP and UDP. The specification is `docs/protocol/vstp.md`.
 //!
-//! [`frame`] is what stands on the wire. [`Session`] is one TCP connection, [`Endpoint`] one UDP socket with all its
-//! peers; both take bytes and the time, and give answers, events and deadlines.
+//! [`frame`] is what stands on the wire. [`Session`] is one TCP connection, [`Endpoint`] one UDP
+//! socket with all its peers; both take bytes and the time, and give answers, events and deadlines.
 
 mod acknowledgement;
 mod endpoint;
+mod error_code;
 mod fragment;
 /// Frames on the wire.
 pub mod frame;
+mod ids;
 mod outgoing;
 mod pings;
 mod random;
@@ -21,9 +23,10 @@ pub mod transport;
 
 pub use acknowledgement::Acknowledgement;
 pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
+pub use error_code::ErrorCode;
 pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
 pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};
-pub use outgoing::MSG_ID;
+pub use ids::{MSG_ID, SendId};
 pub use receiving::ReassemblyLimits;
-pub use sending::{Failure, Patience, SendId};
-pub use session::{ErrorCode, Gone, Session, SessionConfig, Verdict};
+pub use sending::{Failure, Patience};
+pub use session::{Gone, Session, SessionConfig, Verdict};

@@ -2,13 +2,10 @@
 
 use super::fragment::{Report, WINDOW_MAX, Writer};
 use super::frame::{FrameBytes, FrameError};
-use super::sending::SendId;
+use super::ids::SendId;
 use crate::congestion::{Flow, Stamp};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
-
-/// The header by which a frame is acknowledged.
-pub const MSG_ID: &str = "msg-id";
 
 /// What is known of a fragment that has been sent.
 #[derive(Debug, Clone, Copy)]
@@ -260,7 +257,8 @@ impl Outgoing {
             let Some(slot) = self.slots.get_mut(at as usize) else { continue };
             match std::mem::replace(slot, Slot::There) {
                 Slot::OnWay { stamp, again } => {
-                    // Sooner than anything has come back so far: that was the answer to the first one.
+                    // Sooner than anything has come back so far: that was the answer to the first
+                    // one.
                     let since = now.saturating_duration_since(stamp.sent_at);
                     if again && since < flow.rtt.smallest() {
                         flow.on_spurious_loss();
@@ -295,7 +293,8 @@ impl Outgoing {
         self.base == total
     }
 
-    /// Takes for lost what left more than a round trip and a quarter ago, and before something that is there (RFC 8985, 6.2).
+    /// Takes for lost what left more than a round trip and a quarter ago, and before something that
+    /// is there (RFC 8985, 6.2).
     pub(super) fn detect_lost(&mut self, now: Instant, flow: &mut Flow) {
         self.loss_at = None;
         let (Some(newest), Some(writer)) = (self.newest, &self.writer) else { return };

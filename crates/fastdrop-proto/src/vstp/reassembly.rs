@@ -1,8 +1,7 @@
 //! One message that arrives in fragments.
 
 use super::fragment::{Fragment, Report, WINDOW_MAX};
-use super::frame::{FrameBytes, FrameRef, HeadersBuf};
-use super::{Flags, FrameType};
+use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,8 @@ pub(super) enum Taken {
     Contradiction,
 }
 
-/// The fragments of one message, in a buffer as far as they follow each other, and beside it those that came early.
+/// The fragments of one message, in a buffer as far as they follow each other, and beside it those
+/// that came early.
 #[derive(Debug)]
 pub(super) struct Reassembly {
     typ: FrameType,
@@ -219,7 +219,8 @@ impl Reassembly {
         Report { id: self.fragment.id, base: self.base, limit, delay_us, bitmap }
     }
 
-    /// The message, when all of it is there; None if it is a frame in fragments and that frame is bad.
+    /// The message, when all of it is there; None if it is a frame in fragments and that frame is
+    /// bad.
     pub(super) fn finish(self) -> Option<FrameBytes> {
         debug_assert!(self.is_complete());
         if self.fragment.nested {

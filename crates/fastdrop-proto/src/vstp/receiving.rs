@@ -1,7 +1,7 @@
 //! Everything that comes from one address: unfinished messages, and what has been seen already.
 
-use super::ErrorCode;
 use super::acknowledgement::Acknowledgement;
+use super::error_code::ErrorCode;
 use super::fragment::{Fragment, Report, write_refusal};
 use super::frame::{FrameBytes, FrameRef};
 use super::reassembly::{Reassembly, Taken};

@@ -1,18 +1,16 @@
-//! Everything that goes to one address and wants an answer: messages in fragments, and frames with REQ_ACK.
+//! Everything that goes to one address and wants an answer: messages in fragments, and frames with
+//! REQ_ACK.
 
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
-use super::outgoing::{MSG_ID, Outgoing};
+use super::ids::{MSG_ID, SendId};
+use super::outgoing::Outgoing;
 use super::random::Random;
 use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
-
-/// Which message of its application's; given back with its outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SendId(pub u64);
 
 /// Why a message did not arrive, as far as its sender knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,13 +33,14 @@ pub enum Failure {
     Unproved,
     /// It cannot be written as a frame.
     #[error(transparent)]
-    Frame(#[from] super::FrameError),
+    Frame(#[from] super::frame::FrameError),
 }
 
 /// How patient a sender is.
 #[derive(Debug, Clone)]
 pub struct Patience {
-    /// A message that wants an acknowledgement fails after this long without one. Default 8.7 seconds, what a sender of version 0.2 takes.
+    /// A message that wants an acknowledgement fails after this long without one. Default 8.7
+    /// seconds, what a sender of version 0.2 takes.
     pub give_up: Duration,
     /// The shortest retransmission timeout. Default 100 ms.
     pub timeout_min: Duration,
@@ -131,7 +130,8 @@ impl Sending {
     const REPORTS_BELIEVED: Duration = Duration::from_secs(300);
     /// Who did not report is not expected to for so long.
     const SILENCE_BELIEVED: Duration = Duration::from_secs(60);
-    /// A first report has so long to come before a message that wants no acknowledgement counts as sent.
+    /// A first report has so long to come before a message that wants no acknowledgement counts as
+    /// sent.
     const GRACE: Duration = Duration::from_millis(100);
     /// Where nothing is reported, so many datagrams leave in each interval.
     const BLIND: u32 = 10;
@@ -190,7 +190,8 @@ impl Sending {
         }
     }
 
-    /// Takes a message. A frame that fits into a datagram of this size and wants no acknowledgement is given back encoded, to be sent as it is.
+    /// Takes a message. A frame that fits into a datagram of this size and wants no acknowledgement
+    /// is given back encoded, to be sent as it is.
     pub(super) fn send(
         &mut self,
         now: Instant,
@@ -260,7 +261,8 @@ impl Sending {
         }
     }
 
-    /// A report came. None if it is about nothing that was sent (case 74); else whether its number could not be guessed.
+    /// A report came. None if it is about nothing that was sent (case 74); else whether its number
+    /// could not be guessed.
     pub(super) fn handle_report(&mut self, now: Instant, report: &Report) -> Option<bool> {
         if let Some(&(_, size)) = self.probing.probes.iter().find(|(id, _)| *id == report.id) {
             self.on_probe_reported(now, report, size);
@@ -397,7 +399,8 @@ impl Sending {
         Some(sent_at + (Self::PROBE_INTERVAL * (1 << doublings)).min(Self::PROBE_INTERVAL_MAX))
     }
 
-    /// What leaves next, appended to `out`, at most `budget` bytes: the size of its datagrams, of which only the last may be smaller. None if nothing leaves now.
+    /// What leaves next, appended to `out`, at most `budget` bytes: the size of its datagrams, of
+    /// which only the last may be smaller. None if nothing leaves now.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
@@ -436,7 +439,8 @@ impl Sending {
                 return None;
             }
             self.resend.pop_front();
-            // Where others were acknowledged meanwhile, this one was lost by chance, and there is nothing to back off from.
+            // Where others were acknowledged meanwhile, this one was lost by chance, and there is
+            // nothing to back off from.
             let alive = self.acknowledged_at.is_some_and(|at| at > waiting.sent_at);
             waiting.silences = if waiting.attempts == 0 || alive { 0 } else { waiting.silences + 1 };
             let timeout = self.flow.rtt.timeout_after(waiting.silences);
@@ -458,7 +462,8 @@ impl Sending {
         let reporting = self.is_reporting(now);
         let size = if reporting { self.datagram } else { Self::DATAGRAM };
         let message = self.outgoing.front_mut()?;
-        // What needs numbers beyond 255 in any case is not cut before it is known that they are read.
+        // What needs numbers beyond 255 in any case is not cut before it is known that they are
+        // read.
         let beyond = message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM;
         if message.total().is_none() && (reporting || !beyond) {
             let next = self.next_id + 1;
@@ -544,7 +549,8 @@ impl Sending {
         Some(u64::from(self.blind_left) * Self::DATAGRAM as u64)
     }
 
-    /// Probes: the largest first, so that the reports say what fits before the smallest says that there are reports.
+    /// Probes: the largest first, so that the reports say what fits before the smallest says that
+    /// there are reports.
     fn poll_probe(&mut self, now: Instant, reporting: bool, budget: u64, out: &mut Vec<u8>) -> Option<usize> {
         if self.probing.unsent.is_empty() {
             let due = self.probe_at().is_none_or(|at| at <= now) && self.probing.attempts < Self::PROBES_MAX;

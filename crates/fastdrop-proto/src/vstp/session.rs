@@ -1,9 +1,10 @@
-//! One TCP connection: what is answered, what is handed on, and when the peer is taken for gone (docs/protocol/vstp.md, section 2).
+//! One TCP connection: what is answered, what is handed on, and when the peer is taken for gone
+//! (docs/protocol/vstp.md, section 2).
 
-use super::Flags;
 use super::acknowledgement::Acknowledgement;
-use super::frame::{FrameRef, FrameType, Headers, HeadersBuf};
-use super::outgoing::MSG_ID;
+use super::error_code::ErrorCode;
+use super::frame::{Flags, FrameRef, FrameType, Headers, HeadersBuf};
+use super::ids::MSG_ID;
 use super::seen::{Seen, Settled, Sight};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -14,11 +15,14 @@ const SESSION: &str = "session";
 /// What a session is to do.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// Which session it is, at the end that accepts; None at the end that connects, which answers no HELLO.
+    /// Which session it is, at the end that accepts; None at the end that connects, which answers
+    /// no HELLO.
     pub id: Option<u128>,
-    /// How often something is to be heard. None (the default of programs of version 0.2): never PING. From 100 ms to an hour.
+    /// How often something is to be heard. None (the default of programs of version 0.2): never
+    /// PING. From 100 ms to an hour.
     pub keep_alive: Option<Duration>,
-    /// Whether HELLO and PING are answered at once; else only if the application has not done so by the time it reads on.
+    /// Whether HELLO and PING are answered at once; else only if the application has not done so by
+    /// the time it reads on.
     pub answers: bool,
     /// The first number for frames that want an acknowledgement; should be random.
     pub first_msg_id: u64,
@@ -41,41 +45,11 @@ pub enum Verdict {
 #[error("the peer has not been heard for too long")]
 pub struct Gone;
 
-/// What an ERR frame says in its header `code`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorCode {
-    /// Bytes that are no frame.
-    Malformed,
-    /// A frame that is larger than the receiver takes.
-    TooLarge,
-    /// A CRC that does not agree.
-    Crc,
-    /// A frame that was begun and not ended in time.
-    Timeout,
-    /// A limit of the receiver is reached.
-    Busy,
-    /// The application did not handle the frame.
-    Unhandled,
-}
-
-impl ErrorCode {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::TooLarge => "too-large",
-            Self::Crc => "crc",
-            Self::Timeout => "timeout",
-            Self::Busy => "busy",
-            Self::Unhandled => "unhandled",
-        }
-    }
-}
-
 /// The state of one connection.
 ///
-/// The driver tells `handle_frame` of every frame, `on_sent` of every one that its application sends, `on_heard` of all bytes; writes what
-/// `poll_answer` gives; and calls `handle_timeout` when the time of `poll_timeout` has come while it waits for the peer.
+/// The driver tells `handle_frame` of every frame, `on_sent` of every one that its application
+/// sends, `on_heard` of all bytes; writes what `poll_answer` gives; and calls `handle_timeout` when
+/// the time of `poll_timeout` has come while it waits for the peer.
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
@@ -275,7 +249,8 @@ impl Session {
         !self.answers.is_empty()
     }
 
-    /// The time of [`Self::poll_timeout`] has come. `waiting_since`: since when the driver has waited for the peer, as time in which nobody listened does not count.
+    /// The time of [`Self::poll_timeout`] has come. `waiting_since`: since when the driver has
+    /// waited for the peer, as time in which nobody listened does not count.
     pub fn handle_timeout(&mut self, now: Instant, waiting_since: Instant) -> Result<(), Gone> {
         let Some(interval) = self.keep_alive else { return Ok(()) };
         if now >= self.heard_at.max(waiting_since) + interval * Self::GONE_AFTER {

@@ -32,11 +32,11 @@ impl UdpPath {
 /// The largest frame that goes as one datagram.
 pub const DATAGRAM_MAX: usize = 1200;
 
-/// The one place that decides: UDP for what fits one datagram and wants no acknowledgement, where datagrams have been
-/// seen to come through; TCP for the rest.
+/// The one place that decides: UDP for what fits one datagram and wants no acknowledgement, where
+/// datagrams have been seen to come through; TCP for the rest.
 ///
-/// A small frame by UDP never waits behind a large one. What wants an acknowledgement gains nothing from UDP: TCP repeats
-/// sooner. What is large would be cut, and the kernel's TCP costs less.
+/// A small frame by UDP never waits behind a large one. What wants an acknowledgement gains nothing
+/// from UDP: TCP repeats sooner. What is large would be cut, and the kernel's TCP costs less.
 pub fn choose(frame_len: usize, acknowledged: bool, path: UdpPath) -> Transport {
     if frame_len <= DATAGRAM_MAX && !acknowledged && path.is_good() { Transport::Udp } else { Transport::Tcp }
 }

@@ -1,12 +1,13 @@
 //! What comes: the handshake's packets, data, acknowledgements, signs of life, and the end.
 
-use super::{ALIVE, Ack, Channel, Ending, Event, HOLD, ROOM, Session, State};
+use super::{Ack, Channel, Ending, Event, Session, State};
 use crate::cnp::checksum::Checksum;
 use crate::cnp::config::Carrier;
-use crate::cnp::handshake::{
-    HandshakeError, Protocol, Syn, read_ack, read_syn_ack, write_ack, write_refusal,
-};
-use crate::cnp::packet::{ACK, ErrorCode, GAP, HEAD_BYTES, Head, PacketError, PacketType, PeerError};
+use crate::cnp::control::{ACK, ALIVE, GAP, HOLD, ROOM};
+use crate::cnp::handshake::{HandshakeError, Syn, read_ack, read_syn_ack, write_ack, write_refusal};
+use crate::cnp::header::{HEAD_BYTES, Head, PacketError};
+use crate::cnp::packet::{ErrorCode, PacketType, PeerError};
+use crate::cnp::params::Protocol;
 use crate::cnp::receiver::{PacketId, Taken};
 use crate::cnp::seq::Seq;
 use std::time::Instant;
@@ -47,7 +48,8 @@ impl Session {
         self.fail(code, &error.to_string());
     }
 
-    /// The system says that nobody takes datagrams where they go. It is believed in the handshake alone: later somebody may come back.
+    /// The system says that nobody takes datagrams where they go. It is believed in the handshake
+    /// alone: later somebody may come back.
     pub fn handle_unreachable(&mut self) {
         if matches!(self.state, State::SynSent { .. }) {
             self.end(Ending::Unreachable);
@@ -59,7 +61,8 @@ impl Session {
         match self.state {
             State::Over => {}
             State::Lingering { .. } => self.state = State::Over,
-            // The client's close is its confirmation, and whoever asked has everything acknowledged.
+            // The client's close is its confirmation, and whoever asked has everything
+            // acknowledged.
             State::Closing { .. } => self.end(Ending::Closed),
             // It has taken leave without waiting for what it had sent.
             _ if self.channel.as_ref().is_some_and(|channel| channel.farewell.is_some()) => {
@@ -124,7 +127,8 @@ impl Session {
         }
         match PacketType::of(head.typ) {
             Some(PacketType::Ack) => {}
-            // A SYN-ACK whose type was damaged, which its checksum does not tell, is as good as lost.
+            // A SYN-ACK whose type was damaged, which its checksum does not tell, is as good as
+            // lost.
             Some(PacketType::Error) if payload.first() != Some(&b'{') => {
                 return self.end(Ending::PeerError(PeerError::parse(payload)));
             }
@@ -371,8 +375,9 @@ impl Session {
     pub(super) fn handle_keep_alive(&mut self, now: Instant, seq: Seq, payload: &[u8]) {
         let Some(channel) = &mut self.channel else { return };
         if channel.agreed.keep_alive.is_none() {
-            // A peer of the field: there everything is acknowledged. By UDP that could be taken for the acknowledgement of data.
-            // While a message is not acknowledged, this could be taken for its acknowledgement.
+            // A peer of the field: there everything is acknowledged. By UDP that could be taken for
+            // the acknowledgement of data. While a message is not acknowledged, this could be taken
+            // for its acknowledgement.
             if self.config.carrier == Carrier::Stream && !channel.agreed.strict() && !channel.withholds() {
                 self.push_ack(Ack { seq, number: 0, gap: false });
             }

@@ -3,9 +3,12 @@
 use super::acceptor::Handshake;
 use super::checksum::Checksum;
 use super::config::{Carrier, SessionConfig};
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, Mode, SessionId, write_syn};
+use super::control::{ALIVE, CONTROL_PAYLOAD_MAX, HOLD, ROOM};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, write_syn};
+use super::header::HEAD_BYTES;
 use super::numbering::Numbering;
-use super::packet::{CONTROL_PAYLOAD_MAX, ErrorCode, HEAD_BYTES, PacketType, PeerError, append};
+use super::packet::{ErrorCode, PacketType, PeerError, append};
+use super::params::{Mode, SessionId};
 use super::receiver::{PacketId, ReceiveId, Receiver};
 use super::repeat;
 use super::sender::{Handling, SendId, Sender, TooLarge};
@@ -18,12 +21,6 @@ use std::time::{Duration, Instant};
 
 mod input;
 mod output;
-
-/// No acknowledgement, sign of life or request has a longer payload.
-const CONTROL_LEN: usize = 11;
-const ALIVE: &[u8] = b"alive";
-const HOLD: &[u8] = b"hold";
-const ROOM: &[u8] = b"room";
 
 /// What happens to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,9 +208,12 @@ impl Channel {
 
 /// One end of a session.
 ///
-/// The driver gives it what comes, a packet at a time ([`Self::handle_packet`]) or a datagram ([`Self::handle_datagram`]), and the end of the
-/// stream ([`Self::handle_end`]); sends what [`Self::poll_transmit`] writes, each piece in one call; takes every event of [`Self::poll_event`]; and calls [`Self::handle_timeout`] when the time of
-/// [`Self::poll_timeout`] has come. After any of these it asks all of the `poll_*` again, the timeout last. When [`Self::is_finished`] it can be dropped.
+/// The driver gives it what comes, a packet at a time ([`Self::handle_packet`]) or a datagram
+/// ([`Self::handle_datagram`]), and the end of the stream ([`Self::handle_end`]); sends what
+/// [`Self::poll_transmit`] writes, each piece in one call; takes every event of
+/// [`Self::poll_event`]; and calls [`Self::handle_timeout`] when the time of [`Self::poll_timeout`]
+/// has come. After any of these it asks all of the `poll_*` again, the timeout last. When
+/// [`Self::is_finished`] it can be dropped.
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
@@ -240,7 +240,8 @@ pub struct Session {
 impl Session {
     /// How long the peer has to answer a disconnect request on a stream.
     const DISCONNECT_WAIT: Duration = Duration::from_secs(5);
-    /// How long the end that was asked to close stays at least, in case that its acknowledgement is lost.
+    /// How long the end that was asked to close stays at least, in case that its acknowledgement is
+    /// lost.
     const LINGER_MIN: Duration = Duration::from_secs(1);
     const HOLD: Duration = Duration::from_secs(1);
 
@@ -279,7 +280,8 @@ impl Session {
         session
     }
 
-    /// A server's end of a stream, on which a SYN is to come. `id` is to be one that nobody can guess.
+    /// A server's end of a stream, on which a SYN is to come. `id` is to be one that nobody can
+    /// guess.
     pub fn accept(now: Instant, config: SessionConfig, id: SessionId) -> Self {
         Self::new(now, config, State::Listening, Some(id))
     }
@@ -296,7 +298,8 @@ impl Session {
 
     // ---- what the driver asks ----
 
-    /// How long a packet that has begun to come on a stream may pause, before [`Self::handle_stalled`] is to be called.
+    /// How long a packet that has begun to come on a stream may pause, before
+    /// [`Self::handle_stalled`] is to be called.
     pub fn packet_timeout(&self) -> Duration {
         self.config.packet_timeout
     }
@@ -337,8 +340,9 @@ impl Session {
         self.channel.as_ref().is_some_and(|channel| channel.sender.memory() < self.config.limits.send_max)
     }
 
-    /// Whether more should be read from a stream: not while the application does not take what came, or the peer its acknowledgements. While this end waits for
-    /// acknowledgements itself it reads on, and drops data for which there is no room.
+    /// Whether more should be read from a stream: not while the application does not take what
+    /// came, or the peer its acknowledgements. While this end waits for acknowledgements itself it
+    /// reads on, and drops data for which there is no room.
     pub fn wants_input(&self) -> bool {
         self.channel.as_ref().filter(|_| self.state == State::Open).is_none_or(|channel| {
             channel.acks.len() < channel.acks_max()
@@ -368,7 +372,8 @@ impl Session {
         self.state == State::Over
     }
 
-    /// Whether nothing more is sent or received but, perhaps, an acknowledgement of the peer's farewell.
+    /// Whether nothing more is sent or received but, perhaps, an acknowledgement of the peer's
+    /// farewell.
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Lingering { .. } | State::Over)
     }
@@ -379,7 +384,8 @@ impl Session {
 
     // ---- what the application does ----
 
-    /// Sends a message, once the session is open and the window allows; [`Event::Acknowledged`] says that it has arrived. What is sent before that waits.
+    /// Sends a message, once the session is open and the window allows; [`Event::Acknowledged`]
+    /// says that it has arrived. What is sent before that waits.
     pub fn send(&mut self, now: Instant, message: Bytes) -> Result<SendId, SendError> {
         if self.is_over() || self.closes {
             return Err(SendError::Over);

@@ -1,15 +1,18 @@
 //! What leaves, and what time does.
 
-use super::{Ack, CONTROL_LEN, Ending, Event, HOLD, Session, State};
+use super::{Ack, Ending, Event, Session, State};
 use crate::cnp::config::{Carrier, SessionConfig};
-use crate::cnp::packet::{ACK, DISCONNECT, ErrorCode, GAP, HEAD_BYTES, PacketType, append};
+use crate::cnp::control::{ACK, ACK_BEFORE_LEN, CONTROL_LEN, DISCONNECT, GAP, HOLD};
+use crate::cnp::header::HEAD_BYTES;
+use crate::cnp::packet::{ErrorCode, PacketType, append};
 use crate::cnp::seq::Seq;
 use crate::rtt::Rtt;
 use std::time::Instant;
 
 impl Session {
-    /// Appends what is to leave now, in one call of the operating system; false if there is nothing. So many bytes at most, but one packet at least; on
-    /// datagrams that is one datagram, whatever `bytes_max` says.
+    /// Appends what is to leave now, in one call of the operating system; false if there is
+    /// nothing. So many bytes at most, but one packet at least; on datagrams that is one datagram,
+    /// whatever `bytes_max` says.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut Vec<u8>, bytes_max: usize) -> bool {
         let begin = out.len();
         let bytes_max = match (self.config.carrier, &self.channel) {
@@ -65,7 +68,7 @@ impl Session {
         let disconnects = Self::disconnects(self.config.carrier);
         if control_fits && let Some(Ack { seq, number, gap }) = channel.acks.pop_front() {
             if !gap && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
-                let mut payload = [0; ACK.len() + 8];
+                let mut payload = [0; ACK_BEFORE_LEN];
                 let before = channel.receiver.before(number).to_be_bytes();
                 payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
                 append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, &payload);
