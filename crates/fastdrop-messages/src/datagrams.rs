@@ -74,7 +74,8 @@ impl Socket {
         self.socket.readable().await
     }
 
-    /// Waits until something can be received; true if the system says instead that nobody is there, which it does once for each datagram.
+    /// Waits until something can be received; true if the system says instead that nobody is there,
+    /// which it does once for each datagram.
     pub(crate) async fn refused_or_readable(&self) -> bool {
         let Ok(ready) = self.socket.ready(Interest::READABLE | Interest::ERROR).await else { return false };
         if !ready.is_error() {

@@ -88,7 +88,8 @@ impl Incoming {
         Ok(Accepted { stream, peer, permit })
     }
 
-    /// Accepts until `end`, and gives each connection a task of its own, which should end soon after its [`Ending`] says so; after `drain` it is left.
+    /// Accepts until `end`, and gives each connection a task of its own, which should end soon
+    /// after its [`Ending`] says so; after `drain` it is left.
     pub(crate) async fn serve<S, Fut>(&self, end: impl Future<Output = ()>, drain: Duration, session: S)
     where
         S: Fn(Accepted, Ending) -> Fut,
@@ -99,7 +100,8 @@ impl Incoming {
         let mut sessions = JoinSet::new();
         tokio::pin!(end);
         loop {
-            // Those that have ended are let go, whatever they ended with: a panic is theirs alone (case 93).
+            // Those that have ended are let go, whatever they ended with: a panic is theirs alone
+            // (case 93).
             while let Some(result) = sessions.try_join_next() {
                 log_panic(result);
             }
@@ -129,7 +131,8 @@ impl Incoming {
     }
 }
 
-/// Sets what every connection has: no waiting for more bytes, and probes that find a dead peer within two minutes.
+/// Sets what every connection has: no waiting for more bytes, and probes that find a dead peer
+/// within two minutes.
 pub(crate) fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let keep_alive = socket2::TcpKeepalive::new()

@@ -1,6 +1,8 @@
-//! Messages between machines: framed by [`vstp`] over TCP, TLS 1.3 and UDP, or acknowledged by [`cnp`] over TCP and UDP.
+//! Messages between machines: framed by [`vstp`] over TCP, TLS 1.3 and UDP, or acknowledged by
+//! [`cnp`] over TCP and UDP.
 //!
-//! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet tokio.
+//! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet
+//! tokio.
 
 pub mod cnp;
 mod datagrams;

@@ -30,7 +30,8 @@ pub struct Port {
     pub address: SocketAddr,
 }
 
-/// The task that looks at the first byte of each connection. When it is dropped, nothing more comes by TCP.
+/// The task that looks at the first byte of each connection. When it is dropped, nothing more comes
+/// by TCP.
 #[derive(Debug)]
 pub struct Sorting(#[expect(dead_code, reason = "ends its task when it is dropped")] JoinSet<()>);
 
@@ -61,7 +62,8 @@ pub struct PortConfig {
 }
 
 impl Port {
-    /// Connections whose first byte has not come; one more, and the one that has waited longest is closed.
+    /// Connections whose first byte has not come; one more, and the one that has waited longest is
+    /// closed.
     const WAITING_MAX: usize = 1024;
     /// How long the first byte may take. Programs of VSTP may be silent at first.
     const WAITING_TIME: Duration = Duration::from_secs(60);

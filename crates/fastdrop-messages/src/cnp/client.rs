@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpStream, ToSocketAddrs};
 
-/// A session with a server that this end has asked for; everything that can be done with it is what can be done with any [`Session`].
+/// A session with a server that this end has asked for; everything that can be done with it is what
+/// can be done with any [`Session`].
 #[derive(Debug, Clone)]
 pub struct Client(Session);
 
@@ -30,7 +31,8 @@ impl Deref for Client {
 }
 
 impl Client {
-    /// Asks for a session by TCP, in burst mode, with everything that this program can do and the server agrees to.
+    /// Asks for a session by TCP, in burst mode, with everything that this program can do and the
+    /// server agrees to.
     pub async fn connect(addr: impl ToSocketAddrs) -> Result<Self, Error> {
         Self::builder().connect(addr).await
     }
@@ -88,7 +90,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Bounds in bytes of what is kept. Default: room for a whole window to be sent, but at least 4 and at most 64 MiB, and 4 MiB to be received.
+    /// Bounds in bytes of what is kept. Default: room for a whole window to be sent, but at least 4
+    /// and at most 64 MiB, and 4 MiB to be received.
     pub fn limits(mut self, limits: MessageLimits) -> Self {
         self.limits = Some(limits);
         self

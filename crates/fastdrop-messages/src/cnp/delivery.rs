@@ -1,8 +1,10 @@
 //! A message that is acknowledged when its application has handled it.
 
+use super::error::Error;
 use super::session::Session;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{ErrorCode, ReceiveId};
+use std::future::poll_fn;
 use std::time::Instant;
 
 /// A received message that the application acknowledges when it has handled it.
@@ -19,11 +21,20 @@ pub struct Delivery {
     acknowledged: bool,
 }
 
-impl Delivery {
-    pub(super) fn new(session: Session, id: ReceiveId, message: Bytes) -> Self {
-        Self { session, id, message, acknowledged: false }
+impl Session {
+    /// The next message, to be acknowledged when the application says so:
+    /// [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&self) -> Result<Option<Delivery>, Error> {
+        let taken = poll_fn(|cx| self.poll_take(cx)).await?;
+        Ok(taken.map(|(id, message)| Delivery { session: self.clone(), id, message, acknowledged: false }))
     }
+}
 
+impl Delivery {
     /// The message.
     pub fn message(&self) -> &Bytes {
         &self.message

@@ -1,4 +1,5 @@
-//! A session and what carries it: one task that receives, sends and keeps time, and any number of callers.
+//! A session and what carries it: one task that receives, sends and keeps time, and any number of
+//! callers.
 
 use super::link::Link;
 use bytes::Bytes;

@@ -7,7 +7,8 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The session is over, for this reason. Whether a message that had no acknowledgement yet has arrived is not known.
+    /// The session is over, for this reason. Whether a message that had no acknowledgement yet has
+    /// arrived is not known.
     #[error(transparent)]
     Ended(#[from] Ending),
     /// The peer would not take a message of that size; nothing of it was sent.

@@ -130,7 +130,8 @@ impl Link {
         }
     }
 
-    /// Waits until something can be received (if that is wanted), or something that waits can leave.
+    /// Waits until something can be received (if that is wanted), or something that waits can
+    /// leave.
     pub(super) async fn ready(&mut self, wants_input: bool) {
         let writes = self.has_output();
         match self {
@@ -243,7 +244,8 @@ impl Stream {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    // What the peer had said before may still be there to be read, and then the end.
+                    // What the peer had said before may still be there to be read, and then the
+                    // end.
                     tracing::debug!(%error, "nothing can be written any more");
                     self.written = self.out.len();
                 }

@@ -91,7 +91,8 @@ impl Listener {
     fn handle_handshake(&mut self, from: SocketAddr, datagram: &[u8]) {
         let id = || {
             let mut bytes = [0; 16];
-            // Without a source of randomness there is no id that nobody can guess, and so no session.
+            // Without a source of randomness there is no id that nobody can guess, and so no
+            // session.
             getrandom::fill(&mut bytes).ok().map(|()| SessionId::from_random(bytes))
         };
         match self.acceptor.handle_datagram(Instant::now(), from, datagram, id) {

@@ -1,7 +1,7 @@
 //! CNP: acknowledged messages over TCP and UDP.
 //!
-//! A message that was sent has arrived when [`Session::send`] returns. Messages arrive once and in order, whatever
-//! carries them. What stands on the wire is in `docs/protocol/cnp.md`.
+//! A message that was sent has arrived when [`Session::send`] returns. Messages arrive once and in
+//! order, whatever carries them. What stands on the wire is in `docs/protocol/cnp.md`.
 //!
 //! ```
 //! use fastdrop_messages::cnp::{Client, Server};
@@ -22,8 +22,8 @@
 //! # }
 //! ```
 //!
-//! Many messages are faster when nobody waits for each: [`Session::submit`] takes a message when there is room for it, and
-//! [`Session::flush`] waits until all of them have arrived.
+//! Many messages are faster when nobody waits for each: [`Session::submit`] takes a message when
+//! there is room for it, and [`Session::flush`] waits until all of them have arrived.
 //!
 //! ```
 //! # use fastdrop_messages::cnp::{Client, Mode, Protocol, Server};

@@ -3,13 +3,15 @@
 /// The methods of a builder that has a `config` and a `packet_max`.
 macro_rules! options_of_both_ends {
     () => {
-        /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024; at most 16 MiB, by UDP 65,000.
+        /// Bytes of a packet's payload. Default 64 KiB, by UDP 1,024; at most 16 MiB, by UDP
+        /// 65,000.
         pub fn packet_max(mut self, bytes: usize) -> Self {
             self.packet_max = Some(bytes);
             self
         }
 
-        /// How long silence may last, from 100 ms to an hour, with a peer that knows keep-alives; None for none. Default 15 seconds.
+        /// How long silence may last, from 100 ms to an hour, with a peer that knows keep-alives;
+        /// None for none. Default 15 seconds.
         pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
             self.config.keep_alive = interval;
             self

@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 /// The sessions of a socket, for whoever receives from it.
 pub(crate) type SharedListener = Arc<Mutex<Listener>>;
 
-/// Listens for clients. When it is dropped, its sessions are closed in the background, within the time that was set for that.
+/// Listens for clients. When it is dropped, its sessions are closed in the background, within the
+/// time that was set for that.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -56,7 +57,8 @@ impl Server {
         self.ready.recv().await
     }
 
-    /// Hands every message of every session to `handler`, one after the other for each session, with the session that it came from.
+    /// Hands every message of every session to `handler`, one after the other for each session,
+    /// with the session that it came from.
     pub async fn run<F, Fut>(self, handler: F)
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
@@ -65,7 +67,8 @@ impl Server {
         self.run_until(std::future::pending(), handler).await;
     }
 
-    /// The same until `end`: then nobody is accepted any more, and all sessions are closed, within the time that was set for that.
+    /// The same until `end`: then nobody is accepted any more, and all sessions are closed, within
+    /// the time that was set for that.
     pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F)
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
@@ -182,7 +185,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The largest window that is agreed to, from 1 to 32,767. Default 32,767; bytes are bounded by the limits.
+    /// The largest window that is agreed to, from 1 to 32,767. Default 32,767; bytes are bounded by
+    /// the limits.
     pub fn window(mut self, packets: u16) -> Self {
         self.config.window = packets;
         self
@@ -194,13 +198,15 @@ impl ServerBuilder {
         self
     }
 
-    /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by UDP more are told that there is no room.
+    /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by
+    /// UDP more are told that there is no room.
     pub fn sessions_max(mut self, count: usize) -> Self {
         self.sessions_max = count;
         self
     }
 
-    /// Bytes that all sessions together may keep. Default 1 GiB; beyond, a session that keeps more than 256 KiB is ended.
+    /// Bytes that all sessions together may keep. Default 1 GiB; beyond, a session that keeps more
+    /// than 256 KiB is ended.
     pub fn memory_max(mut self, bytes: usize) -> Self {
         self.memory_max = bytes;
         self
@@ -258,7 +264,8 @@ impl ServerBuilder {
         Ok(server)
     }
 
-    /// Serves what comes from these. If somebody else receives from the socket, what is for this server is to be given to the listener, until the other end of `others` is dropped.
+    /// Serves what comes from these. If somebody else receives from the socket, what is for this
+    /// server is to be given to the listener, until the other end of `others` is dropped.
     pub(crate) fn start(
         self,
         address: SocketAddr,

@@ -1,6 +1,5 @@
 //! A session as its application sees it.
 
-use super::delivery::Delivery;
 use super::driver::{Shared, State};
 use super::error::Error;
 use bytes::Bytes;
@@ -14,8 +13,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// One end of a session. Clones are the same session; when the last one is dropped, it is closed after what was sent has
-/// arrived, for which it has ten seconds.
+/// One end of a session. Clones are the same session; when the last one is dropped, it is closed
+/// after what was sent has arrived, for which it has ten seconds.
 #[derive(Debug, Clone)]
 pub struct Session(pub(super) Arc<Handle>);
 
@@ -92,7 +91,8 @@ impl Session {
         }
     }
 
-    /// Sends a message, and waits until the peer has acknowledged it. If this is dropped meanwhile, the message may arrive all the same.
+    /// Sends a message, and waits until the peer has acknowledged it. If this is dropped meanwhile,
+    /// the message may arrive all the same.
     pub async fn send(&self, message: impl Into<Bytes>) -> Result<(), Error> {
         self.submit_with_receipt(message).await?.acknowledged().await
     }
@@ -174,17 +174,6 @@ impl Session {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// The next message, to be acknowledged when the application says so:
-    /// [`Delivery::acknowledge`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::recv`].
-    pub async fn recv_delivery(&self) -> Result<Option<Delivery>, Error> {
-        let taken = poll_fn(|cx| self.poll_take(cx)).await?;
-        Ok(taken.map(|(id, message)| Delivery::new(self.clone(), id, message)))
-    }
-
     /// The messages that come, as a stream. It ends when the session does, however it does.
     pub fn messages(&self) -> Messages {
         Messages(self.clone())
@@ -199,7 +188,8 @@ impl Session {
         })))
     }
 
-    fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
+    /// The next message, which its taker acknowledges.
+    pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
         let mut state = self.0.shared.lock();
         if let Some(taken) = state.received.pop_front() {
             return Poll::Ready(Ok(Some(taken)));
@@ -216,7 +206,8 @@ impl Session {
         }
     }
 
-    /// Closes the session: sends what was given, waits for its acknowledgements, and takes leave. An error if something did not arrive.
+    /// Closes the session: sends what was given, waits for its acknowledgements, and takes leave.
+    /// An error if something did not arrive.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.shared.lock().session.close(Instant::now());
         self.0.shared.changed.notify_one();

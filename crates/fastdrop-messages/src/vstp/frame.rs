@@ -5,7 +5,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use fastdrop_proto::vstp::frame::{CRC_BYTES, HEAD_BYTES};
 use fastdrop_proto::vstp::{FrameRef, Head};
 
-/// Writes a frame. An error if a key or a value has more than 255 bytes, or all headers more than 65,535.
+/// Writes a frame. An error if a key or a value has more than 255 bytes, or all headers more than
+/// 65,535.
 pub fn encode_frame(frame: &Frame) -> Result<Bytes, VstpError> {
     let mut out = BytesMut::new();
     append_frame(frame, &mut out)?;
@@ -41,8 +42,9 @@ pub(super) fn append_frame(frame: &Frame, out: &mut BytesMut) -> Result<(), Vstp
     Ok(())
 }
 
-/// Takes the frame at the beginning of `buf`; `Ok(None)`, and nothing taken, if it is not all there. A frame of more than
-/// `max_frame_size` bytes is an error as soon as its head is there. A frame whose CRC, type or headers are wrong is taken and lost.
+/// Takes the frame at the beginning of `buf`; `Ok(None)`, and nothing taken, if it is not all
+/// there. A frame of more than `max_frame_size` bytes is an error as soon as its head is there. A
+/// frame whose CRC, type or headers are wrong is taken and lost.
 pub fn try_decode_frame(buf: &mut BytesMut, max_frame_size: usize) -> Result<Option<Frame>, VstpError> {
     let Some(head) = Head::parse(buf, max_frame_size)? else { return Ok(None) };
     if buf.len() < head.frame_len() {

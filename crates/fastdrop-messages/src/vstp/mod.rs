@@ -1,8 +1,8 @@
 //! VSTP: frames over TCP, TLS 1.3 and UDP.
 //!
-//! The names are those of the crate `vstp` 0.2: a program that was written for it changes its dependency, adds
-//! `use fastdrop_messages::vstp;`, and runs. What stands on the wire, and what this crate adds to it, is in
-//! `docs/protocol/vstp.md`.
+//! The names are those of the crate `vstp` 0.2: a program that was written for it changes its
+//! dependency, adds `use fastdrop_messages::vstp;`, and runs. What stands on the wire, and what
+//! this crate adds to it, is in `docs/protocol/vstp.md`.
 //!
 //! ```
 //! use fastdrop_messages::vstp::{Frame, FrameType, VstpTcpClient, VstpTcpServer};

@@ -94,7 +94,8 @@ impl Frame {
         std::str::from_utf8(&header.value).ok()
     }
 
-    /// The same with its payload compressed by Zstandard, if that makes it smaller. Only our own peers decompress it.
+    /// The same with its payload compressed by Zstandard, if that makes it smaller. Only our own
+    /// peers decompress it.
     pub fn compressed(mut self) -> Result<Self, VstpError> {
         if self.flags.contains(Flags::COMP) {
             return Ok(self);

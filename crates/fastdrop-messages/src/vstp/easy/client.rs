@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// Sends and receives values as JSON, whatever carries them. Clones share one connection, and may send and receive at the same time.
+/// Sends and receives values as JSON, whatever carries them. Clones share one connection, and may
+/// send and receive at the same time.
 #[derive(Clone, Debug)]
 pub struct VstpClient {
     ways: Arc<Ways>,
@@ -62,8 +63,9 @@ impl VstpClient {
         Ok(Self::new(Ways::Udp { handle: open(server).await?, server }))
     }
 
-    /// Connects to `host:port` by TCP, and by UDP as well: each message takes the way that suits it, as
-    /// [`choose`](fastdrop_proto::vstp::transport::choose) says; messages on different ways may overtake each other. Where datagrams do not come through, all go by TCP.
+    /// Connects to `host:port` by TCP, and by UDP as well: each message takes the way that suits
+    /// it, as [`choose`](fastdrop_proto::vstp::transport::choose) says; messages on different ways
+    /// may overtake each other. Where datagrams do not come through, all go by TCP.
     pub async fn connect_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
         let addr = addr.into();
         let tcp = connect(&addr, None).await?;

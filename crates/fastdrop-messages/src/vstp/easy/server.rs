@@ -63,7 +63,9 @@ impl VstpServer {
         self.timeout = timeout;
     }
 
-    /// Gives each value that comes to `handler`, and its answer back to the sender. An error of the handler becomes an ERR frame. What is no such value is told so in a DATA frame, as by version 0.2.
+    /// Gives each value that comes to `handler`, and its answer back to the sender. An error of the
+    /// handler becomes an ERR frame. What is no such value is told so in a DATA frame, as by
+    /// version 0.2.
     pub async fn serve<F, Fut, T, R>(self, handler: F) -> Result<(), VstpError>
     where
         F: Fn(T) -> Fut + Send + Sync + 'static,
@@ -111,7 +113,8 @@ where
     T: DeserializeOwned,
     R: Serialize,
 {
-    // Two servers that are each made to believe that the other has asked would go on for ever (case 75).
+    // Two servers that are each made to believe that the other has asked would go on for ever (case
+    // 75).
     if frame.typ != FrameType::Data || frame.payload.starts_with(COMPLAINT.as_bytes()) {
         return None;
     }

@@ -82,7 +82,8 @@ impl VstpTcpClient {
         self.connection.flush().await
     }
 
-    /// Sends a frame, and waits at most 30 seconds until the server has acknowledged it. Frames that come meanwhile are kept for [`Self::recv`].
+    /// Sends a frame, and waits at most 30 seconds until the server has acknowledged it. Frames
+    /// that come meanwhile are kept for [`Self::recv`].
     pub async fn send_with_ack(&mut self, frame: Frame) -> Result<(), VstpError> {
         self.connection.send_with_ack(vec![frame], Self::ACK_PATIENCE).await
     }
@@ -102,7 +103,8 @@ impl VstpTcpClient {
         self.send(Frame::new(super::super::FrameType::Data).with_payload(payload)).await
     }
 
-    /// The next frame; None when the server has ended. May be dropped while it waits, and nothing is lost.
+    /// The next frame; None when the server has ended. May be dropped while it waits, and nothing
+    /// is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
         Ok(self.connection.recv_bytes().await?.map(Frame::from))
     }
@@ -118,7 +120,7 @@ impl VstpTcpClient {
     ///
     /// As [`Self::recv`].
     pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
-        self.connection.recv_delivery().await
+        Delivery::next(&mut self.connection).await
     }
 
     /// Says BYE, and ends the sending half. What the server still sends comes by [`Self::recv`].

@@ -1,7 +1,6 @@
 //! One connection, at either end.
 
 use super::TcpConfig;
-use super::delivery::Delivery;
 use super::outbox::Outbox;
 use super::stream::Stream;
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -147,7 +146,8 @@ impl Connection {
         (frame.with_header(MSG_ID, &msg_id.to_string()).with_flag(Flags::REQ_ACK), msg_id)
     }
 
-    /// Sends, and waits until the peer has acknowledged all of them; what else comes meanwhile is kept for `recv`.
+    /// Sends, and waits until the peer has acknowledged all of them; what else comes meanwhile is
+    /// kept for `recv`.
     pub(crate) async fn send_with_ack(
         &mut self,
         frames: Vec<Frame>,
@@ -225,13 +225,12 @@ impl Connection {
         Ok(self.take_frame().map(|(frame, _)| frame))
     }
 
-    /// The next frame, to be acknowledged when the application says so.
-    pub(crate) async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
-        if !self.wait_for_frame().await? {
-            return Ok(None);
-        }
-        let frame = self.take_frame();
-        Ok(frame.map(|(frame, wanted)| Delivery::new(self, frame, wanted)))
+    /// The next frame, with the acknowledgement that it asks for, which the caller owes from here
+    /// on.
+    pub(super) async fn recv_owed(
+        &mut self,
+    ) -> Result<Option<(FrameBytes, Option<Acknowledgement>)>, VstpError> {
+        Ok(if self.wait_for_frame().await? { self.take_frame() } else { None })
     }
 
     /// Waits until the next frame is ready; false at the end.

@@ -16,12 +16,10 @@ pub struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    pub(super) fn new(
-        connection: &'a mut Connection,
-        frame: FrameBytes,
-        wanted: Option<Acknowledgement>,
-    ) -> Self {
-        Self { connection, frame, wanted }
+    /// The next frame of a connection; None at its end.
+    pub(super) async fn next(connection: &'a mut Connection) -> Result<Option<Self>, VstpError> {
+        let owed = connection.recv_owed().await?;
+        Ok(owed.map(|(frame, wanted)| Self { connection, frame, wanted }))
     }
 
     /// The frame.

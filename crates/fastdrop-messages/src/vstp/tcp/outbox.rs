@@ -8,9 +8,11 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-/// Bytes in the order in which they leave. Small frames are gathered, large payloads stay where they are.
+/// Bytes in the order in which they leave. Small frames are gathered, large payloads stay where
+/// they are.
 ///
-/// What has not been written stays here when the future that writes is dropped; the next one goes on.
+/// What has not been written stays here when the future that writes is dropped; the next one goes
+/// on.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     parts: VecDeque<Bytes>,

@@ -81,7 +81,7 @@ impl VstpTcpConnection {
     ///
     /// As [`Self::recv`].
     pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
-        self.connection.recv_delivery().await
+        Delivery::next(&mut self.connection).await
     }
 
     /// Says BYE, and ends the sending half.
@@ -131,7 +131,8 @@ impl VstpTcpServer {
         Ok(self.incoming.local_addr()?)
     }
 
-    /// The next client, its TLS handshake done. Where handshakes may be slow, [`Self::run`] does them beside each other.
+    /// The next client, its TLS handshake done. Where handshakes may be slow, [`Self::run`] does
+    /// them beside each other.
     pub async fn accept(&self) -> Result<VstpTcpConnection, VstpError> {
         let accepted = self.incoming.accept().await?;
         self.establish(accepted, false).await
@@ -152,7 +153,8 @@ impl VstpTcpServer {
         Ok(VstpTcpConnection { connection, peer, _permit: permit })
     }
 
-    /// Hands every frame of every client to `handler`, one after the other for each client, and answers HELLO, PING and REQ_ACK.
+    /// Hands every frame of every client to `handler`, one after the other for each client, and
+    /// answers HELLO, PING and REQ_ACK.
     pub async fn run<F, Fut>(self, handler: F) -> Result<(), VstpError>
     where
         F: Fn(SessionId, Frame) -> Fut + Send + Sync + Clone + 'static,
@@ -161,7 +163,8 @@ impl VstpTcpServer {
         self.run_until(std::future::pending(), handler).await
     }
 
-    /// The same until `end`: then nobody is accepted any more, all clients are told BYE when their handler is done, and after [`TcpConfig::drain`] they are left.
+    /// The same until `end`: then nobody is accepted any more, all clients are told BYE when their
+    /// handler is done, and after [`TcpConfig::drain`] they are left.
     pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
     where
         F: Fn(SessionId, Frame) -> Fut + Send + Sync + Clone + 'static,
@@ -179,8 +182,8 @@ impl VstpTcpServer {
         .await
     }
 
-    /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are answered. `session` should end
-    /// soon after its [`Ending`] says so.
+    /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are
+    /// answered. `session` should end soon after its [`Ending`] says so.
     pub async fn serve<S, Fut>(self, end: impl Future<Output = ()>, session: S) -> Result<(), VstpError>
     where
         S: Fn(VstpTcpConnection, Ending) -> Fut + Send + Sync + 'static,

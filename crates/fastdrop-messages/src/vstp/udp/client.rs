@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 
 /// A socket that sends to any address.
 ///
-/// It answers and repeats in a task of its own, so that nothing depends on when `recv` is called. When it is dropped, what is under way is still sent for a few seconds, if the runtime lives that long.
+/// It answers and repeats in a task of its own, so that nothing depends on when `recv` is called.
+/// When it is dropped, what is under way is still sent for a few seconds, if the runtime lives that
+/// long.
 #[derive(Debug)]
 pub struct VstpUdpClient {
     handle: Handle,
@@ -54,8 +56,9 @@ impl VstpUdpClient {
         self.handle.local_addr()
     }
 
-    /// Sends a frame. One that fits a datagram has left when this returns. A larger one has been received whole by a
-    /// peer that reports fragments, as ours do; towards others, all its fragments have left.
+    /// Sends a frame. One that fits a datagram has left when this returns. A larger one has been
+    /// received whole by a peer that reports fragments, as ours do; towards others, all its
+    /// fragments have left.
     pub async fn send(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
         self.send_bytes(frame.try_into()?, dest).await
     }
@@ -74,12 +77,14 @@ impl VstpUdpClient {
         self.handle.send(frame, dest, false).await
     }
 
-    /// Sends a frame until its receiver has acknowledged it; [`VstpError::Timeout`] if that does not happen in the time that [`UdpConfig`] gives.
+    /// Sends a frame until its receiver has acknowledged it; [`VstpError::Timeout`] if that does
+    /// not happen in the time that [`UdpConfig`] gives.
     pub async fn send_with_ack(&mut self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
         Ok(self.deliver(frame.try_into()?, dest).await?)
     }
 
-    /// The same without copying the payload, for several frames at once, and with a reason for every failure.
+    /// The same without copying the payload, for several frames at once, and with a reason for
+    /// every failure.
     pub async fn deliver(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
         self.handle.send(frame, dest, true).await
     }
@@ -101,7 +106,7 @@ impl VstpUdpClient {
     ///
     /// The socket is of no use any more.
     pub async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
-        self.handle.recv_delivery().await
+        Delivery::next(&self.handle).await
     }
 
     /// How many messages have begun to arrive and are not complete.

@@ -6,8 +6,9 @@ use std::time::Duration;
 /// How a client is set up.
 #[derive(Debug, Clone)]
 pub struct UdpConfig {
-    /// With the times below, this gives how long an acknowledgement is waited for: `max_retries` + 1 times `ack_timeout`,
-    /// and the delays between. Within that time a frame is sent as often as the measured round trips make sensible, which may be more often than this. Default 3.
+    /// With the times below, this gives how long an acknowledgement is waited for: `max_retries` +
+    /// 1 times `ack_timeout`, and the delays between. Within that time a frame is sent as often as
+    /// the measured round trips make sensible, which may be more often than this. Default 3.
     pub max_retries: usize,
     /// The shortest time between two attempts. Default 100 ms.
     pub retry_delay: Duration,
@@ -17,7 +18,8 @@ pub struct UdpConfig {
     pub ack_timeout: Duration,
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
     pub use_crc: bool,
-    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to 65,507 bytes. Default true.
+    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
+    /// 65,507 bytes. Default true.
     pub allow_frag: bool,
 }
 
@@ -51,7 +53,8 @@ impl UdpConfig {
 pub struct UdpServerConfig {
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
     pub use_crc: bool,
-    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to 65,507 bytes. Default true.
+    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
+    /// 65,507 bytes. Default true.
     pub allow_frag: bool,
     /// Unfinished messages at once. Default 1,000.
     pub max_reassembly_sessions: usize,

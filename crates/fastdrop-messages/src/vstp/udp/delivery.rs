@@ -1,7 +1,7 @@
 //! A frame that is acknowledged when its application has handled it.
 
-use super::driver::{Fate, Shared};
-use crate::vstp::types::Frame;
+use super::driver::{Fate, Handle, Received, Shared};
+use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,13 +22,10 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        from: SocketAddr,
-        frame: FrameBytes,
-        wanted: Option<Acknowledgement>,
-    ) -> Self {
-        Self { shared, from, frame, wanted, fate: Fate::Dropped }
+    /// The next frame or message of an endpoint.
+    pub(super) async fn next(handle: &Handle) -> Result<Self, VstpError> {
+        let Received { from, frame, wanted } = handle.take().await?;
+        Ok(Self { shared: Arc::clone(handle.shared()), from, frame, wanted, fate: Fate::Dropped })
     }
 
     /// The frame.

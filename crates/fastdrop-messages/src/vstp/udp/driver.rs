@@ -1,6 +1,6 @@
-//! An endpoint and its socket: one task that receives and keeps time, and any number of callers that send.
+//! An endpoint and its socket: one task that receives and keeps time, and any number of callers
+//! that send.
 
-use super::delivery::Delivery;
 use crate::datagrams::{Room, Socket, Transmit as Leaving};
 use crate::vstp::types::{VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
@@ -53,13 +53,14 @@ pub(super) enum Fate {
 
 /// A frame that came and that nobody has taken.
 #[derive(Debug)]
-struct Received {
-    from: SocketAddr,
-    frame: FrameBytes,
-    wanted: Option<Acknowledgement>,
+pub(super) struct Received {
+    pub(super) from: SocketAddr,
+    pub(super) frame: FrameBytes,
+    pub(super) wanted: Option<Acknowledgement>,
 }
 
-/// An endpoint in use. When it is dropped, what is under way is still sent, for at most [`Handle::LINGER`].
+/// An endpoint in use. When it is dropped, what is under way is still sent, for at most
+/// [`Handle::LINGER`].
 #[derive(Debug)]
 pub(crate) struct Handle {
     shared: Arc<Shared>,
@@ -74,7 +75,8 @@ impl Handle {
         Self::new(Arc::new(Socket::bind(addr).await?), config, None)
     }
 
-    /// On a socket that is there. What begins otherwise than a frame is given to `others`, if there are any.
+    /// On a socket that is there. What begins otherwise than a frame is given to `others`, if there
+    /// are any.
     pub(crate) fn new(
         socket: Arc<Socket>,
         config: EndpointConfig,
@@ -127,13 +129,13 @@ impl Handle {
         Ok((frame, from))
     }
 
-    /// The next frame or message, to be acknowledged when the application says so.
-    pub(crate) async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
-        let Received { from, frame, wanted } = self.take().await?;
-        Ok(Delivery::new(Arc::clone(&self.shared), from, frame, wanted))
+    /// What the frames that it takes are settled with.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    async fn take(&self) -> Result<Received, VstpError> {
+    /// The next frame or message, which its taker settles.
+    pub(super) async fn take(&self) -> Result<Received, VstpError> {
         loop {
             let received = self.shared.received.notified();
             {
@@ -207,7 +209,8 @@ impl Shared {
         self.pump(&mut state);
     }
 
-    /// Sends what there is to send, as far as the socket has room, and hands out what there is to hand out.
+    /// Sends what there is to send, as far as the socket has room, and hands out what there is to
+    /// hand out.
     fn pump(&self, state: &mut State) {
         let State { endpoint, unsent, buffer, .. } = state;
         let deadline = endpoint.poll_timeout();
@@ -218,7 +221,8 @@ impl Shared {
             let Some(transmit) = next else { break };
             let leaving = Leaving { to: transmit.to, datagram: transmit.datagram };
             if self.socket.try_send(leaving, buffer).is_err() {
-                // Nobody is told that something was sent before it has left; the task goes on when there is room.
+                // Nobody is told that something was sent before it has left; the task goes on when
+                // there is room.
                 *unsent = Some(transmit);
                 self.changed.notify_one();
                 return;

@@ -73,10 +73,11 @@ impl VstpUdpServer {
     ///
     /// The socket is of no use any more.
     pub async fn recv_delivery(&self) -> Result<Delivery, VstpError> {
-        self.handle.recv_delivery().await
+        Delivery::next(&self.handle).await
     }
 
-    /// Sends a frame, as a client does. An address that has not proved itself gets at most three times the bytes that came from it; the rest waits for its proof, a second at most.
+    /// Sends a frame, as a client does. An address that has not proved itself gets at most three
+    /// times the bytes that came from it; the rest waits for its proof, a second at most.
     pub async fn send(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
         self.send_bytes(frame.try_into()?, dest).await
     }
@@ -91,7 +92,8 @@ impl VstpUdpServer {
         Ok(self.handle.send(frame.try_into()?, dest, true).await?)
     }
 
-    /// Hands every frame and message to `handler`, and answers HELLO and PING, which a handler cannot. Handlers of different frames run beside each other.
+    /// Hands every frame and message to `handler`, and answers HELLO and PING, which a handler
+    /// cannot. Handlers of different frames run beside each other.
     pub async fn run<F, Fut>(self, handler: F) -> Result<(), VstpError>
     where
         F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
@@ -131,7 +133,8 @@ impl VstpUdpServer {
         Ok(())
     }
 
-    /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves; nothing else.
+    /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves;
+    /// nothing else.
     pub async fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
         let typ = match frame.typ {
             FrameType::Hello => FrameType::Welcome,
