@@ -9,6 +9,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) mod message;
+
 /// Moves files and messages between machines: fast, verified, resumable, over one port.
 #[derive(Debug, Parser)]
 #[command(
@@ -80,7 +82,7 @@ pub(crate) enum Command {
     List(List),
     /// Receive and send messages
     #[command(subcommand)]
-    Message(crate::message::Message),
+    Message(message::Message),
     /// Print a completion script
     Completions {
         /// For which shell

@@ -2,6 +2,7 @@
 
 mod address;
 mod args;
+mod begin;
 mod config;
 mod exit;
 mod message;

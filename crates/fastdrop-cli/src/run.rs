@@ -2,6 +2,7 @@
 
 use crate::address::{Address, AddressError};
 use crate::args::{Cli, Color, Command, Common, Get, List, Progress, Send, Serve, Transfer};
+use crate::begin::{Refused, begin};
 use crate::config::Arguments;
 use crate::exit::ExitCode;
 use crate::output::{Output, OutputError, complain, print};
@@ -10,7 +11,7 @@ use crate::signals::Signals;
 use clap::FromArgMatches;
 use fastdrop::{
     Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, Observer, Protocol, Put,
-    PutOptions, Server, ServerOptions, Stop, Summary, Target, shown,
+    PutOptions, Server, ServerOptions, Summary, Target, shown,
 };
 use rustix::io::Errno;
 use serde_json::json;
@@ -24,25 +25,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Why the program ends before it has begun.
-pub(crate) enum Refused {
-    Usage(String),
-    Failed(anyhow::Error),
-    Output(OutputError),
-}
-
-impl From<OutputError> for Refused {
-    fn from(error: OutputError) -> Self {
-        Refused::Output(error)
-    }
-}
-
-impl From<anyhow::Error> for Refused {
-    fn from(error: anyhow::Error) -> Self {
-        Refused::Failed(error)
-    }
-}
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
@@ -101,47 +83,6 @@ fn man() -> Result<ExitCode, Refused> {
     clap_mangen::Man::new(crate::config::command()).render(&mut page).map_err(anyhow::Error::from)?;
     print(&page)?;
     Ok(ExitCode::Done)
-}
-
-/// Sets up the log on standard error.
-fn log(common: &Common, default: &str) {
-    let level = match (common.quiet, common.verbose) {
-        (true, _) => "error",
-        (_, 0) => default,
-        (_, 1) => "info",
-        (_, _) => "debug",
-    };
-    use std::io::IsTerminal;
-    let color = match common.color {
-        Color::Always => true,
-        Color::Never => false,
-        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-    };
-    // A log that cannot be written, on a full disk say, is no reason to stop.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(format!(
-            "fastdrop={level},fastdrop_messages={level}"
-        )))
-        .with_writer(std::io::stderr)
-        .with_ansi(color)
-        .log_internal_errors(false)
-        .with_target(false)
-        .try_init();
-}
-
-/// Each stream and each open file takes a descriptor: as many as the system lets this process have.
-fn raise_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-}
-
-pub(crate) fn begin(common: &Common, default_level: &str) -> Result<(Stop, Signals), Refused> {
-    log(common, default_level);
-    raise_descriptors();
-    let stop = Stop::new();
-    let signals = Signals::watch(stop.clone()).map_err(anyhow::Error::from)?;
-    Ok((stop, signals))
 }
 
 // ---- serve ----

@@ -1,10 +1,12 @@
 //! Listens, and prints the messages that come.
 
+use super::failure::Failure;
 use super::printer::{NotWritten, Printer};
-use super::{Failure, Listen, Protocol, Spoken, by_cnp, by_vstp};
+use super::vstp;
 use crate::address::Address;
+use crate::args::message::{Listen, Protocol, Spoken};
+use crate::begin::Refused;
 use crate::output::Output;
-use crate::run::Refused;
 use fastdrop::Stop;
 use fastdrop_messages::cnp;
 use fastdrop_messages::port::{Port, PortConfig, Sorting};
@@ -82,20 +84,20 @@ async fn listen_and_print(
     let vstp_tcp = async {
         if let Some(server) = servers.vstp_tcp {
             let printer = printer.clone();
-            let serve = move |client, ending| by_vstp::serve(client, ending, printer.clone(), size_max);
+            let serve = move |client, ending| vstp::serve(client, ending, printer.clone(), size_max);
             server.serve(stop.wait(), serve).await?;
         }
         Ok::<(), Failure>(())
     };
     let vstp_udp = async {
         if let Some(server) = servers.vstp_udp {
-            by_vstp::serve_datagrams(server, stop, printer.clone(), size_max).await?;
+            vstp::serve_datagrams(server, stop, printer.clone(), size_max).await?;
         }
         Ok(())
     };
     let cnp = async {
         if let Some(server) = servers.cnp {
-            by_cnp::serve(server, stop, printer.clone()).await;
+            super::cnp::serve(server, stop, printer.clone()).await;
         }
         Ok(())
     };
@@ -128,12 +130,12 @@ async fn bind(
             }
         }
         Spoken::Cnp => {
-            let server = by_cnp::server(listen, tcp, udp).bind(address).await?;
+            let server = super::cnp::server(listen, tcp, udp).bind(address).await?;
             address = server.local_addr();
             servers.cnp = Some(server);
         }
         Spoken::All => {
-            let cnp = by_cnp::server(listen, tcp, udp);
+            let cnp = super::cnp::server(listen, tcp, udp);
             let config = PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen), cnp };
             let port = Port::bind(address, config).await?;
             address = port.address;

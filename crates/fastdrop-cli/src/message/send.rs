@@ -1,41 +1,20 @@
 //! Sends messages.
 
-use super::{Failure, Protocol, Send, by_cnp, by_vstp};
+use super::failure::Failure;
+use super::sent::{BATCH, Sent};
+use super::{cnp, vstp};
 use crate::address::{Address, AddressError};
+use crate::args::message::{Protocol, Send};
+use crate::begin::Refused;
 use crate::output::{Output, OutputError};
-use crate::run::Refused;
 use crate::units::bytes;
 use fastdrop::{Stop, Target, shown};
-use fastdrop_messages::cnp::Counters;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-
-/// Lines that are read ahead, and messages that wait for their acknowledgements together.
-pub(super) const BATCH: usize = 256;
-
-/// How a session fared.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stats {
-    pub(super) rtt: Option<Duration>,
-    pub(super) rtt_min: Option<Duration>,
-    pub(super) counters: Counters,
-    /// From the handshake to the last acknowledgement.
-    pub(super) time: Duration,
-}
-
-/// What was sent.
-#[derive(Default)]
-pub(super) struct Sent {
-    pub(super) messages: u64,
-    pub(super) bytes: u64,
-    pub(super) acknowledged: u64,
-    /// How the session fared, where that was measured.
-    pub(super) stats: Option<Stats>,
-}
 
 pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Result<(), Failure>, Refused> {
     let mut words = send.words.clone();
@@ -58,9 +37,9 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
     let address = authority(&target)?;
     let work = async {
         match (send.protocol, send.udp) {
-            (Protocol::Cnp, _) => by_cnp::send(&send, &address, messages, &mut sent).await,
-            (Protocol::Vstp, true) => Ok(by_vstp::by_udp(&send, &address, messages, &mut sent).await?),
-            (Protocol::Vstp, false) => Ok(by_vstp::by_tcp(&send, &address, messages, &mut sent).await?),
+            (Protocol::Cnp, _) => cnp::send(&send, &address, messages, &mut sent).await,
+            (Protocol::Vstp, true) => Ok(vstp::by_udp(&send, &address, messages, &mut sent).await?),
+            (Protocol::Vstp, false) => Ok(vstp::by_tcp(&send, &address, messages, &mut sent).await?),
         }
     };
     let result = tokio::select! {

@@ -1,8 +1,9 @@
 //! Messages as frames of VSTP.
 
+use super::failure::Failure;
 use super::printer::{NotWritten, Origin, Printer};
-use super::send::{BATCH, Sent};
-use super::{Failure, Send};
+use super::sent::{BATCH, Sent};
+use crate::args::message::Send;
 use bytes::Bytes;
 use fastdrop::{Stop, shown};
 use fastdrop_messages::vstp::tcp::tls::Trust;

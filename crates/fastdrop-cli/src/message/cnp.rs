@@ -1,8 +1,9 @@
 //! Messages of CNP.
 
+use super::failure::Failure;
 use super::printer::{Origin, Printer};
-use super::send::{Sent, Stats};
-use super::{Checksum, Failure, Listen, OperationMode, Repeat, Send};
+use super::sent::{Sent, Stats};
+use crate::args::message::{Checksum, Listen, OperationMode, Repeat, Send};
 use fastdrop::{Stop, shown};
 use fastdrop_messages::cnp::{
     ChecksumKind, Client, ClientBuilder, Delivery, Ending, Error, MessageLimits, Mode, Protocol, Server,
