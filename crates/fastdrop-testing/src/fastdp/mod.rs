@@ -2,5 +2,7 @@
 
 pub mod pair;
 pub mod pipe;
+pub mod plan;
 pub mod rng;
+pub mod stats;
 pub mod world;
