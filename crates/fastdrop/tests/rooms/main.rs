@@ -1,0 +1,100 @@
+//! The directions in which rooms and files of the crates may import each other.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use imports::{circle, of_crate};
+use std::path::{Path, PathBuf};
+
+mod imports;
+
+/// The rooms of a crate from the top floor down, with what stands on the ground at the end: an
+/// import goes down this list, never up, and never within one line.
+type Floors = &'static [&'static [&'static str]];
+
+const CRATES: &[(&str, Floors)] = &[
+    (
+        "fastdrop",
+        &[
+            &["lib"],
+            &["server", "client"],
+            &["legacy"],
+            &["context"],
+            &["transfer"],
+            &["source"],
+            &["storage"],
+            &["admission", "codec", "net"],
+            &["lock", "observe", "protocol", "random", "stop"],
+            &["error"],
+        ],
+    ),
+    (
+        "fastdrop-proto",
+        &[
+            &["lib"],
+            // No protocol knows another one.
+            &["cnp", "fastdownloader", "fastdp", "nextdp", "ultradp", "vstp"],
+            &["congestion", "port"],
+            &["checksum", "cursor", "json", "rtt", "units"],
+        ],
+    ),
+    ("fastdrop-messages", &[&["lib"], &["port"], &["cnp", "vstp"], &["datagrams", "incoming"]]),
+    (
+        "fastdrop-cli",
+        &[
+            &["main"],
+            &["run"],
+            &["message"],
+            &["begin", "config", "progress"],
+            &["args", "output", "signals"],
+            &["address", "exit", "units"],
+        ],
+    ),
+    ("fastdrop-testing", &[&["lib"], &["cnp", "fastdp"], &["network"]]),
+];
+
+fn src(name: &str) -> PathBuf {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    crates.join(name).join("src")
+}
+
+fn room(module: &str) -> &str {
+    module.split("::").next().unwrap()
+}
+
+#[test]
+fn an_import_goes_down_the_floors_never_up() {
+    for (name, floors) in CRATES {
+        let floor = |module: &str| {
+            let found = floors.iter().position(|rooms| rooms.contains(&room(module)));
+            found.unwrap_or_else(|| panic!("{name}: {module} is in no room"))
+        };
+        for (own, targets) in of_crate(&src(name)) {
+            for target in targets.iter().filter(|target| room(target) != room(&own)) {
+                // The crate fastdrop itself has one function, for names that are shown.
+                let is_shown = (*name, target.as_str()) == ("fastdrop", "lib");
+                let goes_down = floor(target) > floor(&own);
+                assert!(goes_down || is_shown, "{name}: {own} imports {target}, which is above it");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for (name, _) in CRATES {
+        let found = circle(of_crate(&src(name)));
+        assert_eq!(found, Vec::<String>::new(), "{name}: these are in a circle, or lead into one");
+    }
+}
+
+#[test]
+fn every_crate_is_looked_at() {
+    let crates = src("fastdrop").join("../..");
+    let mut names: Vec<_> = std::fs::read_dir(crates).unwrap().map(|entry| entry.unwrap()).collect();
+    names.retain(|entry| entry.path().join("src").is_dir());
+    for entry in names {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(CRATES.iter().any(|(known, _)| *known == name), "{name} has no floors");
+        assert!(of_crate(&src(&name)).len() > 3, "{name} has hardly any files");
+    }
+}
