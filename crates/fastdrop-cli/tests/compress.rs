@@ -171,7 +171,7 @@ fn compressed_chunks_that_lie_are_refused() {
         let mut raw = Raw::connect(server.port);
         raw.offer(&offer);
         raw.send(bytes);
-        raw.expect_refusal(true, &[400, 413], what);
+        raw.expect_refusal(true, 400, what);
         server.assert_serves(what);
     }
     // Damage that the decoder may not see: the checksum of the plain bytes does.
@@ -450,6 +450,19 @@ fn an_archive_whose_connection_breaks_every_time_is_given_up() {
     }
 }
 
+/// The code for an archive that is read as what it says it is, and says too much (413) or what may
+/// not be (400), or that cannot be read so (422).
+fn code_of(archive: &str) -> u64 {
+    let name = archive.strip_prefix("bad-").unwrap();
+    let offers = ["absolute", "beneath-file", "dotdot", "drive", "empty", "file-and-folder", "hidden"];
+    let more = ["inner-dotdot", "link-", "pax-dotdot", "through-link", "twice.tar.gz"];
+    match name {
+        _ if name.starts_with("bomb") || name.starts_with("claims") => 413,
+        _ if offers.iter().chain(&more).any(|start| name.starts_with(start)) => 400,
+        _ => 422,
+    }
+}
+
 /// Cases 43 and 45 to 52.
 #[test]
 fn archives_that_lie_leave_nothing_behind() {
@@ -482,7 +495,7 @@ fn archives_that_lie_leave_nothing_behind() {
             fs::remove_dir_all(server.path("top")).unwrap();
         } else {
             bad += 1;
-            raw.expect_refusal(true, &[400, 413, 422], &name);
+            raw.expect_refusal(true, code_of(&name), &name);
             server.assert_serves(&name);
         }
         server.wait_idle();

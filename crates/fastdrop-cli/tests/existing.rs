@@ -245,7 +245,7 @@ fn case_60_a_pipe_is_refused_and_never_blocks() {
     }
     assert!(fs::symlink_metadata(server.path("pipe")).unwrap().file_type().is_fifo());
     let here = own.path().join("got");
-    client(args!["get", server.target("pipe"), here]).expect_failure();
+    client(args!["get", server.target("pipe"), here]).expect(9);
     assert!(!here.exists());
     mkfifo(&here);
     write_file(&served.path().join("file"), 100, 1);
@@ -291,15 +291,14 @@ fn case_48_a_link_among_the_parents_is_not_followed() {
     let mut server = Server::start(served.path(), &["--existing", "overwrite"]);
     for existing in ["error", "overwrite"] {
         for target in ["link/file", "link/new/file", "link/secret"] {
-            client(args!["send", "--existing", existing, source, server.target(target)]).expect_failure();
+            client(args!["send", "--existing", existing, source, server.target(target)]).expect(9);
         }
         // A folder of the tree where a link is.
         let contents = format!("{}/", own.path().join("tree").display());
-        let out = client(args!["send", "--existing", existing, contents, server.target("")]);
-        assert!(out.code() != 0 || fs::symlink_metadata(server.path("link")).unwrap().is_dir(), "{out}");
+        client(args!["send", "--existing", existing, contents, server.target("")]).expect(9);
     }
-    client(args!["get", server.target("link/secret"), own.path().join("got")]).expect_failure();
-    client(args!["list", server.target("link/")]).expect_failure();
+    client(args!["get", server.target("link/secret"), own.path().join("got")]).expect(9);
+    client(args!["list", server.target("link/")]).expect(4);
     assert!(!own.path().join("got").exists());
     assert_eq!(names_in(outside.path()), ["secret"]);
     assert_eq!(fs::metadata(outside.path().join("secret")).unwrap().len(), 50);
@@ -339,7 +338,8 @@ fn case_58_a_parent_swapped_for_a_link_leads_nowhere() {
         for _ in 0..8 {
             let out =
                 client(args!["send", "--retries", "0", "--existing", "overwrite", tree, server.target("")]);
-            assert!(matches!(out.code(), 0..=9) && !out.stderr.contains("panicked"), "{out}");
+            // What it meets is up to the swaps: a folder, a file that failed, nothing, or a link.
+            assert!([0, 3, 4, 9].contains(&out.code()) && !out.stderr.contains("panicked"), "{out}");
             client(args![
                 "send",
                 "--retries",
@@ -367,13 +367,8 @@ fn case_59_a_planted_folder_of_ours_is_not_trusted() {
     let source = own.path().join("file");
     write_file(&source, 2 * MIB, 1);
     let server = Server::start(served.path(), &[]);
-    let out = client(args!["send", source, server.target("")]);
-    assert!(!out.stderr.contains("panicked"), "{out}");
-    if out.code() == 0 {
-        assert_same_file(&source, &server.path("file"));
-    } else {
-        assert!(!server.path("file").exists());
-    }
+    client(args!["send", source, server.target("")]).expect(9);
+    assert!(!server.path("file").exists());
     assert_eq!(names_in(outside.path()), [] as [&str; 0], "something was written through a planted link");
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, Read};
 use std::time::Duration;
-use support::{Listener, fastdrop};
+use support::{Listener, Output, fastdrop};
 
 #[test]
 fn messages_arrive_by_either_transport_with_their_headers() {
@@ -125,7 +125,7 @@ fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     listener.send(&["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
     listener.message("secret");
     listener.send(&["to somebody else"], &["--pin", &"0".repeat(64)]).expect(6);
-    listener.send(&["in the clear"], &["--ack"]).expect_failure();
+    listener.send(&["in the clear"], &["--ack"]).expect(5);
     listener.send(&["in the clear"], &["--ack", "--udp"]).expect(5);
     listener.end();
 }
@@ -326,6 +326,18 @@ fn start_sending(message: &str, address: &str, options: &str) -> support::Runnin
     fastdrop(words).start()
 }
 
+/// The end of a message that its listener did not take: the listener's refusal, its last word, races
+/// with the end of the listener and so of the connection.
+#[track_caller]
+fn refused_or_lost(output: Output) {
+    let words: &[&str] = match output.code() {
+        9 => &["could not be written out", "could not be handled", "was dropped before it was handled"],
+        5 => &["the connection is closed", "has closed the session", "nobody", "refused"],
+        _ => panic!("neither refused nor lost: {output}"),
+    };
+    assert!(words.iter().any(|words| output.stderr.contains(words)), "{output}");
+}
+
 /// The space for the output ends within a message.
 #[test]
 fn case_110_a_listener_that_cannot_write_acknowledges_nothing_more_and_says_why() {
@@ -353,7 +365,7 @@ fn case_110_a_listener_that_cannot_write_acknowledges_nothing_more_and_says_why(
                 }
                 assert!(acknowledged < 100, "{options}: the output has no end");
             };
-            refused.expect_one_of(&[5, 9]);
+            refused_or_lost(refused);
             let output = listener.wait().expect(1);
             assert!(
                 output.stderr.contains("the output cannot be written: File too large"),
@@ -375,7 +387,7 @@ fn case_110_a_listener_whose_reader_goes_ends_quietly_and_acknowledges_nothing()
     for options in ACKNOWLEDGED {
         let (listener, reader, address) = listen_into_pipe(&[]);
         drop(reader);
-        start_sending("to nobody", &address, options).wait().expect_one_of(&[5, 9]);
+        start_sending("to nobody", &address, options).wait().expect(5);
         let output = listener.wait().expect(141);
         assert_eq!(output.stderr, "", "{options}");
     }
@@ -410,7 +422,7 @@ fn case_110_an_output_that_nobody_reads_holds_senders_back_and_a_signal_ends_the
         assert!(sender.is_running(), "{options}: acknowledged, and not written");
         listener.signal("TERM");
         listener.wait().expect(143);
-        sender.wait().expect_one_of(&[5, 9]);
+        refused_or_lost(sender.wait());
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
         assert!(!rest.contains('\n'), "{options}: it came twice");

@@ -521,7 +521,7 @@ fn case_29_a_source_that_changes_meanwhile_gets_no_name() {
                 _ => write_file(&file, 32 * MIB, 2),
             }
             proxy.resume();
-            let out = sending.wait().expect_failure();
+            let out = sending.wait().expect(1);
             assert!(out.stderr.contains("changed"), "{protocol}, {change}: {out}");
             drop(proxy);
             server.wait_idle();
@@ -830,7 +830,7 @@ fn what_is_not_accepted_is_refused_in_its_own_words() {
     });
     server.assert_serves("protocols that are not accepted");
     let server = Server::start(dir.path(), &["--accept", "ultradp,fastdp1.1"]);
-    let out = client(args!["send", "--retries", "0", file, server.target("")]).expect_failure();
+    let out = client(args!["send", "--retries", "0", file, server.target("")]).expect(1);
     assert!(out.stderr.contains("1.1.0"), "{out}");
     assert_eq!(send_fastdp1(&server, &file, &[]), SUCCESS);
 }

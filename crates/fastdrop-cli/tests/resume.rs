@@ -245,15 +245,16 @@ fn case_89_killed_at_each_persisting_system_call() {
             // Not with --seccomp-bpf: that does not deliver the signals.
             let strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
             let Some(mut server) = Server::try_wrapped(to.path(), &[], strace) else { continue };
-            let first =
-                client(args!["send", "--retries", "0", tree, server.target("")]).expect_one_of(&[0, 5]);
+            let first = client(args!["send", "--retries", "0", tree, server.target("")]);
             if to.path().join("thing").exists() {
                 assert_nothing_partial(&tree, &to.path().join("thing"));
             }
+            // Whether that call comes at all, and before or after the last word, is not for the test
+            // to say: but done means in place, whatever happens to the server next.
             if first.code() == 0 {
-                // Done means in place, whatever happens to the server next.
                 assert_same_tree(&tree, &to.path().join("thing"));
             } else {
+                first.expect(5);
                 kills += 1;
             }
             server.kill9();
@@ -321,8 +322,7 @@ fn case_91_terminated_server_leaves_in_time_and_resumes() {
     for way in [Way::Send, Way::Get] {
         let mut job = Job::file(way, SIZE);
         let (proxy, run) = job.held(30 * MIB, &["--streams", "2", "--retries", "0"]);
-        let code = job.server.term();
-        assert!([0, 143].contains(&code), "exit code {code} of a server that was asked to end");
+        assert_eq!(job.server.term(), 143);
         proxy.resume();
         proxy.cut_all();
         run.wait().expect(5);
@@ -488,9 +488,9 @@ fn case_42_a_client_that_never_heard_the_last_word_finds_nothing_missing() {
     let job = Job::file(Way::Send, 4 * MIB);
     let proxy = Proxy::to(job.server.port);
     proxy.swallow_done();
-    let out = job.command(&proxy, &["--retries", "0"]).run();
+    // Nobody said done, so success is not known.
+    job.command(&proxy, &["--retries", "0"]).run().expect(5);
     assert!(proxy.swallowed());
-    assert_ne!(out.code(), 0, "nobody said done, so success is not known\n{out}");
     let out = job.again();
     out.expect_summary(&[("bytes_sent", 0), ("files_skipped", 1), ("files_failed", 0)]);
     job.assert_arrived();
@@ -535,7 +535,9 @@ fn case_11_a_flipped_bit_in_the_negotiation_is_found() {
         let waits = run.is_running();
         let out = if waits { run.kill9() } else { run.wait() };
         assert_eq!(proxy.flipped(), 1);
-        assert!(waits || matches!(out.code(), 0..=9), "{out}");
+        // Which bit it is depends on the number of digits of a port and the like: the header, JSON, a
+        // policy, the manifest or nothing that matters.
+        assert!(waits || [0, 1, 5, 7, 9].contains(&out.code()), "{out}");
         assert!(!out.stderr.contains("panicked"), "{out}");
         if out.code() == 0 {
             assert_same_file(&job.source(), &job.server.path(place));
@@ -841,8 +843,7 @@ fn case_39_the_newer_client_takes_over() {
     job.assert_arrived();
     // The older wakes, and its late chunks change nothing.
     proxy.resume();
-    let out = old.wait();
-    assert_ne!(out.code(), 0, "it was taken over, and has no DONE\n{out}");
+    old.wait().expect(9);
     job.assert_arrived();
 }
 
@@ -853,27 +854,24 @@ fn case_39_two_clients_at_once_end_exact() {
         let job = Job::file(Way::Send, 16 * MIB + round);
         let proxy = Proxy::to(job.server.port);
         let runs = [(); 2].map(|()| job.command(&proxy, &["--streams", "2"]).start());
-        let codes = runs.map(|run| run.wait().code());
-        assert!(codes.contains(&0), "{codes:?}");
+        let outs = runs.map(Running::wait);
+        assert!(outs.iter().any(|out| out.code() == 0), "{outs:?}");
+        // One that comes in when the other is done finds all of it there.
+        for out in outs.into_iter().filter(|out| out.code() != 0) {
+            assert!(out.expect(9).stderr.contains("has taken this transfer over"));
+        }
         assert_same_tree(&job.source(), &job.arrived());
     }
 }
 
-/// Getting to standard output over a cut: all of it, or an error, and never something else.
+/// Getting to standard output over a cut: all of it, once.
 #[test]
-fn standard_output_over_a_cut_is_exact_or_an_error() {
+fn standard_output_over_a_cut_is_exact() {
     let job = Job::file(Way::Get, 24 * MIB);
     let proxy = Proxy::to(job.server.port);
     proxy.cut_at(&[10 * MIB]);
     let out = plain(args!["get", proxy.target("thing"), "-"]);
     let expected = fs::read(job.source()).unwrap();
     assert_eq!(proxy.cuts(), 1);
-    assert!(expected.starts_with(&out.stdout), "what came is not the beginning of the file");
-    assert!(matches!(out.code(), 0..=9), "{}", out.stderr);
-    assert_eq!(
-        out.code() == 0,
-        out.stdout.len() == expected.len(),
-        "the exit code tells whether it is all\n{}",
-        out.stderr
-    );
+    assert!(out.expect(0).stdout == expected, "what came is not the file");
 }

@@ -33,7 +33,7 @@ fn case_13_announced_and_never_sent_is_ended_by_the_deadline() {
             raw.send(bytes);
             scope.spawn(move || {
                 let start = Instant::now();
-                raw.expect_refusal(false, &[408], what);
+                raw.expect_refusal(false, 408, what);
                 let took = start.elapsed();
                 // It was given some time, and not more than the deadline and the moment to say so.
                 assert!(took > Duration::from_secs(5) && took < Duration::from_secs(15), "{what}: {took:?}");
@@ -292,7 +292,7 @@ fn case_94_a_full_log_stops_nothing() {
     assert_eq!(wire::http(server.port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap().0, 404);
     let mut raw = Raw::connect(server.port);
     raw.send(u32::MAX.to_be_bytes());
-    raw.expect_refusal(false, &[413], "a long header");
+    raw.expect_refusal(false, 413, "a long header");
     fastdrop(args!["get", server.target("none"), own.path()]).wrapper(to_full()).run().expect(4);
     server.assert_serves("a log without room");
     server.term();

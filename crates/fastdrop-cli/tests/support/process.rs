@@ -404,25 +404,11 @@ impl Output {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap())
     }
 
-    /// Fails unless the exit code is this one.
+    /// Fails unless the exit code is this one, and in any case if the program panicked.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        self.expect_one_of(&[code])
-    }
-
-    /// Fails unless the exit code is one of these, and in any case if the program panicked.
-    #[track_caller]
-    pub fn expect_one_of(self, codes: &[i32]) -> Self {
         assert!(!self.stderr.contains("panicked"), "{self}");
-        assert!(codes.contains(&self.code()), "exit code {} instead of {codes:?}\n{self}", self.code());
-        self
-    }
-
-    /// Fails if the exit code is 0, or if a panic or a signal ended the program.
-    #[track_caller]
-    pub fn expect_failure(self) -> Self {
-        assert!(!self.stderr.contains("panicked"), "{self}");
-        assert!(matches!(self.code(), 1..=9), "exit code {} instead of a failure\n{self}", self.code());
+        assert!(self.code() == code, "exit code {} instead of {code}\n{self}", self.code());
         self
     }
 

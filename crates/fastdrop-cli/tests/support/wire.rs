@@ -467,12 +467,12 @@ impl Raw {
         }
     }
 
-    /// Fails unless a refusal with one of these codes comes, and the connection ends.
+    /// Fails unless a refusal with this code comes, and the connection ends.
     #[track_caller]
-    pub fn expect_refusal(&mut self, header_was_read: bool, codes: &[u64], why: &str) -> String {
-        let (code, message) =
+    pub fn expect_refusal(&mut self, header_was_read: bool, code: u64, why: &str) -> String {
+        let (found, message) =
             self.refusal(header_was_read).unwrap_or_else(|| panic!("closed without a refusal: {why}"));
-        assert!(codes.contains(&code), "{why}: refused with {code} ({message}) instead of {codes:?}");
+        assert_eq!(found, code, "{why}: refused with {found} ({message}) instead of {code}");
         assert!(
             !message.is_empty() && !message.contains(['\n', '\u{1b}']),
             "{why}: a message of one line: {message:?}"
