@@ -51,6 +51,9 @@ pub enum Error {
         /// What the system said.
         errno: Errno,
     },
+    /// A sync has failed: the kernel may have dropped what was written, and says so only once.
+    #[error("syncing failed, nothing of this can be trusted: {}", reason(*.0))]
+    Sync(Errno),
     /// The protocol cannot keep what was asked for. Nothing was done.
     #[error("{0}")]
     Unsupported(String),
@@ -88,6 +91,7 @@ impl Error {
             Error::Refused(refuse) => refuse.code,
             Error::Violation(violation) => violation.code,
             Error::System { errno, .. } => code_of(*errno),
+            Error::Sync(_) => 500,
             Error::Interrupted => 503,
             Error::Unsupported(_) => 400,
             Error::Network(_) => 408,
@@ -104,6 +108,11 @@ impl Error {
             Error::Foreign(_) => ErrorKind::Other,
             _ => kind_of(self.code()),
         }
+    }
+
+    /// Returns true if nothing of what was written can be trusted.
+    pub(crate) fn is_distrust(&self) -> bool {
+        matches!(self, Error::Sync(_) | Error::Violation(Violation { code: 422, .. }))
     }
 
     /// What the peer is told.

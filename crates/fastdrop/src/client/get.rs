@@ -22,6 +22,7 @@ use crate::storage::root::Root;
 use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
+use crate::transfer::receive::{ReceiveLimits, ReceiveTransfer};
 use fastdrop_proto::fastdp::{
     self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
     ManifestBuilder, Open, Place, RelPath, Table, Transcript,
@@ -191,8 +192,6 @@ impl Client {
                 table,
                 self.context.options.checksum,
                 Arc::clone(sink),
-                Arc::clone(&self.context.observer),
-                self.context.stop.clone(),
                 inquiry,
             ),
             GetPlace::Files { root, path, .. } => {
@@ -210,7 +209,7 @@ impl Client {
                 prepare.run(&mut |_| Ok(Busy::Unknown))
             }
         });
-        let Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed } = match prepared {
+        let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 let _ = connection.send_control(&Control::Refuse(error.refusal()));
@@ -218,16 +217,14 @@ impl Client {
                 return Err(own_refusal(error));
             }
         };
-        reception.set_transcript(Transcript::new(
-            &agreed.client_json,
-            &agreed.open_json,
-            &agreed.server_json,
-            &grant_json,
-        ));
-        if let Some(rate) = self.context.options.bytes_per_second_max {
-            reception.limit(rate);
-        }
+        let Prepared { skipped, left, bytes_skipped, bytes_resumed, .. } = prepared;
         tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
+        let answer = std::mem::take(&mut prepared.answer);
+        let transcript =
+            Transcript::new(&agreed.client_json, &agreed.open_json, &agreed.server_json, &grant_json);
+        let limits = ReceiveLimits { rate_max: self.context.options.bytes_per_second_max, turns: None };
+        let (observer, stop) = (&self.context.observer, &self.context.stop);
+        let reception = ReceiveTransfer::new(prepared, transcript, &connection, limits, observer, stop);
         self.context.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));
@@ -286,7 +283,6 @@ impl Client {
             placement,
             options,
             filter: self.context.options.filter.clone(),
-            observer: Arc::clone(&self.context.observer),
             stop: self.context.stop.clone(),
             inquiry: Some(inquiry),
         }

@@ -7,6 +7,7 @@ pub(crate) mod io;
 pub(crate) mod journal;
 mod lent;
 pub(crate) mod mounts;
+pub(crate) mod namer;
 pub(crate) mod options;
 pub(crate) mod output;
 mod part;

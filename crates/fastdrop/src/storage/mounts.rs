@@ -5,7 +5,6 @@ use crate::storage::options::ReceiveOptions;
 use crate::storage::part::{PARTS_MAX, PartIndex};
 use crate::storage::root::{Dirs, MountId, Root, join, split};
 use crate::storage::stage::Stage;
-use fastdrop_proto::fastdp::Receiver;
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -155,8 +154,8 @@ impl Mounts {
         options.check_room(mount.bytes, free, total, b"")
     }
 
-    /// Checks, before there is a stage, that there is room for all that is needed. Mounts of
-    /// one device share what is free there.
+    /// Checks, before there is a stage, that there is room for what is `needed`, bytes by entry,
+    /// `total` in all. Mounts of one device share what is free there.
     ///
     /// # Errors
     ///
@@ -164,24 +163,25 @@ impl Mounts {
     pub(crate) fn check_room_for_all(
         &self,
         root: &Root,
-        machine: &Receiver,
+        needed: impl Iterator<Item = (EntryIndex, u64)>,
+        total: u64,
         options: &ReceiveOptions,
     ) -> Result<(), Error> {
-        let mut needed = vec![0u64; self.mounts.len()];
-        for (index, entry) in machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)) {
-            if let Some(bytes) = self.mount_of(index).and_then(|at| needed.get_mut(at)) {
-                *bytes = bytes.saturating_add(entry.size());
+        let mut sums = vec![0u64; self.mounts.len()];
+        for (index, size) in needed {
+            if let Some(bytes) = self.mount_of(index).and_then(|at| sums.get_mut(at)) {
+                *bytes = bytes.saturating_add(size);
             }
         }
         let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
-        for (mount, bytes) in self.mounts.iter().zip(needed) {
+        for (mount, bytes) in self.mounts.iter().zip(sums) {
             let Ok(folder) = root.open_dir(&mount.folder) else { continue };
             let device = rustix::fs::fstat(&folder).map_or(0, |stat| stat.st_dev);
             let free = rustix::fs::fstatvfs(&folder);
             let free = free.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
             let sum = devices.entry(device).or_default();
             *sum = sum.saturating_add(bytes);
-            options.check_room(*sum, free, machine.manifest().bytes(), &mount.folder)?;
+            options.check_room(*sum, free, total, &mount.folder)?;
         }
         Ok(())
     }
@@ -207,11 +207,6 @@ impl Mounts {
     /// Whether there is a mount on which no part can be.
     pub(crate) fn has_refused(&self) -> bool {
         self.mounts.iter().any(|mount| mount.part.is_err())
-    }
-
-    /// Whether all entries are on one mount.
-    pub(crate) fn is_one(&self) -> bool {
-        self.mounts.len() <= 1
     }
 
     /// The part that the temporary file of an entry is in, or why there can be none.

@@ -13,17 +13,17 @@ use std::sync::{Mutex, PoisonError};
 
 /// One file, written in order to something that cannot seek.
 pub(crate) struct OutputSink {
-    pub(crate) state: Mutex<OutputState>,
+    state: Mutex<OutputState>,
 }
 
-pub(crate) struct OutputState {
-    pub(crate) to: Box<dyn Write + Send>,
+struct OutputState {
+    to: Box<dyn Write + Send>,
     /// The file that is being written: none but this one can be gone on with.
-    pub(crate) file: Option<OutputFile>,
+    file: Option<OutputFile>,
     /// Checksums of the chunks that have been written.
-    pub(crate) written: Vec<Checksum>,
+    written: Vec<Checksum>,
     /// Chunks that came too early.
-    pub(crate) early: BTreeMap<u32, (Checksum, Vec<u8>)>,
+    early: BTreeMap<u32, (Checksum, Vec<u8>)>,
 }
 
 /// A file on its way to an output, and how it is cut and checked.
@@ -107,6 +107,11 @@ impl OutputSink {
         }
         Ok(())
     }
+
+    /// Has everything that was written go on to whoever reads it.
+    pub(crate) fn flush(&self) -> Result<(), Error> {
+        lock(&self.state).to.flush().map_err(output_error)
+    }
 }
 
 /// Checks that a manifest can go to an output: it is one file.
@@ -127,7 +132,7 @@ pub(crate) fn changed() -> Error {
     Error::with_code(410, "the file changed while it was fetched, and its beginning is written already")
 }
 
-pub(crate) fn output_error(error: std::io::Error) -> Error {
+fn output_error(error: std::io::Error) -> Error {
     Error::system(
         "writing to standard output",
         error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error),

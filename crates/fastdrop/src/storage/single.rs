@@ -5,16 +5,17 @@ use crate::error::{Error, reason};
 use crate::storage::io::write_all_at;
 use crate::storage::journal::{FileKey, Record};
 use crate::storage::mounts::{Mounts, Refusal};
+use crate::storage::namer::Namer;
 use crate::storage::options::ReceiveOptions;
+use crate::storage::part::PartIndex;
 use crate::storage::placement::{Placement, Rules, Verdict, judge};
 use crate::storage::root::{Dirs, Root, split};
 use crate::storage::stage::Stage;
-use crate::storage::writer::TransferWriter;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
@@ -29,7 +30,10 @@ const ONLY: EntryIndex = EntryIndex(0);
 /// A file that is being received. What it has written goes with it, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    sink: TransferWriter,
+    namer: Namer,
+    stage: Stage,
+    /// The part of the stage that it is in.
+    part: PartIndex,
     manifest: Manifest,
     temp: u32,
     fd: OwnedFd,
@@ -70,17 +74,17 @@ impl Incoming {
             let part = mounts.part_of(ONLY);
             part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
         });
-        let sink =
-            TransferWriter::new(Arc::clone(root), placement, stage, mounts, options, exceptions, Vec::new());
+        let namer = Namer::new(Arc::clone(root), placement, &options, exceptions);
         let made = staged.and_then(|part| {
-            sink.check_space(&BTreeMap::from([(part, size)]), size)?;
-            let made = sink.stage.new_temp(part, 0o600);
-            made.map_err(|errno| Error::system(format!("writing {}", crate::shown(path)), errno))
+            let (_, free) = stage.free(part).unwrap_or((0, u64::MAX));
+            options.check_room(size, free, size, stage.place_of(part))?;
+            let made = stage.new_temp(part, 0o600);
+            made.map(|(temp, fd)| (part, temp, fd)).map_err(|errno| namer.error(&entry, errno))
         });
         match made {
-            Ok((temp, fd)) => Ok(Self { sink, manifest, temp, fd, keep: false }),
+            Ok((part, temp, fd)) => Ok(Self { namer, stage, part, manifest, temp, fd, keep: false }),
             Err(error) => {
-                sink.stage.remove();
+                stage.remove();
                 Err(error)
             }
         }
@@ -88,7 +92,7 @@ impl Incoming {
 
     /// The folder of its stage.
     pub(crate) fn folder(&self) -> &str {
-        self.sink.stage.name()
+        self.stage.name()
     }
 
     /// The temporary file.
@@ -98,7 +102,7 @@ impl Incoming {
 
     /// One more temporary file, for what waits for its turn. It goes when the stage does.
     pub(crate) fn spool(&self) -> Result<OwnedFd, Error> {
-        let made = self.sink.part_of(ONLY).and_then(|part| self.sink.stage.new_temp(part, 0o600));
+        let made = self.stage.new_temp(self.part, 0o600);
         made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
     }
 
@@ -108,15 +112,15 @@ impl Incoming {
         // Noted, so that nobody takes the stage for an empty one; with a time that no
         // file has, so that nobody continues it.
         let never = Mtime { seconds: i64::MIN, nanos: 0 };
-        let key = FileKey::new(self.sink.placement.of(entry.path), bytes, never);
+        let key = FileKey::new(self.namer.placement().of(entry.path), bytes, never);
         let (temp, checksum) = (self.temp, Checksum::from_slice(&[]));
         let records = [Record::File { temp, identity: 0, key }, Record::Piece { temp, piece: 0, checksum }];
-        self.keep = self.sink.stage.journal().append(&records).is_ok();
+        self.keep = self.stage.journal().append(&records).is_ok();
     }
 
     fn failed(&self, errno: Errno) -> Error {
         match self.manifest.get(ONLY) {
-            Some(entry) => self.sink.system(&entry, errno),
+            Some(entry) => self.namer.error(&entry, errno),
             None => Error::system("writing", errno),
         }
     }
@@ -124,16 +128,20 @@ impl Incoming {
     /// Syncs the file and gives it its name.
     pub(crate) fn commit(self) -> Result<(), Error> {
         let entry = only(&self.manifest)?;
-        self.sink.set_file_attributes(&self.fd, &entry, true).map_err(|errno| self.failed(errno))?;
-        self.sink.stage.sync_temps(&[self.temp])?;
-        self.sink.give_name(&mut Dirs::default(), ONLY, &entry, self.temp).map_err(|errno| {
-            let path = crate::shown(&self.sink.placement.of(entry.path));
-            match errno {
-                Errno::EXIST => Error::with_code(409, format!("{path}: another one was put there meanwhile")),
-                errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
-            }
-        })?;
-        self.sink.sync_names()
+        self.namer.set_file_attributes(&self.fd, &entry, true).map_err(|errno| self.failed(errno))?;
+        self.stage.sync_temps(&[self.temp])?;
+        self.namer.name_file(&self.stage, &mut Dirs::default(), ONLY, &entry, self.temp).map_err(
+            |errno| {
+                let path = crate::shown(&self.namer.placement().of(entry.path));
+                match errno {
+                    Errno::EXIST => {
+                        Error::with_code(409, format!("{path}: another one was put there meanwhile"))
+                    }
+                    errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
+                }
+            },
+        )?;
+        self.namer.sync(&self.stage)
     }
 
     /// Has `receive` fill buffers, which another thread writes at the places that they are given.
@@ -170,7 +178,7 @@ impl Incoming {
             let writer = spawn(scope, move || {
                 to_write.iter().try_for_each(|Full { buffer, len, at }| {
                     write_all_at(file, buffer.get(..len).unwrap_or_default(), at)?;
-                    self.sink.stage.begin_writeback(file, at, len as u64);
+                    self.stage.begin_writeback(file, at, len as u64);
                     // Nobody may want it any more.
                     let _ = written.send(buffer);
                     Ok(())
@@ -191,7 +199,7 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.keep {
-            self.sink.stage.remove();
+            self.stage.remove();
         }
     }
 }

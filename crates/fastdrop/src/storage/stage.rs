@@ -316,11 +316,11 @@ impl Stage {
     fn sync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Error> {
         let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         if *poisoned {
-            return Err(sync_failed(Errno::IO));
+            return Err(Error::Sync(Errno::IO));
         }
         sync().map_err(|errno| {
             *poisoned = true;
-            sync_failed(errno)
+            Error::Sync(errno)
         })
     }
 
@@ -458,20 +458,6 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.give_back();
     }
-}
-
-/// A failed sync poisons what was written: the kernel may have dropped it and would not say so
-/// twice.
-fn sync_failed(errno: Errno) -> Error {
-    Error::with_code(
-        500,
-        format!("syncing failed, nothing of this can be trusted: {}", crate::error::reason(errno)),
-    )
-}
-
-/// Whether an error is one of [`sync_failed`].
-pub(crate) fn is_poison(error: &Error) -> bool {
-    matches!(error, Error::Violation(violation) if violation.message.starts_with("syncing failed"))
 }
 
 #[cfg(test)]

@@ -1,164 +1,220 @@
-//! Files beneath a root, by way of a stage: where a reception's bytes end up.
+//! The files of a transfer on their way to their places: written in a stage, named when complete.
 
 use crate::error::{Error, reason};
 use crate::lock::lock;
-use crate::storage::attributes::{
-    default_mode, set_attributes, set_attributes_at, set_link_time, set_open_attributes,
-};
 use crate::storage::io::write_all_at;
-use crate::storage::journal::{FileKey, Left, LeftContent, Piece, Record};
+use crate::storage::journal::{FileKey, Left, LeftContent, Record};
 use crate::storage::mounts::Mounts;
+use crate::storage::namer::{Named, Namer, is_about_the_name, naming_reason};
 use crate::storage::options::ReceiveOptions;
 use crate::storage::part::PartIndex;
-use crate::storage::placement::{NUMBERED_MAX, Placement, Verdict, numbered};
+use crate::storage::placement::{Placement, Verdict};
 use crate::storage::recovery::Leftovers;
-use crate::storage::root::{Dirs, Root, rename, split};
+use crate::storage::root::{Dirs, Root};
 use crate::storage::stage::Stage;
-use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::{Completed, Entry, EntryKind, IdentityTable, Receiver, SkipReason};
-use fastdrop_proto::units::{ChunkIndex, EntryIndex, Mtime};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::fastdp::{
+    ChunkContent, Completed, Durability, Entry, EntryKind, Extents, Identities, IdentityTable, Manifest,
+    Violation,
+};
+use fastdrop_proto::units::{ChunkSize, EntryIndex};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+/// Complete files are named before the end of their transfer when so many of them are proven.
+const NAMING_BATCH: usize = 1024;
 
 /// A big file, or a stream, that is being written.
 #[derive(Debug)]
-pub(crate) struct Staged {
-    pub(crate) temp: u32,
-    pub(crate) fd: OwnedFd,
+struct Staged {
+    temp: u32,
+    fd: OwnedFd,
     /// Something unverified may stand where holes are to be.
-    pub(crate) dirty: bool,
+    dirty: bool,
 }
+
+/// The place of a file that is written by several streams: whoever comes first creates it, and
+/// nobody else's file waits meanwhile.
+type Slot = Arc<Mutex<Option<Arc<Staged>>>>;
 
 /// A file that is complete and waits for its name.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ready {
-    pub(crate) entry: EntryIndex,
-    pub(crate) temp: u32,
+struct Ready {
+    entry: EntryIndex,
+    temp: u32,
 }
 
-/// Files beneath a root, by way of a stage.
+/// A chunk whose checksum has been found right.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VerifiedChunk<'a> {
+    pub(crate) content: ChunkContent,
+    pub(crate) bytes: &'a [u8],
+    /// Where there is data among zeros, if the sender said so.
+    pub(crate) extents: Option<&'a Extents>,
+    pub(crate) checksum: Checksum,
+    /// The files of a pack, with their sizes and checksums.
+    pub(crate) slices: &'a [(EntryIndex, u32)],
+    pub(crate) slice_sums: &'a [Checksum],
+}
+
+/// Work on files that has begun. The end of the transfer, which takes the stage away, waits for it.
+#[derive(Debug)]
+pub(crate) struct Working<'a> {
+    _guard: RwLockReadGuard<'a, bool>,
+    /// The files of a pack that was written.
+    small: Vec<Ready>,
+}
+
+/// The files of one transfer: everything about them is known here alone.
+///
+/// A chunk is written ([`Self::write`]) before it counts, and what it completes is readied
+/// ([`Self::completed`]) after that. Files get their names when they are synced and proven to be
+/// the sender's ([`Self::name_proven`], [`Self::checkpoint`]), or at the end ([`Self::finish`]).
 #[derive(Debug)]
 pub(crate) struct TransferWriter {
+    manifest: Arc<Manifest>,
+    one_chunk: ChunkSize,
+    namer: Namer,
+    stage: Stage,
+    mounts: Mounts,
+    options: ReceiveOptions,
+    /// What is there, and gets its time and permissions.
+    adjust: Vec<EntryIndex>,
+    /// What the sender calls its files.
+    identities: Mutex<IdentityTable>,
+    open: Mutex<HashMap<EntryIndex, Slot>>,
+    ready: Mutex<Vec<Ready>>,
+    /// Held for reading from before a chunk counts until what it completes is readied or named; the
+    /// end of the transfer waits for all of them. True after the end: there is nothing left to sync.
+    working: RwLock<bool>,
+    /// The temporary file of the stream.
+    stream: Mutex<Option<u32>>,
+    /// A complete file could not be given its name, and stays in the stage for the next attempt.
+    unnamed: AtomicBool,
+}
+
+/// The agreement about files that a writer is made of.
+#[derive(Debug)]
+pub(crate) struct WriterPlan {
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) one_chunk: ChunkSize,
     pub(crate) root: Arc<Root>,
     pub(crate) placement: Placement,
-    pub(crate) stage: Stage,
-    mounts: Mounts,
+    pub(crate) mounts: Mounts,
     pub(crate) options: ReceiveOptions,
     /// What does not simply go to its place.
     pub(crate) exceptions: HashMap<EntryIndex, Verdict>,
     /// What is there, and gets its time and permissions.
     pub(crate) adjust: Vec<EntryIndex>,
-    /// What the sender calls its files.
-    pub(crate) identities: Mutex<IdentityTable>,
-    pub(crate) open: Mutex<HashMap<EntryIndex, Arc<Staged>>>,
-    pub(crate) ready: Mutex<Vec<Ready>>,
-    /// Held for reading from before a chunk counts until what it completes is readied or named; the
-    /// end of the transfer, which takes the stage away, waits for all of them.
-    pub(crate) working: RwLock<()>,
-    /// The temporary file of the stream.
-    pub(crate) stream: Mutex<Option<u32>>,
-    /// Directories in which names have been given since they were synced.
-    pub(crate) named_in: Mutex<BTreeSet<Vec<u8>>>,
-    pub(crate) named_any: AtomicBool,
-    /// A complete file could not be given its name, and stays in the stage for the next attempt.
-    unnamed: AtomicBool,
-    pub(crate) default_file_mode: u32,
 }
 
-/// An error that says something about the name itself: the next attempt would meet it again.
-fn is_about_the_name(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EXIST
-            | Errno::NOTDIR
-            | Errno::ISDIR
-            | Errno::NOTEMPTY
-            | Errno::NAMETOOLONG
-            | Errno::INVAL
-            | Errno::ILSEQ
-            | Errno::LOOP
-    )
-}
-
-/// The reason why a complete file did not get its name, in words.
-pub(crate) fn naming_reason(errno: Errno) -> String {
-    match errno {
-        Errno::EXIST => "another one was put there meanwhile".to_owned(),
-        Errno::XDEV => "something was mounted or unmounted there meanwhile".to_owned(),
-        Errno::BUSY => "something is mounted on it".to_owned(),
-        errno => reason(errno),
-    }
+fn journal_error(errno: Errno) -> Error {
+    Error::system("writing the journal", errno)
 }
 
 impl TransferWriter {
-    pub(crate) fn new(
-        root: Arc<Root>,
-        placement: Placement,
-        stage: Stage,
-        mounts: Mounts,
-        options: ReceiveOptions,
-        exceptions: HashMap<EntryIndex, Verdict>,
-        adjust: Vec<EntryIndex>,
-    ) -> Self {
+    pub(crate) fn new(plan: WriterPlan, stage: Stage) -> Self {
+        let WriterPlan { manifest, one_chunk, root, placement, mounts, options, exceptions, adjust } = plan;
         Self {
-            root,
-            placement,
+            manifest,
+            one_chunk,
+            namer: Namer::new(root, placement, &options, exceptions),
             stage,
             mounts,
             options,
-            exceptions,
             adjust,
             identities: Mutex::default(),
             open: Mutex::default(),
             ready: Mutex::default(),
             working: RwLock::default(),
             stream: Mutex::default(),
-            named_in: Mutex::default(),
-            named_any: AtomicBool::new(false),
             unnamed: AtomicBool::new(false),
-            default_file_mode: default_mode(false),
         }
     }
 
-    pub(crate) fn system(&self, entry: &Entry<'_>, errno: Errno) -> Error {
-        Error::system(format!("writing {}", crate::shown(&self.placement.of(entry.path))), errno)
+    /// The name of the stage's folder.
+    pub(crate) fn folder(&self) -> &str {
+        self.stage.name()
     }
 
-    /// Whether anything here is worth keeping for another attempt.
-    pub(crate) fn has_something(&self) -> bool {
-        // Not a stream, which cannot be continued: its beginning would have to be read again.
-        // If names have been given beneath a name of its own, the
-        // journal has to tell the next attempt so.
-        let begun = self.placement.named().is_some() && self.named_any.load(Ordering::Relaxed);
-        begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
+    /// The durability that a finished transfer has.
+    pub(crate) fn durability(&self) -> Durability {
+        self.options.durability
     }
 
-    /// Keeps a complete file that could not be given its name, unless the name itself is the
-    /// reason.
-    pub(crate) fn keep_unnamed(&self, entry: &Entry<'_>, temp: u32, errno: Errno) {
-        // The journal knows nothing of empty files and streams: nobody could continue them.
-        let is_journaled = matches!(entry.kind, EntryKind::File { size } if size > 0);
-        if is_journaled && !is_about_the_name(errno) {
-            self.unnamed.store(true, Ordering::Relaxed);
-        } else {
-            self.stage.remove_temp(temp);
+    /// What the receiving side decides by itself.
+    pub(crate) fn options(&self) -> &ReceiveOptions {
+        &self.options
+    }
+
+    /// Beneath which everything goes.
+    pub(crate) fn root(&self) -> &Arc<Root> {
+        self.namer.root()
+    }
+
+    /// Where entries go.
+    pub(crate) fn placement(&self) -> &Placement {
+        self.namer.placement()
+    }
+
+    /// Returns true if the file `key` is one of this transfer's.
+    pub(crate) fn brings(&self, key: &FileKey) -> bool {
+        self.namer.placement().entry_of(key, &self.manifest).is_some()
+    }
+
+    /// Takes what the sender calls its files.
+    ///
+    /// # Errors
+    ///
+    /// A part that does not follow the last one.
+    pub(crate) fn handle_identities(&self, part: &Identities) -> Result<(), Violation> {
+        lock(&self.identities).handle(part)
+    }
+
+    /// Sets what the sender calls its files.
+    pub(crate) fn set_identities(&self, identities: IdentityTable) {
+        *lock(&self.identities) = identities;
+    }
+
+    fn key(&self, entry: &Entry<'_>) -> FileKey {
+        FileKey::new(self.namer.placement().of(entry.path), entry.size(), entry.mtime)
+    }
+
+    /// What the sender calls the file of `index`; 0 as long as that is not known.
+    fn identity(&self, index: EntryIndex) -> u64 {
+        lock(&self.identities).get(index)
+    }
+
+    /// The part of the stage that an entry's temporary file is in.
+    fn part_of(&self, index: EntryIndex) -> Result<PartIndex, Errno> {
+        // Entries that can have none are not asked for.
+        self.mounts.part_of(index).map_err(|_| Errno::XDEV)
+    }
+
+    /// Checks that there is room for `missing`, bytes that are still to come by entry, `total` in
+    /// all. Parts of the stage on one device share what is free there.
+    ///
+    /// # Errors
+    ///
+    /// No room, or more than one transfer may have.
+    pub(crate) fn check_room(
+        &self,
+        missing: impl Iterator<Item = (EntryIndex, u64)>,
+        total: u64,
+    ) -> Result<(), Error> {
+        let mut parts: BTreeMap<PartIndex, u64> = BTreeMap::new();
+        for (index, bytes) in missing {
+            let Ok(part) = self.mounts.part_of(index) else { continue };
+            let sum = parts.entry(part).or_default();
+            *sum = sum.saturating_add(bytes);
         }
-    }
-
-    /// Whether a complete file is kept for the next attempt.
-    pub(crate) fn has_unnamed(&self) -> bool {
-        self.unnamed.load(Ordering::Relaxed)
-    }
-
-    /// Checks that there is room for so many bytes in each part of the stage. Parts on one device
-    /// share what is free there.
-    pub(crate) fn check_space(&self, needed: &BTreeMap<PartIndex, u64>, total: u64) -> Result<(), Error> {
         let mut devices: BTreeMap<u64, u64> = BTreeMap::new();
-        for (&part, &bytes) in needed {
+        for (part, bytes) in parts {
             let (device, free) = self.stage.free(part).unwrap_or((0, u64::MAX));
             let needed = devices.entry(device).or_default();
             *needed = needed.saturating_add(bytes);
@@ -167,52 +223,33 @@ impl TransferWriter {
         Ok(())
     }
 
-    /// Bytes that are still to be written into each part of the stage.
-    pub(crate) fn needed(&self, machine: &Receiver) -> BTreeMap<PartIndex, u64> {
-        if self.mounts.is_one() {
-            let part = self.mounts.part_of(EntryIndex(0)).unwrap_or_default();
-            return BTreeMap::from([(part, machine.totals().bytes)]);
-        }
-        let mut needed = BTreeMap::new();
-        for (index, entry) in machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)) {
-            let Ok(part) = self.mounts.part_of(index) else { continue };
-            let bytes: &mut u64 = needed.entry(part).or_default();
-            *bytes = bytes.saturating_add(missing_bytes(machine, index, &entry));
-        }
-        needed
-    }
-
-    /// The part of the stage that an entry's temporary file is in.
-    pub(crate) fn part_of(&self, index: EntryIndex) -> Result<PartIndex, Errno> {
-        // Entries that can have none are not asked for.
-        self.mounts.part_of(index).map_err(|_| Errno::XDEV)
-    }
-
-    /// Moves in what earlier transfers left of the files that are needed; how many bytes that was.
+    /// Moves in what earlier transfers left of the `needed` files; how many bytes that was. `count`
+    /// hears what is there of each file, and says whether that is all of it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says. What has been moved in stays.
     pub(crate) fn take_over(
         &self,
         found: Vec<Leftovers>,
-        machine: &mut Receiver,
+        needed: &[EntryIndex],
         identities: &IdentityTable,
         algorithm: Algorithm,
-        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
+        count: &mut dyn FnMut(EntryIndex, &LeftContent) -> bool,
     ) -> Result<u64, Error> {
         let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
         for (folder, leftovers) in found.iter().enumerate() {
             by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));
         }
-        let manifest = Arc::clone(machine.manifest());
-        let one_chunk = machine.table().one_chunk();
         let mut bytes = 0;
-        for (index, entry) in manifest.iter() {
-            if entry.size() == 0 || !machine.is_needed(index) || by_key.is_empty() {
-                continue;
-            }
-            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
+        let needed = if by_key.is_empty() { &[] } else { needed };
+        for &index in needed {
+            let Some(entry) = self.manifest.get(index).filter(|entry| entry.size() > 0) else { continue };
+            let key = self.key(&entry);
             let Some(&(folder, at)) = by_key.get(&key) else { continue };
             let leftovers = &found[folder];
             let left = match self.options.resume {
-                true => leftovers.verify(at, identities.get(index), algorithm, one_chunk),
+                true => leftovers.verify(at, identities.get(index), algorithm, self.one_chunk),
                 false => Ok(None),
             };
             let left = match left {
@@ -228,261 +265,461 @@ impl TransferWriter {
                     continue;
                 }
             };
-            let part = self.part_of(index).map_err(|errno| self.system(&entry, errno))?;
+            let part = self.part_of(index).map_err(|errno| self.namer.error(&entry, errno))?;
             let temp = leftovers.move_into(&self.stage, &left, part)?;
-            bytes += self.hold(machine, index, &entry, temp, &left, hashes)?;
+            let complete = count(index, &left.content);
+            self.hold(index, &entry, temp, complete).map_err(|errno| self.namer.error(&entry, errno))?;
+            bytes += self.bytes_of(&entry, &left);
         }
         found.into_iter().for_each(Leftovers::close);
         Ok(bytes)
     }
 
-    /// Counts what was moved in; how many bytes that are.
-    pub(crate) fn hold(
-        &self,
-        machine: &mut Receiver,
-        index: EntryIndex,
-        entry: &Entry<'_>,
-        temp: u32,
-        left: &Left,
-        hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
-    ) -> Result<u64, Error> {
-        let system = |errno| self.system(entry, errno);
+    /// Readies a file that was moved in if it is complete, or opens it to go on with it.
+    fn hold(&self, index: EntryIndex, entry: &Entry<'_>, temp: u32, complete: bool) -> Result<(), Errno> {
+        if complete {
+            let mode = self.namer.file_mode(entry);
+            self.stage.set_temp_attributes(temp, self.namer.mtime(entry), mode)?;
+            lock(&self.ready).push(Ready { entry: index, temp });
+        } else {
+            let staged = Arc::new(Staged { temp, fd: self.stage.open_temp(temp)?, dirty: true });
+            lock(&self.open).insert(index, Arc::new(Mutex::new(Some(staged))));
+        }
+        Ok(())
+    }
+
+    fn bytes_of(&self, entry: &Entry<'_>, left: &Left) -> u64 {
+        let one = u64::from(self.one_chunk.bytes());
         match &left.content {
-            LeftContent::Whole(checksum) => {
-                machine.skip(index, SkipReason::Held);
-                let mtime = self.options.times.then_some(entry.mtime);
-                self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
-                lock(&self.ready).push(Ready { entry: index, temp });
-                if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
-                    hashes.insert(index, hash);
-                }
-                Ok(entry.size())
-            }
+            LeftContent::Whole(_) => entry.size(),
             LeftContent::Pieces(pieces) => {
-                let one = u64::from(machine.table().one_chunk().bytes());
-                let Some((first, _)) = machine.table().chunks_of(index) else { return Ok(0) };
-                let mut bytes = 0;
-                let mut complete = false;
-                for (&piece, &Piece { checksum, claimed }) in pieces {
-                    let chunk = ChunkIndex(first.0 + piece);
-                    if claimed {
-                        machine.claim(chunk, &checksum);
-                    } else {
-                        complete |= machine.hold(chunk, &checksum) == Completed::File(index);
-                    }
-                    bytes += one.min(entry.size() - u64::from(piece) * one);
-                }
-                if complete {
-                    let mtime = self.options.times.then_some(entry.mtime);
-                    self.stage.set_temp_attributes(temp, mtime, self.file_mode(entry)).map_err(system)?;
-                    lock(&self.ready).push(Ready { entry: index, temp });
-                } else {
-                    let fd = self.stage.open_temp(temp).map_err(system)?;
-                    lock(&self.open).insert(index, Arc::new(Staged { temp, fd, dirty: true }));
-                }
-                Ok(bytes)
+                pieces.keys().map(|&piece| one.min(entry.size() - u64::from(piece) * one)).sum()
             }
         }
     }
 
     /// The temporary file of a big file or stream; created, journaled and given its size if it is
     /// new.
-    pub(crate) fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
-        let mut open = lock(&self.open);
-        if let Some(staged) = open.get(&index) {
+    fn staged(&self, index: EntryIndex, entry: &Entry<'_>) -> Result<Arc<Staged>, Errno> {
+        let slot = Arc::clone(lock(&self.open).entry(index).or_default());
+        let mut slot = lock(&slot);
+        if let Some(staged) = &*slot {
             return Ok(Arc::clone(staged));
         }
         let (temp, fd) = self.stage.new_temp(self.part_of(index)?, 0o600)?;
         if entry.kind == EntryKind::Stream {
             *lock(&self.stream) = Some(temp);
         } else {
-            let key = FileKey::new(self.placement.of(entry.path), entry.size(), entry.mtime);
-            let identity = self.identity(index);
+            let record = Record::File { temp, identity: self.identity(index), key: self.key(entry) };
             rustix::fs::ftruncate(&fd, entry.size())
-                .and_then(|()| self.stage.journal().append(&[Record::File { temp, identity, key }]))
+                .and_then(|()| self.stage.journal().append(&[record]))
                 .inspect_err(|_| self.stage.remove_temp(temp))?;
         }
-        let staged = Arc::new(Staged { temp, fd, dirty: false });
-        open.insert(index, Arc::clone(&staged));
-        Ok(staged)
+        Ok(Arc::clone(slot.insert(Arc::new(Staged { temp, fd, dirty: false }))))
     }
 
-    /// What the sender calls the file of `index`; 0 as long as that is not known.
-    pub(crate) fn identity(&self, index: EntryIndex) -> u64 {
-        lock(&self.identities).get(index)
+    /// Takes a file out of those that are being written.
+    fn unstage(&self, index: EntryIndex) -> Option<Arc<Staged>> {
+        let slot = lock(&self.open).remove(&index)?;
+        lock(&slot).take()
     }
 
-    /// Gives what is there already the time and permissions that it is to have.
-    pub(crate) fn adjust(&self, dirs: &mut Dirs, entry: &Entry<'_>) -> Result<(), Errno> {
-        let path = self.placement.of(entry.path);
-        let mtime = self.options.times.then_some(entry.mtime);
-        if let EntryKind::Link { .. } = entry.kind {
-            let (folder, name) = split(&path);
-            let folder = dirs.find(&self.root, folder)?.ok_or(Errno::NOENT)?;
-            return mtime.map_or(Ok(()), |mtime| set_link_time(folder, name, mtime));
+    /// Begins with work on files.
+    pub(crate) fn begin(&self) -> Working<'_> {
+        let guard = self.working.read().unwrap_or_else(PoisonError::into_inner);
+        Working { _guard: guard, small: Vec::new() }
+    }
+
+    /// Writes and journals a chunk.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; 413 for more bytes than one transfer may have.
+    pub(crate) fn write(&self, chunk: &VerifiedChunk<'_>) -> Result<Working<'_>, Error> {
+        let mut working = self.begin();
+        match chunk.content {
+            ChunkContent::Piece { entry, offset, .. } | ChunkContent::Stream { entry, offset } => {
+                self.write_piece(entry, offset, chunk)?;
+            }
+            ChunkContent::Pack { .. } => {
+                self.make_slices(chunk, &mut working.small).inspect_err(|_| {
+                    // What is not in the journal is of no use to anybody.
+                    self.remove_all(&working.small);
+                })?;
+            }
         }
-        let mode = self.options.mode.then_some(entry.mode);
-        set_attributes_at(&self.root, &path, mtime, mode)
+        Ok(working)
     }
 
-    pub(crate) fn file_mode(&self, entry: &Entry<'_>) -> u32 {
-        if self.options.mode && entry.kind != EntryKind::Stream { entry.mode } else { self.default_file_mode }
+    fn write_piece(&self, index: EntryIndex, offset: u64, chunk: &VerifiedChunk<'_>) -> Result<(), Error> {
+        let Some(entry) = self.manifest.get(index) else { return Ok(()) };
+        let end = offset + chunk.bytes.len() as u64;
+        if self.options.size_max.is_some_and(|max| end > max) {
+            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+        }
+        let system = |errno| self.namer.error(&entry, errno);
+        let staged = self.staged(index, &entry).map_err(system)?;
+        self.put(&staged, offset, chunk).map_err(system)?;
+        if matches!(entry.kind, EntryKind::File { .. }) {
+            self.note_piece(staged.temp, offset, chunk.checksum)?;
+        }
+        Ok(())
     }
 
-    pub(crate) fn set_file_attributes(
-        &self,
-        fd: &OwnedFd,
-        entry: &Entry<'_>,
-        mode: bool,
-    ) -> Result<(), Errno> {
-        let mtime = (self.options.times && entry.kind != EntryKind::Stream).then_some(entry.mtime);
-        set_attributes(fd.as_fd(), mtime, mode.then(|| self.file_mode(entry)))
+    /// Writes the bytes of a chunk, and leaves holes where the sender has them.
+    fn put(&self, staged: &Staged, offset: u64, chunk: &VerifiedChunk<'_>) -> Result<(), Errno> {
+        let (fd, bytes) = (staged.fd.as_fd(), chunk.bytes);
+        let Some(extents) = chunk.extents else {
+            write_all_at(fd, bytes, offset)?;
+            self.stage.begin_writeback(fd, offset, bytes.len() as u64);
+            return Ok(());
+        };
+        if staged.dirty {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if rustix::fs::fallocate(fd, flags, offset, bytes.len() as u64).is_err() {
+                write_all_at(fd, bytes, offset)?;
+            }
+        }
+        extents.iter().try_for_each(|(at, len)| {
+            write_all_at(fd, &bytes[at as usize..(at + len) as usize], offset + u64::from(at))
+        })
+    }
+
+    fn note_piece(&self, temp: u32, offset: u64, checksum: Checksum) -> Result<(), Error> {
+        let piece = (offset / u64::from(self.one_chunk.bytes())) as u32;
+        self.stage.journal().append(&[Record::Piece { temp, piece, checksum }]).map_err(journal_error)
+    }
+
+    /// Makes the files of a pack, and notes them in the journal.
+    fn make_slices(&self, chunk: &VerifiedChunk<'_>, made: &mut Vec<Ready>) -> Result<(), Error> {
+        let mut rest = chunk.bytes;
+        let mut records = Vec::with_capacity(chunk.slices.len());
+        made.reserve(chunk.slices.len());
+        for (&(index, size), &checksum) in chunk.slices.iter().zip(chunk.slice_sums) {
+            let (bytes, after) = rest.split_at(size as usize);
+            rest = after;
+            let Some(entry) = self.manifest.get(index) else { continue };
+            let made_one = self.make_small(index, &entry, bytes);
+            let temp = made_one.map_err(|errno| self.namer.error(&entry, errno))?;
+            made.push(Ready { entry: index, temp });
+            let (identity, key) = (self.identity(index), self.key(&entry));
+            records.push(Record::Small { temp, identity, checksum, key });
+        }
+        self.stage.journal().append(&records).map_err(journal_error)
     }
 
     /// Writes a small file under a temporary name, complete with its attributes.
-    pub(crate) fn make_small(
-        &self,
-        index: EntryIndex,
-        entry: &Entry<'_>,
-        bytes: &[u8],
-    ) -> Result<u32, Errno> {
-        let mode = self.file_mode(entry);
+    fn make_small(&self, index: EntryIndex, entry: &Entry<'_>, bytes: &[u8]) -> Result<u32, Errno> {
+        let mode = self.namer.file_mode(entry);
         let (temp, fd) = self.stage.new_temp(self.part_of(index)?, mode)?;
-        // Creating it gave it this mode already, unless the umask took something away.
-        let set_mode = mode & !self.default_file_mode & 0o666 != 0 || mode & 0o111 != 0;
         write_all_at(fd.as_fd(), bytes, 0)
-            .and_then(|()| self.set_file_attributes(&fd, entry, set_mode))
+            .and_then(|()| self.namer.set_file_attributes(&fd, entry, self.namer.is_masked(mode)))
             .inspect_err(|_| self.stage.remove_temp(temp))?;
         Ok(temp)
     }
 
-    /// Does something in a folder; once more, if it may not, after
-    /// lending the folder what it lacks.
-    fn in_folder<T>(&self, folder: &[u8], mut work: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-        match work() {
-            Err(Errno::ACCESS) if self.stage.lend(folder)? => work(),
-            result => result,
+    fn remove_all(&self, small: &[Ready]) {
+        small.iter().for_each(|ready| self.stage.remove_temp(ready.temp));
+    }
+
+    /// Readies what has become complete by `working` for its name.
+    pub(crate) fn completed(&self, working: Working<'_>, completed: Completed) -> Result<(), Error> {
+        match completed {
+            // A pack that was given up while it was being written.
+            Completed::Nothing => self.remove_all(&working.small),
+            Completed::File(index) => self.ready_staged(index)?,
+            Completed::Pack(..) => lock(&self.ready).extend(&working.small),
+        }
+        Ok(())
+    }
+
+    /// Readies a file that was written piece by piece.
+    fn ready_staged(&self, index: EntryIndex) -> Result<(), Error> {
+        let Some(entry) = self.manifest.get(index) else { return Ok(()) };
+        let Some(staged) = self.unstage(index) else { return Ok(()) };
+        let set = self.namer.set_file_attributes(&staged.fd, &entry, true);
+        set.map_err(|errno| self.namer.error(&entry, errno))?;
+        lock(&self.ready).push(Ready { entry: index, temp: staged.temp });
+        Ok(())
+    }
+
+    /// Notes that a piece that an earlier transfer left is of the file that the sender has now.
+    pub(crate) fn confirm(
+        &self,
+        working: Working<'_>,
+        index: EntryIndex,
+        offset: u64,
+        checksum: Checksum,
+        completed: Completed,
+    ) -> Result<(), Error> {
+        let slot = lock(&self.open).get(&index).cloned();
+        let temp = slot.and_then(|slot| lock(&slot).as_ref().map(|staged| staged.temp));
+        // If that is all of the file, there is nothing more to remember.
+        if let (Some(temp), Completed::Nothing) = (temp, completed) {
+            self.note_piece(temp, offset, checksum)?;
+        }
+        self.completed(working, completed)
+    }
+
+    /// Drops what there is of a file that the sender has given up.
+    pub(crate) fn abandon(&self, index: EntryIndex) {
+        if let Some(staged) = self.unstage(index) {
+            self.stage.remove_temp(staged.temp);
         }
     }
 
-    /// Gives a complete file its name, without replacing anything that it was not told to.
-    pub(crate) fn give_name(
+    /// Makes everything written so far durable, and names what `is_proven`.
+    pub(crate) fn checkpoint(
         &self,
-        dirs: &mut Dirs,
+        is_proven: &dyn Fn(EntryIndex) -> bool,
+        named: &mut Named,
+    ) -> Result<(), Error> {
+        let over = self.working.read().unwrap_or_else(PoisonError::into_inner);
+        if *over {
+            return Ok(());
+        }
+        let open: Vec<_> = lock(&self.open).values().cloned().collect();
+        for slot in open {
+            let staged = lock(&slot).clone();
+            staged.map_or(Ok(()), |staged| self.stage.sync_file(staged.fd.as_fd()))?;
+        }
+        let proven = self.take_proven(is_proven, 1);
+        self.name_files(&proven, named)?;
+        self.namer.sync(&self.stage)?;
+        self.stage.sync_journal()
+    }
+
+    /// Gives the complete files that are proven their names, if there are enough of them.
+    pub(crate) fn name_proven(
+        &self,
+        is_proven: &dyn Fn(EntryIndex) -> bool,
+        named: &mut Named,
+    ) -> Result<(), Error> {
+        let _working = self.begin();
+        // Without syncs there is nothing to wait for.
+        let least = if self.options.durability == Durability::None { 1 } else { NAMING_BATCH };
+        let proven = self.take_proven(is_proven, least);
+        self.name_files(&proven, named)
+    }
+
+    /// Takes the files that are complete and proven, if they are at least so many.
+    fn take_proven(&self, is_proven: &dyn Fn(EntryIndex) -> bool, least: usize) -> Vec<Ready> {
+        let mut ready = lock(&self.ready);
+        let (proven, rest): (Vec<_>, Vec<_>) =
+            ready.iter().copied().partition(|ready| is_proven(ready.entry));
+        if proven.len() < least {
+            return Vec::new();
+        }
+        *ready = rest;
+        proven
+    }
+
+    /// Gives complete files their names, once they are synced.
+    fn name_files(&self, ready: &[Ready], named: &mut Named) -> Result<(), Error> {
+        let temps: Vec<_> = ready.iter().map(|ready| ready.temp).collect();
+        self.stage.sync_temps(&temps)?;
+        let mut dirs = Dirs::default();
+        for &Ready { entry: index, temp } in ready {
+            let Some(entry) = self.manifest.get(index) else { continue };
+            match self.namer.name_file(&self.stage, &mut dirs, index, &entry, temp) {
+                Ok(()) => named.files += 1,
+                Err(errno) => {
+                    self.keep_unnamed(&entry, temp, errno);
+                    named.fail(index, &entry, errno, naming_reason(errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a complete file that could not be given its name, unless the name itself is the
+    /// reason.
+    fn keep_unnamed(&self, entry: &Entry<'_>, temp: u32, errno: Errno) {
+        // The journal knows nothing of empty files and streams: nobody could continue them.
+        let is_journaled = matches!(entry.kind, EntryKind::File { size } if size > 0);
+        if is_journaled && !is_about_the_name(errno) {
+            self.unnamed.store(true, Ordering::Relaxed);
+        } else {
+            self.stage.remove_temp(temp);
+        }
+    }
+
+    /// Names everything of the `needed` entries that has no name yet, syncs, and takes the stage
+    /// away. From the first name on this cannot be undone.
+    pub(crate) fn finish(&self, needed: &[EntryIndex], named: &mut Named) -> Result<(), Error> {
+        let mut over = self.working.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ready = std::mem::take(&mut *lock(&self.ready));
+        for (index, entry) in self.entries(needed) {
+            self.ready_unwritten(index, &entry, &mut ready)
+                .map_err(|errno| self.namer.error(&entry, errno))?;
+        }
+        self.name_files(&ready, named)?;
+        // Directories get their attributes last, from the innermost out, because
+        // naming a file in one changes its time.
+        let mut dirs = Dirs::default();
+        for (index, entry) in self.entries(needed).rev() {
+            let made = match entry.kind {
+                EntryKind::Directory => self.namer.make_dir(&self.stage, &entry).map(|()| 0),
+                EntryKind::Link { target } => {
+                    let part = || self.part_of(index);
+                    self.namer.make_link(&self.stage, &mut dirs, index, &entry, target, part).map(|()| 1)
+                }
+                _ => continue,
+            };
+            match made {
+                Ok(files) => named.files += files,
+                Err(errno) => named.fail(index, &entry, errno, reason(errno)),
+            }
+        }
+        for (index, entry) in self.entries(&self.adjust) {
+            if let Err(errno) = self.namer.adjust(&mut dirs, &entry) {
+                let why = format!("setting its time and permissions: {}", reason(errno));
+                named.fail(index, &entry, errno, why);
+            }
+        }
+        let has_unnamed = self.unnamed.load(Ordering::Relaxed);
+        // They may be in folders of which the times are about to be set.
+        if !has_unnamed {
+            self.stage.remove_elsewhere();
+        }
+        for (index, entry) in self.entries(needed).rev() {
+            if entry.kind == EntryKind::Directory
+                && let Err(errno) = self.namer.set_dir_attributes(&self.stage, &entry)
+            {
+                named.fail(index, &entry, errno, reason(errno));
+            }
+        }
+        self.stage.give_back();
+        self.namer.sync(&self.stage)?;
+        if has_unnamed {
+            self.stage.sync_journal()?;
+        } else {
+            self.stage.remove();
+        }
+        *over = true;
+        Ok(())
+    }
+
+    /// Does the last work with files of which none gets a name, and takes the stage away.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`: then the stage stays.
+    pub(crate) fn consume<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let mut over = self.working.write().unwrap_or_else(PoisonError::into_inner);
+        let done = work()?;
+        self.stage.remove();
+        *over = true;
+        Ok(done)
+    }
+
+    fn entries<'a>(
+        &'a self,
+        indices: &'a [EntryIndex],
+    ) -> impl DoubleEndedIterator<Item = (EntryIndex, Entry<'a>)> {
+        indices.iter().filter_map(|&index| Some((index, self.manifest.get(index)?)))
+    }
+
+    /// Readies what is complete without a chunk of its own: an empty file, and a stream.
+    fn ready_unwritten(
+        &self,
         index: EntryIndex,
         entry: &Entry<'_>,
-        temp: u32,
+        ready: &mut Vec<Ready>,
     ) -> Result<(), Errno> {
-        let path = self.placement.of(entry.path);
-        let (from, temp) = (self.stage.folder_of(temp), self.stage.temp_name(temp));
-        let (folder, name) = split(&path);
-        let exception = self.exceptions.get(&index);
-        self.in_folder(folder, || {
-            let to = dirs.make(&self.root, folder)?;
-            match exception {
-                Some(exception) => rename_as(exception, from, &temp, to, name),
-                None => rename(from, temp.as_bytes(), to, name, false),
+        let temp = match entry.kind {
+            EntryKind::File { size: 0 } => self.make_small(index, entry, b"")?,
+            EntryKind::Stream => {
+                let staged = self.staged(index, entry)?;
+                self.unstage(index);
+                self.namer.set_file_attributes(&staged.fd, entry, true)?;
+                staged.temp
             }
-        })?;
-        self.named_any.store(true, Ordering::Relaxed);
-        let mut named_in = lock(&self.named_in);
-        note_with_ancestors(&mut named_in, folder);
-        Ok(())
-    }
-
-    pub(crate) fn make_link(
-        &self,
-        dirs: &mut Dirs,
-        index: EntryIndex,
-        path: &[u8],
-        target: &[u8],
-        mtime: Mtime,
-    ) -> Result<(), Errno> {
-        let (folder, name) = split(path);
-        let set_time = |folder: BorrowedFd<'_>, name: &[u8]| match self.options.times {
-            true => set_link_time(folder, name, mtime),
-            false => Ok(()),
+            _ => return Ok(()),
         };
-        self.in_folder(folder, || {
-            let folder_fd = dirs.make(&self.root, folder)?;
-            let Some(exception) = self.exceptions.get(&index) else {
-                rustix::fs::symlinkat(target, folder_fd, name)?;
-                return set_time(folder_fd, name);
-            };
-            let from = self.stage.folder(self.part_of(index)?);
-            let temp = format!("{}.link", self.stage.temp_name(index.0));
-            rustix::fs::symlinkat(target, from, &temp[..])?;
-            set_time(from, temp.as_bytes())
-                .and_then(|()| rename_as(exception, from, &temp, folder_fd, name))
-                .inspect_err(|_| {
-                    let _ = rustix::fs::unlinkat(from, &temp[..], AtFlags::empty());
-                })
-        })?;
-        note_with_ancestors(&mut lock(&self.named_in), folder);
+        ready.push(Ready { entry: index, temp });
         Ok(())
     }
 
-    pub(crate) fn finish_dir(&self, path: &[u8]) -> Result<(), Errno> {
-        self.in_folder(split(path).0, || self.root.make_dirs(path))?;
-        note_with_ancestors(&mut lock(&self.named_in), path);
-        Ok(())
+    /// Whether anything here is worth keeping for another attempt.
+    pub(crate) fn has_something(&self) -> bool {
+        // Not a stream, which cannot be continued: its beginning would have to be read again.
+        // If names have been given beneath a name of its own, the
+        // journal has to tell the next attempt so.
+        let begun = self.namer.placement().named().is_some() && self.namer.has_named();
+        begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
     }
 
-    pub(crate) fn set_dir_attributes(&self, path: &[u8], entry: &Entry<'_>) -> Result<(), Errno> {
-        let fd = self.in_folder(split(path).0, || {
-            self.root.open_at(path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
-        })?;
-        // A transfer carries nine bits. The others a folder has from whoever made it, or from the one
-        // above: a group's folder stays one.
-        let special = rustix::fs::fstat(&fd)?.st_mode & 0o7000;
-        set_open_attributes(
-            &fd,
-            self.options.times.then_some(entry.mtime),
-            self.options.mode.then_some(special | entry.mode),
-        )?;
-        if self.options.mode { self.stage.note_settled(path) } else { Ok(()) }
-    }
-
-    pub(crate) fn sync_names(&self) -> Result<(), Error> {
-        let dirs: Vec<_> = std::mem::take(&mut *lock(&self.named_in)).into_iter().collect();
-        self.stage.sync_dirs(&dirs)
-    }
-}
-
-/// Bytes of an entry that are not held yet.
-fn missing_bytes(machine: &Receiver, index: EntryIndex, entry: &Entry<'_>) -> u64 {
-    let one = u64::from(machine.table().one_chunk().bytes());
-    let Some((first, count)) = machine.table().chunks_of(index) else { return entry.size() };
-    let held = (0..count).filter(|piece| machine.has(ChunkIndex(first.0 + piece)));
-    held.fold(entry.size(), |left, piece| {
-        left.saturating_sub(one.min(entry.size().saturating_sub(u64::from(piece) * one)))
-    })
-}
-
-/// Moves a temporary file to where something else is, as it was decided for it.
-fn rename_as(
-    how: &Verdict,
-    from: BorrowedFd<'_>,
-    temp: &str,
-    to: BorrowedFd<'_>,
-    name: &[u8],
-) -> Result<(), Errno> {
-    if *how != Verdict::Renamed {
-        return rename(from, temp.as_bytes(), to, name, *how == Verdict::Replace);
-    }
-    for n in 1..NUMBERED_MAX {
-        match rename(from, temp.as_bytes(), to, &numbered(name, n), false) {
-            Err(Errno::EXIST) => {}
-            result => return result,
+    /// Leaves what can be continued to another attempt, and takes the stage away if there is nothing
+    /// to continue, or nothing of it can be trusted (`hopeless`); whether it stays.
+    pub(crate) fn give_up(&self, hopeless: bool) -> bool {
+        if hopeless || !self.has_something() {
+            self.stage.remove();
+            return false;
         }
+        self.stage.give_back();
+        true
     }
-    Err(Errno::EXIST)
+
+    /// Takes the stage away, with everything in it.
+    pub(crate) fn remove(&self) {
+        self.stage.remove();
+    }
+
+    /// Lets others have the journal.
+    pub(crate) fn unlock(&self) {
+        self.stage.journal().unlock();
+    }
+
+    /// Opens the file of `index`, which has been written and not readied, to read it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn open(&self, index: EntryIndex) -> Result<File, Error> {
+        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
+        let opened = self.staged(index, &entry).and_then(|staged| self.stage.open_temp(staged.temp));
+        opened.map(File::from).map_err(|errno| self.namer.error(&entry, errno))
+    }
+
+    /// Writes a whole file, and readies it for its name. The journal does not hear of it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn write_whole(&self, index: EntryIndex, bytes: &[u8]) -> Result<(), Error> {
+        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
+        let made = self.make_small(index, &entry, bytes);
+        let temp = made.map_err(|errno| self.namer.error(&entry, errno))?;
+        lock(&self.ready).push(Ready { entry: index, temp });
+        Ok(())
+    }
+
+    /// Writes a part of a file, of which the journal is not told.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn write_part(&self, index: EntryIndex, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
+        let written = self.staged(index, &entry).and_then(|staged| {
+            write_all_at(staged.fd.as_fd(), bytes, offset)?;
+            self.stage.begin_writeback(staged.fd.as_fd(), offset, bytes.len() as u64);
+            Ok(())
+        });
+        written.map_err(|errno| self.namer.error(&entry, errno))
+    }
+
+    /// Readies a file of which all parts have been written.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub(crate) fn complete(&self, index: EntryIndex) -> Result<(), Error> {
+        self.ready_staged(index)
+    }
 }
 
-/// Notes a folder, and those above it: any of them may be new.
-pub(crate) fn note_with_ancestors(folders: &mut BTreeSet<Vec<u8>>, folder: &[u8]) {
-    let mut folder = folder;
-    while folders.insert(folder.to_vec()) && !folder.is_empty() {
-        folder = split(folder).0;
-    }
+fn no_entry() -> Error {
+    Error::with_code(500, "there is no such entry")
 }

@@ -2,6 +2,7 @@
 //! given sockets, files and threads.
 
 pub(crate) mod alive;
+mod assembly;
 mod compare;
 mod compress;
 pub(crate) mod inquiry;
@@ -9,7 +10,9 @@ pub(crate) mod limits;
 pub(crate) mod prepare;
 mod preview;
 pub(crate) mod receive;
+mod report;
 pub(crate) mod send;
+mod sink;
 mod stream_receiver;
 pub(crate) mod streams;
 mod unpack;

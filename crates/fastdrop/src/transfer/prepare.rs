@@ -1,11 +1,9 @@
 //! What must be done before chunks can come: comparing, taking over what is held, making a stage.
 
 use crate::error::Error;
-use crate::lock::lock;
-use crate::observe::Observer;
 use crate::source::filter::Filter;
 use crate::stop::Stop;
-use crate::storage::journal::FileKey;
+use crate::storage::journal::{FileKey, LeftContent, Piece};
 use crate::storage::mounts::{Mounts, Refusal};
 use crate::storage::options::ReceiveOptions;
 use crate::storage::output::{OutputFile, OutputSink, changed, expect_one_file};
@@ -13,13 +11,13 @@ use crate::storage::placement::Placement;
 use crate::storage::recovery::{Busy, Leftovers};
 use crate::storage::root::{Dirs, Root};
 use crate::storage::stage::Stage;
-use crate::storage::writer::TransferWriter;
+use crate::storage::writer::{TransferWriter, WriterPlan};
 use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
 use crate::transfer::inquiry::Inquiry;
-use crate::transfer::receive::{ReceiveTransfer, Sink};
+use crate::transfer::sink::Sink;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Control, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
+    Completed, Control, Entry, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -35,7 +33,6 @@ pub(crate) struct Prepare<'a> {
     pub(crate) options: ReceiveOptions,
     /// The entries that are wanted.
     pub(crate) filter: Filter,
-    pub(crate) observer: Arc<Observer>,
     pub(crate) stop: Stop,
     /// None if the sender cannot be asked anything.
     pub(crate) inquiry: Option<Inquiry<'a>>,
@@ -43,7 +40,12 @@ pub(crate) struct Prepare<'a> {
 
 /// What a transfer has to do before its chunks can come.
 pub(crate) struct Prepared {
-    pub(crate) reception: Arc<ReceiveTransfer>,
+    pub(crate) machine: Receiver,
+    pub(crate) sink: Sink,
+    /// Entries that can have no place.
+    pub(crate) failed: BTreeMap<EntryIndex, Failed>,
+    /// BLAKE3 of small files that were held.
+    pub(crate) hashes: BTreeMap<EntryIndex, [u8; 32]>,
     /// SKIP, HELD and NEED.
     pub(crate) answer: Vec<Control>,
     /// Files that were there, or are left alone.
@@ -62,18 +64,7 @@ impl Prepare<'_> {
     /// `busy` hears the folder of every transfer under way beneath the root, and says whether it
     /// has made that end.
     pub(crate) fn run(self, busy: &mut dyn FnMut(&str) -> Result<Busy, Error>) -> Result<Prepared, Error> {
-        let Self {
-            manifest,
-            table,
-            algorithm,
-            root,
-            placement,
-            options,
-            filter,
-            observer,
-            stop,
-            mut inquiry,
-        } = self;
+        let Self { manifest, table, algorithm, root, placement, options, filter, stop, mut inquiry } = self;
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
             return Err(Error::with_code(413, "more bytes than one transfer may have here"));
         }
@@ -135,7 +126,6 @@ impl Prepare<'_> {
         };
         let compared = compared.inspect_err(|_| stage.iter().for_each(Stage::remove))?;
         let Compared { exceptions, adjust, failed: unplaced, skipped, left, bytes_skipped } = compared;
-        let mut bytes_resumed = 0;
         let mut stage = stage.map_or_else(begin, Ok)?;
         let mut failed =
             match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut machine)) {
@@ -146,8 +136,18 @@ impl Prepare<'_> {
                 }
             };
         failed.extend(unplaced);
-        let sink =
-            TransferWriter::new(Arc::clone(&root), placement, stage, mounts, options, exceptions, adjust);
+        let unpack = options.unpack;
+        let plan = WriterPlan {
+            manifest: Arc::clone(&manifest),
+            one_chunk,
+            root: Arc::clone(&root),
+            placement,
+            mounts,
+            options,
+            exceptions,
+            adjust,
+        };
+        let files = TransferWriter::new(plan, stage);
         let mut hashes = BTreeMap::new();
         let unknown = IdentityTable::default();
         // Only unfinished work is worth waiting for what the sender calls its files.
@@ -156,34 +156,86 @@ impl Prepare<'_> {
             None => Ok(&unknown),
         };
         let taken = identities.and_then(|identities| {
-            sink.take_over(leftovers, &mut machine, identities, algorithm, &mut hashes)
+            let needed: Vec<_> = match leftovers.is_empty() {
+                true => Vec::new(),
+                false => machine.needed_entries().collect(),
+            };
+            let mut count = |index, content: &LeftContent| count(&mut machine, index, content, &mut hashes);
+            files.take_over(leftovers, &needed, identities, algorithm, &mut count)
         });
-        match taken {
-            Ok(bytes) => bytes_resumed += bytes,
-            Err(error) => {
-                // What has been moved in already stays for another attempt.
-                if !sink.has_something() {
-                    sink.stage.remove();
-                }
-                return Err(error);
+        let bytes_resumed = taken.inspect_err(|_| {
+            // What has been moved in already stays for another attempt.
+            if !files.has_something() {
+                files.remove();
             }
-        }
+        })?;
         let answer = machine.answer();
-        if let Err(error) = sink.check_space(&sink.needed(&machine), manifest.bytes()) {
+        if let Err(error) = files.check_room(missing(&machine), manifest.bytes()) {
             // What an earlier transfer left was moved in here: it stays for when there is room.
             if bytes_resumed == 0 {
-                sink.stage.remove();
+                files.remove();
             }
             return Err(error);
         }
         if let Some(inquiry) = inquiry {
-            *lock(&sink.identities) = inquiry.into_identities();
+            files.set_identities(inquiry.into_identities());
         }
-        let reception =
-            ReceiveTransfer::new(machine, Sink::Files(Box::new(sink)), observer, stop, hashes, filter);
-        lock(&reception.failed).extend(failed);
-        Ok(Prepared { reception, answer, skipped, left, bytes_skipped, bytes_resumed })
+        let files = Box::new(files);
+        let sink = match unpack {
+            Some(unpack) => Sink::Archive(files, unpack, filter),
+            None => Sink::Files(files),
+        };
+        Ok(Prepared { machine, sink, failed, hashes, answer, skipped, left, bytes_skipped, bytes_resumed })
     }
+}
+
+/// Counts what an earlier transfer left of a file; whether that is all of it.
+fn count(
+    machine: &mut Receiver,
+    index: EntryIndex,
+    content: &LeftContent,
+    hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
+) -> bool {
+    match content {
+        LeftContent::Whole(checksum) => {
+            machine.skip(index, SkipReason::Held);
+            if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
+                hashes.insert(index, hash);
+            }
+            true
+        }
+        LeftContent::Pieces(pieces) => {
+            let Some((first, _)) = machine.table().chunks_of(index) else { return false };
+            let mut complete = false;
+            for (&piece, &Piece { checksum, claimed }) in pieces {
+                let chunk = ChunkIndex(first.0 + piece);
+                if claimed {
+                    machine.claim(chunk, &checksum);
+                } else {
+                    complete |= machine.hold(chunk, &checksum) == Completed::File(index);
+                }
+            }
+            complete
+        }
+    }
+}
+
+/// Bytes that are still to come, by entry.
+fn missing(machine: &Receiver) -> impl Iterator<Item = (EntryIndex, u64)> {
+    let one = u64::from(machine.table().one_chunk().bytes());
+    let missing_of = move |entry: &Entry<'_>, first: ChunkIndex, count: u32| {
+        let held = (0..count).filter(|piece| machine.has(ChunkIndex(first.0 + piece)));
+        held.fold(entry.size(), |left, piece| {
+            left.saturating_sub(one.min(entry.size().saturating_sub(u64::from(piece) * one)))
+        })
+    };
+    machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)).map(move |(index, entry)| {
+        let bytes = match machine.table().chunks_of(index) {
+            Some((first, count)) if entry.size() >= one => missing_of(&entry, first, count),
+            _ => entry.size(),
+        };
+        (index, bytes)
+    })
 }
 
 /// Prepares the transfer of one file into a pipe.
@@ -192,8 +244,6 @@ pub(crate) fn prepare_output(
     table: Table,
     algorithm: Algorithm,
     sink: Arc<OutputSink>,
-    observer: Arc<Observer>,
-    stop: Stop,
     mut inquiry: Inquiry<'_>,
 ) -> Result<Prepared, Error> {
     expect_one_file(&manifest)?;
@@ -229,9 +279,17 @@ pub(crate) fn prepare_output(
         bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
     }
     let answer = machine.answer();
-    let reception =
-        ReceiveTransfer::new(machine, Sink::Output(sink), observer, stop, BTreeMap::new(), Filter::default());
-    Ok(Prepared { reception, answer, skipped: 0, left: 0, bytes_skipped: 0, bytes_resumed })
+    Ok(Prepared {
+        machine,
+        sink: Sink::Output(sink),
+        failed: BTreeMap::new(),
+        hashes: BTreeMap::new(),
+        answer,
+        skipped: 0,
+        left: 0,
+        bytes_skipped: 0,
+        bytes_resumed,
+    })
 }
 
 /// Gives up the entries that would live where no temporary file can be.

@@ -7,7 +7,7 @@ use crate::storage::placement::Placement;
 use crate::storage::root::{Dirs, Root, split};
 use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
 use crate::transfer::prepare::Prepare;
-use crate::transfer::receive::shown_failures;
+use crate::transfer::report::shown_failures;
 use fastdrop_proto::fastdp::{Control, Done, EntryKind, Failed, Receiver, SkipReason};
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
@@ -55,7 +55,9 @@ impl Prepare<'_> {
             skipped -= adjust.iter().filter(|index| unowned.contains_key(index)).count() as u64;
             failed.extend(unowned);
         }
-        mounts.check_room_for_all(&root, &machine, &options)?;
+        let sizes = manifest.iter().filter(|&(index, _)| machine.is_needed(index));
+        let sizes = sizes.map(|(index, entry)| (index, entry.size()));
+        mounts.check_room_for_all(&root, sizes, manifest.bytes(), &options)?;
         let answer = machine.answer();
         let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
         let (failed, failed_count) = (shown_failures(failed.values()), failed.len() as u64);

@@ -4,25 +4,29 @@
 use crate::codec::archive::{Content, Member, MemberKind, read_tar_gz, read_zip};
 use crate::codec::decode::{DecodeError, expect_end, fill};
 use crate::error::Error;
-use crate::lock::lock;
-use crate::storage::io::write_all_at;
+use crate::observe::Observer;
+use crate::source::filter::Filter;
+use crate::stop::Stop;
 use crate::storage::mounts::Mounts;
-use crate::storage::options::Unpack;
+use crate::storage::namer::Named;
+use crate::storage::options::{ReceiveOptions, Unpack};
 use crate::storage::recovery::Busy;
 use crate::storage::root::Dirs;
-use crate::storage::writer::{Ready, TransferWriter};
+use crate::storage::writer::TransferWriter;
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::prepare::{Prepare, Prepared};
-use crate::transfer::receive::{ReceiveTransfer, Sink};
+use crate::transfer::report;
+use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, RelPath, Table,
+    Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, Receiver, RelPath,
+    Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::io::BufReader;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Up to here a file is written in one go.
 const SMALL_MAX: u64 = 1 << 20;
@@ -31,68 +35,85 @@ const HASHED_AT_ONCE: usize = 64 << 10;
 /// Bytes of all paths and targets in an archive.
 const NAMES_MAX: usize = 256 << 20;
 
-impl ReceiveTransfer {
+/// An archive that has arrived, to be unpacked.
+pub(super) struct Unpacking<'a> {
+    pub(super) archive: &'a TransferWriter,
+    pub(super) unpack: Unpack,
+    /// The entries that are wanted of its contents.
+    pub(super) filter: &'a Filter,
+    pub(super) observer: &'a Observer,
+    pub(super) stop: &'a Stop,
+    /// Says whether nobody wants it any more.
+    pub(super) is_ending: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What has become of the contents of an archive.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) done: Done,
+    /// What was listed and is not in the archive.
+    pub(super) unlisted: Vec<Failed>,
+}
+
+/// The archive itself: the only entry of its transfer.
+const ARCHIVE: EntryIndex = EntryIndex(0);
+
+impl Unpacking<'_> {
     /// Unpacks what has arrived as an archive, names what was in it, and takes the archive away.
-    pub(crate) fn unpack(&self, sink: &TransferWriter, unpack: Unpack) -> Result<(), Error> {
-        let index = EntryIndex(0);
-        let Some(entry) = self.manifest.get(index) else { return Ok(()) };
-        let staged = sink.staged(index, &entry).map_err(|errno| sink.system(&entry, errno))?;
-        let failed = |error: std::io::Error| Error::with_code(500, format!("the archive: {error}"));
-        let archive = || -> Result<File, Error> {
-            let mut file = File::from(staged.fd.try_clone().map_err(failed)?);
-            file.seek(SeekFrom::Start(0)).map_err(failed)?;
-            Ok(file)
-        };
-        let (manifest, hashes) = self.contents(sink, unpack, archive()?)?;
+    pub(super) fn run(&self) -> Result<Unpacked, Error> {
+        self.archive.consume(|| self.unpack())
+    }
+
+    fn unpack(&self) -> Result<Unpacked, Error> {
+        let (manifest, hashes) = self.contents(self.archive.open(ARCHIVE)?)?;
         let manifest = Arc::new(manifest);
         let table = Table::new(&manifest, ChunkSize::COMMON)
             .map_err(|error| Error::with_code(413, error.to_string()))?;
-        let placement = sink.placement.of_contents(&manifest)?;
+        let placement = self.archive.placement().of_contents(&manifest)?;
         let missing = self.filter.missing(manifest.iter().map(|(_, entry)| entry.path));
         let failed = |(path, message): (&[u8], String)| Failed { path: path.to_vec(), code: 404, message };
-        *lock(&self.unlisted) = missing.into_iter().map(failed).collect();
-        let mut options = sink.options.clone();
-        options.unpack = None;
+        let unlisted = missing.into_iter().map(failed).collect();
+        let options = self.archive.options();
         let prepare = Prepare {
-            manifest,
+            manifest: Arc::clone(&manifest),
             table,
-            algorithm: self.algorithm,
-            root: Arc::clone(&sink.root),
+            // Nobody sends them: they are checked by the archive.
+            algorithm: Algorithm::None,
+            root: Arc::clone(self.archive.root()),
             placement,
-            options,
+            options: ReceiveOptions { unpack: None, ..options.clone() },
             filter: self.filter.clone(),
-            observer: Arc::clone(&self.observer),
             stop: self.stop.clone(),
-            inquiry: sink.options.check.then(|| Inquiry::of_archive(hashes)),
+            inquiry: options.check.then(|| Inquiry::of_archive(hashes)),
         };
         // What is locked is somebody else's, or this archive.
         let prepared = prepare.run(&mut |_| Ok(Busy::Known))?;
-        let Prepared { reception, skipped, left, .. } = prepared;
-        let Sink::Files(inner) = &reception.sink else { return Ok(()) };
-        let unpacked = self.extract(&reception, inner, unpack, archive()?);
-        let finished = unpacked.and_then(|()| reception.finish_files(inner));
+        let Prepared { machine, sink, mut failed, skipped, left, .. } = prepared;
+        let Some(files) = sink.files() else { return Err(Error::with_code(500, "contents without files")) };
+        let needed: Vec<_> = machine.needed_entries().collect();
+        let mut named = Named::default();
+        let unpacked = self.extract(&manifest, &machine, files);
+        let finished = unpacked.and_then(|()| files.finish(&needed, &mut named));
         // The journal knows nothing of what was unpacked: the next attempt unpacks it again.
-        inner.stage.remove();
+        files.remove();
         finished?;
-        *lock(&self.unpacked) = Some(Done { skipped, left, ..reception.report() });
-        sink.stage.remove();
-        Ok(())
+        self.observer.files_done.fetch_add(named.files, Ordering::Relaxed);
+        for (index, why) in named.failed {
+            failed.entry(index).or_insert(why);
+        }
+        let done = Done { skipped, left, ..report::count(&machine, &failed) };
+        Ok(Unpacked { done, unlisted })
     }
 
     /// The members of the archive, once all of it has been looked at: names that lead nowhere else,
     /// sizes that there is room for. With the BLAKE3 of its files, if contents are to be compared.
-    fn contents(
-        &self,
-        sink: &TransferWriter,
-        unpack: Unpack,
-        file: File,
-    ) -> Result<(Manifest, HashMap<EntryIndex, [u8; 32]>), Error> {
+    fn contents(&self, file: File) -> Result<(Manifest, HashMap<EntryIndex, [u8; 32]>), Error> {
         let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
         let mut members = Vec::new();
         let (mut bytes, mut names) = (0_u64, 0);
         let (mut mounts, mut dirs) = (Mounts::default(), Dirs::default());
-        let members_max = unpack.members_max;
-        each(unpack, file, &mut |member, content| {
+        let members_max = self.unpack.members_max;
+        each(self.unpack, file, &mut |member, content| {
             self.may_go_on()?;
             names += member.path.len();
             if let MemberKind::Link(target) = &member.kind {
@@ -108,11 +129,18 @@ impl ReceiveTransfer {
             }
             bytes = bytes.saturating_add(member.size());
             // All of it is checked once it is known; this ends early what is far too large.
-            let place = sink.placement.of(path);
+            let place = self.archive.placement().of(path);
             mounts
-                .check_room(&sink.root, &sink.options, &mut dirs, &place, member.size(), bytes)
+                .check_room(
+                    self.archive.root(),
+                    self.archive.options(),
+                    &mut dirs,
+                    &place,
+                    member.size(),
+                    bytes,
+                )
                 .map_err(DecodeError::Failed)?;
-            let is_compared = sink.options.check && matches!(member.kind, MemberKind::File(_));
+            let is_compared = self.archive.options().check && matches!(member.kind, MemberKind::File(_));
             let hash = if is_compared { Some(self.hash(content)?) } else { None };
             members.push((member.clone(), hash));
             Ok(())
@@ -155,23 +183,16 @@ impl ReceiveTransfer {
     }
 
     /// Writes the files of the archive that are needed, each under a temporary name.
-    fn extract(
-        &self,
-        inner: &ReceiveTransfer,
-        sink: &TransferWriter,
-        unpack: Unpack,
-        file: File,
-    ) -> Result<(), Error> {
+    fn extract(&self, manifest: &Manifest, machine: &Receiver, files: &TransferWriter) -> Result<(), Error> {
         let mut buffer = vec![0; SMALL_MAX as usize];
-        each(unpack, file, &mut |member, content| {
+        each(self.unpack, self.archive.open(ARCHIVE)?, &mut |member, content| {
             self.may_go_on()?;
-            let found = RelPath::new(&member.path).ok().and_then(|path| inner.manifest.find(path));
+            let found = RelPath::new(&member.path).ok().and_then(|path| manifest.find(path));
             let Some((index, entry)) = found else {
                 return Err(DecodeError::Failed(Error::with_code(500, "the archive changed")));
             };
-            let needed = lock(&inner.machine).is_needed(index);
-            if needed && matches!(entry.kind, EntryKind::File { size } if size > 0) {
-                inner.extract_file(sink, index, &entry, content, &mut buffer)?;
+            if machine.is_needed(index) && matches!(entry.kind, EntryKind::File { size } if size > 0) {
+                self.extract_file(files, index, content, &mut buffer)?;
             }
             Ok(())
         })?;
@@ -180,36 +201,27 @@ impl ReceiveTransfer {
 
     fn extract_file(
         &self,
-        sink: &TransferWriter,
+        files: &TransferWriter,
         index: EntryIndex,
-        entry: &Entry<'_>,
         content: &mut Content<'_>,
         buffer: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let system = |errno| DecodeError::Failed(sink.system(entry, errno));
-        let count = fill(content, buffer)?;
+        let mut count = fill(content, buffer)?;
         if (count as u64) < SMALL_MAX {
-            let temp = sink.make_small(index, entry, &buffer[..count]).map_err(system)?;
-            lock(&sink.ready).push(Ready { entry: index, temp });
-            return Ok(());
+            return files.write_whole(index, &buffer[..count]).map_err(DecodeError::Failed);
         }
-        let staged = sink.staged(index, entry).map_err(system)?;
-        let (mut at, mut count) = (0, count);
+        let mut at = 0;
         while count > 0 {
             self.may_go_on()?;
-            write_all_at(staged.fd.as_fd(), &buffer[..count], at).map_err(system)?;
-            sink.stage.begin_writeback(staged.fd.as_fd(), at, count as u64);
+            files.write_part(index, at, &buffer[..count]).map_err(DecodeError::Failed)?;
             at += count as u64;
             count = fill(content, buffer)?;
         }
-        lock(&sink.open).remove(&index);
-        sink.set_file_attributes(&staged.fd, entry, true).map_err(system)?;
-        lock(&sink.ready).push(Ready { entry: index, temp: staged.temp });
-        Ok(())
+        files.complete(index).map_err(DecodeError::Failed)
     }
 
     fn may_go_on(&self) -> Result<(), DecodeError> {
-        if self.stop.is_stopped() || lock(&self.error).is_some() {
+        if self.stop.is_stopped() || (self.is_ending)() {
             return Err(DecodeError::Failed(Error::Interrupted));
         }
         Ok(())

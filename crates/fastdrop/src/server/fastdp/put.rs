@@ -15,7 +15,8 @@ use crate::storage::recovery::Busy;
 use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::limits::grantable;
-use crate::transfer::prepare::{Prepare, Prepared};
+use crate::transfer::prepare::Prepare;
+use crate::transfer::receive::{ReceiveLimits, ReceiveTransfer};
 use fastdrop_proto::fastdp::{
     Capability, Control, Do, Existing, Grant, Header, Manifest, ManifestBuilder, Table,
 };
@@ -58,10 +59,10 @@ impl Serving<'_> {
             let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
             let (manifest, placement) = (Arc::clone(&manifest), placement.clone());
             let options = self.receive_options(&grant);
-            let prepare = self.prepare(manifest, table, placement, options, inquiry, Arc::clone(&observer));
+            let prepare = self.prepare(manifest, table, placement, options, inquiry);
             prepare.run(&mut busy)
         });
-        let Prepared { reception, answer, .. } = match prepared {
+        let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 let _ = self.connection.send_control(&Control::Refuse(error.refusal()));
@@ -69,12 +70,15 @@ impl Serving<'_> {
                 return Err(error);
             }
         };
-        reception.set_turns(&self.context.turns);
-        reception.set_transcript(self.transcript(&server_json, &grant_json));
+        let answer = std::mem::take(&mut prepared.answer);
+        let transcript = self.transcript(&server_json, &grant_json);
+        let limits = ReceiveLimits { rate_max: None, turns: Some(Arc::clone(&self.context.turns)) };
+        let stop = &self.context.stop;
+        let reception = ReceiveTransfer::new(prepared, transcript, self.connection, limits, &observer, stop);
         let registered =
             self.context.registry.add(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
         drop(preparing);
-        let _session = registered.map_err(|error| reception.end_with(error));
+        let _session = registered.map_err(|error| reception.fail(error));
         // If the answer does not reach the client, the first read will say so.
         let _ = self.connection.send_controls(&answer);
         let done = reception.run(reader, &|| {})?;
@@ -95,7 +99,7 @@ impl Serving<'_> {
         let inquiry = if packed { inquiry.without_contents() } else { inquiry };
         let receive = ReceiveOptions { unpack: None, ..receive };
         let previewed = with_alive(self.connection, || {
-            self.prepare(manifest, table, placement, receive, inquiry, Arc::default()).preview()
+            self.prepare(manifest, table, placement, receive, inquiry).preview()
         });
         match previewed {
             Ok(preview) => {
@@ -193,7 +197,6 @@ impl Serving<'_> {
         placement: Placement,
         options: ReceiveOptions,
         inquiry: Inquiry<'a>,
-        observer: Arc<Observer>,
     ) -> Prepare<'a> {
         Prepare {
             manifest,
@@ -203,7 +206,6 @@ impl Serving<'_> {
             placement,
             options,
             filter: Filter::default(),
-            observer,
             stop: self.context.stop.clone(),
             inquiry: Some(inquiry),
         }
@@ -223,7 +225,7 @@ impl Serving<'_> {
         if !wanted {
             return Ok(Busy::Known);
         }
-        older.end_with(Error::with_code(409, "a newer connection has taken this transfer over"));
+        older.fail(Error::with_code(409, "a newer connection has taken this transfer over"));
         if !older.wait_over(TAKE_OVER_TIMEOUT) {
             // It is syncing what it has: the next attempt finds that in place.
             return Err(Error::with_code(503, "an earlier attempt at this is still finishing"));
