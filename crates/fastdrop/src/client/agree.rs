@@ -5,11 +5,14 @@ use crate::client::Client;
 use crate::context::client::connect::{Upgraded, new_key};
 use crate::context::client::options::Compress;
 use crate::error::Error;
-use crate::net::connection::{Connection, Ended, FrameReader};
-use crate::transfer::send::offer;
+use crate::net::connection::{Connection, Ended};
+use crate::net::frames::FrameReader;
+use crate::transfer::manifest::offer;
+use crate::transfer::setup::Agreement;
 use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{
-    self, Capability, Control, Do, Grant, Header, Links, Manifest, Open, Streams, UpgradeRequest, Version,
+    self, Capability, Control, Do, Grant, Header, Links, Manifest, Open, Streams, Transcript, UpgradeRequest,
+    Version,
 };
 use fastdrop_proto::units::ChunkSize;
 use std::sync::Arc;
@@ -63,6 +66,28 @@ impl Client {
             client_json: client[4..].to_vec(),
             open_json: open[8..].to_vec(),
         })
+    }
+
+    /// Puts together what has been agreed; `grant_json` is the JSON of `grant`.
+    pub(super) fn agreement(
+        &self,
+        agreed: &Agreed,
+        grant: &Grant,
+        grant_json: &[u8],
+        one_chunk: ChunkSize,
+    ) -> Agreement {
+        let Agreed { reader, server_json, client_json, open_json, .. } = agreed;
+        Agreement {
+            control: Arc::clone(reader.connection()),
+            grant: grant.clone(),
+            transcript: Transcript::new(client_json, open_json, server_json, grant_json),
+            one_chunk,
+            checksum: self.context.options.checksum,
+            rtt: self.context.rtt(),
+            turns: None,
+            observer: Arc::clone(&self.context.observer),
+            stop: self.context.stop.clone(),
+        }
     }
 
     /// Opens one more data stream of `transfer`.

@@ -1,7 +1,6 @@
 //! Gets and lists.
 
 use crate::client::agree::read_grant;
-use crate::client::manifest::read_manifest;
 use crate::client::{Client, ENTRIES_MAX};
 use crate::context::client::destination::Destination;
 use crate::context::client::destination::GetPlace;
@@ -21,11 +20,12 @@ use crate::storage::recovery::Busy;
 use crate::storage::root::Root;
 use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
+use crate::transfer::layout::{cut, expect_header};
+use crate::transfer::manifest::{ManifestRules, read_manifest};
 use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
-use crate::transfer::receive::{ReceiveLimits, ReceiveTransfer};
 use fastdrop_proto::fastdp::{
     self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
-    ManifestBuilder, Open, Place, RelPath, Table, Transcript,
+    ManifestBuilder, Open, Place, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl Client {
         let (grant, grant_json) = read_grant(&mut agreed.reader)?;
         self.check_grant(&grant)?;
         let builder = ManifestBuilder::new(ENTRIES_MAX).with_long_paths(grant.has(Capability::LongPaths));
-        let (manifest, mut left_out) = read_manifest(&mut agreed.reader, builder)?;
+        let (manifest, mut left_out) = read_manifest(&mut agreed.reader, ManifestRules::new(builder, true))?;
         let manifest = Arc::new(manifest);
         let filter = &self.context.options.filter;
         let is_wanted = |entry: &&LeftOutEntry| {
@@ -142,12 +142,8 @@ impl Client {
         if one_chunk > ChunkSize::COMMON {
             return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
         }
-        let table =
-            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
-        if agreed.server.full_size != manifest.bytes() || agreed.server.full_chunk != u64::from(table.count())
-        {
-            return Err(Error::with_code(400, "the server's header contradicts its manifest"));
-        }
+        let table = cut(&manifest, one_chunk)?;
+        expect_header(&agreed.server, &manifest, &table)?;
         let files = manifest.iter().filter(|(_, entry)| entry.kind != EntryKind::Directory).count() as u64;
         self.context.observer.files_total.store(files, Ordering::Relaxed);
         tally.congestion = agreed.reader.connection().congestion();
@@ -220,11 +216,8 @@ impl Client {
         let Prepared { skipped, left, bytes_skipped, bytes_resumed, .. } = prepared;
         tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
         let answer = std::mem::take(&mut prepared.answer);
-        let transcript =
-            Transcript::new(&agreed.client_json, &agreed.open_json, &agreed.server_json, &grant_json);
-        let limits = ReceiveLimits { rate_max: self.context.options.bytes_per_second_max, turns: None };
-        let (observer, stop) = (&self.context.observer, &self.context.stop);
-        let reception = ReceiveTransfer::new(prepared, transcript, &connection, limits, observer, stop);
+        let rate_max = self.context.options.bytes_per_second_max;
+        let reception = self.agreement(&agreed, &grant, &grant_json, one_chunk).receive(prepared, rate_max);
         self.context.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));

@@ -1,12 +1,12 @@
 //! Lists.
 
 use crate::client::agree::read_grant;
-use crate::client::manifest::read_manifest;
 use crate::client::{Client, ENTRIES_MAX};
 use crate::context::client::flags::{Action, Request};
 use crate::context::client::summary::{Listed, Listing};
 use crate::error::Error;
 use crate::legacy::fastdownloader;
+use crate::transfer::manifest::{ManifestRules, read_manifest};
 use fastdrop_proto::fastdp::{Capability, Do, Failed, Header, LeftOutEntry, ManifestBuilder};
 use fastdrop_proto::units::ChunkSize;
 
@@ -22,8 +22,10 @@ impl Client {
             let mut agreed =
                 self.agree(self.open(Do::List)?, &Header::new(ChunkSize::COMMON, 0, 0, ""), None)?;
             let (grant, _) = read_grant(&mut agreed.reader)?;
-            let (manifest, left_out) =
-                read_manifest(&mut agreed.reader, ManifestBuilder::for_list(ENTRIES_MAX))?;
+            let (manifest, left_out) = read_manifest(
+                &mut agreed.reader,
+                ManifestRules::new(ManifestBuilder::for_list(ENTRIES_MAX), true),
+            )?;
             agreed.reader.connection().close();
             let entries = manifest.iter().map(|(_, entry)| Listed::new(&entry)).collect();
             let failed = left_out.entries.into_iter().filter(|entry| !entry.policy);

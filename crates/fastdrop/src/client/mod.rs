@@ -3,7 +3,6 @@
 mod agree;
 mod get;
 mod list;
-mod manifest;
 mod preview;
 mod put;
 mod put_legacy;

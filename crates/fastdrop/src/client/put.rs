@@ -15,11 +15,11 @@ use crate::source::tree::SourceTree;
 use crate::source::walk::{WalkOptions, Walked, walk};
 use crate::storage::root::split;
 use crate::transfer::alive::with_alive;
-use crate::transfer::limits::{data_streams_from, flying_max, grantable};
-use crate::transfer::send::{Opener, SendOptions, SendTransfer};
+use crate::transfer::layout::{cut, wanted_chunk};
+use crate::transfer::send::Opener;
+use crate::transfer::setup::Outgoing;
 use fastdrop_proto::fastdp::{
-    Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, Sender,
-    SenderConfig, SkipReason, Table, Transcript,
+    Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, SkipReason,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::{BTreeSet, HashSet};
@@ -56,10 +56,6 @@ pub struct PutOptions {
 fn has_several_tops(manifest: &Manifest) -> bool {
     let first = manifest.get(EntryIndex(0)).map(|entry| entry.path.top());
     manifest.iter().any(|(_, entry)| Some(entry.path.top()) != first)
-}
-
-fn cores() -> u16 {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16)
 }
 
 /// Why a link was not sent.
@@ -193,12 +189,6 @@ impl From<PutFailure> for Error {
             }
         }
     }
-}
-
-/// The chunk size that suits a manifest; `streamed` if its size is not known.
-fn wanted_chunk(manifest: &Manifest, streamed: bool) -> ChunkSize {
-    let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-    ChunkSize::for_file_size(if streamed { 1 << 30 } else { largest.max(manifest.bytes() / 16) })
 }
 
 impl Client {
@@ -338,7 +328,7 @@ impl Client {
     ) -> Result<(Agreed, Grant, Vec<u8>), PutFailure> {
         self.context.observer.set_phase(Phase::Connecting);
         let manifest = &offer.walked.manifest;
-        let table = Table::new(manifest, wanted).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let table = cut(manifest, wanted)?;
         let name =
             manifest.get(EntryIndex(0)).map(|entry| crate::shown(entry.path.top())).unwrap_or_default();
         let header = Header::new(wanted, table.count(), manifest.bytes(), &name);
@@ -462,8 +452,7 @@ impl Client {
         if one_chunk > wanted {
             return Err(Error::with_code(400, "the server raises OneChunk").into());
         }
-        let table =
-            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
+        let table = cut(&manifest, one_chunk)?;
         if let Input::Archive { contents, .. } = input
             && !grant.has(Capability::LongPaths)
             && !contents.long_paths().is_empty()
@@ -481,44 +470,19 @@ impl Client {
             .into());
         }
         offer.place = grant.place;
-        let rtt = self.context.rtt();
-        let config = SenderConfig {
-            streams: self.context.options.streams,
-            granted: grantable(grant.streams, one_chunk),
-            cores: cores(),
-            loss_tolerant: agreed.reader.connection().is_loss_tolerant(),
-            rtt,
-            checkpoint: grant.checkpoint,
-            data_streams_from: data_streams_from(self.context.options.streams, rtt, manifest.len()),
-            flying_max: flying_max(rtt, one_chunk),
-            identity: grant.has(Capability::Identity),
-            proof: grant.has(Capability::Proof),
-            content: grant.has(Capability::Content),
-            ..SenderConfig::default()
-        };
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
-        let mut machine =
-            Sender::new(config, Arc::clone(&manifest), table, self.context.options.checksum, Instant::now());
-        machine.set_transcript(Transcript::new(
-            &agreed.client_json,
-            &agreed.open_json,
-            &agreed.server_json,
-            &grant_json,
-        ));
-        let transmission = SendTransfer::new(
-            machine,
-            Arc::clone(&offer.tree),
-            offer.identities.clone(),
-            &grant,
-            SendOptions {
-                compress: self.compress()?,
-                rate_max: self.context.options.bytes_per_second_max,
-                keeps_rate: true,
-            },
-            Arc::clone(&self.context.observer),
-            self.context.stop.clone(),
-        );
+        let outgoing = Outgoing {
+            tree: Arc::clone(&offer.tree),
+            manifest: Arc::clone(&manifest),
+            table,
+            identities: offer.identities.clone(),
+            streams: self.context.options.streams,
+            compress: self.compress()?,
+            rate_max: self.context.options.bytes_per_second_max,
+            keeps_rate: true,
+        };
+        let transmission = self.agreement(&agreed, &grant, &grant_json, one_chunk).send(outgoing);
         tally.kept = grant.keeps_archive;
         if let Some(read) = input.open()? {
             // Nobody joins this thread: a read of standard input cannot be called back.

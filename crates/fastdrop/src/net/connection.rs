@@ -1,58 +1,22 @@
-//! A connection in the blocking plane: whole frames in, whole frames out.
+//! A connection in the blocking plane, over whatever carries its bytes.
 
 use crate::error::Error;
+use crate::net::stream::{PlainStream, Stream, TICK};
+use crate::net::tuning::SMALL_BUFFER_RTT;
 use crate::stop::Stoppable;
-use fastdrop_proto::fastdp::{Control, FrameHeader, FrameKind};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::RecvFlags;
-use std::io::{IoSlice, Read, Write};
-use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::IoSlice;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A blocked call returns this often, so that its thread can look around.
-const TICK: Duration = Duration::from_secs(1);
 /// A peer that neither sends nor takes a byte for so long is taken for gone.
 pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
-/// Below this round trip the path is a local one.
-const LOCAL_RTT: Duration = Duration::from_millis(5);
-
-/// On a local path CUBIC costs a fraction of BBR's CPU.
-const SHORT_PATH_CONGESTION: &str = "cubic";
-/// On a long path BBR goes on through losses.
-const LONG_PATH_CONGESTION: &str = "bbr";
-
-/// Socket buffers on the shortest paths, in bytes: what is under way stays in the processor's
-/// caches between sender and receiver.
-const SMALL_BUFFER: usize = 256 << 10;
-/// Below this round trip small buffers carry 512 MB/s a stream and more;
-/// above it they would be what limits.
-pub(crate) const SMALL_BUFFER_RTT: Duration = Duration::from_micros(500);
-
-/// Readies a socket that will connect to `address`, or listen on
-/// it: what is accepted inherits this.
-///
-/// A connection that begins with BBR is paced by the kernel for good, also after it was told to
-/// use another algorithm, and on a loopback path its timers cost a tenth of the time. Long paths
-/// begin with what the system prefers.
-pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
-    if address.to_canonical().is_loopback() {
-        // It only helps; where the kernel refuses it, the bytes move all the same.
-        let _ = rustix::net::sockopt::set_tcp_congestion(socket, SHORT_PATH_CONGESTION);
-    }
-}
-
-/// Has the kernel reset a connection when its last descriptor
-/// goes, or end it in good order as usual.
-///
-/// Where a protocol has no words, an end in good order is its only sign of success. So whatever
-/// ends such a connection before that, a process that dies among them, has to reset it.
-pub(crate) fn reset_on_close(socket: &impl AsFd, reset: bool) {
-    // Only what is no socket would refuse.
-    let _ = socket2::SockRef::from(socket).set_linger(reset.then_some(Duration::ZERO));
-}
+/// The longest that a peer has for reading the last words before a connection goes.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LINGER_TICK: Duration = Duration::from_millis(200);
 
 /// How a wait for bytes ended without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +27,8 @@ pub(crate) enum Ended {
     Broken(String),
     /// Nothing came for too long.
     Silent,
+    /// What came was not complete at the deadline.
+    Late,
     /// This end was told to stop.
     Stopped,
 }
@@ -73,6 +39,7 @@ impl From<Ended> for Error {
             Ended::Closed => Error::Network("the peer closed the connection too early".into()),
             Ended::Broken(why) => Error::Network(format!("the connection broke: {why}")),
             Ended::Silent => Error::Network("the peer has been silent for too long".into()),
+            Ended::Late => Error::Network("the peer has been too slow".into()),
             Ended::Stopped => Error::Interrupted,
         }
     }
@@ -87,11 +54,10 @@ pub(crate) enum SendFileError {
     Ended(Ended),
 }
 
-/// One TCP connection. Any thread may send whole frames; one
-/// thread reads, through a [`FrameReader`].
+/// One connection. Any thread may send whole messages; one thread reads.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: TcpStream,
+    stream: Box<dyn Stream>,
     writing: Mutex<()>,
     stopped: AtomicBool,
     /// A call has reported that the peer reset it. The system says so once; later
@@ -108,23 +74,8 @@ pub(crate) struct Connection {
 impl Connection {
     /// Takes over a connected socket, with the options that file streams want.
     pub(crate) fn new(socket: TcpStream, rtt: Duration) -> std::io::Result<Self> {
-        socket.set_nonblocking(false)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(TICK))?;
-        socket.set_write_timeout(Some(TICK))?;
-        // What follows only helps; a kernel that refuses it moves the bytes all the same.
-        let algorithm = if rtt < LOCAL_RTT { SHORT_PATH_CONGESTION } else { LONG_PATH_CONGESTION };
-        let _ = rustix::net::sockopt::set_tcp_congestion(&socket, algorithm);
-        if rtt < SMALL_BUFFER_RTT {
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SMALL_BUFFER);
-            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SMALL_BUFFER);
-        }
-        let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
-        let _ = rustix::net::sockopt::set_tcp_keepidle(&socket, Duration::from_secs(20));
-        let _ = rustix::net::sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10));
-        let _ = rustix::net::sockopt::set_tcp_keepcnt(&socket, 4);
         Ok(Self {
-            socket,
+            stream: Box::new(PlainStream::new(socket, rtt)?),
             writing: Mutex::new(()),
             stopped: AtomicBool::new(false),
             was_reset: AtomicBool::new(false),
@@ -141,7 +92,7 @@ impl Connection {
 
     /// The congestion control in use.
     pub(crate) fn congestion(&self) -> String {
-        rustix::net::sockopt::tcp_congestion(&self.socket).unwrap_or_default()
+        self.stream.congestion()
     }
 
     /// Whether it keeps its rate through losses that are not congestion.
@@ -152,35 +103,29 @@ impl Connection {
     /// Ends it: blocked calls of other threads return.
     pub(crate) fn close(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.stream.shutdown(Shutdown::Both);
     }
 
     /// Ends it with a reset: the peer is not to take it for the end of what was sent.
     pub(crate) fn reset(&self) {
-        let _ = socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        self.stream.reset_on_close(true);
         self.stopped.store(true, Ordering::SeqCst);
     }
 
     /// Resets it now, whoever else still has it.
     pub(crate) fn reset_now(&self) {
         self.reset();
-        let _ = rustix::net::connect_unspec(&self.socket);
+        self.stream.reset_now();
     }
 
     /// Has it reset when it goes, or ended in good order.
     pub(crate) fn reset_on_close(&self, reset: bool) {
-        reset_on_close(&self.socket, reset);
+        self.stream.reset_on_close(reset);
     }
 
     /// Has a blocked write end as soon as there is something to read.
     pub(crate) fn stop_at_answer(&self) {
         self.stops_at_answer.store(true, Ordering::SeqCst);
-    }
-
-    /// There is something to read, or the end of it.
-    fn has_input(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&now)) != Ok(0)
     }
 
     /// The peer has reset it, as far as reads and writes have told.
@@ -196,15 +141,12 @@ impl Connection {
     /// The peer has ended it or its own direction, also if bytes
     /// from before that are still to be read.
     pub(crate) fn peer_has_left(&self) -> bool {
-        let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(ended)
+        self.stream.peer_has_left()
     }
 
     /// Says that nothing more will be sent.
     pub(crate) fn finish_writing(&self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
+        self.stream.shutdown(Shutdown::Write);
     }
 
     /// Gives the peer a moment to read the last frame: closing with
@@ -222,29 +164,44 @@ impl Connection {
 
     /// Reads and drops what comes, until the peer has ended or two seconds are over.
     pub(crate) fn drain(&self) {
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + LINGER_MAX;
         let mut rest = [0u8; 16 << 10];
-        let _ = self.socket.set_read_timeout(Some(Duration::from_millis(200)));
         while Instant::now() < until {
-            match rustix::net::recv(&self.socket, &mut rest, RecvFlags::empty()) {
-                Ok((0, _)) => return,
-                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            if !self.stream.comes_within(LINGER_TICK) {
+                continue;
+            }
+            match self.stream.read(&mut rest, false) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if is_pause(&error) => {}
                 Err(_) => return,
             }
         }
     }
 
-    /// Sends one control frame.
-    pub(crate) fn send_control(&self, control: &Control) -> Result<(), Ended> {
-        self.send(&mut [IoSlice::new(&control.encode())], usize::MAX, |_| Duration::ZERO)
+    /// Reads into `buffer`: what there is, at least one byte, or with `all` until it is full, the
+    /// peer has ended, or a moment has passed. 0 at the end.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; [`Self::waited`] decides about it.
+    pub(super) fn read(&self, buffer: &mut [u8], all: bool) -> std::io::Result<usize> {
+        let count = self.stream.read(buffer, all)?;
+        self.received.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
     }
 
-    /// Sends several control frames.
-    pub(crate) fn send_controls(&self, controls: &[Control]) -> Result<(), Ended> {
-        controls.iter().try_for_each(|control| self.send_control(control))
+    /// Returns true if this end has been told to stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Sends `parts`, which are whole frames, at most `piece_max` bytes at once; `pace` hears of
+    /// Returns true if bytes, or the end of them, come within `patience`.
+    pub(super) fn comes_within(&self, patience: Duration) -> bool {
+        self.stream.comes_within(patience)
+    }
+
+    /// Sends `parts`, which are whole messages, at most `piece_max` bytes at once; `pace` hears of
     /// what is about to go and says how long to wait first, and of 0 bytes when some have gone.
     pub(crate) fn send(
         &self,
@@ -257,11 +214,11 @@ impl Connection {
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             let piece = if piece_max == usize::MAX {
-                (&self.socket).write_vectored(parts)
+                self.stream.write(parts)
             } else {
                 let first = &parts[0][..parts[0].len().min(piece_max)];
                 self.pause(pace(first.len()));
-                (&self.socket).write(first)
+                self.stream.write(&[IoSlice::new(first)])
             };
             match piece {
                 Ok(0) => return Err(Ended::Broken("it takes nothing more".into())),
@@ -293,7 +250,7 @@ impl Connection {
         while offset < end {
             let count = usize::try_from(end - offset).unwrap_or(usize::MAX).min(piece_max);
             self.pause(pace(count));
-            match rustix::fs::sendfile(&self.socket, file, Some(&mut offset), count) {
+            match self.stream.send_file(file, &mut offset, count) {
                 Ok(0) => break,
                 Ok(_) => {
                     moved_at = Instant::now();
@@ -319,14 +276,14 @@ impl Connection {
     /// Decides about a write that could not go on, as [`Self::waited`].
     fn waited_to_write(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
         self.waited(error, moved_at)?;
-        if self.stops_at_answer.load(Ordering::SeqCst) && self.has_input() {
+        if self.stops_at_answer.load(Ordering::SeqCst) && self.stream.comes_within(Duration::ZERO) {
             return Err(Ended::Broken("the peer has answered before everything was sent".into()));
         }
         Ok(())
     }
 
     /// Decides whether a call that brought nothing is worth repeating.
-    fn waited(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
+    pub(super) fn waited(&self, error: &std::io::Error, moved_at: Instant) -> Result<(), Ended> {
         use std::io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
         if self.stopped.load(Ordering::SeqCst) {
             return Err(Ended::Stopped);
@@ -348,142 +305,12 @@ impl Stoppable for Connection {
     /// Has reading end with [`Ended::Stopped`], while a last frame can still be sent.
     fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        let _ = self.socket.shutdown(Shutdown::Read);
+        self.stream.shutdown(Shutdown::Read);
     }
 }
 
-/// The next `left` bytes of a connection.
-#[derive(Debug)]
-pub(crate) struct Payload<'a> {
-    reader: &'a mut FrameReader,
-    left: u64,
-    /// How the connection ended, if it did so too early.
-    pub(crate) ended: Option<Ended>,
-}
-
-impl<'a> Payload<'a> {
-    pub(crate) fn new(reader: &'a mut FrameReader, left: u64) -> Self {
-        Self { reader, left, ended: None }
-    }
-}
-
-impl Read for Payload<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        match self.reader.read_some(&mut buffer[..most]) {
-            Ok(count) if count > 0 => {
-                self.left -= count as u64;
-                Ok(count)
-            }
-            ended => {
-                self.ended = Some(ended.err().unwrap_or_else(|| Ended::Broken("it ended too early".into())));
-                Err(std::io::ErrorKind::UnexpectedEof.into())
-            }
-        }
-    }
-}
-
-/// Reads frames from a connection.
-#[derive(Debug)]
-pub(crate) struct FrameReader {
-    connection: std::sync::Arc<Connection>,
-    /// Bytes that came with the handshake.
-    early: Vec<u8>,
-    early_at: usize,
-}
-
-impl FrameReader {
-    /// Reads what follows `early`, bytes that were read before.
-    pub(crate) fn new(connection: std::sync::Arc<Connection>, early: Vec<u8>) -> Self {
-        Self { connection, early, early_at: 0 }
-    }
-
-    /// The connection.
-    pub(crate) fn connection(&self) -> &std::sync::Arc<Connection> {
-        &self.connection
-    }
-
-    /// Fills `buffer`; [`Ended::Closed`] only before its first byte.
-    pub(crate) fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Ended> {
-        let early = &self.early[self.early_at..];
-        let mut filled = early.len().min(buffer.len());
-        buffer[..filled].copy_from_slice(&early[..filled]);
-        self.early_at += filled;
-        let mut moved_at = Instant::now();
-        while filled < buffer.len() {
-            match rustix::net::recv(&self.connection.socket, &mut buffer[filled..], RecvFlags::WAITALL) {
-                Ok((0, _)) if self.connection.stopped.load(Ordering::SeqCst) => return Err(Ended::Stopped),
-                Ok((0, _)) if filled == 0 => return Err(Ended::Closed),
-                Ok((0, _)) => return Err(Ended::Broken("it ended inside a frame".into())),
-                Ok((count, _)) => {
-                    self.connection.received.fetch_add(count as u64, Ordering::Relaxed);
-                    filled += count;
-                    moved_at = Instant::now();
-                }
-                Err(errno) => self.connection.waited(&errno.into(), moved_at)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads what there is, at least one byte; 0 only at the end.
-    pub(crate) fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, Ended> {
-        if self.early_at < self.early.len() {
-            let count = buffer.len().min(self.early.len() - self.early_at);
-            self.fill(&mut buffer[..count])?;
-            return Ok(count);
-        }
-        let moved_at = Instant::now();
-        loop {
-            match rustix::net::recv(&self.connection.socket, &mut *buffer, RecvFlags::empty()) {
-                Ok((0, _)) if self.connection.stopped.load(Ordering::SeqCst) => return Err(Ended::Stopped),
-                Ok((count, _)) => {
-                    self.connection.received.fetch_add(count as u64, Ordering::Relaxed);
-                    return Ok(count);
-                }
-                Err(errno) => self.connection.waited(&errno.into(), moved_at)?,
-            }
-        }
-    }
-
-    /// Whether bytes, or the end of them, come within `patience`.
-    pub(crate) fn comes_within(&self, patience: Duration) -> bool {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
-        self.early_at < self.early.len()
-            || poll(&mut [PollFd::new(&self.connection.socket, PollFlags::IN)], Some(&timeout)) != Ok(0)
-    }
-
-    /// The next frame's header.
-    pub(crate) fn header(&mut self) -> Result<FrameHeader, Error> {
-        let mut bytes = [0; FrameHeader::LEN];
-        self.fill(&mut bytes)?;
-        Ok(FrameHeader::decode(bytes)?)
-    }
-
-    /// The control frame that `header` began. Its size was checked with its type.
-    pub(crate) fn control(&mut self, kind: u32, size: u32) -> Result<Control, Error> {
-        Ok(Control::decode(kind, &self.payload(size)?)?)
-    }
-
-    /// The payload of a control frame.
-    pub(crate) fn payload(&mut self, size: u32) -> Result<Vec<u8>, Error> {
-        let mut payload = vec![0; size as usize];
-        match self.fill(&mut payload) {
-            Err(Ended::Closed) => Err(Ended::Broken("it ended inside a frame".into()).into()),
-            Err(ended) => Err(ended.into()),
-            Ok(()) => Ok(payload),
-        }
-    }
-
-    /// The next frame, which must be a control frame.
-    pub(crate) fn next_control(&mut self) -> Result<Control, Error> {
-        let header = self.header()?;
-        match header.kind {
-            FrameKind::Control(kind) => self.control(kind, header.size),
-            _ => Err(Error::with_code(400, "a chunk where none can be")),
-        }
-    }
+/// Returns true for an error that only says that nothing came, or could go, for a moment.
+fn is_pause(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
 }

@@ -1,6 +1,6 @@
 //! Listening sockets.
 
-use crate::net::connection::prepare_socket;
+use crate::net::tuning::prepare_socket;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 
 /// Ports that are tried before none is found that is free on all addresses.

@@ -2,7 +2,7 @@
 //! fastdp the upgrade, the header and the first frame, within a deadline.
 
 use crate::legacy::fastdp1;
-use crate::net::connection::reset_on_close;
+use crate::net::tuning::reset_on_close;
 use crate::protocol::Protocol;
 use crate::server::accepted::{Accepted, Handshake, Upgraded};
 use crate::server::dispatch::Dispatcher;

@@ -1,8 +1,8 @@
 //! Accepting connections, and taking them through their beginning.
 
 use crate::lock::lock;
-use crate::net::connection::reset_on_close;
 use crate::net::listen::canonical;
+use crate::net::tuning::reset_on_close;
 use crate::server::accepted::Accepted;
 use crate::server::dispatch::Dispatcher;
 use crate::server::{handshake, http};

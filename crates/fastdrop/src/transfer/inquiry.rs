@@ -1,7 +1,7 @@
 //! What a receiver has to know of the sender before it can answer a manifest.
 
 use crate::error::Error;
-use crate::net::connection::FrameReader;
+use crate::net::frames::FrameReader;
 use fastdrop_proto::fastdp::{Capability, Control, Grant, IdentityTable, Manifest};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::HashMap;

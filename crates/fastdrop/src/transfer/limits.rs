@@ -1,6 +1,6 @@
 //! How much of what one transfer takes: streams, chunks under way, bytes of a frame.
 
-use crate::net::connection::SMALL_BUFFER_RTT;
+use crate::net::tuning::SMALL_BUFFER_RTT;
 use fastdrop_proto::fastdp::Streams;
 use fastdrop_proto::units::ChunkSize;
 use std::time::Duration;

@@ -3,7 +3,8 @@
 use crate::admission::turns::{PATIENCE, Turn, Turns};
 use crate::error::Error;
 use crate::lock::lock;
-use crate::net::connection::{Connection, Ended, FrameReader};
+use crate::net::connection::{Connection, Ended};
+use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::{Observer, Phase};
 use crate::stop::{Stop, Stoppable};
@@ -67,16 +68,16 @@ impl ReceiveTransfer {
     pub(crate) fn new(
         prepared: Prepared,
         transcript: Transcript,
-        control: &Arc<Connection>,
+        control: Arc<Connection>,
         limits: ReceiveLimits,
-        observer: &Arc<Observer>,
-        stop: &Stop,
+        observer: Arc<Observer>,
+        stop: Stop,
     ) -> Arc<Self> {
         Arc::new(Self {
-            assembly: Assembly::new(prepared, transcript, Arc::clone(observer), stop.clone()),
-            observer: Arc::clone(observer),
-            stop: stop.clone(),
-            control: Arc::clone(control),
+            assembly: Assembly::new(prepared, transcript, Arc::clone(&observer), stop.clone()),
+            observer,
+            stop,
+            control,
             throttle: limits.rate_max.map(Throttle::new),
             turns: limits.turns,
             course: Mutex::new(Course { state: State::Running, data: Vec::new(), has_left: false }),

@@ -3,7 +3,8 @@
 use crate::admission::turns::{Turn, Turns};
 use crate::error::Error;
 use crate::lock::lock;
-use crate::net::connection::{Connection, Ended, FrameReader};
+use crate::net::connection::{Connection, Ended};
+use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::{Clock, Clocks, Observer, Phase};
 use crate::source::identity::Identities;
@@ -11,18 +12,17 @@ use crate::source::reader::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces, Unr
 use crate::source::tree::SourceTree;
 use crate::stop::{Stop, Stoppable};
 use crate::transfer::compress::ChunkCompressor;
-use crate::transfer::limits::MANIFEST_PART;
 use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
     Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
-    LeftOut, Manifest, Outcome, Refuse, Sender, Spent, StreamId,
+    Manifest, Outcome, Refuse, Sender, Spent, StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
 use std::io::{IoSlice, Read};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest that a thread waits without looking around.
@@ -51,18 +51,20 @@ pub(crate) struct SendTransfer {
     /// An error of reading the stream entry.
     input_error: Mutex<Option<Error>>,
     /// Turns that streams on the shortest paths take with those of other transfers.
-    turns: OnceLock<Arc<Turns>>,
+    turns: Option<Arc<Turns>>,
     pub(crate) joins: StreamQueue,
 }
 
 /// How a transfer is sent.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct SendOptions {
     pub(crate) compress: Compress,
     /// Bytes a second that are sent, or taken, at most.
     pub(crate) rate_max: Option<u64>,
     /// Whether it is this end that keeps to that.
     pub(crate) keeps_rate: bool,
+    /// Turns that streams on the shortest paths take with those of other transfers.
+    pub(crate) turns: Option<Arc<Turns>>,
 }
 
 impl SendOptions {
@@ -84,21 +86,6 @@ pub(crate) enum Opener<'a> {
     Connect(&'a (dyn Fn() -> Result<DataStream, Error> + Sync)),
     /// Sends MORE; the stream comes through [`SendTransfer::joins`].
     Ask,
-}
-
-/// Sends the frames that offer a manifest, and what is left out of it.
-pub(crate) fn offer(
-    connection: &Connection,
-    manifest: &Manifest,
-    left_out: Vec<LeftOut>,
-) -> Result<(), Ended> {
-    for part in manifest.parts(MANIFEST_PART) {
-        connection.send_control(&Control::Manifest(part.to_vec()))?;
-    }
-    for part in left_out {
-        connection.send_control(&Control::LeftOut(part))?;
-    }
-    connection.send_control(&Control::ManifestEnd(manifest.end()))
 }
 
 impl SendTransfer {
@@ -132,14 +119,9 @@ impl SendTransfer {
             abandoned: Mutex::default(),
             hashes: Mutex::default(),
             input_error: Mutex::default(),
-            turns: OnceLock::new(),
+            turns: options.turns,
             joins: StreamQueue::default(),
         })
-    }
-
-    /// Has streams on the shortest paths take turns with those of other transfers.
-    pub(crate) fn set_turns(&self, turns: &Arc<Turns>) {
-        let _ = self.turns.set(Arc::clone(turns));
     }
 
     /// The machine.
@@ -430,7 +412,7 @@ impl SendTransfer {
             chunk: ReadChunk::default(),
             compressor: ChunkCompressor::new(self.compress, self.rate_max, connection.is_shortest()),
         };
-        let mut turn = Turn::new(self.turns.get().filter(|_| connection.is_shortest()).cloned());
+        let mut turn = Turn::new(self.turns.as_ref().filter(|_| connection.is_shortest()).cloned());
         loop {
             let mut machine = self.machine();
             let action = loop {

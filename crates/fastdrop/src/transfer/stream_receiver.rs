@@ -2,7 +2,8 @@
 
 use crate::codec::decode::zstd_exact;
 use crate::error::Error;
-use crate::net::connection::{Ended, FrameReader};
+use crate::net::connection::Ended;
+use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::storage::writer::VerifiedChunk;
 use crate::transfer::assembly::{Arriving, Assembly, Fault};

@@ -1,7 +1,8 @@
 //! Data streams that join a transfer.
 
 use crate::admission::permit::ConnectionPermit;
-use crate::net::connection::{Connection, FrameReader};
+use crate::net::connection::Connection;
+use crate::net::frames::FrameReader;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 

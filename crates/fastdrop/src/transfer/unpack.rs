@@ -14,12 +14,12 @@ use crate::storage::recovery::Busy;
 use crate::storage::root::Dirs;
 use crate::storage::writer::TransferWriter;
 use crate::transfer::inquiry::Inquiry;
+use crate::transfer::layout::cut;
 use crate::transfer::prepare::{Prepare, Prepared};
 use crate::transfer::report;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
     Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, Receiver, RelPath,
-    Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::HashMap;
@@ -67,8 +67,7 @@ impl Unpacking<'_> {
     fn unpack(&self) -> Result<Unpacked, Error> {
         let (manifest, hashes) = self.contents(self.archive.open(ARCHIVE)?)?;
         let manifest = Arc::new(manifest);
-        let table = Table::new(&manifest, ChunkSize::COMMON)
-            .map_err(|error| Error::with_code(413, error.to_string()))?;
+        let table = cut(&manifest, ChunkSize::COMMON)?;
         let placement = self.archive.placement().of_contents(&manifest)?;
         let missing = self.filter.missing(manifest.iter().map(|(_, entry)| entry.path));
         let failed = |(path, message): (&[u8], String)| Failed { path: path.to_vec(), code: 404, message };

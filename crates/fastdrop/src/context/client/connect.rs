@@ -2,7 +2,8 @@
 
 use crate::context::client::ClientContext;
 use crate::error::Error;
-use crate::net::connection::{Connection, prepare_socket};
+use crate::net::connection::Connection;
+use crate::net::tuning::prepare_socket;
 use crate::random::random;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;

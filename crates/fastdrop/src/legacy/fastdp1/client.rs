@@ -9,7 +9,8 @@ use crate::context::client::summary::Delivery;
 use crate::error::Error;
 use crate::legacy::sending::{refused_by_reset, send_all, send_part};
 use crate::legacy::source_file::{SourceFile, changed};
-use crate::net::connection::{Connection, Ended, FrameReader};
+use crate::net::connection::{Connection, Ended};
+use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use fastdrop_proto::fastdp::v1::{

@@ -2,7 +2,8 @@
 
 use crate::admission::permit::ConnectionPermit;
 use crate::lock::lock;
-use crate::net::connection::{Connection, FrameReader};
+use crate::net::connection::Connection;
+use crate::net::frames::FrameReader;
 use crate::stop::Stop;
 use fastdrop_proto::fastdp::v1::{Arrival, ArrivalNumber, Handover, Header, TransferNumber};
 use std::collections::BTreeMap;

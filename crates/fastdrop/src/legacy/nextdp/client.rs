@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::legacy::sending::{send_all, send_paced, send_part};
 use crate::legacy::source_file::SourceFile;
 use crate::lock::lock;
-use crate::net::connection::FrameReader;
+use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::random::random;

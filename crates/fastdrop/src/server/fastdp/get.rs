@@ -2,7 +2,7 @@
 
 use crate::context::server::registry::Transfer;
 use crate::error::Error;
-use crate::net::connection::FrameReader;
+use crate::net::frames::FrameReader;
 use crate::observe::Observer;
 use crate::random::random;
 use crate::server::fastdp::Serving;
@@ -14,14 +14,14 @@ use crate::source::reader::Unreadable;
 use crate::source::tree::SourceTree;
 use crate::source::walk::{WalkOptions, Walked, walk};
 use crate::transfer::alive::with_alive;
-use crate::transfer::limits::{data_streams_from, flying_max, grantable};
-use crate::transfer::send::{Opener, SendOptions, SendTransfer, offer};
-use fastdrop_proto::fastdp::{
-    Archive, Capability, Control, Header, LeftOut, Links, Manifest, Sender, SenderConfig, Streams, Table,
-};
+use crate::transfer::layout::{cut, wanted_chunk};
+use crate::transfer::limits::grantable;
+use crate::transfer::manifest::offer;
+use crate::transfer::send::Opener;
+use crate::transfer::setup::Outgoing;
+use fastdrop_proto::fastdp::{Archive, Capability, Control, Header, LeftOut, Links, Manifest, Streams};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, TransferId};
 use std::sync::Arc;
-use std::time::Instant;
 
 impl Serving<'_> {
     pub(super) fn get(&self, reader: FrameReader) -> Result<(), Error> {
@@ -42,14 +42,10 @@ impl Serving<'_> {
             Some((manifest, input)) => (manifest, Identities::default(), Some(input)),
             None => (manifest, identities, None),
         };
-        let largest = manifest.iter().map(|(_, entry)| entry.size()).max().unwrap_or(0);
-        let largest = if input.is_some() { 1 << 30 } else { largest };
-        let one_chunk = ChunkSize::for_file_size(largest.max(manifest.bytes() / 16))
-            .min(chunk_max)
-            .min(ChunkSize::COMMON);
-        let table = match Table::new(&manifest, one_chunk) {
+        let one_chunk = wanted_chunk(&manifest, input.is_some()).min(chunk_max).min(ChunkSize::COMMON);
+        let table = match cut(&manifest, one_chunk) {
             Ok(table) => table,
-            Err(error) => return self.refuse(Error::with_code(413, error.to_string())),
+            Err(error) => return self.refuse(error),
         };
         let name = crate::shown(&self.open.path);
         let server_json = self.answer(&Header::new(one_chunk, table.count(), manifest.bytes(), &name))?;
@@ -72,29 +68,17 @@ impl Serving<'_> {
         }
         offer(self.connection, &manifest, left_out)?;
         let streams = if self.open.adapt { Streams::Auto } else { Streams::Fixed(self.open.streams) };
-        let config = SenderConfig {
+        let outgoing = Outgoing {
+            tree,
+            manifest,
+            table,
+            identities,
             streams,
-            granted: reserved.streams,
-            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64) as u16),
-            rtt: self.rtt,
-            loss_tolerant: self.connection.is_loss_tolerant(),
-            checkpoint: grant.checkpoint,
-            data_streams_from: data_streams_from(streams, self.rtt, manifest.len()),
-            flying_max: flying_max(self.rtt, one_chunk),
-            identity: grant.has(Capability::Identity),
-            proof: grant.has(Capability::Proof),
-            content: grant.has(Capability::Content),
-            ..SenderConfig::default()
+            compress: self.open.compress,
+            rate_max: self.open.rate_max,
+            keeps_rate: false,
         };
-        let mut machine =
-            Sender::new(config, Arc::clone(&manifest), table, self.open.checksum, Instant::now());
-        machine.set_transcript(self.transcript(&server_json, &grant_json));
-        let observer = Arc::new(Observer::default());
-        let stop = self.context.stop.clone();
-        let (compress, rate_max) = (self.open.compress, self.open.rate_max);
-        let options = SendOptions { compress, rate_max, keeps_rate: false };
-        let transmission = SendTransfer::new(machine, tree, identities, &grant, options, observer, stop);
-        transmission.set_turns(&self.context.turns);
+        let transmission = self.agreement(grant, &server_json, &grant_json, one_chunk).send(outgoing);
         let registered =
             self.context.registry.add(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
         let _session = match registered {

@@ -3,7 +3,7 @@
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::registry::Transfer;
 use crate::error::Error;
-use crate::net::connection::FrameReader;
+use crate::net::frames::FrameReader;
 use crate::server::fastdp::Serving;
 use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{Control, Header};

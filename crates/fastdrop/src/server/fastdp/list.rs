@@ -5,7 +5,7 @@ use crate::random::random;
 use crate::server::fastdp::Serving;
 use crate::server::fastdp::request::{failed, look, requested};
 use crate::storage::root::Root;
-use crate::transfer::send::offer;
+use crate::transfer::manifest::offer;
 use fastdrop_proto::fastdp::{
     Entry, EntryKind, Header, LeftOut, LeftOutEntry, Manifest, ManifestBuilder, PathError, RelPath,
 };

@@ -9,8 +9,10 @@ mod request;
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
 use crate::error::Error;
-use crate::net::connection::{Connection, FrameReader};
+use crate::net::connection::Connection;
+use crate::net::frames::FrameReader;
 use crate::server::accepted::Handshake;
+use crate::transfer::setup::Agreement;
 use fastdrop_proto::fastdp::{Control, Do, Grant, Header, Open, Transcript};
 use fastdrop_proto::units::{ChunkSize, TransferId};
 use std::sync::Arc;
@@ -116,7 +118,24 @@ impl Serving<'_> {
         Ok(frame[8..].to_vec())
     }
 
-    pub(super) fn transcript(&self, server_json: &[u8], grant_json: &[u8]) -> Transcript {
-        Transcript::new(self.client_json, self.open_json, server_json, grant_json)
+    /// Puts together what has been agreed; the JSON is that of this end's header and of `grant`.
+    pub(super) fn agreement(
+        &self,
+        grant: Grant,
+        server_json: &[u8],
+        grant_json: &[u8],
+        one_chunk: ChunkSize,
+    ) -> Agreement {
+        Agreement {
+            control: Arc::clone(self.connection),
+            transcript: Transcript::new(self.client_json, self.open_json, server_json, grant_json),
+            one_chunk,
+            checksum: grant.checksum,
+            rtt: self.rtt,
+            turns: Some(Arc::clone(&self.context.turns)),
+            observer: Arc::default(),
+            stop: self.context.stop.clone(),
+            grant,
+        }
     }
 }

@@ -2,8 +2,7 @@
 
 use crate::context::server::registry::Transfer;
 use crate::error::Error;
-use crate::net::connection::FrameReader;
-use crate::observe::Observer;
+use crate::net::frames::FrameReader;
 use crate::random::random;
 use crate::server::fastdp::Serving;
 use crate::source::archive::{expect_archive, offered};
@@ -14,18 +13,17 @@ use crate::storage::placement::Placement;
 use crate::storage::recovery::Busy;
 use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
+use crate::transfer::layout::{cut, expect_header};
 use crate::transfer::limits::grantable;
+use crate::transfer::manifest::{ManifestRules, read_manifest};
 use crate::transfer::prepare::Prepare;
-use crate::transfer::receive::{ReceiveLimits, ReceiveTransfer};
 use fastdrop_proto::fastdp::{
     Capability, Control, Do, Existing, Grant, Header, Manifest, ManifestBuilder, Table,
 };
 use fastdrop_proto::units::{ChunkSize, TransferId};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a manifest may take altogether.
-const MANIFEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long an older transfer may take to leave when a newer one takes it over.
 const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,7 +51,6 @@ impl Serving<'_> {
         let reserved = self.context.buffers.reserve(wanted, one_chunk.bytes());
         let grant = self.grant(id, reserved.streams, placement.kind());
         let grant_json = self.send_grant(&grant)?;
-        let observer = Arc::new(Observer::default());
         let prepared = with_alive(self.connection, || {
             let mut busy = |folder: &str| self.take_over(folder, &manifest, &placement);
             let inquiry = Inquiry::new(&mut reader, &grant, &manifest);
@@ -71,10 +68,7 @@ impl Serving<'_> {
             }
         };
         let answer = std::mem::take(&mut prepared.answer);
-        let transcript = self.transcript(&server_json, &grant_json);
-        let limits = ReceiveLimits { rate_max: None, turns: Some(Arc::clone(&self.context.turns)) };
-        let stop = &self.context.stop;
-        let reception = ReceiveTransfer::new(prepared, transcript, self.connection, limits, &observer, stop);
+        let reception = self.agreement(grant, &server_json, &grant_json, one_chunk).receive(prepared, None);
         let registered =
             self.context.registry.add(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
         drop(preparing);
@@ -141,13 +135,10 @@ impl Serving<'_> {
         if let (Some(kind), Do::Preview, true) = (archive, self.open.r#do, options.keep_archive) {
             manifest = offered(&manifest, kind).map_err(|error| Error::with_code(400, error.to_string()))?;
         }
-        let table =
-            Table::new(&manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))?;
-        let said = (self.client.full_size, self.client.full_chunk);
-        let is = (manifest.bytes(), u64::from(table.count()));
+        let table = cut(&manifest, one_chunk)?;
         let comparable = self.client.one_chunk == u64::from(one_chunk.bytes());
-        if self.open.r#do == Do::Put && comparable && said != is {
-            return Err(Error::with_code(400, "the header contradicts the manifest"));
+        if self.open.r#do == Do::Put && comparable {
+            expect_header(self.client, &manifest, &table)?;
         }
         if archive.is_some() && self.open.r#do == Do::Put {
             expect_archive(&manifest)?;
@@ -234,26 +225,12 @@ impl Serving<'_> {
     }
 
     fn read_manifest(&self, reader: &mut FrameReader) -> Result<Manifest, Error> {
-        let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(400, error.to_string());
-        let until = Instant::now() + MANIFEST_TIMEOUT;
-        let mut builder = ManifestBuilder::new(self.context.options.entries_max)
+        let builder = ManifestBuilder::new(self.context.options.entries_max)
             .with_long_paths(self.open.has(Capability::LongPaths));
-        loop {
-            if Instant::now() > until {
-                return Err(Error::with_code(408, "the manifest did not come in time"));
-            }
-            match reader.next_control()? {
-                Control::Manifest(part) => builder.handle_part(&part).map_err(bad)?,
-                Control::ManifestEnd(end) => {
-                    let manifest = builder.handle_end(&end).map_err(bad)?;
-                    if manifest.is_empty() {
-                        return Err(Error::with_code(400, "an empty manifest"));
-                    }
-                    return Ok(manifest);
-                }
-                Control::Alive => {}
-                _ => return Err(Error::with_code(400, "something else where the manifest must be")),
-            }
+        let (manifest, _) = read_manifest(reader, ManifestRules::new(builder, false))?;
+        if manifest.is_empty() {
+            return Err(Error::with_code(400, "an empty manifest"));
         }
+        Ok(manifest)
     }
 }
