@@ -5,10 +5,7 @@
 use arbitrary::Arbitrary;
 use fastdrop_fuzz::{CHUNK, Shape, sum};
 use fastdrop_proto::checksum::Checksum;
-use fastdrop_proto::fastdp::{
-    Action, ChunkContent, Control, Done, Held, NeedTotals, Outcome, Proven, Receiver, Refuse, Sender,
-    SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table,
-};
+use fastdrop_proto::fastdp::{Action, ChunkContent, Control, Done, Held, NeedTotals, Outcome, Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table, Code};
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
 use libfuzzer_sys::fuzz_target;
 use std::collections::{BTreeMap, BTreeSet};
@@ -222,7 +219,7 @@ fuzz_target!(|input: Input| {
                     Said::Checkpointed => Control::Checkpointed,
                     Said::Abandoned(entry) => Control::Abandoned(EntryIndex((*entry).into())),
                     Said::Done => Control::Done(Done::default()),
-                    Said::Refuse => Control::Refuse(Refuse { code: 400, message: "x".into(), paths: vec![] }),
+                    Said::Refuse => Control::Refuse(Refuse { code: Code::BadRequest, message: "x".into(), paths: vec![] }),
                     Said::Alive => Control::Alive,
                     Said::Compare(first, count, more) => Control::Compare(Held {
                         first: ChunkIndex((*first).into()),
@@ -296,7 +293,7 @@ fuzz_target!(|input: Input| {
                 if let Some(&(chunk, false)) = sending.get(&id.0) {
                     if let Some(entry) = own_entry(&sender, chunk, *entry) {
                         sending.remove(&id.0);
-                        sender.handle_unreadable(Some(id), chunk, entry, 404, "x");
+                        sender.handle_unreadable(Some(id), chunk, entry, Code::NotFound, "x");
                     }
                 }
             }
@@ -309,7 +306,7 @@ fuzz_target!(|input: Input| {
                     match outcome % 8 {
                         7 => {
                             if let Some(entry) = own_entry(&sender, chunk, *entry) {
-                                sender.handle_unreadable(None, chunk, entry, 404, "x");
+                                sender.handle_unreadable(None, chunk, entry, Code::NotFound, "x");
                             }
                         }
                         6 => sender.handle_compared(chunk, &sum(algorithm, 3)),
@@ -408,8 +405,12 @@ fuzz_target!(|input: Input| {
         }
         while sender.poll_stream_freed().is_some() {}
         match sender.outcome() {
-            Some(Outcome::Failed(violation)) => {
-                assert!([400, 404, 410, 413].contains(&violation.code), "{violation}");
+            Some(Outcome::Violated(violation)) => {
+                assert!([Code::BadRequest, Code::OverLimit].contains(&violation.code), "{violation}");
+            }
+            Some(Outcome::Failed(failure)) => {
+                let own = [Code::NotFound, Code::SourceChanged, Code::OverLimit];
+                assert!(own.contains(&failure.code), "{failure}");
             }
             Some(Outcome::Done(_)) => assert!(end_sent, "done before END"),
             _ => {}

@@ -129,7 +129,7 @@ impl Output {
         }
         for failed in &summary.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
-            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }))?;
+            self.event("failed", json!({ "path": path, "code": failed.code.number(), "message": message }))?;
         }
         for (path, hash) in &summary.hashes {
             let (path, hash) = (shown(path), hex::encode(hash));
@@ -162,7 +162,7 @@ impl Output {
         for failed in &listing.failed {
             let (path, message) = (shown(&failed.path), shown(failed.message.as_bytes()));
             complain(&format!("{path}: {message}"));
-            self.event("failed", json!({ "path": path, "code": failed.code, "message": message }))?;
+            self.event("failed", json!({ "path": path, "code": failed.code.number(), "message": message }))?;
         }
         if !listing.confirmed {
             complain(TOO_OLD);

@@ -13,11 +13,11 @@ use fastdrop::{
     Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, Observer, Protocol, Put,
     PutOptions, Server, ServerOptions, Summary, Target, shown,
 };
-use rustix::io::Errno;
 use serde_json::json;
 use signal_hook::consts::SIGPIPE;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::ErrorKind::BrokenPipe;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -345,7 +345,9 @@ fn transfer(
                 _ => code,
             }
         }
-        Err(Error::System { errno: Errno::PIPE, .. }) if data_on_stdout => ExitCode::Signal(SIGPIPE as u8),
+        Err(Error::System { source, .. }) if data_on_stdout && source.kind() == BrokenPipe => {
+            ExitCode::Signal(SIGPIPE as u8)
+        }
         Err(error) => fail(error, output, &signals, resumes),
     })
 }

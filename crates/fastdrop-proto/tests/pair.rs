@@ -6,7 +6,7 @@
 
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
-    Action, ChunkVerdict, Completed, Control, Done, FrameHeader, FrameKind, Held, Identities, LeftOut,
+    Action, ChunkVerdict, Code, Completed, Control, Done, FrameHeader, FrameKind, Held, Identities, LeftOut,
     NeedTotals, Outcome, Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId,
     Streams, Table, Transcript, root_digest,
 };
@@ -292,7 +292,7 @@ impl Desk {
     }
 
     /// Lets a chunk arrive whose bytes have this checksum.
-    fn arrives_as(&mut self, chunk: u32, sum: Checksum) -> Result<ChunkVerdict, u16> {
+    fn arrives_as(&mut self, chunk: u32, sum: Checksum) -> Result<ChunkVerdict, Code> {
         let shape = self.world.receiver_shape(&self.receiver, ChunkIndex(chunk));
         let size = self.world.read(&shape).unwrap().len() as u32 + sum.as_bytes().len() as u32;
         let kind = FrameKind::Chunk(ChunkIndex(chunk));
@@ -300,7 +300,7 @@ impl Desk {
         self.receiver.check(&expected, &sum, &sum).map_err(|violation| violation.code)
     }
 
-    fn arrives(&mut self, chunk: u32) -> Result<ChunkVerdict, u16> {
+    fn arrives(&mut self, chunk: u32) -> Result<ChunkVerdict, Code> {
         self.arrives_as(chunk, self.sum(chunk))
     }
 
@@ -319,7 +319,7 @@ fn case_21_an_index_beyond_the_count_is_refused() {
     let mut desk = Desk::new(one_file(4));
     for chunk in [4, 5, ChunkIndex::LIMIT - 1] {
         for kind in [FrameKind::Chunk(ChunkIndex(chunk)), FrameKind::EncodedChunk(ChunkIndex(chunk))] {
-            assert_eq!(desk.receiver.expect(kind, 1032).unwrap_err().code, 400);
+            assert_eq!(desk.receiver.expect(kind, 1032).unwrap_err().code, Code::BadRequest);
         }
     }
 }
@@ -368,12 +368,12 @@ fn case_30_what_is_named_early_is_proven_and_a_wrong_proof_is_refused() {
     };
     let proven = |first: u32, count, digest| Proven { first: ChunkIndex(first), count, digest };
     let refused = |desk: &mut Desk, proof: Proven| desk.receiver.handle_proven(&proof).unwrap_err().code;
-    assert_eq!(refused(&mut desk, proven(0, 4, [0; 32])), 422);
+    assert_eq!(refused(&mut desk, proven(0, 4, [0; 32])), Code::Integrity);
     let (next, beyond) = (digest(&desk, 1, 3), digest(&desk, 0, 7));
-    assert_eq!(refused(&mut desk, proven(1, 2, next)), 400);
-    assert_eq!(refused(&mut desk, proven(0, 7, beyond)), 422);
-    assert_eq!(refused(&mut desk, proven(0, 9, beyond)), 400);
-    assert_eq!(refused(&mut desk, proven(0, u32::MAX, beyond)), 400);
+    assert_eq!(refused(&mut desk, proven(1, 2, next)), Code::BadRequest);
+    assert_eq!(refused(&mut desk, proven(0, 7, beyond)), Code::Integrity);
+    assert_eq!(refused(&mut desk, proven(0, 9, beyond)), Code::BadRequest);
+    assert_eq!(refused(&mut desk, proven(0, u32::MAX, beyond)), Code::BadRequest);
     assert!(!desk.receiver.is_proven(EntryIndex(0)));
     let right = digest(&desk, 0, 3);
     desk.receiver.handle_proven(&proven(0, 3, right)).unwrap();
@@ -401,7 +401,7 @@ fn case_23_the_same_index_with_other_bytes_is_a_conflict_and_the_verified_one_st
     assert_eq!(desk.arrives(0), Ok(ChunkVerdict::Write));
     desk.written(0);
     let (good, other) = (desk.sum(0), Algorithm::Xxh3.of(b"other"));
-    assert_eq!(desk.arrives_as(0, other), Err(409));
+    assert_eq!(desk.arrives_as(0, other), Err(Code::Conflict));
     assert_eq!(desk.receiver.checksum(ChunkIndex(0)), Some(good));
 }
 
@@ -423,7 +423,7 @@ fn case_25_a_flipped_bit_is_asked_for_again_but_not_for_ever() {
     for _ in 0..16 {
         assert_eq!(desk.receiver.check(&expected, &sent, &computed), Ok(ChunkVerdict::Again));
     }
-    assert_eq!(desk.receiver.check(&expected, &sent, &computed).unwrap_err().code, 422);
+    assert_eq!(desk.receiver.check(&expected, &sent, &computed).unwrap_err().code, Code::Integrity);
 }
 
 #[test]
@@ -431,7 +431,10 @@ fn case_26_a_short_last_chunk_is_refused_and_what_is_short_of_it_is_not_finished
     let mut desk = Desk::new(one_file(2));
     desk.arrives(0).unwrap();
     desk.written(0);
-    assert_eq!(desk.receiver.expect(FrameKind::Chunk(ChunkIndex(1)), 1031).unwrap_err().code, 400);
+    assert_eq!(
+        desk.receiver.expect(FrameKind::Chunk(ChunkIndex(1)), 1031).unwrap_err().code,
+        Code::BadRequest
+    );
     desk.receiver.handle_end(desk.digest()).unwrap();
     assert_eq!(desk.receiver.poll_finish(), None);
 }
@@ -440,10 +443,16 @@ fn case_26_a_short_last_chunk_is_refused_and_what_is_short_of_it_is_not_finished
 fn case_27_a_chunk_longer_than_announced_is_refused_before_it_is_read() {
     let mut desk = Desk::new(one_file(2));
     for size in [1033, 1034, u32::MAX, 7, 0] {
-        assert_eq!(desk.receiver.expect(FrameKind::Chunk(ChunkIndex(1)), size).unwrap_err().code, 400);
+        assert_eq!(
+            desk.receiver.expect(FrameKind::Chunk(ChunkIndex(1)), size).unwrap_err().code,
+            Code::BadRequest
+        );
     }
     for size in [1032 + (16 << 10) + 1, u32::MAX, 8, 0] {
-        assert_eq!(desk.receiver.expect(FrameKind::EncodedChunk(ChunkIndex(1)), size).unwrap_err().code, 400);
+        assert_eq!(
+            desk.receiver.expect(FrameKind::EncodedChunk(ChunkIndex(1)), size).unwrap_err().code,
+            Code::BadRequest
+        );
     }
 }
 
@@ -477,9 +486,9 @@ fn case_30_right_chunks_under_a_wrong_root_digest_get_no_name() {
         desk.arrives(chunk).unwrap();
         desk.written(chunk);
     }
-    assert_eq!(desk.receiver.poll_finish().unwrap().unwrap_err().code, 422);
+    assert_eq!(desk.receiver.poll_finish().unwrap().unwrap_err().code, Code::Integrity);
     assert_eq!(desk.receiver.poll_finish(), None);
-    assert_eq!(desk.receiver.handle_end(desk.digest()).unwrap_err().code, 400);
+    assert_eq!(desk.receiver.handle_end(desk.digest()).unwrap_err().code, Code::BadRequest);
     assert_eq!(desk.receiver.poll_finish(), None);
 }
 
@@ -610,10 +619,10 @@ fn a_file_that_two_streams_cannot_read_does_not_keep_the_transfer_from_its_end()
     send(&mut sender, ONE, now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(1)));
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(2)));
-    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), Code::NotFound, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::Abandon { entry: EntryIndex(3), .. }]));
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(3)), now);
-    sender.handle_unreadable(Some(TWO), ChunkIndex(2), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(2), EntryIndex(3), Code::NotFound, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::End(_)]));
 }
 
@@ -623,7 +632,7 @@ fn a_chunk_whose_file_was_given_up_while_it_was_read_is_not_counted() {
     let mut sender = sender(&pack_and_file(2), 2, now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(0)));
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(1)));
-    sender.handle_unreadable(Some(TWO), ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(1), EntryIndex(3), Code::NotFound, "gone");
     assert_eq!(sender.poll_stream(TWO, now), Action::Wait);
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(3)), now);
     // Its pieces are not needed any more, whoever reads them; the pack is still to come.
@@ -648,7 +657,7 @@ fn a_sender_is_occupied_only_while_every_stream_that_carries_chunks_is_sending_o
     assert!(!sender.is_occupied(), "there is a stream to open");
     sender.handle_frame(
         StreamId::CONTROL,
-        Control::Refuse(Refuse { code: 507, message: "full".into(), paths: vec![] }),
+        Control::Refuse(Refuse { code: Code::NoSpace, message: "full".into(), paths: vec![] }),
         now,
     );
     assert!(!sender.is_occupied(), "it is over");
@@ -666,7 +675,7 @@ fn a_pack_that_lost_a_slice_is_read_again_before_the_end() {
     // END would be due here; before the control stream comes for it the pack is read again, and cannot be.
     sender.handle_sent(TWO, 1032, now);
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(0)));
-    sender.handle_unreadable(Some(TWO), ChunkIndex(0), EntryIndex(1), 404, "gone");
+    sender.handle_unreadable(Some(TWO), ChunkIndex(0), EntryIndex(1), Code::NotFound, "gone");
     assert!(matches!(controls(&mut sender, now)[..], [Control::Abandon { entry: EntryIndex(1), .. }]));
     sender.handle_frame(StreamId::CONTROL, Control::Abandoned(EntryIndex(1)), now);
     assert_eq!(controls(&mut sender, now), []);
@@ -689,7 +698,7 @@ fn a_file_that_cannot_be_read_again_after_the_end_is_for_the_next_attempt() {
     assert!(matches!(controls(&mut sender, now)[..], [Control::End(_)]));
     sender.handle_frame(ONE, Control::Again(vec![ChunkIndex(1)]), now);
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(ChunkIndex(1)));
-    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), 404, "gone");
+    sender.handle_unreadable(Some(ONE), ChunkIndex(1), EntryIndex(3), Code::NotFound, "gone");
     assert!(matches!(sender.outcome(), Some(Outcome::Lost(_))));
 }
 
@@ -799,8 +808,8 @@ fn a_stream_entry_that_cannot_be_read_on_fails_the_transfer() {
     let mut sender = sender(&builder.finish(vec![]), 1, now);
     let chunk = sender.handle_stream_filled().unwrap();
     assert_eq!(sender.poll_stream(ONE, now), Action::Send(chunk));
-    sender.handle_unreadable(Some(ONE), chunk, EntryIndex(0), 500, "broken");
-    assert!(matches!(sender.outcome(), Some(Outcome::Failed(violation)) if violation.code == 500));
+    sender.handle_unreadable(Some(ONE), chunk, EntryIndex(0), Code::Internal, "broken");
+    assert!(matches!(sender.outcome(), Some(Outcome::Failed(failure)) if failure.code == Code::Internal));
 }
 
 // ---- anything in any order ----
@@ -870,11 +879,11 @@ fn control() -> impl Strategy<Value = Control> {
         1 => Just(Control::Checkpointed),
         1 => (number(), any::<u64>()).prop_map(|(entry, size)| Control::Size { entry: EntryIndex(entry), size }),
         1 => (number(), 0u64..9000).prop_map(|(entry, size)| Control::Size { entry: EntryIndex(entry), size }),
-        2 => number().prop_map(|entry| Control::Abandon { entry: EntryIndex(entry), code: 404, reason: "x".into() }),
+        2 => number().prop_map(|entry| Control::Abandon { entry: EntryIndex(entry), code: Code::NotFound, reason: "x".into() }),
         2 => number().prop_map(|entry| Control::Abandoned(EntryIndex(entry))),
         1 => (0u8..2).prop_map(|byte| Control::End([byte; 32])),
         1 => Just(Control::Done(Done::default())),
-        1 => Just(Control::Refuse(Refuse { code: 400, message: "x".into(), paths: vec![] })),
+        1 => Just(Control::Refuse(Refuse { code: Code::BadRequest, message: "x".into(), paths: vec![] })),
         1 => Just(Control::More),
         1 => Just(Control::Alive),
     ]
@@ -957,7 +966,7 @@ proptest! {
                 Step::Sent(stream) => sender.handle_sent(StreamId(stream), 1032, now),
                 Step::Unreadable(stream, nth, entry) if !handed.is_empty() => {
                     let chunk = handed[nth as usize % handed.len()];
-                    sender.handle_unreadable(Some(StreamId(stream)), chunk, EntryIndex(entry), 404, "x");
+                    sender.handle_unreadable(Some(StreamId(stream)), chunk, EntryIndex(entry), Code::NotFound, "x");
                 }
                 Step::Compare(byte) => {
                     if let Some(chunk) = sender.poll_compare() {
@@ -967,7 +976,7 @@ proptest! {
                 }
                 Step::ComparedUnreadable(entry) => {
                     if let Some(chunk) = sender.poll_compare() {
-                        sender.handle_unreadable(None, chunk, EntryIndex(entry), 404, "x");
+                        sender.handle_unreadable(None, chunk, EntryIndex(entry), Code::NotFound, "x");
                     }
                 }
                 Step::Asked => prop_assert!(sender.poll_asked().is_none() || newer),
@@ -986,8 +995,15 @@ proptest! {
             while sender.poll_open(now) {}
             while sender.poll_close().is_some() {}
             while sender.poll_stream_freed().is_some() {}
-            if let Some(Outcome::Failed(violation)) = sender.outcome() {
-                prop_assert!([400, 404, 409, 410, 413].contains(&violation.code), "{}", violation);
+            match sender.outcome() {
+                Some(Outcome::Violated(violation)) => {
+                    prop_assert!([Code::BadRequest, Code::Conflict].contains(&violation.code), "{}", violation);
+                }
+                Some(Outcome::Failed(failure)) => {
+                    let own = [Code::NotFound, Code::SourceChanged, Code::OverLimit];
+                    prop_assert!(own.contains(&failure.code), "{}", failure);
+                }
+                _ => {}
             }
         }
     }
@@ -1042,14 +1058,14 @@ proptest! {
                 Step::Finish => {
                     // Nobody here knows the root digest.
                     if let Some(finish) = receiver.poll_finish() {
-                        prop_assert_eq!(finish.unwrap_err().code, 422);
+                        prop_assert_eq!(finish.unwrap_err().code, Code::Integrity);
                     }
                     Ok(())
                 }
                 _ => Ok(()),
             };
             if let Err(violation) = done {
-                prop_assert!([400, 409, 422].contains(&violation.code), "{}", violation);
+                prop_assert!([Code::BadRequest, Code::Conflict, Code::Integrity].contains(&violation.code), "{}", violation);
             }
             receiver.totals();
         }

@@ -1,7 +1,8 @@
 //! The errors of the engine, and whose fault they are.
 
-use fastdrop_proto::fastdp::{Refuse, UpgradeError, Violation};
+use fastdrop_proto::fastdp::{Code, Failure, Refuse, UpgradeError, Violation};
 use rustix::io::Errno;
+use std::io;
 
 /// What kind of failure it is; the program makes its exit code from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,20 +41,23 @@ pub enum Error {
     /// The peer speaks something else.
     #[error("{0}")]
     Foreign(String),
-    /// The peer broke the protocol, or this end gave up for a reason with a code.
+    /// The peer broke the protocol.
     #[error("{}", .0.message)]
     Violation(Violation),
+    /// This end gave up, or refuses, for a reason of its own.
+    #[error("{0}")]
+    Failed(Failure),
     /// The operating system refused something on this machine.
-    #[error("{what}: {}", reason(*.errno))]
+    #[error("{what}: {}", words(source))]
     System {
         /// What was tried, with the name escaped.
         what: String,
         /// What the system said.
-        errno: Errno,
+        source: io::Error,
     },
     /// A sync has failed: the kernel may have dropped what was written, and says so only once.
-    #[error("syncing failed, nothing of this can be trusted: {}", reason(*.0))]
-    Sync(Errno),
+    #[error("syncing failed, nothing of this can be trusted: {}", words(.0))]
+    Sync(#[source] io::Error),
     /// The protocol cannot keep what was asked for. Nothing was done.
     #[error("{0}")]
     Unsupported(String),
@@ -69,33 +73,56 @@ fn describe(refuse: &Refuse) -> String {
 }
 
 /// What the system says, without Rust's number behind it.
-pub(crate) fn reason(errno: Errno) -> String {
-    let text = std::io::Error::from(errno).to_string();
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+/// What the system says.
+pub(crate) fn reason(errno: Errno) -> String {
+    words(&io::Error::from(errno))
 }
 
 impl Error {
     /// An error of the system while doing `what`.
     pub(crate) fn system(what: impl Into<String>, errno: Errno) -> Self {
-        Error::System { what: what.into(), errno }
+        Error::System { what: what.into(), source: errno.into() }
     }
 
-    /// A failure with a code of the specification's section 11.
-    pub(crate) fn with_code(code: u16, message: impl Into<String>) -> Self {
-        Error::Violation(Violation::with_code(code, message))
+    /// A failed sync.
+    pub(crate) fn sync(errno: Errno) -> Self {
+        Error::Sync(errno.into())
+    }
+
+    /// A breach of the protocol by the peer, in words.
+    pub(crate) fn protocol(message: impl Into<String>) -> Self {
+        Error::Violation(Violation::protocol(message))
+    }
+
+    /// A reason of this end.
+    pub(crate) fn failed(code: Code, message: impl Into<String>) -> Self {
+        Error::Failed(Failure::new(code, message))
+    }
+
+    /// What the system said, if it was the system.
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Error::System { source, .. } => Errno::from_io_error(source),
+            _ => None,
+        }
     }
 
     /// The code that tells the peer.
-    pub(crate) fn code(&self) -> u16 {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Error::Refused(refuse) => refuse.code,
             Error::Violation(violation) => violation.code,
-            Error::System { errno, .. } => code_of(*errno),
-            Error::Sync(_) => 500,
-            Error::Interrupted => 503,
-            Error::Unsupported(_) => 400,
-            Error::Network(_) => 408,
-            Error::Foreign(_) => 400,
+            Error::Failed(failure) => failure.code,
+            Error::System { .. } => self.errno().map_or(Code::Internal, code_of),
+            Error::Sync(_) => Code::Internal,
+            Error::Interrupted => Code::Unavailable,
+            Error::Unsupported(_) | Error::Foreign(_) => Code::BadRequest,
+            Error::Network(_) => Code::TooSlow,
         }
     }
 
@@ -112,7 +139,7 @@ impl Error {
 
     /// Returns true if nothing of what was written can be trusted.
     pub(crate) fn is_distrust(&self) -> bool {
-        matches!(self, Error::Sync(_) | Error::Violation(Violation { code: 422, .. }))
+        matches!(self, Error::Sync(_) | Error::Violation(Violation { code: Code::Integrity, .. }))
     }
 
     /// What the peer is told.
@@ -125,29 +152,29 @@ impl Error {
     }
 }
 
-/// The kind of failure that a code of section 11 stands for.
-pub(crate) fn kind_of(code: u16) -> ErrorKind {
+/// The kind of failure that a code stands for.
+pub(crate) fn kind_of(code: Code) -> ErrorKind {
     match code {
-        401 => ErrorKind::Authentication,
-        403 | 409 | 413 | 415 => ErrorKind::Policy,
-        404 => ErrorKind::NotFound,
-        408 | 503 => ErrorKind::Network,
-        422 => ErrorKind::Integrity,
-        507 => ErrorKind::Space,
+        Code::Unauthenticated => ErrorKind::Authentication,
+        Code::Forbidden | Code::Conflict | Code::OverLimit | Code::Unsupported => ErrorKind::Policy,
+        Code::NotFound => ErrorKind::NotFound,
+        Code::TooSlow | Code::Unavailable => ErrorKind::Network,
+        Code::Integrity => ErrorKind::Integrity,
+        Code::NoSpace => ErrorKind::Space,
         _ => ErrorKind::Other,
     }
 }
 
-/// The code of section 11 that names an error of the system.
-pub(crate) fn code_of(errno: Errno) -> u16 {
+/// The code that names an error of the system.
+pub(crate) fn code_of(errno: Errno) -> Code {
     match errno {
-        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => 507,
-        Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::LOOP | Errno::XDEV => 403,
-        Errno::NOENT => 404,
-        Errno::EXIST | Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY => 409,
-        Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ => 403,
-        Errno::MFILE | Errno::NFILE | Errno::NOMEM => 503,
-        _ => 500,
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Code::NoSpace,
+        Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::LOOP | Errno::XDEV => Code::Forbidden,
+        Errno::NOENT => Code::NotFound,
+        Errno::EXIST | Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY => Code::Conflict,
+        Errno::NAMETOOLONG | Errno::INVAL | Errno::ILSEQ => Code::Forbidden,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => Code::Unavailable,
+        _ => Code::Internal,
     }
 }
 
@@ -162,7 +189,37 @@ impl From<UpgradeError> for Error {
         match error.status {
             0 => Error::Foreign(error.message),
             426 => Error::Foreign(format!("no common version: {}", error.message)),
-            status => Error::Refused(Refuse { code: status, message: error.message, paths: Vec::new() }),
+            status => {
+                Error::Refused(Refuse { code: Code::new(status), message: error.message, paths: Vec::new() })
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error as _;
+
+    #[test]
+    fn an_error_of_the_system_is_the_source_of_what_it_caused() {
+        for error in [Error::system("writing f", Errno::NOSPC), Error::sync(Errno::NOSPC)] {
+            let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+            assert_eq!(source.and_then(io::Error::raw_os_error), Some(Errno::NOSPC.raw_os_error()));
+        }
+        assert_eq!(
+            Error::system("writing f", Errno::NOSPC).to_string(),
+            "writing f: No space left on device"
+        );
+        assert_eq!(Error::system("writing f", Errno::NOSPC).code(), Code::NoSpace);
+    }
+
+    #[test]
+    fn only_a_failed_sync_and_wrong_bytes_cost_what_was_written() {
+        assert!(Error::sync(Errno::IO).is_distrust());
+        assert!(Error::from(Violation::new(Code::Integrity, "x")).is_distrust());
+        // Whatever a sentence says.
+        assert!(!Error::failed(Code::Internal, "syncing failed").is_distrust());
+        assert!(!Error::system("syncing failed", Errno::IO).is_distrust());
     }
 }

@@ -30,7 +30,9 @@ pub use context::client::target::{Target, TargetError};
 pub use context::server::options::ServerOptions;
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
-pub use fastdrop_proto::fastdp::{Durability, Existing, Failed, Links, Streams};
+pub use fastdrop_proto::fastdp::{
+    Code, Durability, Existing, Failed, Failure, Links, Refuse, Streams, Violation,
+};
 pub use observe::{Limits, Observer, Phase, Shares, Warning};
 pub use protocol::{Accept, Protocol, UnknownProtocol};
 pub use server::{Server, ServerError};

@@ -1,6 +1,6 @@
 //! The control frames that are JSON (sections 4, 7 and 11).
 
-use super::{Compress, Violation};
+use super::{Code, Compress, Violation};
 use crate::checksum::Algorithm;
 use crate::units::TransferId;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
@@ -248,7 +248,7 @@ impl Open {
             return Err(Violation::protocol("Checkpoint is less than 1 MiB"));
         }
         if self.capabilities.len() > 64 {
-            return Err(Violation::with_code(413, "more than 64 capabilities"));
+            return Err(Violation::new(Code::OverLimit, "more than 64 capabilities"));
         }
         if self.check && !self.has(Capability::Content) {
             return Err(Violation::protocol("Check without the capability content"));
@@ -299,7 +299,7 @@ impl Grant {
 #[serde(rename_all = "PascalCase")]
 pub struct Refuse {
     /// In the terms of section 11.
-    pub code: u16,
+    pub code: Code,
     /// A sentence.
     pub message: String,
     /// Which files it is about; at most 20.
@@ -315,7 +315,7 @@ pub struct Failed {
     #[serde(with = "octets")]
     pub path: Vec<u8>,
     /// In the terms of section 11.
-    pub code: u16,
+    pub code: Code,
     /// A sentence.
     pub message: String,
 }
@@ -441,14 +441,18 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn refuse() -> Refuse {
-        Refuse { code: 409, message: "exists".into(), paths: vec![b"\xff".to_vec(), b"a/b".to_vec()] }
+        Refuse {
+            code: Code::Conflict,
+            message: "exists".into(),
+            paths: vec![b"\xff".to_vec(), b"a/b".to_vec()],
+        }
     }
 
     pub(crate) fn done() -> Done {
         Done {
             files: 3,
             bytes: 4,
-            failed: vec![Failed { path: b"p".to_vec(), code: 507, message: "no space".into() }],
+            failed: vec![Failed { path: b"p".to_vec(), code: Code::NoSpace, message: "no space".into() }],
             failed_count: 1,
             wait_micros: 5,
             ..Done::default()

@@ -5,7 +5,7 @@ use super::identity::{IDENTITIES_PER_FRAME, Identities};
 use super::left_out::LeftOut;
 use super::manifest::ManifestEnd;
 use super::need::{Held, NeedTotals, SkipRun};
-use super::{Violation, need};
+use super::{Code, Violation, need};
 use crate::cursor::Cursor;
 use crate::json;
 use crate::units::{ChunkIndex, EntryIndex};
@@ -203,7 +203,7 @@ pub enum Control {
         /// Which.
         entry: EntryIndex,
         /// In the terms of section 11.
-        code: u16,
+        code: Code,
         /// For people; at most 1,000 bytes.
         reason: String,
     },
@@ -296,7 +296,7 @@ impl Control {
             NEED => Control::Need(NeedTotals { chunks: cursor.u32()?, bytes: cursor.u64()? }),
             SIZE => Control::Size { entry: EntryIndex(cursor.u32()?), size: cursor.u64()? },
             ABANDON => {
-                let (entry, code) = (EntryIndex(cursor.u32()?), cursor.u16()?);
+                let (entry, code) = (EntryIndex(cursor.u32()?), Code::new(cursor.u16()?));
                 let reason = std::str::from_utf8(cursor.rest())
                     .map_err(|_| Violation::protocol("a reason that is not UTF-8"))?;
                 return Ok(Control::Abandon { entry, code, reason: reason.into() });
@@ -339,7 +339,10 @@ impl Control {
             }
             Control::Abandon { entry, code, reason } => {
                 let reason = reason.get(..reason.floor_char_boundary(1000)).unwrap_or_default();
-                (ABANDON, [&entry.0.to_be_bytes()[..], &code.to_be_bytes(), reason.as_bytes()].concat())
+                (
+                    ABANDON,
+                    [&entry.0.to_be_bytes()[..], &code.number().to_be_bytes(), reason.as_bytes()].concat(),
+                )
             }
             Control::Abandoned(entry) => (ABANDONED, entry.0.to_be_bytes().to_vec()),
             Control::End(digest) => (END, digest.to_vec()),
@@ -437,7 +440,11 @@ mod tests {
             Control::Checkpoint,
             Control::Checkpointed,
             Control::Size { entry: EntryIndex(1), size: 1 << 50 },
-            Control::Abandon { entry: EntryIndex(7), code: 409, reason: "source changed: ü".into() },
+            Control::Abandon {
+                entry: EntryIndex(7),
+                code: Code::Conflict,
+                reason: "source changed: ü".into(),
+            },
             Control::Abandoned(EntryIndex(7)),
             Control::End([7; 32]),
             Control::Done(done()),

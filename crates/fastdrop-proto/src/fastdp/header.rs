@@ -1,6 +1,6 @@
 //! The JSON header with its six fields (section 2).
 
-use super::{VERSION, Violation};
+use super::{Code, VERSION, Violation};
 use crate::json;
 use crate::units::ChunkSize;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl Header {
         let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix);
         if len > HEADER_MAX {
-            return Err(Violation::with_code(413, "a header of more than 64 KiB"));
+            return Err(Violation::new(Code::OverLimit, "a header of more than 64 KiB"));
         }
         let Some(text) = rest.get(..len as usize) else { return Ok(None) };
         let header: Header = json::parse(text)?;
@@ -61,7 +61,7 @@ impl Header {
             return Err(Violation::protocol("a header of another version than the upgrade"));
         }
         if header.compress_type != "None" {
-            return Err(Violation::with_code(415, "a compression that was not negotiated"));
+            return Err(Violation::new(Code::Unsupported, "a compression that was not negotiated"));
         }
         Ok(Some((header, text, 4 + len as usize)))
     }
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn case_12_a_length_of_4_gib_is_refused_before_anything_is_kept() {
-        assert_eq!(Header::decode(&[0xff; 4]).unwrap_err().code, 413);
+        assert_eq!(Header::decode(&[0xff; 4]).unwrap_err().code, Code::OverLimit);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Entries that a server leaves out of a manifest, and why (section 8).
 
-use super::Violation;
+use super::{Code, Violation};
 use crate::cursor::Cursor;
 
 /// Entries that are named at most, in all frames of one manifest; what is beyond is only counted.
@@ -25,7 +25,7 @@ pub struct LeftOutEntry {
     /// It is a directory.
     pub directory: bool,
     /// In the terms of section 11.
-    pub code: u16,
+    pub code: Code,
     /// A sentence.
     pub reason: String,
 }
@@ -101,12 +101,12 @@ impl LeftOut {
                 path,
                 policy: flags & POLICY != 0,
                 directory: flags & DIRECTORY != 0,
-                code,
+                code: Code::new(code),
                 reason: reason.into(),
             });
         }
         if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
-            return Err(Violation::with_code(413, "more entries left out than may be named"));
+            return Err(Violation::new(Code::OverLimit, "more entries left out than may be named"));
         }
         Ok(left_out)
     }
@@ -116,7 +116,7 @@ impl LeftOut {
         for entry in &self.entries {
             let directory = if entry.directory { DIRECTORY } else { 0 };
             out.push(if entry.policy { POLICY | directory } else { directory });
-            out.extend_from_slice(&entry.code.to_be_bytes());
+            out.extend_from_slice(&entry.code.number().to_be_bytes());
             let path = entry.path.get(..usize::from(u16::MAX)).unwrap_or(&entry.path);
             out.extend_from_slice(&(path.len() as u16).to_be_bytes());
             out.extend_from_slice(path);
@@ -147,7 +147,7 @@ pub(super) mod tests {
             path: path.into(),
             policy,
             directory: !policy,
-            code: 403,
+            code: Code::Forbidden,
             reason: reason.into(),
         };
         let entries = vec![entry("a/b", false, "no permission"), entry("l", true, "ü")];
@@ -186,7 +186,7 @@ pub(super) mod tests {
             path: vec![b'x'; 65_535],
             policy: false,
             directory: false,
-            code: 403,
+            code: Code::Forbidden,
             reason: "y".repeat(5000),
         };
         let frames = LeftOut::frames(vec![entry; 10_005], 7);

@@ -1,6 +1,7 @@
 //! FastDrop Protocol: version 2, and in `v1` what is different in the older ones. The specification is `docs/protocol/fastdp.md`;
 //! section numbers refer to it.
 
+mod code;
 mod compression;
 mod control;
 mod encoding;
@@ -21,6 +22,7 @@ mod upgrade;
 pub mod v1;
 mod version;
 
+pub use code::{Code, Failure, Violation};
 pub use compression::{Archive, Compress, Compressor, Plan};
 pub use control::{Capability, Do, Done, Durability, Existing, Failed, Grant, Links, Open, Place, Refuse};
 pub use encoding::{Encoding, Extents};
@@ -42,38 +44,3 @@ pub use upgrade::{
     parse_answer, parse_request,
 };
 pub use version::{VERSION, Version, Versions};
-
-/// Whose fault it is, and what to tell them: the one error of the state machines.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {message}")]
-#[non_exhaustive]
-pub struct Violation {
-    /// The code of section 11 that a REFUSE carries.
-    pub code: u16,
-    /// A sentence for people.
-    pub message: String,
-}
-
-impl Violation {
-    /// A violation of the protocol by the peer.
-    pub fn protocol(message: impl Into<String>) -> Self {
-        Self { code: 400, message: message.into() }
-    }
-
-    /// A violation with another code.
-    pub fn with_code(code: u16, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
-
-impl From<crate::cursor::ReadError> for Violation {
-    fn from(error: crate::cursor::ReadError) -> Self {
-        Violation::protocol(format!("a frame {error}"))
-    }
-}
-
-impl From<crate::json::JsonError> for Violation {
-    fn from(error: crate::json::JsonError) -> Self {
-        Violation::protocol(error.to_string())
-    }
-}

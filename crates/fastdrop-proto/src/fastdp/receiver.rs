@@ -2,8 +2,8 @@
 
 use super::encoding::ENCODING_OVERHEAD_MAX;
 use super::{
-    ChunkContent, Control, EntryKind, FrameKind, Held, Manifest, NeedTotals, Proven, SkipReason, SkipRun,
-    Table, Transcript, Violation, root_digest,
+    ChunkContent, Code, Control, EntryKind, FrameKind, Held, Manifest, NeedTotals, Proven, SkipReason,
+    SkipRun, Table, Transcript, Violation, root_digest,
 };
 use crate::checksum::{Algorithm, Checksum, ChecksumTable};
 use crate::units::{ChunkIndex, EntryIndex};
@@ -245,12 +245,12 @@ impl Receiver {
         let state = |chunk: ChunkIndex| self.chunks.get(chunk.at()).copied();
         let settled = |chunk| matches!(state(chunk), Some(ChunkState::Held | ChunkState::Unneeded));
         if !range.clone().all(settled) {
-            return Err(Violation::with_code(422, "chunks that are proven and not held"));
+            return Err(Violation::new(Code::Integrity, "chunks that are proven and not held"));
         }
         let held = range.filter(|&chunk| state(chunk) == Some(ChunkState::Held));
         let chunks = held.map(|chunk| (chunk, self.checksums.get(chunk.at()).unwrap_or_default()));
         if root_digest(&self.transcript, chunks) != proven.digest {
-            return Err(Violation::with_code(422, "a digest of chunks is another than the sender's"));
+            return Err(Violation::new(Code::Integrity, "a digest of chunks is another than the sender's"));
         }
         self.proven = end;
         Ok(())
@@ -407,7 +407,7 @@ impl Receiver {
         if sent != computed {
             self.again += 1;
             if self.again > AGAIN_MAX {
-                return Err(Violation::with_code(422, "too many chunks with a wrong checksum"));
+                return Err(Violation::new(Code::Integrity, "too many chunks with a wrong checksum"));
             }
             return Ok(ChunkVerdict::Again);
         }
@@ -427,7 +427,7 @@ impl Receiver {
                 Ok(ChunkVerdict::Write)
             }
             Some(ChunkState::Held) if self.checksums.get(at) == Some(*computed) => Ok(ChunkVerdict::Confirm),
-            Some(ChunkState::Held) => Err(Violation::with_code(409, "two versions of one chunk")),
+            Some(ChunkState::Held) => Err(Violation::new(Code::Conflict, "two versions of one chunk")),
             _ => Ok(ChunkVerdict::Ignore),
         }
     }
@@ -564,12 +564,18 @@ impl Receiver {
         }
         self.finished = true;
         if self.stream_size.is_some_and(|size| size != self.stream_bytes) {
-            return Some(Err(Violation::with_code(422, "a stream whose chunks are not as long as its size")));
+            return Some(Err(Violation::new(
+                Code::Integrity,
+                "a stream whose chunks are not as long as its size",
+            )));
         }
         let held = self.chunks.iter().enumerate().filter(|(_, state)| **state == ChunkState::Held);
         let chunks = held.map(|(at, _)| (ChunkIndex(at as u32), self.checksums.get(at).unwrap_or_default()));
         if root_digest(&self.transcript, chunks) != digest {
-            return Some(Err(Violation::with_code(422, "the root digest is another than the sender's")));
+            return Some(Err(Violation::new(
+                Code::Integrity,
+                "the root digest is another than the sender's",
+            )));
         }
         Some(Ok(()))
     }

@@ -9,6 +9,7 @@ use super::table::{ChunkContent, Table};
 use super::tuner::Tuner;
 use super::{Done, Refuse, Violation};
 use crate::checksum::{Algorithm, Checksum};
+use crate::fastdp::{Code, Failure};
 use crate::units::{ChunkIndex, EntryIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -45,8 +46,10 @@ pub enum Outcome {
     Done(Done),
     /// The receiver refused.
     Refused(Refuse),
+    /// The receiver broke the protocol.
+    Violated(Violation),
     /// This end cannot go on.
-    Failed(Violation),
+    Failed(Failure),
     /// The control stream is gone, or the peer has been silent for too long: worth another attempt.
     Lost(String),
     /// The receiver, which does not know identities, would continue with something else than what
@@ -272,7 +275,7 @@ impl Sender {
             _ => Err(Violation::protocol("a frame that a receiver does not send, or not now")),
         };
         if let Err(violation) = done {
-            self.end(Outcome::Failed(violation));
+            self.end(Outcome::Violated(violation));
         }
     }
 
@@ -520,7 +523,10 @@ impl Sender {
         // A pack that lost a slice before END has another checksum now, and may.
         let is_pack = matches!(self.table.content(chunk), Some(ChunkContent::Pack { .. }));
         if !self.chunks.note_read(chunk, checksum, is_pack && !self.end_sent) {
-            self.end(Outcome::Failed(Violation::with_code(410, "the source changed while it was sent")));
+            self.end(Outcome::Failed(Failure::new(
+                Code::SourceChanged,
+                "the source changed while it was sent",
+            )));
         }
     }
 
@@ -541,7 +547,7 @@ impl Sender {
         self.table.stream()?;
         let chunk = ChunkIndex(self.chunks.count());
         if chunk.0 >= ChunkIndex::LIMIT {
-            self.end(Outcome::Failed(Violation::with_code(413, "a stream beyond what can be numbered")));
+            self.end(Outcome::Failed(Failure::new(Code::OverLimit, "a stream beyond what can be numbered")));
             return None;
         }
         self.chunks.push();

@@ -1,4 +1,5 @@
 //! Versions 1.0.0 and 1.1.0, after their upgrade. The specification is `docs/protocol/fastdp1.md`.
+use crate::fastdp::Code;
 
 mod handover;
 mod header;
@@ -20,20 +21,21 @@ pub const FAILURE: &str = "ERROR: ";
 
 /// The reason of a failure as the text of 1.1.0 carries it: a code of version 2's section 11, a
 /// space and a sentence.
-pub fn encode_failure(code: u16, reason: &str) -> String {
+pub fn encode_failure(code: Code, reason: &str) -> String {
     format!("{FAILURE}{code:03} {reason}")
 }
 
 /// The code and the sentence of a failure's text; None if the text tells of none. A text without a
 /// code has the code 400.
-pub fn parse_failure(text: &str) -> Option<(u16, &str)> {
+pub fn parse_failure(text: &str) -> Option<(Code, &str)> {
     let reason = text.strip_prefix(FAILURE)?;
     let coded = reason.split_once(' ').and_then(|(code, sentence)| {
         let is_code = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit());
         let code = code.parse().ok().filter(|code| is_code && (400..600).contains(code))?;
         Some((code, sentence))
     });
-    Some(coded.unwrap_or((400, reason)))
+    let (number, sentence) = coded.unwrap_or((Code::BadRequest.number(), reason));
+    Some((Code::new(number), sentence))
 }
 
 /// What a file without `FileName` is called.
@@ -54,14 +56,14 @@ mod tests {
 
     #[test]
     fn case_105_a_failure_of_1_1_0_has_a_code_or_only_words() {
-        for code in [400, 403, 409, 422, 503, 507] {
+        for code in [400, 403, 409, 422, 503, 507].map(Code::new) {
             let text = encode_failure(code, "f: it exists");
             assert_eq!(parse_failure(&text), Some((code, "f: it exists")));
         }
         for words in
             ["the moon is full", "4096 bytes are missing", "40 winks", "200 fine", "999 x", "", "507"]
         {
-            assert_eq!(parse_failure(&format!("{FAILURE}{words}")), Some((400, words)));
+            assert_eq!(parse_failure(&format!("{FAILURE}{words}")), Some((Code::BadRequest, words)));
         }
         assert_eq!(parse_failure(SUCCESS), None);
     }

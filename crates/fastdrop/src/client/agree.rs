@@ -11,8 +11,8 @@ use crate::transfer::manifest::offer;
 use crate::transfer::setup::Agreement;
 use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{
-    self, Capability, Control, Do, Grant, Header, Links, Manifest, Open, Streams, Transcript, UpgradeRequest,
-    Version,
+    self, Capability, Code, Control, Do, Grant, Header, Links, Manifest, Open, Streams, Transcript,
+    UpgradeRequest, Version,
 };
 use fastdrop_proto::units::ChunkSize;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Client {
                 Ok(DataStream { reader: agreed.reader, permit: ConnectionPermit::default() })
             }
             Control::Refuse(refuse) => Err(Error::Refused(refuse)),
-            _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
+            _ => Err(Error::protocol("the server answers with something else than GRANT")),
         }
     }
 
@@ -112,7 +112,9 @@ impl Client {
             Compress::Zstd => fastdp::Compress::Zstd,
             Compress::Zip => fastdp::Compress::Zip,
             Compress::TarGz => fastdp::Compress::TarGz,
-            Compress::Gzip => return Err(Error::with_code(400, "fastdp does not compress with gzip alone")),
+            Compress::Gzip => {
+                return Err(Error::failed(Code::BadRequest, "fastdp does not compress with gzip alone"));
+            }
         })
     }
 
@@ -147,11 +149,11 @@ impl Client {
         if grant.checksum != self.context.options.checksum
             || grant.durability != self.context.options.durability
         {
-            return Err(Error::with_code(400, "the server grants something else than was asked for"));
+            return Err(Error::protocol("the server grants something else than was asked for"));
         }
         if self.context.options.check && !grant.has(Capability::Content) {
-            return Err(Error::with_code(
-                415,
+            return Err(Error::failed(
+                Code::Unsupported,
                 "the server is too old to compare contents, which --check asks for",
             ));
         }
@@ -166,7 +168,7 @@ impl Client {
         if grant.has(capability) {
             Ok(())
         } else {
-            Err(Error::with_code(415, format!("the server does not know {name}")))
+            Err(Error::failed(Code::Unsupported, format!("the server does not know {name}")))
         }
     }
 }
@@ -179,7 +181,7 @@ fn read_header(reader: &mut FrameReader) -> Result<(Header, Vec<u8>), Error> {
     Header::decode(&prefix)?;
     bytes.extend(reader.payload(u32::from_be_bytes(prefix))?);
     let decoded = Header::decode(&bytes)?;
-    let (header, json, _) = decoded.ok_or_else(|| Error::with_code(400, "a header that is not complete"))?;
+    let (header, json, _) = decoded.ok_or_else(|| Error::protocol("a header that is not complete"))?;
     let json = json.to_vec();
     Ok((header, json))
 }
@@ -188,12 +190,12 @@ pub(super) fn read_grant(reader: &mut FrameReader) -> Result<(Grant, Vec<u8>), E
     use fastdrop_proto::fastdp::FrameKind;
     let header = reader.header()?;
     let FrameKind::Control(kind) = header.kind else {
-        return Err(Error::with_code(400, "a chunk where GRANT must be"));
+        return Err(Error::protocol("a chunk where GRANT must be"));
     };
     let payload = reader.payload(header.size)?;
     match Control::decode(kind, &payload)? {
         Control::Grant(grant) => Ok((grant, payload)),
         Control::Refuse(refuse) => Err(Error::Refused(refuse)),
-        _ => Err(Error::with_code(400, "the server answers with something else than GRANT")),
+        _ => Err(Error::protocol("the server answers with something else than GRANT")),
     }
 }

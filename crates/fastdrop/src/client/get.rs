@@ -24,7 +24,7 @@ use crate::transfer::layout::{cut, expect_header};
 use crate::transfer::manifest::{ManifestRules, read_manifest};
 use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
 use fastdrop_proto::fastdp::{
-    self, Capability, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
+    self, Capability, Code, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
     ManifestBuilder, Open, Place, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
@@ -56,14 +56,14 @@ impl Client {
         }
         let archive = self.compress()?.archive();
         if archive.is_some() && options.keep_archive && !self.context.options.filter.is_empty() {
-            return Err(Error::with_code(
-                400,
+            return Err(Error::failed(
+                Code::BadRequest,
                 "an archive that is kept comes whole: nothing can be left out of it",
             ));
         }
         let place = match destination {
             Destination::Output(_) if archive.is_some() => {
-                return Err(Error::with_code(400, "an archive cannot go to standard output"));
+                return Err(Error::failed(Code::BadRequest, "an archive cannot go to standard output"));
             }
             Destination::Output(to) => GetPlace::Output(Arc::new(OutputSink::new(to))),
             Destination::Path(path) => GetPlace::files(&path)?,
@@ -132,15 +132,15 @@ impl Client {
         if archive.is_none() {
             for (path, why) in filter.missing(manifest.iter().map(|(_, entry)| entry.path)) {
                 if self.compress()?.archive().is_some() {
-                    missing.push(Failed { path: path.to_vec(), code: 404, message: why });
+                    missing.push(Failed { path: path.to_vec(), code: Code::NotFound, message: why });
                 } else {
-                    tally.fail(path, 404, &why);
+                    tally.fail(path, Code::NotFound, &why);
                 }
             }
         }
         let one_chunk = agreed.server.chunk_size()?;
         if one_chunk > ChunkSize::COMMON {
-            return Err(Error::with_code(400, "the server takes a larger OneChunk than was offered"));
+            return Err(Error::protocol("the server takes a larger OneChunk than was offered"));
         }
         let table = cut(&manifest, one_chunk)?;
         expect_header(&agreed.server, &manifest, &table)?;
@@ -304,7 +304,7 @@ fn own_refusal(error: Error) -> Error {
     match error {
         Error::Refused(refuse) if !refuse.paths.is_empty() => {
             let paths: Vec<_> = refuse.paths.iter().map(|path| crate::shown(path)).collect();
-            Error::with_code(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
+            Error::failed(refuse.code, format!("{}: {}", refuse.message, paths.join(", ")))
         }
         other => other,
     }

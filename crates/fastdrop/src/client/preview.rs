@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use crate::error::Error;
-use fastdrop_proto::fastdp::{Done, Failed, Manifest};
+use fastdrop_proto::fastdp::{Code, Done, Failed, Manifest};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ impl Client {
     /// reads everything, fails as a whole.
     pub(super) fn would_fail(
         &self,
-        unreadable: impl Iterator<Item = (EntryIndex, u16, String)>,
+        unreadable: impl Iterator<Item = (EntryIndex, Code, String)>,
         manifest: &Manifest,
         needed: &mut BTreeSet<EntryIndex>,
         done: &mut Done,
@@ -22,7 +22,10 @@ impl Client {
             let path = entry.path.as_bytes().to_vec();
             if is_archive {
                 // As the transfer would say it.
-                return Err(Error::with_code(410, format!("{}: {message}", crate::shown(&path))));
+                return Err(Error::failed(
+                    Code::SourceChanged,
+                    format!("{}: {message}", crate::shown(&path)),
+                ));
             }
             // Of an empty file nothing is read.
             if entry.size() == 0 || !needed.remove(&index) {

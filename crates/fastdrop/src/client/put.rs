@@ -19,7 +19,8 @@ use crate::transfer::layout::{cut, wanted_chunk};
 use crate::transfer::send::Opener;
 use crate::transfer::setup::Outgoing;
 use fastdrop_proto::fastdp::{
-    Archive, Capability, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place, SkipReason,
+    Archive, Capability, Code, Control, Do, Done, Existing, Grant, Header, Links, Manifest, Open, Place,
+    SkipReason,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::{BTreeSet, HashSet};
@@ -83,7 +84,7 @@ impl Input {
     }
 
     fn spent() -> Error {
-        Error::with_code(400, "standard input has been read and cannot be sent again")
+        Error::failed(Code::BadRequest, "standard input has been read and cannot be sent again")
     }
 
     /// What to read; None if there are only files.
@@ -96,8 +97,8 @@ impl Input {
             },
             Input::Archive { tree, contents, kind } => {
                 let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind);
-                let packed =
-                    packed.map_err(|error| Error::with_code(500, format!("making an archive: {error}")))?;
+                let packed = packed
+                    .map_err(|error| Error::failed(Code::Internal, format!("making an archive: {error}")))?;
                 Ok(Some(Box::new(packed)))
             }
         }
@@ -133,7 +134,7 @@ impl PutOffer {
     /// paths.
     fn is_too_new(&self, error: &Error) -> bool {
         let manifest = &self.walked.manifest;
-        matches!(error, Error::Refused(refuse) if refuse.code == 400)
+        matches!(error, Error::Refused(refuse) if refuse.code == Code::BadRequest)
             && !(manifest.links_beyond_base().is_empty() && manifest.long_paths().is_empty())
     }
 
@@ -152,14 +153,14 @@ impl PutOffer {
         tally: &mut Tally,
     ) -> Result<(), Error> {
         for entry in entries.iter().filter_map(|&index| self.walked.manifest.get(index)) {
-            tally.fail(entry.path.as_bytes(), 415, why);
+            tally.fail(entry.path.as_bytes(), Code::Unsupported, why);
         }
         self.walked.leave_out(entries, why)?;
         self.identities.remove(entries);
         // What is left is a manifest of its own.
         self.changed.clear();
         if self.walked.manifest.is_empty() {
-            return Err(Error::with_code(415, why));
+            return Err(Error::failed(Code::Unsupported, why));
         }
         Ok(())
     }
@@ -184,9 +185,7 @@ impl From<PutFailure> for Error {
     fn from(failure: PutFailure) -> Self {
         match failure {
             PutFailure::Offer(error) | PutFailure::Other(error) => error,
-            PutFailure::StartOver => {
-                Error::with_code(400, "the server continues although nothing was offered")
-            }
+            PutFailure::StartOver => Error::protocol("the server continues although nothing was offered"),
         }
     }
 }
@@ -217,7 +216,10 @@ impl Client {
             Put::Stream(read) => {
                 let (_, name) = split(&self.context.target.path);
                 if name.is_empty() {
-                    return Err(Error::with_code(400, "a stream needs the name of a file in the target"));
+                    return Err(Error::failed(
+                        Code::BadRequest,
+                        "a stream needs the name of a file in the target",
+                    ));
                 }
                 stream = Some(name.to_vec());
                 input = Some(read);
@@ -243,7 +245,7 @@ impl Client {
             // What was left out is not missing, and has a reason of its own; nor is a folder in
             // which there was nothing to take.
             if !left_out.contains(path) && !tree.has(path) {
-                tally.fail(path, 404, &why);
+                tally.fail(path, Code::NotFound, &why);
             }
         }
         if walked.manifest.is_empty() {
@@ -263,7 +265,7 @@ impl Client {
             (None, false) => Place::Auto,
         };
         if archive.is_some() && input.is_some() {
-            return Err(Error::with_code(400, "standard input cannot be put into an archive"));
+            return Err(Error::failed(Code::BadRequest, "standard input cannot be put into an archive"));
         }
         let identities = std::mem::take(&mut walked.identities);
         let packed = Arc::clone(&walked.manifest);
@@ -309,7 +311,7 @@ impl Client {
                 Ok(done) => return Ok(done),
                 Err(PutFailure::StartOver) if offer.resume => offer.resume = false,
                 Err(PutFailure::StartOver) => {
-                    return Err(Error::with_code(400, "the server continues although it was told not to"));
+                    return Err(Error::protocol("the server continues although it was told not to"));
                 }
                 Err(PutFailure::Offer(error)) if offer.is_too_new(&error) => {
                     offer.leave_out_what_is_too_new(tally)?;
@@ -344,7 +346,7 @@ impl Client {
         let manifest = Arc::clone(&offer.walked.manifest);
         let offered = self.offer(Do::Preview, offer, wanted_chunk(&manifest, false));
         let (mut agreed, ..) = offered.map_err(|failure| match failure {
-            PutFailure::Offer(Error::Refused(refuse)) if refuse.code == 400 => {
+            PutFailure::Offer(Error::Refused(refuse)) if refuse.code == Code::BadRequest => {
                 Error::Foreign("the server is too old to say what it would do; without -n it does it".into())
             }
             failure => failure.into(),
@@ -360,7 +362,7 @@ impl Client {
                     // Each file once: a server must not have this end read for ever.
                     asked += entries.len() as u64;
                     if entries.is_empty() || asked > u64::from(manifest.len()) {
-                        return Err(Error::with_code(400, "a preview asks for more than there is"));
+                        return Err(Error::protocol("a preview asks for more than there is"));
                     }
                     for entry in entries {
                         let content = with_alive(&connection, || {
@@ -374,14 +376,14 @@ impl Client {
                         let end = run.first.at().saturating_add(run.count as usize);
                         let range = skipped.get_mut(run.first.at()..end);
                         range
-                            .ok_or_else(|| Error::with_code(400, "skipped entries that do not exist"))?
+                            .ok_or_else(|| Error::protocol("skipped entries that do not exist"))?
                             .fill(Some(run.reason));
                     }
                 }
                 Control::Need(_) if !is_answered => is_answered = true,
                 Control::Done(done) if is_answered => break done,
                 Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
-                _ => return Err(Error::with_code(400, "a frame that does not belong to a preview")),
+                _ => return Err(Error::protocol("a frame that does not belong to a preview")),
             }
         };
         connection.close();
@@ -428,8 +430,7 @@ impl Client {
             .iter()
             .filter(|(index, entry)| is_left(*index) && !failed.contains(entry.path.as_bytes()));
         if done.left > 0 || left.count() as u64 > unnamed {
-            return Err(Error::with_code(
-                400,
+            return Err(Error::protocol(
                 "the server left files as they were, which only --existing skip allows",
             ));
         }
@@ -450,21 +451,21 @@ impl Client {
         let (agreed, grant, grant_json) = self.offer(Do::Put, offer, wanted)?;
         let one_chunk = agreed.server.chunk_size().map_err(Error::from)?;
         if one_chunk > wanted {
-            return Err(Error::with_code(400, "the server raises OneChunk").into());
+            return Err(Error::protocol("the server raises OneChunk").into());
         }
         let table = cut(&manifest, one_chunk)?;
         if let Input::Archive { contents, .. } = input
             && !grant.has(Capability::LongPaths)
             && !contents.long_paths().is_empty()
         {
-            return Err(Error::with_code(415, TOO_LONG_A_PATH).into());
+            return Err(Error::failed(Code::Unsupported, TOO_LONG_A_PATH).into());
         }
         if let Input::Archive { contents, .. } = input
             && !grant.has(Capability::Links)
             && !contents.links_beyond_base().is_empty()
         {
-            return Err(Error::with_code(
-                415,
+            return Err(Error::failed(
+                Code::Unsupported,
                 format!("{TOO_NEW_A_LINK}; --links skip leaves all links out"),
             )
             .into());
@@ -504,12 +505,16 @@ impl Client {
             if let Some(entry) = manifest.get(index)
                 && transmission.machine().is_left_out(index)
             {
-                tally.fail(entry.path.as_bytes(), 410, "the source changed while it was sent");
+                tally.fail(
+                    entry.path.as_bytes(),
+                    Code::SourceChanged,
+                    "the source changed while it was sent",
+                );
             }
         }
         let done = result?;
         if done.durability != grant.durability {
-            return Err(Error::with_code(400, "the server did something else than it granted").into());
+            return Err(Error::protocol("the server did something else than it granted").into());
         }
         let left = |index| transmission.machine().skip_reason(index) == Some(SkipReason::Policy);
         self.check_left(&manifest, &done, left)?;

@@ -9,7 +9,7 @@ use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::protocol::Protocol;
 use crate::source::tree::SourceTree;
-use fastdrop_proto::fastdp::{Done, Entry, EntryKind, Manifest, Version};
+use fastdrop_proto::fastdp::{Code, Done, Entry, EntryKind, Manifest, Version};
 use std::sync::atomic::Ordering;
 
 impl Client {
@@ -22,7 +22,10 @@ impl Client {
     ) -> Result<Done, Error> {
         let protocol = self.context.options.protocol;
         if manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. })) {
-            return Err(Error::with_code(400, format!("{protocol} carries files, not folders or links")));
+            return Err(Error::failed(
+                Code::BadRequest,
+                format!("{protocol} carries files, not folders or links"),
+            ));
         }
         self.context.observer.files_total.store(manifest.len().into(), Ordering::Relaxed);
         self.context.observer.bytes_total.store(manifest.bytes(), Ordering::Relaxed);
@@ -43,7 +46,7 @@ impl Client {
                         .with_attempts(|| ultradp::client::send(&self.context, &file, throttle.as_ref())),
                     Protocol::NextDp => nextdp::client::send(&self.context, &file, throttle.as_ref())
                         .map(|()| Delivery::Confirmed),
-                    _ => Err(Error::with_code(400, format!("nothing can be sent with {protocol}"))),
+                    _ => Err(Error::failed(Code::BadRequest, format!("nothing can be sent with {protocol}"))),
                 }
             });
             match sent {

@@ -1,5 +1,6 @@
 //! Decoding what peers compressed, with bounds on what that may cost.
 
+use fastdrop_proto::fastdp::Code;
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
 /// Log of the largest Zstandard window that is taken: 8 MiB, what every decoder has to
@@ -74,7 +75,7 @@ impl From<DecodeError> for crate::error::Error {
     fn from(error: DecodeError) -> Self {
         match error {
             DecodeError::Bad(error) => {
-                Self::with_code(422, format!("the payload cannot be decoded: {error}"))
+                Self::failed(Code::Integrity, format!("the payload cannot be decoded: {error}"))
             }
             DecodeError::Failed(error) => error,
         }

@@ -5,14 +5,14 @@ use crate::error::Error;
 use crate::legacy::source_file::{SourceFile, changed};
 use crate::net::connection::{Connection, Ended, SendFileError};
 use crate::net::throttle::Throttle;
-use fastdrop_proto::fastdp::Refuse;
+use fastdrop_proto::fastdp::{Code, Refuse};
 use std::time::{Duration, Instant};
 
 /// The error for a connection that the receiver has reset, where a
 /// protocol has no words for a refusal.
 pub(crate) fn refused_by_reset() -> Error {
     let message = "it reset the connection; its log says why".into();
-    Error::Refused(Refuse { code: 403, message, paths: Vec::new() })
+    Error::Refused(Refuse { code: Code::Forbidden, message, paths: Vec::new() })
 }
 
 /// Sends all of `bytes`.

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::source::tree::SourceTree;
 use crate::storage::io::read_exact_at;
-use fastdrop_proto::fastdp::Entry;
+use fastdrop_proto::fastdp::{Code, Entry};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,7 +62,10 @@ impl SourceFile {
     /// The name as the text that most of these protocols want.
     pub(crate) fn name_text(&self) -> Result<&str, Error> {
         std::str::from_utf8(&self.name).map_err(|_| {
-            Error::with_code(400, format!("{}: this protocol wants names in UTF-8", crate::shown(&self.name)))
+            Error::failed(
+                Code::BadRequest,
+                format!("{}: this protocol wants names in UTF-8", crate::shown(&self.name)),
+            )
         })
     }
 
@@ -92,5 +95,5 @@ impl SourceFile {
 }
 
 pub(crate) fn changed() -> Error {
-    Error::with_code(410, "the source changed while it was sent")
+    Error::failed(Code::SourceChanged, "the source changed while it was sent")
 }

@@ -9,7 +9,7 @@ use crate::net::frames::FrameReader;
 use crate::net::listen::canonical;
 use crate::storage::options::ReceiveOptions;
 use crate::storage::single::Incoming;
-use fastdrop_proto::fastdp::Durability;
+use fastdrop_proto::fastdp::{Code, Durability};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,10 +53,10 @@ impl LegacyUpload {
     pub(crate) fn create(context: &Arc<ServerContext>, path: &[u8], size: u64) -> Result<Self, Error> {
         let options = &context.options;
         if options.read_only {
-            return Err(Error::with_code(403, "this server only gives"));
+            return Err(Error::failed(Code::Forbidden, "this server only gives"));
         }
         if !context.registry.has_room() {
-            return Err(Error::with_code(503, "too many transfers at once"));
+            return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
         }
         let receive = ReceiveOptions {
             existing: options.existing,
@@ -77,7 +77,7 @@ impl LegacyUpload {
 
     /// The file.
     pub(crate) fn incoming(&self) -> Result<&Incoming, Error> {
-        self.incoming.as_ref().ok_or_else(|| Error::with_code(500, "the file has been named already"))
+        self.incoming.as_ref().ok_or_else(|| Error::failed(Code::Internal, "the file has been named already"))
     }
 
     /// Syncs it and gives it its name.

@@ -153,7 +153,7 @@ impl FrameReader {
         let header = self.header()?;
         match header.kind {
             FrameKind::Control(kind) => self.control(kind, header.size),
-            _ => Err(Error::with_code(400, "a chunk where none can be")),
+            _ => Err(Error::protocol("a chunk where none can be")),
         }
     }
 }

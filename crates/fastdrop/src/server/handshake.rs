@@ -7,8 +7,8 @@ use crate::protocol::Protocol;
 use crate::server::accepted::{Accepted, Handshake, Upgraded};
 use crate::server::dispatch::Dispatcher;
 use fastdrop_proto::fastdp::{
-    Control, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest, Version, Versions,
-    Violation, head_len, is_endpoint, parse_request, v1,
+    Code, Control, Failure, FrameHeader, FrameKind, Header, Open, Refuse, UpgradeError, UpgradeRequest,
+    Version, Versions, Violation, head_len, is_endpoint, parse_request, v1,
 };
 use fastdrop_proto::port::{self, Begins};
 use std::net::SocketAddr;
@@ -158,26 +158,26 @@ pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Acc
         Ok(Ok(None)) => None,
         Ok(Err(violation)) => {
             tracing::info!(%peer, why = %crate::shown(violation.message.as_bytes()), "refused");
-            refuse_frame(&mut socket, violation).await;
+            refuse_frame(&mut socket, violation.into()).await;
             None
         }
         Err(_) => {
             tracing::info!(%peer, "too slow with its header");
-            refuse_frame(&mut socket, Violation::with_code(408, "the header did not come in time")).await;
+            refuse_frame(&mut socket, Failure::new(Code::TooSlow, "the header did not come in time")).await;
             None
         }
     }
 }
 
-async fn refuse_frame(socket: &mut TcpStream, violation: Violation) {
+async fn refuse_frame(socket: &mut TcpStream, failure: Failure) {
     let header = Header::new(fastdrop_proto::units::ChunkSize::COMMON, 0, 0, "").encode();
-    let last = Refuse { code: violation.code, message: violation.message, paths: Vec::new() };
+    let last = Refuse { code: failure.code, message: failure.message, paths: Vec::new() };
     refuse(socket, &[header, Control::Refuse(last).encode()].concat()).await;
 }
 
 /// Refuses a connection for which there is no thread.
 pub(super) async fn turn_away(begun: Accepted) {
-    let refused = Violation::with_code(503, "no thread to be had");
+    let refused = Failure::new(Code::Unavailable, "no thread to be had");
     match begun {
         Accepted::FastDp(Handshake { socket, .. }) => {
             if let Ok(mut socket) = TcpStream::from_std(socket) {
@@ -195,7 +195,7 @@ pub(super) async fn turn_away(begun: Accepted) {
 }
 
 /// Refuses a connection of an older version: 1.1.0 has a text for it, 1.0.0 a header and a reset.
-async fn refuse_older(socket: &mut TcpStream, version: Version, refused: &Violation) {
+async fn refuse_older(socket: &mut TcpStream, version: Version, refused: &Failure) {
     if version == Version::V1_1 {
         return refuse(socket, v1::encode_failure(refused.code, &refused.message).as_bytes()).await;
     }
@@ -290,7 +290,7 @@ async fn older(
                 return Some(Shaken1 { peer, key: request.key, header, header_bytes: bytes, early });
             }
             Ok(None) => {}
-            Err(violation) => break violation,
+            Err(violation) => break violation.into(),
         }
         match timeout_at(deadline, socket.read_buf(&mut bytes)).await {
             Ok(Ok(0) | Err(_)) => {
@@ -298,7 +298,7 @@ async fn older(
                 return None;
             }
             Ok(Ok(_)) => {}
-            Err(_) => break Violation::with_code(408, "the header did not come in time"),
+            Err(_) => break Failure::new(Code::TooSlow, "the header did not come in time"),
         }
     };
     tracing::info!(%peer, protocol = %version, why = %crate::shown(refused.message.as_bytes()), "refused");

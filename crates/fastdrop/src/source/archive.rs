@@ -7,7 +7,7 @@ use crate::source::identity::Identities;
 use crate::source::reader::unchanged;
 use crate::source::tree::SourceTree;
 use fastdrop_proto::fastdp::{
-    Archive, Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath,
+    Archive, Code, Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath,
 };
 use fastdrop_proto::units::{EntryIndex, Mtime};
 use std::fs::File;
@@ -30,7 +30,7 @@ pub(crate) fn offered(contents: &Manifest, kind: Archive) -> std::result::Result
     let single = contents.iter().all(|(_, entry)| entry.path.top() == first);
     let stem = if single { &first[..first.len().min(STEM_MAX)] } else { b"archive" };
     let name = [stem, kind.extension().as_bytes()].concat();
-    let invalid = |error: ManifestError| Refused::with_code(400, error.to_string());
+    let invalid = |error: ManifestError| Refused::failed(Code::BadRequest, error.to_string());
     let mut builder = ManifestBuilder::new(1);
     let path = RelPath::new(&name).map_err(|error| invalid(EntryError::from(error).into()))?;
     let entry = Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() };
@@ -41,7 +41,10 @@ pub(crate) fn offered(contents: &Manifest, kind: Archive) -> std::result::Result
 /// Refuses what the receiver of such an archive would refuse when all of it has been sent.
 fn check_carried(contents: &Manifest, kind: Archive) -> std::result::Result<(), Refused> {
     if contents.len() > MEMBERS_MAX {
-        return Err(Refused::with_code(413, format!("an archive holds at most {MEMBERS_MAX} entries")));
+        return Err(Refused::failed(
+            Code::OverLimit,
+            format!("an archive holds at most {MEMBERS_MAX} entries"),
+        ));
     }
     let too_long = |entry: &Entry<'_>| {
         let slash = usize::from(entry.kind == EntryKind::Directory);
@@ -51,7 +54,10 @@ fn check_carried(contents: &Manifest, kind: Archive) -> std::result::Result<(), 
         None => Ok(()),
         Some((_, entry)) => {
             let shown = crate::shown(entry.path.as_bytes());
-            Err(Refused::with_code(400, format!("{shown}: this path is too long for a ZIP archive")))
+            Err(Refused::failed(
+                Code::BadRequest,
+                format!("{shown}: this path is too long for a ZIP archive"),
+            ))
         }
     }
 }
@@ -60,7 +66,7 @@ fn check_carried(contents: &Manifest, kind: Archive) -> std::result::Result<(), 
 pub(crate) fn expect_archive(manifest: &Manifest) -> std::result::Result<(), Refused> {
     // A stream comes last: where it is the first, it is the only one.
     let is_stream = manifest.get(EntryIndex(0)).is_some_and(|entry| entry.kind == EntryKind::Stream);
-    let wrong = || Refused::with_code(400, "an archive is one stream, and nothing else");
+    let wrong = || Refused::failed(Code::BadRequest, "an archive is one stream, and nothing else");
     if is_stream { Ok(()) } else { Err(wrong()) }
 }
 

@@ -7,7 +7,7 @@ use crate::source::tree::SourceTree;
 use crate::stop::Stop;
 use crate::storage::io::{STEP, read_exact_at};
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum, PieceChecksum};
-use fastdrop_proto::fastdp::{ChunkContent, Entry, EntryKind, Extents, Manifest, Sender};
+use fastdrop_proto::fastdp::{ChunkContent, Code, Entry, EntryKind, Extents, Manifest, Sender};
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use rustix::fs::{SeekFrom, Stat};
 use rustix::io::Errno;
@@ -21,7 +21,7 @@ use std::time::Instant;
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     pub(crate) entry: EntryIndex,
-    pub(crate) code: u16,
+    pub(crate) code: Code,
     pub(crate) reason: String,
 }
 
@@ -31,7 +31,7 @@ impl Unreadable {
     }
 
     fn changed(entry: EntryIndex) -> Self {
-        Self { entry, code: 410, reason: "the source changed while it was sent".into() }
+        Self { entry, code: Code::SourceChanged, reason: "the source changed while it was sent".into() }
     }
 }
 

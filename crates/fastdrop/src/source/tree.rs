@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::storage::root::{Root, join, names, split};
-use fastdrop_proto::fastdp::{HIDDEN, RelPath};
+use fastdrop_proto::fastdp::{Code, HIDDEN, RelPath};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -71,9 +71,10 @@ impl SourceTree {
 
     fn add(&mut self, top: Top) -> Result<(), Error> {
         match self.tops.binary_search_by(|other| other.name.cmp(&top.name)) {
-            Ok(_) => {
-                Err(Error::with_code(409, format!("two sources are called {}", crate::shown(&top.name))))
-            }
+            Ok(_) => Err(Error::failed(
+                Code::Conflict,
+                format!("two sources are called {}", crate::shown(&top.name)),
+            )),
             Err(at) => {
                 self.tops.insert(at, top);
                 Ok(())

@@ -10,8 +10,8 @@ use crate::source::uncarried::Uncarried;
 use crate::stop::Stop;
 use crate::storage::root::{Root, names, split};
 use fastdrop_proto::fastdp::{
-    Entry, EntryKind, LEFT_OUT_NAMED_MAX, LONG_PATH_MAX, LeftOutEntry, Links, Manifest, ManifestBuilder,
-    ManifestError, PathError, RelPath,
+    Code, Entry, EntryKind, LEFT_OUT_NAMED_MAX, LONG_PATH_MAX, LeftOutEntry, Links, Manifest,
+    ManifestBuilder, ManifestError, PathError, RelPath,
 };
 use fastdrop_proto::units::{EntryIndex, Mtime};
 use rustix::fs::{AtFlags, FileType, Stat};
@@ -48,12 +48,18 @@ impl Walked {
         for &entry in entries {
             let Some(entry) = self.manifest.get(entry) else { continue };
             let path = entry.path.as_bytes().to_vec();
-            let entry =
-                LeftOutEntry { path, policy: false, directory: false, code: 415, reason: reason.into() };
+            let entry = LeftOutEntry {
+                path,
+                policy: false,
+                directory: false,
+                code: Code::Unsupported,
+                reason: reason.into(),
+            };
             self.note(entry);
         }
         let manifest = self.manifest.without(entries);
-        self.manifest = Arc::new(manifest.map_err(|error| Error::with_code(400, error.to_string()))?);
+        self.manifest =
+            Arc::new(manifest.map_err(|error| Error::failed(Code::BadRequest, error.to_string()))?);
         self.identities.remove(entries);
         Ok(())
     }
@@ -124,7 +130,7 @@ pub(crate) fn walk(
         }
     }
     if let Some(name) = stream {
-        let path = RelPath::new(name).map_err(|error| Error::with_code(400, error.to_string()))?;
+        let path = RelPath::new(name).map_err(|error| Error::failed(Code::BadRequest, error.to_string()))?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let mtime = Mtime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
         walk.push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime }, None)?;
@@ -173,7 +179,8 @@ impl Walk<'_> {
     fn finish(mut self) -> Result<Walked, Error> {
         self.walked.uncarried = self.uncarried.to_string();
         let ended = self.builder.finish_without_escaping();
-        let (manifest, escaping) = ended.map_err(|error| Error::with_code(400, error.to_string()))?;
+        let (manifest, escaping) =
+            ended.map_err(|error| Error::failed(Code::BadRequest, error.to_string()))?;
         for path in escaping.values() {
             self.walked.note(outside(path, self.options.links == Links::Safe));
         }
@@ -183,10 +190,10 @@ impl Walk<'_> {
     }
 
     fn push(&mut self, entry: &Entry<'_>, stat: Option<&Stat>) -> Result<(), Error> {
-        let too_large = |error: ManifestError| Error::with_code(413, error.to_string());
+        let too_large = |error: ManifestError| Error::failed(Code::OverLimit, error.to_string());
         for folder in std::mem::take(&mut self.entered) {
             let path = RelPath::new(&folder.path);
-            let path = path.map_err(|error| Error::with_code(400, error.to_string()))?;
+            let path = path.map_err(|error| Error::failed(Code::BadRequest, error.to_string()))?;
             let kind = EntryKind::Directory;
             let folder = Entry { path, kind, mode: folder.mode, mtime: folder.mtime };
             self.builder.push(&folder).map_err(too_large)?;
@@ -205,7 +212,7 @@ impl Walk<'_> {
     }
 
     /// Notes an entry that cannot be sent.
-    fn refuse(&mut self, path: &[u8], directory: bool, code: u16, reason: impl Into<String>) {
+    fn refuse(&mut self, path: &[u8], directory: bool, code: Code, reason: impl Into<String>) {
         let reason = reason.into();
         self.walked.note(LeftOutEntry { path: path.to_vec(), policy: false, directory, code, reason });
     }
@@ -291,7 +298,7 @@ impl Walk<'_> {
             // Unfinished work of this program is nobody's to send.
             Err(PathError::Hidden) => return Ok(None),
             Err(error) => {
-                self.refuse(path, directory, 403, error.to_string());
+                self.refuse(path, directory, Code::Forbidden, error.to_string());
                 return Ok(None);
             }
         };
@@ -300,7 +307,7 @@ impl Walk<'_> {
             return Ok(None);
         }
         if checked.is_long() && !self.options.long_paths {
-            self.refuse(path, directory, 403, LONG_PATH);
+            self.refuse(path, directory, Code::Forbidden, LONG_PATH);
             return Ok(None);
         }
         if self.options.tells_uncarried
@@ -329,7 +336,12 @@ impl Walk<'_> {
             FileType::Directory => {
                 let id = (stat.st_dev, stat.st_ino);
                 if above.iter().any(|folder| folder.id == id) {
-                    self.refuse(path, true, 415, "a link that leads back up, which cannot be followed");
+                    self.refuse(
+                        path,
+                        true,
+                        Code::Unsupported,
+                        "a link that leads back up, which cannot be followed",
+                    );
                     return Ok(None);
                 }
                 let dir = match root.open_dir(inner) {
@@ -357,7 +369,7 @@ impl Walk<'_> {
                 }
             }
             FileType::Symlink => self.link(root, inner, path, &mut entry)?,
-            _ => self.refuse(path, false, 415, "neither a file nor a folder nor a link"),
+            _ => self.refuse(path, false, Code::Unsupported, "neither a file nor a folder nor a link"),
         }
         Ok(None)
     }
@@ -395,7 +407,7 @@ impl Walk<'_> {
 fn outside(path: &[u8], policy: bool) -> LeftOutEntry {
     let reason = "a link that leads outside of the folder in which it arrives";
     let reason = if policy { format!("{reason}; it was left out") } else { reason.into() };
-    LeftOutEntry { path: path.to_vec(), policy, directory: false, code: 415, reason }
+    LeftOutEntry { path: path.to_vec(), policy, directory: false, code: Code::Unsupported, reason }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::storage::options::ReceiveOptions;
 use crate::storage::part::{PARTS_MAX, PartIndex};
 use crate::storage::root::{Dirs, MountId, Root, join, split};
 use crate::storage::stage::Stage;
+use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -63,7 +64,7 @@ struct Mount {
 /// Why no part of the stage can be on a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    pub(crate) code: u16,
+    pub(crate) code: Code,
     pub(crate) message: String,
 }
 
@@ -121,7 +122,10 @@ impl Mounts {
         let at = match self.mounts.iter().position(|mount| mount.id == id) {
             Some(at) => at,
             None if self.mounts.len() >= PARTS_MAX => {
-                return Err(Error::with_code(413, "files on more mounts than one transfer may write to"));
+                return Err(Error::failed(
+                    Code::OverLimit,
+                    "files on more mounts than one transfer may write to",
+                ));
             }
             None => {
                 let part = Ok(PartIndex::HOME);

@@ -2,7 +2,7 @@
 
 use crate::codec::archive::MEMBERS_MAX;
 use crate::error::Error;
-use fastdrop_proto::fastdp::{Archive, Durability, Existing};
+use fastdrop_proto::fastdp::{Archive, Code, Durability, Existing};
 
 /// What the receiving side decides by itself.
 #[derive(Debug, Clone)]
@@ -30,13 +30,16 @@ impl ReceiveOptions {
     /// may have `total`.
     pub(crate) fn check_room(&self, needed: u64, free: u64, total: u64, place: &[u8]) -> Result<(), Error> {
         if self.size_max.is_some_and(|max| total > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+            return Err(Error::failed(Code::OverLimit, "more bytes than one transfer may have here"));
         }
         if free.saturating_sub(self.free_min) >= needed {
             return Ok(());
         }
         let place = if place.is_empty() { String::new() } else { format!(" in {}", crate::shown(place)) };
-        Err(Error::with_code(507, format!("no space{place}: {needed} bytes are needed and {free} are free")))
+        Err(Error::failed(
+            Code::NoSpace,
+            format!("no space{place}: {needed} bytes are needed and {free} are free"),
+        ))
     }
 }
 

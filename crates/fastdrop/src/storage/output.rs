@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::lock::lock;
 use crate::storage::journal::FileKey;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
-use fastdrop_proto::fastdp::{Entry, EntryKind, Manifest};
+use fastdrop_proto::fastdp::{Code, Entry, EntryKind, Manifest};
 use fastdrop_proto::units::ChunkIndex;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -124,12 +124,15 @@ pub(crate) fn expect_one_file(manifest: &Manifest) -> Result<(), Error> {
     if manifest.len() == 1 && manifest.iter().all(|(_, entry)| is_file(entry)) {
         return Ok(());
     }
-    Err(Error::with_code(409, "only one file can go to standard output"))
+    Err(Error::failed(Code::Conflict, "only one file can go to standard output"))
 }
 
 /// The beginning that has been written is not that of the file that is there now.
 pub(crate) fn changed() -> Error {
-    Error::with_code(410, "the file changed while it was fetched, and its beginning is written already")
+    Error::failed(
+        Code::SourceChanged,
+        "the file changed while it was fetched, and its beginning is written already",
+    )
 }
 
 fn output_error(error: std::io::Error) -> Error {

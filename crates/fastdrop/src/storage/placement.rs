@@ -3,7 +3,7 @@
 use crate::error::{Error, reason};
 use crate::storage::journal::FileKey;
 use crate::storage::root::{Dirs, Root, join, split};
-use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, Place, RelPath};
+use fastdrop_proto::fastdp::{Code, Entry, EntryKind, Existing, Manifest, Place, RelPath};
 use fastdrop_proto::units::EntryIndex;
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
@@ -34,7 +34,7 @@ impl Placement {
         let as_folder = path.is_empty() || path.ends_with(b"/");
         let path = path.strip_suffix(b"/").unwrap_or(path);
         if !path.is_empty() {
-            RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?;
+            RelPath::new(path).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?;
         }
         let tops: BTreeSet<_> = manifest.iter().map(|(_, entry)| entry.path.top()).take(2).collect();
         let several = tops.len() > 1
@@ -43,7 +43,7 @@ impl Placement {
         let into = match place {
             Place::Into => true,
             Place::As if several || path.is_empty() => {
-                return Err(Error::with_code(400, "several sources cannot have one name"));
+                return Err(Error::failed(Code::BadRequest, "several sources cannot have one name"));
             }
             Place::As => false,
             Place::Auto if as_folder || several => true,
@@ -69,7 +69,7 @@ impl Placement {
         let top = contents.get(EntryIndex(0)).map(|entry| entry.path.top());
         let several = contents.iter().any(|(_, entry)| Some(entry.path.top()) != top);
         if several && self.name.is_some() {
-            return Err(Error::with_code(400, "several sources cannot have one name"));
+            return Err(Error::failed(Code::BadRequest, "several sources cannot have one name"));
         }
         Ok(self.clone())
     }

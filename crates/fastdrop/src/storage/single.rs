@@ -12,7 +12,7 @@ use crate::storage::placement::{Placement, Rules, Verdict, judge};
 use crate::storage::root::{Dirs, Root, split};
 use crate::storage::stage::Stage;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
-use fastdrop_proto::fastdp::{Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
+use fastdrop_proto::fastdp::{Code, Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -52,7 +52,8 @@ impl Incoming {
         size: u64,
         options: ReceiveOptions,
     ) -> Result<Self, Error> {
-        let path = RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?.as_bytes();
+        let path =
+            RelPath::new(path).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?.as_bytes();
         let (folder, name) = split(path);
         let manifest = single(name)?;
         let folder = if folder.is_empty() { Vec::new() } else { [folder, b"/"].concat() };
@@ -62,7 +63,7 @@ impl Incoming {
         let exceptions = match judge_name(root, &mut dirs, path, &entry, options.existing)? {
             verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
             Verdict::Conflict(_) | Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
-                return Err(Error::with_code(409, format!("{}: it exists", crate::shown(path))));
+                return Err(Error::failed(Code::Conflict, format!("{}: it exists", crate::shown(path))));
             }
             Verdict::New => HashMap::new(),
         };
@@ -72,7 +73,7 @@ impl Incoming {
             Stage::create(Arc::clone(root), Algorithm::None, ChunkSize::COMMON, options.durability, None)?;
         let staged = mounts.stage(root, &mut stage).and_then(|()| {
             let part = mounts.part_of(ONLY);
-            part.map_err(|Refusal { code, message }| Error::with_code(*code, message.clone()))
+            part.map_err(|Refusal { code, message }| Error::failed(*code, message.clone()))
         });
         let namer = Namer::new(Arc::clone(root), placement, &options, exceptions);
         let made = staged.and_then(|part| {
@@ -135,7 +136,7 @@ impl Incoming {
                 let path = crate::shown(&self.namer.placement().of(entry.path));
                 match errno {
                     Errno::EXIST => {
-                        Error::with_code(409, format!("{path}: another one was put there meanwhile"))
+                        Error::failed(Code::Conflict, format!("{path}: another one was put there meanwhile"))
                     }
                     errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
                 }
@@ -261,11 +262,11 @@ fn spawn<'scope, 'env, T: Send + 'scope>(
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, T>, Error> {
     let spawned = std::thread::Builder::new().spawn_scoped(scope, work);
-    spawned.map_err(|error| Error::with_code(503, format!("no thread to be had: {error}")))
+    spawned.map_err(|error| Error::failed(Code::Unavailable, format!("no thread to be had: {error}")))
 }
 
 fn gone() -> Error {
-    Error::with_code(500, "writing has ended")
+    Error::failed(Code::Internal, "writing has ended")
 }
 
 /// Where a file called `name` goes when a user says `path`: into it if it is a folder, else as it.
@@ -296,21 +297,23 @@ fn judge_name(
     existing: Existing,
 ) -> Result<Verdict, Error> {
     match judge(root, dirs, path, entry, &Rules::of_names(existing))? {
-        Verdict::Conflict(why) => Err(Error::with_code(409, format!("{}: {why}", crate::shown(path)))),
+        Verdict::Conflict(why) => {
+            Err(Error::failed(Code::Conflict, format!("{}: {why}", crate::shown(path))))
+        }
         verdict => Ok(verdict),
     }
 }
 
 /// A manifest of one file, of which nothing but the name is known.
 fn single(name: &[u8]) -> Result<Manifest, Error> {
-    let path = RelPath::new(name).map_err(|error| Error::with_code(403, error.to_string()))?;
+    let path = RelPath::new(name).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?;
     let mut builder = ManifestBuilder::new(1);
     builder
         .push(&Entry { path, kind: EntryKind::Stream, mode: 0o644, mtime: Mtime::default() })
         .and_then(|()| builder.finish())
-        .map_err(|error| Error::with_code(400, error.to_string()))
+        .map_err(|error| Error::failed(Code::BadRequest, error.to_string()))
 }
 
 fn only(manifest: &Manifest) -> Result<Entry<'_>, Error> {
-    manifest.get(ONLY).ok_or_else(|| Error::with_code(500, "an empty manifest"))
+    manifest.get(ONLY).ok_or_else(|| Error::failed(Code::Internal, "an empty manifest"))
 }

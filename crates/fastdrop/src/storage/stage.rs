@@ -14,7 +14,7 @@ use crate::storage::part;
 use crate::storage::part::{PARTS_MAX, Part, PartIndex, remove_folder};
 use crate::storage::root::{MountId, Root};
 use fastdrop_proto::checksum::Algorithm;
-use fastdrop_proto::fastdp::Durability;
+use fastdrop_proto::fastdp::{Code, Durability};
 use fastdrop_proto::units::{ChunkSize, Mtime};
 use rustix::fs::{Advice, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -106,7 +106,10 @@ impl Stage {
         }
         let part = self.elsewhere.len() + 1;
         if part >= PARTS_MAX {
-            return Err(Error::with_code(413, "files on more mounts than one transfer may write to"));
+            return Err(Error::failed(
+                Code::OverLimit,
+                "files on more mounts than one transfer may write to",
+            ));
         }
         let mut result = Err(Errno::NOENT);
         let places = part::places(&self.root, folders, mount);
@@ -316,11 +319,11 @@ impl Stage {
     fn sync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), Error> {
         let mut poisoned = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         if *poisoned {
-            return Err(Error::Sync(Errno::IO));
+            return Err(Error::sync(Errno::IO));
         }
         sync().map_err(|errno| {
             *poisoned = true;
-            Error::Sync(errno)
+            Error::sync(errno)
         })
     }
 

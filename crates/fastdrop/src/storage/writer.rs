@@ -14,8 +14,8 @@ use crate::storage::root::{Dirs, Root};
 use crate::storage::stage::Stage;
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{
-    ChunkContent, Completed, Durability, Entry, EntryKind, Extents, Identities, IdentityTable, Manifest,
-    Violation,
+    ChunkContent, Code, Completed, Durability, Entry, EntryKind, Extents, Identities, IdentityTable,
+    Manifest, Violation,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::fs::FallocateFlags;
@@ -355,7 +355,7 @@ impl TransferWriter {
         let Some(entry) = self.manifest.get(index) else { return Ok(()) };
         let end = offset + chunk.bytes.len() as u64;
         if self.options.size_max.is_some_and(|max| end > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+            return Err(Error::failed(Code::OverLimit, "more bytes than one transfer may have here"));
         }
         let system = |errno| self.namer.error(&entry, errno);
         let staged = self.staged(index, &entry).map_err(system)?;
@@ -721,5 +721,5 @@ impl TransferWriter {
 }
 
 fn no_entry() -> Error {
-    Error::with_code(500, "there is no such entry")
+    Error::failed(Code::Internal, "there is no such entry")
 }

@@ -14,7 +14,7 @@ use crate::transfer::sink::Sink;
 use crate::transfer::unpack::{Unpacked, Unpacking};
 use fastdrop_proto::checksum::{Algorithm, Checksum, join_blake3};
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Done, Durability, EntryKind, Expected, Failed,
+    ChunkContent, ChunkVerdict, Code, Completed, Control, Done, Durability, EntryKind, Expected, Failed,
     FrameHeader, Identities, Manifest, NeedTotals, Proven, Receiver, Spent, Transcript, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
@@ -35,14 +35,6 @@ pub(super) enum Fault {
 impl<E: Into<Error>> From<E> for Fault {
     fn from(error: E) -> Self {
         Fault::Stream(error.into())
-    }
-}
-
-impl Fault {
-    pub(super) fn into_error(self) -> Error {
-        match self {
-            Fault::Stream(error) | Fault::Transfer(error) => error,
-        }
     }
 }
 
@@ -151,7 +143,7 @@ impl Assembly {
             Ok(ChunkVerdict::Confirm) => Ok(Some(Control::Confirm(vec![expected.chunk]))),
             Ok(ChunkVerdict::Again) => Ok(Some(Control::Again(vec![expected.chunk]))),
             Ok(ChunkVerdict::Ignore) => Ok(None),
-            Err(violation) if violation.code == 422 => Err(Fault::Transfer(violation.into())),
+            Err(violation) if violation.code == Code::Integrity => Err(Fault::Transfer(violation.into())),
             Err(violation) => Err(violation.into()),
         }
     }
@@ -244,7 +236,7 @@ impl Assembly {
     pub(super) fn handle_abandon(
         &self,
         entry: EntryIndex,
-        code: u16,
+        code: Code,
         reason: String,
     ) -> Result<Vec<Control>, Fault> {
         let (answer, is_abandoned) = {

@@ -11,7 +11,9 @@ use crate::storage::placement::{
 };
 use crate::storage::root::{Dirs, Root, split};
 use crate::transfer::inquiry::{ASKED_MAX, Inquiry};
-use fastdrop_proto::fastdp::{Entry, EntryKind, Failed, Manifest, Receiver, Refuse, RelPath, SkipReason};
+use fastdrop_proto::fastdp::{
+    Code, Entry, EntryKind, Failed, Manifest, Receiver, Refuse, RelPath, SkipReason,
+};
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -92,8 +94,8 @@ pub(crate) fn compare(
         }
         let verdict = match placed {
             // A folder into which this user may not look costs what would go there.
-            Err(Error::System { errno: errno @ Errno::ACCESS, .. }) => {
-                comparing.fail(index, &entry, reason(errno));
+            Err(error) if error.errno() == Some(Errno::ACCESS) => {
+                comparing.fail(index, &entry, reason(Errno::ACCESS));
                 continue;
             }
             placed => placed?,
@@ -130,7 +132,7 @@ pub(crate) struct Places<'a> {
 }
 
 fn is_denied<T>(result: &Result<T, Error>) -> bool {
-    matches!(result, Err(Error::System { errno: Errno::ACCESS, .. }))
+    result.as_ref().is_err_and(|error| error.errno() == Some(Errno::ACCESS))
 }
 
 struct Comparing<'a, 'b> {
@@ -179,7 +181,7 @@ impl Comparing<'_, '_> {
     fn fail(&mut self, index: EntryIndex, entry: &Entry<'_>, message: String) {
         self.machine.skip(index, SkipReason::Policy);
         let path = entry.path.as_bytes().to_vec();
-        self.compared.failed.insert(index, Failed { path, code: 403, message });
+        self.compared.failed.insert(index, Failed { path, code: Code::Forbidden, message });
     }
 
     fn settle(&mut self, index: EntryIndex, entry: &Entry<'_>, path: &[u8], verdict: Verdict) {
@@ -262,6 +264,6 @@ impl Conflicts {
         let avoidable = !advice.is_empty() && self.named.iter().any(|(_, why)| *why == DIFFERS);
         let message = if avoidable { format!("{message} ({advice})") } else { message };
         let paths = self.named.into_iter().map(|(path, _)| path).collect();
-        Err(Error::Refused(Refuse { code: 409, message, paths }))
+        Err(Error::Refused(Refuse { code: Code::Conflict, message, paths }))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::net::frames::FrameReader;
-use fastdrop_proto::fastdp::{Capability, Control, Grant, IdentityTable, Manifest};
+use fastdrop_proto::fastdp::{Capability, Code, Control, Grant, IdentityTable, Manifest};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::HashMap;
 
@@ -72,7 +72,7 @@ impl<'a> Inquiry<'a> {
             self.ask(&[])?;
         }
         while self.identity && !self.identities.is_complete() {
-            self.next(&mut |_, _| Err(Error::with_code(400, "contents that nobody asked for")))?;
+            self.next(&mut |_, _| Err(Error::protocol("contents that nobody asked for")))?;
         }
         Ok(&self.identities)
     }
@@ -108,7 +108,7 @@ impl<'a> Inquiry<'a> {
         while !open.is_empty() {
             self.next(&mut |entry, content| {
                 if !open.remove(&entry) {
-                    return Err(Error::with_code(400, "contents that nobody asked for"));
+                    return Err(Error::protocol("contents that nobody asked for"));
                 }
                 answers.insert(entry, content);
                 Ok(())
@@ -122,7 +122,7 @@ impl<'a> Inquiry<'a> {
         take: &mut dyn FnMut(EntryIndex, Option<[u8; 32]>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Answers::Sender(reader) = &mut self.answers else {
-            return Err(Error::with_code(500, "a question that an archive cannot answer"));
+            return Err(Error::failed(Code::Internal, "a question that an archive cannot answer"));
         };
         match reader.next_control()? {
             Control::Alive => Ok(()),
@@ -131,7 +131,7 @@ impl<'a> Inquiry<'a> {
                 contents.into_iter().try_for_each(|(entry, content)| take(entry, content))
             }
             Control::Refuse(refuse) => Err(Error::Refused(refuse)),
-            _ => Err(Error::with_code(400, "a frame that a sender does not send before it is answered")),
+            _ => Err(Error::protocol("a frame that a sender does not send before it is answered")),
         }
     }
 

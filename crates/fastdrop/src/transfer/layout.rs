@@ -1,7 +1,7 @@
 //! The cutting of a manifest's files into chunks.
 
 use crate::error::Error;
-use fastdrop_proto::fastdp::{Header, Manifest, Table};
+use fastdrop_proto::fastdp::{Code, Header, Manifest, Table};
 use fastdrop_proto::units::ChunkSize;
 
 /// Cuts the files of a manifest into chunks.
@@ -10,7 +10,7 @@ use fastdrop_proto::units::ChunkSize;
 ///
 /// 413 if there are more than can be numbered.
 pub(crate) fn cut(manifest: &Manifest, one_chunk: ChunkSize) -> Result<Table, Error> {
-    Table::new(manifest, one_chunk).map_err(|error| Error::with_code(413, error.to_string()))
+    Table::new(manifest, one_chunk).map_err(|error| Error::failed(Code::OverLimit, error.to_string()))
 }
 
 /// Checks that a header says of a manifest what is true.
@@ -22,7 +22,7 @@ pub(crate) fn expect_header(header: &Header, manifest: &Manifest, table: &Table)
     if (header.full_size, header.full_chunk) == (manifest.bytes(), u64::from(table.count())) {
         return Ok(());
     }
-    Err(Error::with_code(400, "the header contradicts the manifest"))
+    Err(Error::protocol("the header contradicts the manifest"))
 }
 
 /// The chunk size that suits a manifest; `unsized_entry` if the size of one of its entries is not

@@ -5,7 +5,7 @@ use crate::net::connection::{Connection, Ended};
 use crate::net::frames::FrameReader;
 use crate::transfer::limits::MANIFEST_PART;
 use fastdrop_proto::fastdp::{
-    Control, LEFT_OUT_NAMED_MAX, LeftOut, Manifest, ManifestBuilder, ManifestError,
+    Code, Control, LEFT_OUT_NAMED_MAX, LeftOut, Manifest, ManifestBuilder, ManifestError,
 };
 use std::time::{Duration, Instant};
 
@@ -71,7 +71,7 @@ pub(crate) fn read_manifest(
 }
 
 fn read_parts(reader: &mut FrameReader, rules: ManifestRules) -> Result<(Manifest, LeftOut), Error> {
-    let bad = |error: ManifestError| Error::with_code(400, error.to_string());
+    let bad = |error: ManifestError| Error::protocol(error.to_string());
     let ManifestRules { mut builder, left_out: takes_left_out, manifest_timeout, .. } = rules;
     let mut left_out = LeftOut::default();
     let mut has_begun = false;
@@ -91,12 +91,12 @@ fn read_parts(reader: &mut FrameReader, rules: ManifestRules) -> Result<(Manifes
                     left_out.uncarried = part.uncarried;
                 }
                 if left_out.entries.len() > LEFT_OUT_NAMED_MAX {
-                    return Err(Error::with_code(413, "more entries left out than may be named"));
+                    return Err(Error::failed(Code::OverLimit, "more entries left out than may be named"));
                 }
             }
             Control::Alive => {}
             Control::Refuse(refuse) => return Err(Error::Refused(refuse)),
-            _ => return Err(Error::with_code(400, "something else where the manifest must be")),
+            _ => return Err(Error::protocol("something else where the manifest must be")),
         }
     }
 }
@@ -135,7 +135,7 @@ mod tests {
             let (mut reader, peer) = babbler(frame);
             let error = read_manifest(&mut reader, rules(looking, manifest)).unwrap_err();
             assert!(error.to_string().contains("too slow"), "{error}");
-            assert_eq!(error.code(), 408);
+            assert_eq!(error.code(), Code::TooSlow);
             reader.connection().close();
             drop(reader);
             peer.join().unwrap();

@@ -17,7 +17,7 @@ use crate::transfer::inquiry::Inquiry;
 use crate::transfer::sink::Sink;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Completed, Control, Entry, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
+    Code, Completed, Control, Entry, EntryKind, Failed, IdentityTable, Manifest, Receiver, SkipReason, Table,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ impl Prepare<'_> {
     pub(crate) fn run(self, busy: &mut dyn FnMut(&str) -> Result<Busy, Error>) -> Result<Prepared, Error> {
         let Self { manifest, table, algorithm, root, placement, options, filter, stop, mut inquiry } = self;
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+            return Err(Error::failed(Code::OverLimit, "more bytes than one transfer may have here"));
         }
         // What a transfer under way is about to name must have its name, or never get it, before
         // anything is compared.
@@ -252,7 +252,7 @@ pub(crate) fn prepare_output(
     let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
     let mut bytes_resumed = 0;
     let Some(entry) = manifest.get(EntryIndex(0)) else {
-        return Err(Error::with_code(400, "an empty manifest"));
+        return Err(Error::protocol("an empty manifest"));
     };
     let key = FileKey::new(entry.path.as_bytes().to_vec(), entry.size(), entry.mtime);
     let begun = sink.has_begun();
@@ -318,7 +318,7 @@ fn give_up_unstaged(mounts: &Mounts, machine: &mut Receiver) -> Result<BTreeMap<
         }
     }
     match failed.values().next() {
-        Some(first) if !others => Err(Error::with_code(first.code, first.message.clone())),
+        Some(first) if !others => Err(Error::failed(first.code, first.message.clone())),
         _ => Ok(failed),
     }
 }

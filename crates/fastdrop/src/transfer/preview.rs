@@ -8,7 +8,7 @@ use crate::storage::root::{Dirs, Root, split};
 use crate::transfer::compare::{Compared, Places, compare, skip_unwanted};
 use crate::transfer::prepare::Prepare;
 use crate::transfer::report::shown_failures;
-use fastdrop_proto::fastdp::{Control, Done, EntryKind, Failed, Receiver, SkipReason};
+use fastdrop_proto::fastdp::{Code, Control, Done, EntryKind, Failed, Receiver, SkipReason};
 use fastdrop_proto::units::EntryIndex;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ impl Prepare<'_> {
             self;
         let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
-            return Err(Error::with_code(413, "more bytes than one transfer may have here"));
+            return Err(Error::failed(Code::OverLimit, "more bytes than one transfer may have here"));
         }
         let mut mounts = Mounts::default();
         let mut compared = Compared::default();

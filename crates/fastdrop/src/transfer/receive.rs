@@ -13,7 +13,9 @@ use crate::transfer::assembly::{Assembly, Fault};
 use crate::transfer::prepare::Prepared;
 use crate::transfer::stream_receiver::{Pace, StreamReceiver};
 use crate::transfer::streams::{DataStream, StreamQueue};
-use fastdrop_proto::fastdp::{Control, Done, Failed, FrameHeader, FrameKind, NeedTotals, Spent, Transcript};
+use fastdrop_proto::fastdp::{
+    Code, Control, Done, Failed, FrameHeader, FrameKind, NeedTotals, Spent, Transcript,
+};
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -28,7 +30,10 @@ enum State {
     Running,
     /// DONE has been said, with this.
     Done(Done),
-    Failed(Error),
+    Failed {
+        error: Error,
+        peer_knows: bool,
+    },
 }
 
 /// A transfer's state, and the data streams that end with it.
@@ -141,8 +146,10 @@ impl ReceiveTransfer {
                 }
             });
             match self.serve(control, &mut |frame| self.control_frame(frame, more)) {
-                Ok(()) => self.fail(Ended::Closed.into()),
-                Err(fault) => self.fail(fault.into_error()),
+                Ok(()) => self.end(Ended::Closed.into(), true),
+                // Refused by the sender, or lost.
+                Err(Fault::Stream(error @ (Error::Network(_) | Error::Refused(_)))) => self.end(error, true),
+                Err(Fault::Stream(error) | Fault::Transfer(error)) => self.fail(error),
             }
         });
         let result = self.conclude();
@@ -153,16 +160,14 @@ impl ReceiveTransfer {
     }
 
     fn conclude(&self) -> Result<Done, Error> {
-        let state = std::mem::replace(&mut lock(&self.course).state, State::Failed(Error::Interrupted));
-        let error = match state {
-            State::Done(done) => {
-                lock(&self.course).state = State::Done(done.clone());
-                return Ok(done);
+        let (error, peer_knows) = match &mut lock(&self.course).state {
+            State::Done(done) => return Ok(done.clone()),
+            State::Failed { error, peer_knows } => {
+                (std::mem::replace(error, Error::Interrupted), *peer_knows)
             }
-            State::Failed(error) => error,
-            State::Running => Error::Interrupted,
+            State::Running => (Error::Interrupted, false),
         };
-        if !matches!(error, Error::Network(_) | Error::Refused(_)) {
+        if !peer_knows {
             let _ = self.control.send_control(&Control::Refuse(error.refusal()));
             self.control.finish_writing();
         }
@@ -172,10 +177,15 @@ impl ReceiveTransfer {
 
     /// Ends the transfer, if it is not done: the first reason counts. All its streams end.
     pub(crate) fn fail(&self, error: Error) {
+        self.end(error, false);
+    }
+
+    /// The same; `peer_knows` if the sender need not be told.
+    fn end(&self, error: Error, peer_knows: bool) {
         {
             let mut course = lock(&self.course);
             if let State::Running = course.state {
-                course.state = State::Failed(error);
+                course.state = State::Failed { error, peer_knows };
             }
             self.control.stop();
             course.data.iter().for_each(|connection| connection.stop());
@@ -209,6 +219,10 @@ impl ReceiveTransfer {
     /// Whether the transfer is done, or has failed.
     fn is_over(&self) -> bool {
         !matches!(lock(&self.course).state, State::Running)
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(lock(&self.course).state, State::Failed { .. })
     }
 
     fn is_done(&self) -> bool {
@@ -259,7 +273,7 @@ impl ReceiveTransfer {
         let mut receiver = StreamReceiver::new(&self.assembly, pace);
         let mut clock = Instant::now();
         loop {
-            if let State::Failed(_) = lock(&self.course).state {
+            if self.has_failed() {
                 return Ok(());
             }
             if turn.is_taken() && !reader.comes_within(PATIENCE) {
@@ -329,8 +343,7 @@ impl ReceiveTransfer {
     }
 
     fn finish_if_complete(&self) -> Result<(), Error> {
-        let has_failed = || matches!(lock(&self.course).state, State::Failed(_));
-        let Some(done) = self.assembly.finish_if_complete(&has_failed)? else { return Ok(()) };
+        let Some(done) = self.assembly.finish_if_complete(&|| self.has_failed())? else { return Ok(()) };
         let data = {
             let mut course = lock(&self.course);
             // What is done stays done, whoever wanted to end it a moment before.
@@ -351,7 +364,7 @@ impl ReceiveTransfer {
 fn unexpected(frame: Control) -> Fault {
     Fault::Stream(match frame {
         Control::Refuse(refuse) => Error::Refused(refuse),
-        _ => Error::with_code(400, "a frame that a sender does not send, or not here"),
+        _ => Error::protocol("a frame that a sender does not send, or not here"),
     })
 }
 
@@ -360,6 +373,6 @@ struct EndOnDrop<'a>(&'a ReceiveTransfer);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.fail(Error::with_code(500, "a thread of the transfer has ended"));
+        self.0.fail(Error::failed(Code::Internal, "a thread of the transfer has ended"));
     }
 }

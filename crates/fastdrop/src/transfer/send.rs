@@ -15,8 +15,8 @@ use crate::transfer::compress::ChunkCompressor;
 use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
 use fastdrop_proto::fastdp::{
-    Action, Capability, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind, Grant,
-    Manifest, Outcome, Refuse, Sender, Spent, StreamId,
+    Action, Capability, Code, Compress, Control, Done, Encoding, EntryKind, Failed, FrameHeader, FrameKind,
+    Grant, Manifest, Outcome, Refuse, Sender, Spent, StreamId,
 };
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
@@ -584,7 +584,7 @@ impl SendTransfer {
                         let errno = rustix::io::Errno::from_raw_os_error(errno);
                         Error::system("reading the input", errno)
                     }
-                    None => Error::with_code(410, error.to_string()),
+                    None => Error::failed(Code::SourceChanged, error.to_string()),
                 });
             }
         }
@@ -595,9 +595,10 @@ impl SendTransfer {
 /// The reason for which this end gives the transfer up; None if it is not this end that does.
 fn own_failure(outcome: &Outcome) -> Option<Error> {
     match outcome {
-        Outcome::Failed(violation) => Some(Error::Violation(violation.clone())),
-        Outcome::StartOver => Some(Error::with_code(
-            409,
+        Outcome::Violated(violation) => Some(Error::Violation(violation.clone())),
+        Outcome::Failed(failure) => Some(Error::Failed(failure.clone())),
+        Outcome::StartOver => Some(Error::failed(
+            Code::Conflict,
             "the other end would continue with something else than what is here now, and is too old to be told so: --no-resume begins anew",
         )),
         Outcome::Done(_) | Outcome::Refused(_) | Outcome::Lost(_) => None,

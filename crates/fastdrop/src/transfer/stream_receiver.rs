@@ -8,7 +8,7 @@ use crate::net::throttle::Throttle;
 use crate::storage::writer::VerifiedChunk;
 use crate::transfer::assembly::{Arriving, Assembly, Fault};
 use fastdrop_proto::checksum::{Algorithm, Checksum, PackChecksum};
-use fastdrop_proto::fastdp::{ChunkContent, Encoding, Expected, Extents, FrameHeader};
+use fastdrop_proto::fastdp::{ChunkContent, Code, Encoding, Expected, Extents, FrameHeader};
 use fastdrop_proto::units::EntryIndex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -95,12 +95,13 @@ impl<'a> StreamReceiver<'a> {
         if encoding.zstd {
             if self.decoder.is_none() {
                 let decoder = zstd::bulk::Decompressor::new();
-                self.decoder = Some(decoder.map_err(|error| Error::with_code(500, error.to_string()))?);
+                self.decoder =
+                    Some(decoder.map_err(|error| Error::failed(Code::Internal, error.to_string()))?);
             }
             let out = if extents.is_some() { &mut unpacked } else { &mut *plain };
             out.resize(encoding.data_len() as usize, 0);
             if let Some(decoder) = &mut self.decoder {
-                zstd_exact(decoder, data, out).map_err(|error| Error::with_code(400, error.to_string()))?;
+                zstd_exact(decoder, data, out).map_err(|error| Error::protocol(error.to_string()))?;
             }
             data = &unpacked;
         }

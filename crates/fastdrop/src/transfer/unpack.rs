@@ -19,7 +19,8 @@ use crate::transfer::prepare::{Prepare, Prepared};
 use crate::transfer::report;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Archive, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, Receiver, RelPath,
+    Archive, Code, Done, Entry, EntryKind, Failed, Manifest, ManifestBuilder, ManifestError, Receiver,
+    RelPath,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::collections::HashMap;
@@ -70,7 +71,8 @@ impl Unpacking<'_> {
         let table = cut(&manifest, ChunkSize::COMMON)?;
         let placement = self.archive.placement().of_contents(&manifest)?;
         let missing = self.filter.missing(manifest.iter().map(|(_, entry)| entry.path));
-        let failed = |(path, message): (&[u8], String)| Failed { path: path.to_vec(), code: 404, message };
+        let failed =
+            |(path, message): (&[u8], String)| Failed { path: path.to_vec(), code: Code::NotFound, message };
         let unlisted = missing.into_iter().map(failed).collect();
         let options = self.archive.options();
         let prepare = Prepare {
@@ -88,7 +90,9 @@ impl Unpacking<'_> {
         // What is locked is somebody else's, or this archive.
         let prepared = prepare.run(&mut |_| Ok(Busy::Known))?;
         let Prepared { machine, sink, mut failed, skipped, left, .. } = prepared;
-        let Some(files) = sink.files() else { return Err(Error::with_code(500, "contents without files")) };
+        let Some(files) = sink.files() else {
+            return Err(Error::failed(Code::Internal, "contents without files"));
+        };
         let needed: Vec<_> = machine.needed_entries().collect();
         let mut named = Named::default();
         let unpacked = self.extract(&manifest, &machine, files);
@@ -107,7 +111,7 @@ impl Unpacking<'_> {
     /// The members of the archive, once all of it has been looked at: names that lead nowhere else,
     /// sizes that there is room for. With the BLAKE3 of its files, if contents are to be compared.
     fn contents(&self, file: File) -> Result<(Manifest, HashMap<EntryIndex, [u8; 32]>), Error> {
-        let refuse = |why: String| DecodeError::Failed(Error::with_code(400, why));
+        let refuse = |why: String| DecodeError::Failed(Error::failed(Code::BadRequest, why));
         let mut members = Vec::new();
         let (mut bytes, mut names) = (0_u64, 0);
         let (mut mounts, mut dirs) = (Mounts::default(), Dirs::default());
@@ -119,7 +123,10 @@ impl Unpacking<'_> {
                 names += target.len();
             }
             if members.len() >= members_max as usize || names > NAMES_MAX {
-                return Err(DecodeError::Failed(Error::with_code(413, "too many files in the archive")));
+                return Err(DecodeError::Failed(Error::failed(
+                    Code::OverLimit,
+                    "too many files in the archive",
+                )));
             }
             let bad = |why| refuse(format!("{} in the archive: {why}", crate::shown(&member.path)));
             let path = RelPath::new(&member.path).map_err(|error| bad(error.to_string()))?;
@@ -149,10 +156,10 @@ impl Unpacking<'_> {
             a.cmp(b)
         });
         let mut builder = ManifestBuilder::new(members_max).with_long_paths(true);
-        let broken = |error: ManifestError| Error::with_code(400, format!("the archive: {error}"));
+        let broken = |error: ManifestError| Error::failed(Code::BadRequest, format!("the archive: {error}"));
         for (member, _) in &members {
             let path = RelPath::new(&member.path);
-            let path = path.map_err(|error| Error::with_code(400, error.to_string()))?;
+            let path = path.map_err(|error| Error::failed(Code::BadRequest, error.to_string()))?;
             let kind = match &member.kind {
                 MemberKind::File(size) => EntryKind::File { size: *size },
                 MemberKind::Directory => EntryKind::Directory,
@@ -161,7 +168,7 @@ impl Unpacking<'_> {
             builder.push(&Entry { path, kind, mode: member.mode, mtime: member.mtime }).map_err(broken)?;
         }
         if members.is_empty() {
-            return Err(Error::with_code(400, "an empty archive"));
+            return Err(Error::failed(Code::BadRequest, "an empty archive"));
         }
         let hashes = members.iter().enumerate();
         let hashes = hashes.filter_map(|(at, (_, hash))| Some((EntryIndex(at as u32), (*hash)?))).collect();
@@ -188,7 +195,7 @@ impl Unpacking<'_> {
             self.may_go_on()?;
             let found = RelPath::new(&member.path).ok().and_then(|path| manifest.find(path));
             let Some((index, entry)) = found else {
-                return Err(DecodeError::Failed(Error::with_code(500, "the archive changed")));
+                return Err(DecodeError::Failed(Error::failed(Code::Internal, "the archive changed")));
             };
             if machine.is_needed(index) && matches!(entry.kind, EntryKind::File { size } if size > 0) {
                 self.extract_file(files, index, content, &mut buffer)?;

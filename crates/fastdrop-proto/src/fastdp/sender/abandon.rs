@@ -6,6 +6,7 @@ use super::{LeftOut, Outcome, Sender};
 use crate::fastdp::Violation;
 use crate::fastdp::frame::Control;
 use crate::fastdp::table::ChunkContent;
+use crate::fastdp::{Code, Failure};
 use crate::units::{ChunkIndex, EntryIndex};
 
 impl Sender {
@@ -16,7 +17,7 @@ impl Sender {
         id: Option<StreamId>,
         chunk: ChunkIndex,
         entry: EntryIndex,
-        code: u16,
+        code: Code,
         reason: &str,
     ) {
         if let Some(stream) = id.and_then(|id| self.streams.get_mut(id)) {
@@ -35,7 +36,7 @@ impl Sender {
         }
         self.chunks.block_read(chunk);
         if self.table.stream().is_some_and(|(stream, _)| stream == entry) {
-            self.end(Outcome::Failed(Violation::with_code(code, reason)));
+            self.end(Outcome::Failed(Failure::new(code, reason)));
             return;
         }
         // It was read once, and the digest in END has it: the next attempt can leave it out, this

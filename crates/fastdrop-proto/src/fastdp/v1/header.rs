@@ -1,6 +1,7 @@
 //! The JSON header.
 
 use super::super::{HEADER_MAX, Version, Violation};
+use crate::fastdp::Code;
 use crate::json;
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +113,10 @@ impl HeaderAnswer {
         Ok(match code.and_then(|code| u16::try_from(code).ok()) {
             Some(code) => {
                 let reason = fields.get("Reason").and_then(serde_json::Value::as_str);
-                Self::Refused(Refusal { code, reason: reason.unwrap_or("without a reason").into() })
+                Self::Refused(Refusal {
+                    code: Code::new(code),
+                    reason: reason.unwrap_or("without a reason").into(),
+                })
             }
             None => {
                 let confirms = fields.get("Confirms").and_then(serde_json::Value::as_bool).unwrap_or(false);
@@ -126,7 +130,7 @@ impl HeaderAnswer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// A code of version 2's section 11.
-    pub code: u16,
+    pub code: Code,
     /// A sentence for people.
     pub reason: String,
 }
@@ -146,7 +150,7 @@ impl Refusal {
         };
         let mut json = header.unwrap_or(&nothing).json();
         (json.file_name, json.confirm) = (None, false);
-        json.refused = Some(self.code);
+        json.refused = Some(self.code.number());
         let cut = (0..=REASON_MAX.min(self.reason.len())).rev().find(|&at| self.reason.is_char_boundary(at));
         json.reason = self.reason.get(..cut.unwrap_or(0)).map(str::to_owned);
         json.encode()
@@ -208,7 +212,7 @@ impl Header {
         let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix);
         if len > HEADER_MAX {
-            return Err(Violation::with_code(413, "a header of more than 64 KiB"));
+            return Err(Violation::new(Code::OverLimit, "a header of more than 64 KiB"));
         }
         let Some(text) = rest.get(..len as usize) else { return Ok(None) };
         let json: Json = json::parse(text)?;
@@ -274,12 +278,12 @@ mod tests {
         let accepted = HeaderAnswer::parse(&json(confirms.encode_answer()));
         assert_eq!(accepted, Ok(HeaderAnswer::Accepted { confirms: true }));
         assert_eq!(Header::decode(&confirms.encode(), Version::V1_0).unwrap().unwrap().0, confirms);
-        let refusal = Refusal { code: 409, reason: "f: it exists".into() };
+        let refusal = Refusal { code: Code::Conflict, reason: "f: it exists".into() };
         for of in [Some(&header), None] {
             let answer = HeaderAnswer::parse(&json(refusal.encode(of)));
             assert_eq!(answer, Ok(HeaderAnswer::Refused(refusal.clone())));
         }
-        let endless = Refusal { code: 500, reason: "ü".repeat(100_000) };
+        let endless = Refusal { code: Code::Internal, reason: "ü".repeat(100_000) };
         let HeaderAnswer::Refused(found) = HeaderAnswer::parse(&json(endless.encode(None))).unwrap() else {
             panic!("it refuses")
         };
@@ -357,7 +361,7 @@ mod tests {
     #[test]
     fn cases_12_and_14_to_19_bad_headers_are_refused() {
         let error = Header::decode(&u32::MAX.to_be_bytes(), Version::V1_0).unwrap_err();
-        assert_eq!(error.code, 413);
+        assert_eq!(error.code, Code::OverLimit);
         let new = new();
         for (from, to) in [
             ("1024", "0"),

@@ -2,6 +2,7 @@
 
 use super::super::{Version, Violation};
 use super::{Compression, Header};
+use crate::fastdp::Code;
 use std::collections::BTreeMap;
 
 /// More chunks than this are not taken: what is held is remembered with a bit for each.
@@ -87,7 +88,7 @@ impl Receiver {
         let payload = header.payload();
         let chunks = payload.map_or(0, |payload| payload.div_ceil(header.one_chunk.into()));
         if chunks > CHUNKS_MAX.into() {
-            return Err(Violation::with_code(413, "more chunks than are taken"));
+            return Err(Violation::new(Code::OverLimit, "more chunks than are taken"));
         }
         let packed = header.full_size + header.full_size / 8 + PACKING_MAX;
         let most = packed.div_ceil(header.one_chunk.into()).min(CHUNKS_MAX.into()) as u32;
@@ -426,7 +427,7 @@ mod tests {
         let endless = ChunkPrefix { number: 200_000, size: 10 };
         Receiver::new(&packed).unwrap().expect(endless).unwrap_err();
         let many = Header { full_size: 10 * (u64::from(CHUNKS_MAX) + 1), ..header.clone() };
-        assert_eq!(Receiver::new(&many).unwrap_err().code, 413);
+        assert_eq!(Receiver::new(&many).unwrap_err().code, Code::OverLimit);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::fastdp::plan::{Bug, Fault};
 use crate::fastdp::world::Shape;
 use fastdrop_proto::checksum::Checksum;
 use fastdrop_proto::fastdp::{
-    ChunkContent, ChunkVerdict, Completed, Control, Do, Done, Encoding, Expected, FrameHeader, FrameKind,
-    Grant, Header, Open, Place, Receiver, Refuse, Transcript, Violation,
+    ChunkContent, ChunkVerdict, Code, Completed, Control, Do, Done, Encoding, Expected, FrameHeader,
+    FrameKind, Grant, Header, Open, Place, Receiver, Refuse, Transcript, Violation,
 };
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex, TransferId};
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl Pair {
                     let lost_slice = chunk.is_some_and(|chunk| {
                         packs(ChunkIndex(chunk)) && self.pack_lost_a_slice(ChunkIndex(chunk))
                     });
-                    if violation.code != 400 || !lost_slice {
+                    if violation.code != Code::BadRequest || !lost_slice {
                         return Err(format!("the receiver refused stream {at}: {violation}"));
                     }
                     let Violation { code, message, .. } = violation;

@@ -5,7 +5,7 @@ use crate::fastdp::pipe::{MILLI, SECOND};
 use crate::fastdp::plan::Fault;
 use crate::fastdp::world::ONE;
 use fastdrop_proto::fastdp::{
-    Action, ChunkContent, Control, Do, FrameHeader, FrameKind, Header, Open, StreamId, Transcript,
+    Action, ChunkContent, Code, Control, Do, FrameHeader, FrameKind, Header, Open, StreamId, Transcript,
 };
 use fastdrop_proto::units::ChunkIndex;
 
@@ -26,7 +26,7 @@ impl Pair {
                     self.attempt.sender.handle_compared(chunk, &sum);
                 }
                 Err(entry) => {
-                    self.attempt.sender.handle_unreadable(None, chunk, entry, 404, "it is gone");
+                    self.attempt.sender.handle_unreadable(None, chunk, entry, Code::NotFound, "it is gone");
                 }
             }
         }
@@ -185,7 +185,7 @@ impl Pair {
                 self.trace(|| format!("sender, {at}: {chunk:?} cannot be read because of {entry:?}"));
                 self.attempt.explained += 1;
                 self.attempt.conns[at].unconfirmed.remove(&chunk);
-                self.attempt.sender.handle_unreadable(Some(id), chunk, entry, 404, "it is gone");
+                self.attempt.sender.handle_unreadable(Some(id), chunk, entry, Code::NotFound, "it is gone");
             }
         }
         Ok(())

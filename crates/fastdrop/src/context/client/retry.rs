@@ -5,6 +5,7 @@ use crate::context::client::options::Compress;
 use crate::error::Error;
 use crate::observe::Phase;
 use crate::random::random;
+use fastdrop_proto::fastdp::Code;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ impl ClientContext {
             let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).is_some();
             let again = match &error {
                 Error::Network(_) => reached,
-                Error::Refused(refuse) => refuse.code == 503 || refuse.code == 408,
+                Error::Refused(refuse) => matches!(refuse.code, Code::Unavailable | Code::TooSlow),
                 _ => false,
             };
             if self.stop.is_stopped() {
@@ -71,7 +72,7 @@ impl ClientContext {
     pub(crate) fn is_worth_a_retry(&self, error: &Error) -> bool {
         match error {
             Error::Network(_) => self.reached.lock().is_ok_and(|reached| reached.is_some()),
-            Error::Refused(refuse) => matches!(refuse.code, 408 | 503),
+            Error::Refused(refuse) => matches!(refuse.code, Code::TooSlow | Code::Unavailable),
             _ => false,
         }
     }

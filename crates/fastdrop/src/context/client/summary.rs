@@ -11,7 +11,7 @@ use crate::transfer::receive::ReceiveTransfer;
 use crate::transfer::send::SendTransfer;
 use fastdrop_proto::checksum::Algorithm;
 use fastdrop_proto::fastdp::{
-    Done, Durability, Entry, EntryKind, Failed, LeftOutEntry, Manifest, RelPath, SkipReason, Spent,
+    Code, Done, Durability, Entry, EntryKind, Failed, LeftOutEntry, Manifest, RelPath, SkipReason, Spent,
 };
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
@@ -252,7 +252,7 @@ impl Tally {
     }
 
     /// Notes something that cannot be sent, before anything is.
-    pub(crate) fn fail(&mut self, path: &[u8], code: u16, message: &str) {
+    pub(crate) fn fail(&mut self, path: &[u8], code: Code, message: &str) {
         let failed = Failed { path: path.to_vec(), code, message: message.to_owned() };
         // An earlier attempt of the same call may have met it too.
         if !self.failed.contains_key(path) {
@@ -397,7 +397,7 @@ impl Tally {
         match self.failed.values().next() {
             Some(failed) => {
                 let path = crate::shown(&failed.path);
-                Err(Error::with_code(failed.code, format!("nothing to send: {path}: {}", failed.message)))
+                Err(Error::failed(failed.code, format!("nothing to send: {path}: {}", failed.message)))
             }
             None => Ok(self.close()),
         }
@@ -492,7 +492,7 @@ impl Tally {
             Some(failed) if files == 0 && (had_files || all_failed) => {
                 let message =
                     format!("{}: {}", crate::shown(&failed.path), crate::shown(failed.message.as_bytes()));
-                Err(Error::with_code(failed.code, message))
+                Err(Error::failed(failed.code, message))
             }
             _ => Ok(self.close()),
         }

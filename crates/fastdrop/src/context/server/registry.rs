@@ -7,7 +7,7 @@ use crate::storage::journal::FileKey;
 use crate::storage::placement::Placement;
 use crate::transfer::receive::ReceiveTransfer;
 use crate::transfer::send::SendTransfer;
-use fastdrop_proto::fastdp::Manifest;
+use fastdrop_proto::fastdp::{Code, Manifest};
 use fastdrop_proto::units::TransferId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -71,7 +71,7 @@ impl Registry {
         let placed = lock(&self.placed).len();
         let mut sessions = lock(&self.sessions);
         if placed + sessions.len() >= self.transfers_max {
-            return Err(Error::with_code(503, "too many transfers at once"));
+            return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
         }
         sessions.insert(id.0, Session { transfer, streams, joined: Arc::default() });
         Ok(SessionGuard { registry: Arc::clone(self), id })
@@ -105,7 +105,10 @@ impl Registry {
             })
         });
         if same {
-            return Err(Error::with_code(503, "an earlier attempt at this is still being looked at"));
+            return Err(Error::failed(
+                Code::Unavailable,
+                "an earlier attempt at this is still being looked at",
+            ));
         }
         let id = self.next_preparing.fetch_add(1, Ordering::Relaxed);
         preparing.push(Preparing { id, manifest: Arc::clone(manifest), placement: placement.clone() });

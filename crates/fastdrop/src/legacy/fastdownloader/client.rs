@@ -16,7 +16,7 @@ use crate::storage::single::{BUFFER, Incoming, WriteBehind, destination, is_left
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
 };
-use fastdrop_proto::fastdp::Done;
+use fastdrop_proto::fastdp::{Code, Done};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -102,12 +102,12 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
         let there = if shown.is_empty() { "nothing".to_owned() } else { shown.join(", ") };
         let which =
             if name.is_empty() { "which file?".into() } else { format!("no file {}", crate::shown(&name)) };
-        return Err(Error::with_code(404, format!("{which} There is {there}")));
+        return Err(Error::failed(Code::NotFound, format!("{which} There is {there}")));
     }
     let place = GetPlace::files(path)?;
     let place = if dry_run { place } else { place.with_parents()? };
     let GetPlace::Files { root, path, .. } = place else {
-        return Err(Error::with_code(500, "a place that is none"));
+        return Err(Error::failed(Code::Internal, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;
     let is_left = is_left(&root, &path, client.options.existing)?;
@@ -174,7 +174,7 @@ fn receive(client: &ClientContext, incoming: &Incoming, accepted: &Accepted) -> 
             })
         };
         let streams: Vec<_> = connections.iter().map(start).collect();
-        let ended = |_| Err(Error::with_code(500, "a stream failed"));
+        let ended = |_| Err(Error::failed(Code::Internal, "a stream failed"));
         streams.into_iter().map(|stream| stream.join().unwrap_or_else(ended)).collect()
     });
     // The first reason counts, not that the others were closed for it.
@@ -252,9 +252,9 @@ fn write_chunks(
 
 fn refused(error: FastDownloaderError) -> Error {
     match error {
-        FastDownloaderError::WrongInput => Error::with_code(404, error.to_string()),
+        FastDownloaderError::WrongInput => Error::failed(Code::NotFound, error.to_string()),
         FastDownloaderError::Incomplete { .. } => Error::Network(error.to_string()),
         FastDownloaderError::Answer => Error::Foreign(error.to_string()),
-        _ => Error::with_code(422, error.to_string()),
+        _ => Error::failed(Code::Integrity, error.to_string()),
     }
 }

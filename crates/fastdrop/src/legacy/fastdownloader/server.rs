@@ -14,6 +14,7 @@ use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, CHUNK_PREFIX, CHUNKS_MAX, NAME_MAX, WRONG_INPUT, chunks_of, encode_list,
     encode_prefix, streams_for,
 };
+use fastdrop_proto::fastdp::Code;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Stat};
 use std::collections::BTreeMap;
@@ -75,7 +76,7 @@ impl<'a> Downloader<'a> {
         let mut counts = lock(&server.downloaders);
         let count = counts.entry(address).or_default();
         if *count >= CLIENTS_PER_ADDRESS_MAX {
-            return Err(Error::with_code(503, "too many clients of this address"));
+            return Err(Error::failed(Code::Unavailable, "too many clients of this address"));
         }
         *count += 1;
         Ok(Self { server, address })
@@ -104,7 +105,7 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
     let connection = Arc::clone(reader.connection());
     let _downloader = Downloader::new(server, peer.ip())?;
     if server.context.options.write_only {
-        return Err(Error::with_code(403, "this server only takes"));
+        return Err(Error::failed(Code::Forbidden, "this server only takes"));
     }
     let listed = listed(server)?;
     say(&connection, &encode_list(listed.iter().map(|name| &name[..])))?;
@@ -119,20 +120,24 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
     let Some((file, found)) = file else {
         say(&connection, WRONG_INPUT.as_bytes())?;
         connection.linger();
-        return Err(Error::with_code(404, format!("there is no file {}", crate::shown(&name))));
+        return Err(Error::failed(Code::NotFound, format!("there is no file {}", crate::shown(&name))));
     };
     let size = found.st_size as u64;
     let chunks = chunks_of(size);
     if chunks > CHUNKS_MAX {
         say(&connection, WRONG_INPUT.as_bytes())?;
-        return Err(Error::with_code(413, format!("{} is too large for this protocol", crate::shown(&name))));
+        return Err(Error::failed(
+            Code::OverLimit,
+            format!("{} is too large for this protocol", crate::shown(&name)),
+        ));
     }
     let listeners: Result<Vec<_>, _> = (0..streams_for(size)).map(|_| TcpListener::bind(local)).collect();
-    let listeners =
-        listeners.map_err(|error| Error::with_code(503, format!("no ports to be had: {error}")))?;
+    let listeners = listeners
+        .map_err(|error| Error::failed(Code::Unavailable, format!("no ports to be had: {error}")))?;
     let ports: Result<Vec<_>, _> =
         listeners.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect();
-    let ports = ports.map_err(|error| Error::with_code(503, format!("no ports to be had: {error}")))?;
+    let ports =
+        ports.map_err(|error| Error::failed(Code::Unavailable, format!("no ports to be had: {error}")))?;
     say(&connection, &Accepted { chunks, ports }.encode())?;
     let giving = Giving { file, found, size, chunks, next: AtomicU64::new(0) };
     let results: Vec<_> = std::thread::scope(|scope| {
@@ -143,7 +148,9 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
         let streams: Vec<_> = listeners.into_iter().map(start).collect();
         streams
             .into_iter()
-            .map(|stream| stream.join().unwrap_or_else(|_| Err(Error::with_code(500, "a stream failed"))))
+            .map(|stream| {
+                stream.join().unwrap_or_else(|_| Err(Error::failed(Code::Internal, "a stream failed")))
+            })
             .collect()
     });
     results.into_iter().collect::<Result<(), Error>>()?;
@@ -185,7 +192,7 @@ fn choice(server: &Server, reader: &mut FrameReader) -> Result<Option<Vec<u8>>, 
             count => name.extend_from_slice(&buffer[..count]),
         }
         if name.len() > NAME_MAX {
-            return Err(Error::with_code(413, "a name of more than 4,096 bytes"));
+            return Err(Error::failed(Code::OverLimit, "a name of more than 4,096 bytes"));
         }
     }
     let end = name.iter().position(|&byte| byte == b'\n').unwrap_or(name.len());
@@ -265,7 +272,7 @@ impl Giving {
     ) -> Result<(), Error> {
         let offset = first * CHUNK_BYTES as u64;
         let bytes = (self.size - offset).min(plain.len() as u64) as usize;
-        let changed = || Error::with_code(410, "the source changed while it was sent");
+        let changed = || Error::failed(Code::SourceChanged, "the source changed while it was sent");
         read_exact_at(&self.file, &mut plain[..bytes], offset).map_err(|_| changed())?;
         let count = (self.chunks - first).min(BATCH) as usize;
         if first + count as u64 == self.chunks {

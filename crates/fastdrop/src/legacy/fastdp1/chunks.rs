@@ -85,7 +85,7 @@ impl<'a> Chunks<'a> {
         if self.header_bytes.ends_with(&rest) {
             Ok(())
         } else {
-            Err(Error::with_code(400, "a second header that differs from the first"))
+            Err(Error::protocol("a second header that differs from the first"))
         }
     }
 
@@ -104,7 +104,7 @@ impl<'a> Chunks<'a> {
             Some(joined) if !self.context.stop.is_stopped() => joined,
             _ => {
                 return Err(match ended {
-                    Ended::Closed => Error::with_code(400, "the sender ended before everything had come"),
+                    Ended::Closed => Error::protocol("the sender ended before everything had come"),
                     ended => ended.into(),
                 });
             }
@@ -113,7 +113,7 @@ impl<'a> Chunks<'a> {
         self.in_vain = if bytes > self.bytes_before { 0 } else { self.in_vain + 1 };
         self.bytes_before = bytes;
         if self.in_vain > IN_VAIN_MAX {
-            return Err(Error::with_code(400, "the sender comes again and again, and brings nothing new"));
+            return Err(Error::protocol("the sender comes again and again, and brings nothing new"));
         }
         // An end in good order would say that the file is complete.
         self.reader.connection().reset_now();

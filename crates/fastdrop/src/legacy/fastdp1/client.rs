@@ -17,7 +17,7 @@ use fastdrop_proto::fastdp::v1::{
     ChunkPrefix, Compression, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
     one_chunk_for, parse_failure,
 };
-use fastdrop_proto::fastdp::{Refuse, UpgradeRequest, Version};
+use fastdrop_proto::fastdp::{Code, Refuse, UpgradeRequest, Version};
 use fastdrop_proto::units::Mtime;
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
@@ -64,7 +64,9 @@ fn make_payload(client: &ClientContext, file: &SourceFile, version: Version) -> 
         Compress::Zstd => Compression::Zstd,
         Compress::Zip => Compression::Zip,
         Compress::TarGz => Compression::TarGz,
-        Compress::Gzip => return Err(Error::with_code(400, "fastdp does not compress with gzip alone")),
+        Compress::Gzip => {
+            return Err(Error::failed(Code::BadRequest, "fastdp does not compress with gzip alone"));
+        }
     };
     let name = file.name_text()?;
     let packed = if compression == Compression::None {
@@ -96,7 +98,7 @@ fn make_payload(client: &ClientContext, file: &SourceFile, version: Version) -> 
 fn pack(file: &SourceFile, compression: Compression) -> Result<File, Error> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => changed(),
-        _ => Error::with_code(500, format!("compressing {}: {error}", crate::shown(&file.name))),
+        _ => Error::failed(Code::Internal, format!("compressing {}: {error}", crate::shown(&file.name))),
     };
     let name = file.name_text()?;
     let name = name.rsplit('/').next().unwrap_or(name);
@@ -148,7 +150,7 @@ fn sha256(file: &SourceFile) -> Result<[u8; 32], Error> {
             }
         }
         drop(full);
-        hasher.join().map_err(|_| Error::with_code(500, "hashing failed"))
+        hasher.join().map_err(|_| Error::failed(Code::Internal, "hashing failed"))
     })
 }
 
@@ -186,7 +188,7 @@ fn read_header(reader: &mut FrameReader) -> Result<bool, Error> {
     }
 }
 
-fn refused(code: u16, message: String) -> Error {
+fn refused(code: Code, message: String) -> Error {
     Error::Refused(Refuse { code, message, paths: Vec::new() })
 }
 
@@ -201,8 +203,8 @@ fn send_chunk(
     let offset = index * one_chunk;
     let size = (payload.file.size - offset).min(one_chunk);
     let first = u32::from(payload.header.version == Version::V1_0);
-    let number =
-        u32::try_from(index).map_err(|_| Error::with_code(413, "more chunks than there are numbers"))?;
+    let number = u32::try_from(index)
+        .map_err(|_| Error::failed(Code::OverLimit, "more chunks than there are numbers"))?;
     let prefix = ChunkPrefix { number: number + first, size: size as u32 };
     send_all(connection, &prefix.encode())?;
     send_part(client, connection, &payload.file, offset, size, throttle)?;

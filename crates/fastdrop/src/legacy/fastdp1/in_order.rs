@@ -115,7 +115,7 @@ impl InOrder<'_, '_> {
         }
         let verdict = self.chunks.machine.judge(prefix, &ahead)?;
         if self.chunks.machine.poll_shift() {
-            return Err(Error::with_code(400, "numbers that begin at 1 and yet contain 0"));
+            return Err(Error::protocol("numbers that begin at 1 and yet contain 0"));
         }
         if verdict == Verdict::Take(self.next) {
             // Over an earlier connection some of it may have been read.
@@ -132,8 +132,7 @@ impl InOrder<'_, '_> {
                 skip -= count;
             }
             let left = prefix.size.checked_sub(self.consumed);
-            let left =
-                left.ok_or_else(|| Error::with_code(400, "a chunk that came with another size before"))?;
+            let left = left.ok_or_else(|| Error::protocol("a chunk that came with another size before"))?;
             self.current = Some(Current { prefix, left, ahead, spooled: false });
             return Ok(());
         }

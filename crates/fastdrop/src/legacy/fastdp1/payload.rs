@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::storage::io::read_exact_at;
 use crate::storage::io::write_all_at;
 use crate::storage::single::{Incoming, WriteBehind};
+use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::fastdp::v1::Header;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -46,7 +47,7 @@ impl Hash {
         if self.state.finalize()[..] == expected {
             Ok(())
         } else {
-            Err(Error::with_code(422, "the checksum of what arrived is not the one in the header"))
+            Err(Error::failed(Code::Integrity, "the checksum of what arrived is not the one in the header"))
         }
     }
 }
@@ -66,7 +67,7 @@ impl<'a> Spool<'a> {
         if self.file.is_none() {
             self.file = Some(self.incoming.spool()?);
         }
-        self.file.as_ref().ok_or_else(|| Error::with_code(500, "no spool file"))
+        self.file.as_ref().ok_or_else(|| Error::failed(Code::Internal, "no spool file"))
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8], at: u64) -> Result<(), Error> {
@@ -116,8 +117,8 @@ impl<'b> Decoded<'b> {
                 return Ok(());
             }
             if count as u64 > self.max - self.bytes {
-                return Err(DecodeError::Failed(Error::with_code(
-                    413,
+                return Err(DecodeError::Failed(Error::failed(
+                    Code::OverLimit,
                     "the payload decodes to more than it may",
                 )));
             }
@@ -130,7 +131,7 @@ impl<'b> Decoded<'b> {
         match self.exact {
             Some(size) if size != self.bytes => {
                 let why = format!("the payload decodes to {} bytes instead of {size}", self.bytes);
-                Err(Error::with_code(422, why))
+                Err(Error::failed(Code::Integrity, why))
             }
             _ => Ok(()),
         }

@@ -10,7 +10,7 @@ use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::random::random;
-use fastdrop_proto::fastdp::{Refuse, Streams};
+use fastdrop_proto::fastdp::{Code, Refuse, Streams};
 use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, parse_answer};
 use std::io::Write;
 use std::sync::Mutex;
@@ -62,11 +62,11 @@ fn send_once(client: &ClientContext, file: &SourceFile, throttle: Option<&Thrott
     let gzip = match client.options.compress {
         Compress::Auto | Compress::None => false,
         Compress::Gzip => true,
-        _ => return Err(Error::with_code(400, "NextDP compresses with gzip or not at all")),
+        _ => return Err(Error::failed(Code::BadRequest, "NextDP compresses with gzip or not at all")),
     };
     file.name_text()?;
     let chunks = u32::try_from(file.size.div_ceil(CHUNK).max(1)).ok().filter(|&chunks| chunks <= CHUNKS_MAX);
-    let chunks = chunks.ok_or_else(|| Error::with_code(413, "more chunks than NextDP can count"))?;
+    let chunks = chunks.ok_or_else(|| Error::failed(Code::OverLimit, "more chunks than NextDP can count"))?;
     let sending = Sending {
         client,
         file,
@@ -181,7 +181,7 @@ impl Sending<'_> {
         self.file.read_at(&mut plain, offset)?;
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         let packed = encoder.write_all(&plain).and_then(|()| encoder.finish());
-        packed.map_err(|error| Error::with_code(500, format!("compressing: {error}")))
+        packed.map_err(|error| Error::failed(Code::Internal, format!("compressing: {error}")))
     }
 
     /// Reads an answer; whether the connection can be used again.
@@ -200,7 +200,10 @@ impl Sending<'_> {
                     self.is_complete.fetch_or(answer.is_complete, Ordering::SeqCst);
                     return match answer.status {
                         200 => Ok(answer.keep_alive && !ended && answer.body == Some(body.len() as u64)),
-                        code => Err(Error::Refused(Refuse { code, message: text, paths: Vec::new() })),
+                        status => {
+                            let code = Code::new(status);
+                            Err(Error::Refused(Refuse { code, message: text, paths: Vec::new() }))
+                        }
                     };
                 }
             } else if ended || bytes.len() > ANSWER_HEAD_MAX {

@@ -6,6 +6,7 @@ use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
 use crate::storage::io::read_exact_at;
 use crate::storage::io::write_all_at;
+use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, Refusal, Verdict};
 use http_body_util::BodyExt;
 use hyper::Request;
@@ -499,8 +500,14 @@ impl Spool {
 
 fn refusal(error: Error) -> Refusal {
     let status = match error.code() {
-        code @ (400 | 403 | 404 | 409 | 413 | 503 | 507) => code,
-        _ => 500,
+        code @ (Code::BadRequest
+        | Code::Forbidden
+        | Code::NotFound
+        | Code::Conflict
+        | Code::OverLimit
+        | Code::Unavailable
+        | Code::NoSpace) => code,
+        _ => Code::Internal,
     };
-    Refusal::new(status, error.to_string())
+    Refusal::new(status.number(), error.to_string())
 }

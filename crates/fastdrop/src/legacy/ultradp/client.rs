@@ -11,6 +11,7 @@ use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
+use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::ultradp::{Announcement, CHUNK};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,11 +27,14 @@ pub(crate) fn send(
     let compressed = match client.options.compress {
         Compress::Auto | Compress::None => false,
         Compress::Zstd => true,
-        _ => return Err(Error::with_code(400, "UltraDP compresses with Zstandard or not at all")),
+        _ => return Err(Error::failed(Code::BadRequest, "UltraDP compresses with Zstandard or not at all")),
     };
     let announcement = Announcement { name: file.name_text()?.into(), size: file.size, compressed };
     let line = announcement.encode().ok_or_else(|| {
-        Error::with_code(400, format!("{}: UltraDP cannot carry this name", crate::shown(&file.name)))
+        Error::failed(
+            Code::BadRequest,
+            format!("{}: UltraDP cannot carry this name", crate::shown(&file.name)),
+        )
     })?;
     let connection = client.bare(client.target.port)?;
     connection.stop_at_answer();
@@ -68,7 +72,7 @@ fn transmit(
             let mut plain = vec![0; len as usize];
             file.read_at(&mut plain, offset)?;
             let frame = zstd::bulk::compress(&plain, ZSTD_LEVEL)
-                .map_err(|error| Error::with_code(500, format!("compressing: {error}")))?;
+                .map_err(|error| Error::failed(Code::Internal, format!("compressing: {error}")))?;
             send_all(connection, &(frame.len() as u64).to_be_bytes())?;
             send_paced(connection, &frame, throttle)?;
             client.note_moved(len);

@@ -8,6 +8,7 @@ use crate::legacy::upload::{LegacyConnection, LegacyUpload};
 use crate::net::connection::Ended;
 use crate::net::frames::{FrameReader, Payload};
 use crate::storage::single::{BUFFER, WriteBehind};
+use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::ultradp::{Announcement, Receiver, UltraDpError};
 use std::io::BufReader;
 use std::sync::Arc;
@@ -144,13 +145,13 @@ fn frame(
 }
 
 fn bad_frame(error: std::io::Error) -> Error {
-    Error::with_code(422, format!("a chunk that is no Zstandard frame: {error}"))
+    Error::failed(Code::Integrity, format!("a chunk that is no Zstandard frame: {error}"))
 }
 
 fn refused(error: UltraDpError) -> Error {
     match error {
         UltraDpError::Incomplete { .. } => Error::Network(error.to_string()),
-        UltraDpError::TooLong(_) => Error::with_code(413, error.to_string()),
-        _ => Error::with_code(400, error.to_string()),
+        UltraDpError::TooLong(_) => Error::failed(Code::OverLimit, error.to_string()),
+        _ => Error::protocol(error.to_string()),
     }
 }

@@ -19,14 +19,14 @@ use crate::transfer::limits::grantable;
 use crate::transfer::manifest::offer;
 use crate::transfer::send::Opener;
 use crate::transfer::setup::Outgoing;
-use fastdrop_proto::fastdp::{Archive, Capability, Control, Header, LeftOut, Links, Manifest, Streams};
+use fastdrop_proto::fastdp::{Archive, Capability, Code, Control, Header, LeftOut, Links, Manifest, Streams};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, TransferId};
 use std::sync::Arc;
 
 impl Serving<'_> {
     pub(super) fn get(&self, reader: FrameReader) -> Result<(), Error> {
         if self.context.options.write_only {
-            return self.refuse(Error::with_code(403, "this server only takes"));
+            return self.refuse(Error::failed(Code::Forbidden, "this server only takes"));
         }
         let found = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
         let (chunk_max, (tree, walked)) = match found {
@@ -108,9 +108,12 @@ impl Serving<'_> {
         manifest: &Arc<Manifest>,
     ) -> Result<Option<(Arc<Manifest>, Packed)>, Error> {
         let Some(kind) = self.open.compress.archive() else { return Ok(None) };
-        let failed = |why: String| Error::with_code(500, format!("making an archive: {why}"));
+        let failed = |why: String| Error::failed(Code::Internal, format!("making an archive: {why}"));
         if kind == Archive::Zip && !self.open.has(Capability::ZipTimes) {
-            return Err(Error::with_code(415, "the client does not know exact times in ZIP archives"));
+            return Err(Error::failed(
+                Code::Unsupported,
+                "the client does not know exact times in ZIP archives",
+            ));
         }
         let offered = offered(manifest, kind)?;
         let packed = Packed::new(Arc::clone(tree), Arc::clone(manifest), kind);
@@ -152,7 +155,7 @@ impl Serving<'_> {
         if let Some(failed) = walked.first_failed() {
             let why = format!("{}: {}", crate::shown(&failed.path), failed.reason);
             if walked.manifest.is_empty() {
-                return Err(Error::with_code(failed.code, why));
+                return Err(Error::failed(failed.code, why));
             }
             self.may_leave_out(&why)?;
         }

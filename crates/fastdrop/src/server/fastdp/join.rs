@@ -6,16 +6,16 @@ use crate::error::Error;
 use crate::net::frames::FrameReader;
 use crate::server::fastdp::Serving;
 use crate::transfer::streams::DataStream;
-use fastdrop_proto::fastdp::{Control, Header};
+use fastdrop_proto::fastdp::{Code, Control, Header};
 use fastdrop_proto::units::ChunkSize;
 
 impl Serving<'_> {
     pub(super) fn join(&self, reader: FrameReader, permit: ConnectionPermit) -> Result<(), Error> {
-        let unknown = || Error::with_code(404, "there is no such transfer");
+        let unknown = || Error::failed(Code::NotFound, "there is no such transfer");
         let found = self.open.transfer.and_then(|id| Some((id, self.context.registry.join(id)?)));
         let Some((id, (transfer, streams, counted))) = found else { return self.refuse(unknown()) };
         let Some(counted) = counted else {
-            return self.refuse(Error::with_code(503, "more streams than were granted"));
+            return self.refuse(Error::failed(Code::Unavailable, "more streams than were granted"));
         };
         self.answer(&Header::new(ChunkSize::COMMON, 0, 0, ""))?;
         self.send_grant(&self.grant(id, streams, fastdrop_proto::fastdp::Place::Auto))?;

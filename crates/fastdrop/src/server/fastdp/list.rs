@@ -7,7 +7,7 @@ use crate::server::fastdp::request::{failed, look, requested};
 use crate::storage::root::Root;
 use crate::transfer::manifest::offer;
 use fastdrop_proto::fastdp::{
-    Entry, EntryKind, Header, LeftOut, LeftOutEntry, Manifest, ManifestBuilder, PathError, RelPath,
+    Code, Entry, EntryKind, Header, LeftOut, LeftOutEntry, Manifest, ManifestBuilder, PathError, RelPath,
 };
 use fastdrop_proto::units::{ChunkSize, Mtime, TransferId};
 use rustix::fs::{AtFlags, FileType};
@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 impl Serving<'_> {
     pub(super) fn list(&self) -> Result<(), Error> {
         if self.context.options.write_only {
-            return self.refuse(Error::with_code(403, "this server only takes"));
+            return self.refuse(Error::failed(Code::Forbidden, "this server only takes"));
         }
         let (manifest, left_out) = match self.listing() {
             Ok(listing) => listing,
@@ -34,7 +34,8 @@ impl Serving<'_> {
         let root: &Root = &self.context.root;
         let (path, contents) = requested(&self.open.path)?;
         let system = |errno| Error::system(crate::shown(path), errno);
-        let bad = |error: fastdrop_proto::fastdp::ManifestError| Error::with_code(413, error.to_string());
+        let bad =
+            |error: fastdrop_proto::fastdp::ManifestError| Error::failed(Code::OverLimit, error.to_string());
         let mut builder = ManifestBuilder::for_list(self.context.options.entries_max);
         let mut left_out = Vec::new();
         let (stat, is_dir) = look(root, path, contents)?;
@@ -100,7 +101,7 @@ enum NotListed {
     /// Unfinished work of this program.
     Hidden,
     /// It cannot be, with a code of section 11.
-    Failed(u16, String),
+    Failed(Code, String),
 }
 
 fn listed<'a>(
@@ -110,7 +111,7 @@ fn listed<'a>(
 ) -> Result<ListedEntry<'a>, NotListed> {
     let path = RelPath::new(name).map_err(|error| match error {
         PathError::Hidden => NotListed::Hidden,
-        error => NotListed::Failed(403, error.to_string()),
+        error => NotListed::Failed(Code::Forbidden, error.to_string()),
     })?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => ListedKind::File(stat.st_size as u64),
@@ -120,7 +121,12 @@ fn listed<'a>(
             let target = target.map_err(|errno| NotListed::Failed(code_of(errno), reason(errno)))?;
             ListedKind::Link(target.into_bytes())
         }
-        _ => return Err(NotListed::Failed(415, "neither a file nor a folder nor a link".into())),
+        _ => {
+            return Err(NotListed::Failed(
+                Code::Unsupported,
+                "neither a file nor a folder nor a link".into(),
+            ));
+        }
     };
     let mtime = Mtime { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 };
     Ok(ListedEntry { path, mode: stat.st_mode & 0o777, mtime, kind })

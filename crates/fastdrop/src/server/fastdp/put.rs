@@ -18,7 +18,7 @@ use crate::transfer::limits::grantable;
 use crate::transfer::manifest::{ManifestRules, read_manifest};
 use crate::transfer::prepare::Prepare;
 use fastdrop_proto::fastdp::{
-    Capability, Control, Do, Existing, Grant, Header, Manifest, ManifestBuilder, Table,
+    Capability, Code, Control, Do, Existing, Grant, Header, Manifest, ManifestBuilder, Table,
 };
 use fastdrop_proto::units::{ChunkSize, TransferId};
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl Serving<'_> {
     fn read_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
         let options = &self.context.options;
         if options.read_only {
-            return Err(Error::with_code(403, "this server only gives"));
+            return Err(Error::failed(Code::Forbidden, "this server only gives"));
         }
         if self.open.existing > options.existing.max(Existing::Error) {
             let why = match self.open.existing {
@@ -127,13 +127,13 @@ impl Serving<'_> {
                 }
                 _ => "this server keeps what exists: serve --existing overwrite would let it be replaced",
             };
-            return Err(Error::with_code(403, why));
+            return Err(Error::failed(Code::Forbidden, why));
         }
         let one_chunk = self.client.chunk_size()?.min(ChunkSize::COMMON);
         let mut manifest = self.read_manifest(reader)?;
         let archive = self.open.compress.archive();
         if let (Some(kind), Do::Preview, true) = (archive, self.open.r#do, options.keep_archive) {
-            manifest = offered(&manifest, kind).map_err(|error| Error::with_code(400, error.to_string()))?;
+            manifest = offered(&manifest, kind).map_err(|error| Error::protocol(error.to_string()))?;
         }
         let table = cut(&manifest, one_chunk)?;
         let comparable = self.client.one_chunk == u64::from(one_chunk.bytes());
@@ -216,10 +216,10 @@ impl Serving<'_> {
         if !wanted {
             return Ok(Busy::Known);
         }
-        older.fail(Error::with_code(409, "a newer connection has taken this transfer over"));
+        older.fail(Error::failed(Code::Conflict, "a newer connection has taken this transfer over"));
         if !older.wait_over(TAKE_OVER_TIMEOUT) {
             // It is syncing what it has: the next attempt finds that in place.
-            return Err(Error::with_code(503, "an earlier attempt at this is still finishing"));
+            return Err(Error::failed(Code::Unavailable, "an earlier attempt at this is still finishing"));
         }
         Ok(Busy::Ended)
     }
@@ -229,7 +229,7 @@ impl Serving<'_> {
             .with_long_paths(self.open.has(Capability::LongPaths));
         let (manifest, _) = read_manifest(reader, ManifestRules::new(builder, false))?;
         if manifest.is_empty() {
-            return Err(Error::with_code(400, "an empty manifest"));
+            return Err(Error::protocol("an empty manifest"));
         }
         Ok(manifest)
     }

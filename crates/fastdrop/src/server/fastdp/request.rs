@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::server::fastdp::Serving;
 use crate::storage::root::Root;
-use fastdrop_proto::fastdp::{Capability, LeftOutEntry, RelPath};
+use fastdrop_proto::fastdp::{Capability, Code, LeftOutEntry, RelPath};
 use rustix::fs::FileType;
 
 impl Serving<'_> {
@@ -12,14 +12,14 @@ impl Serving<'_> {
         if self.open.has(Capability::LeftOut) {
             return Ok(());
         }
-        Err(Error::with_code(
-            409,
+        Err(Error::failed(
+            Code::Conflict,
             format!("not all of it can be had, and this client is too old to be told so: {why}"),
         ))
     }
 }
 
-pub(super) fn failed(path: &[u8], code: u16, reason: String) -> LeftOutEntry {
+pub(super) fn failed(path: &[u8], code: Code, reason: String) -> LeftOutEntry {
     LeftOutEntry { path: path.to_vec(), policy: false, directory: false, code, reason }
 }
 
@@ -28,14 +28,14 @@ pub(super) fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
     let contents = path.is_empty() || path.ends_with(b"/");
     let path = path.strip_suffix(b"/").unwrap_or(path);
     if !path.is_empty() {
-        RelPath::new(path).map_err(|error| Error::with_code(403, error.to_string()))?;
+        RelPath::new(path).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?;
     }
     Ok((path, contents))
 }
 
 /// Looks at `path`, and tells whether it is a folder, which it must be if `contents` are asked for.
 pub(super) fn look(root: &Root, path: &[u8], contents: bool) -> Result<(rustix::fs::Stat, bool), Error> {
-    let missing = |what: &str| Error::with_code(404, format!("{}: {what}", crate::shown(path)));
+    let missing = |what: &str| Error::failed(Code::NotFound, format!("{}: {what}", crate::shown(path)));
     let stat = match root.stat(path) {
         Err(rustix::io::Errno::NOTDIR) => return Err(missing("no such file or folder")),
         result => result.map_err(|errno| Error::system(crate::shown(path), errno))?,
