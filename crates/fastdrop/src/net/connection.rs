@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::net::stream::{PlainStream, Stream, TICK};
 use crate::net::tuning::SMALL_BUFFER_RTT;
 use crate::stop::Stoppable;
+use fastdrop_proto::fastdp::SILENT_MAX;
 use std::io::IoSlice;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::BorrowedFd;
@@ -11,8 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A peer that neither sends nor takes a byte for so long is taken for gone.
-pub(crate) const SILENT_MAX: Duration = Duration::from_secs(60);
 /// The longest that a peer has for reading the last words before a connection goes.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// How often that is looked at.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// A peer that is silent for so long is taken for gone (section 10).
+pub const SILENT_MAX: Duration = Duration::from_secs(60);
+
 /// The number of data streams to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Streams {
@@ -28,7 +31,7 @@ pub struct SenderConfig {
     pub checkpoint: Option<u64>,
     /// A stream without progress for so long is given up while another moves. Default 5 s.
     pub stall_after: Duration,
-    /// A peer that says nothing for so long is taken for gone. Default 60 s.
+    /// A peer that says nothing for so long is taken for gone. Default [`SILENT_MAX`].
     pub silent_after: Duration,
     /// A stream on which nothing was sent for so long carries ALIVE. Default 5 s.
     pub alive_every: Duration,
@@ -55,7 +58,7 @@ impl Default for SenderConfig {
             loss_tolerant: false,
             checkpoint: None,
             stall_after: Duration::from_secs(5),
-            silent_after: Duration::from_secs(60),
+            silent_after: SILENT_MAX,
             alive_every: Duration::from_secs(5),
             data_streams_from: 1 << 20,
             flying_max: 64,
