@@ -3,20 +3,17 @@
 use super::acknowledgement::Acknowledgement;
 use super::error_code::{ErrorCode, code_of};
 use super::fragment::{Fragment, Report, parse_refusal};
-use super::frame::{self, Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
+use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::ids::{MSG_ID, SendId};
-use super::pings::Pings;
+use super::peer::{CHALLENGE, Peer, Proof, write_challenge};
 use super::random::Random;
-use super::receiving::{Got, ReassemblyLimits, Receiving};
+use super::receiving::{Got, ReassemblyLimits};
 use super::seen::{Settled, Sight};
 use super::sending::{Failure, Patience, Sending};
 use super::transport::UdpPath;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// The header of a PING that asks an address to prove itself.
-const CHALLENGE: &str = "challenge";
 
 /// What an endpoint does and bears.
 #[derive(Debug, Clone)]
@@ -90,30 +87,6 @@ pub struct Counters {
     pub withheld: u64,
 }
 
-/// Whether an address can be sent more than it asked for (section 7).
-#[derive(Debug)]
-enum Proof {
-    /// It is ours to speak first, or it has returned something that could not be guessed.
-    Proved,
-    /// It spoke first. Bytes that came from it and went to it, and the challenge that is under way.
-    Unproved { came: u64, went: u64, challenge: Option<(u64, Instant)> },
-}
-
-/// An address.
-#[derive(Debug)]
-struct Peer {
-    proof: Proof,
-    sending: Sending,
-    receiving: Receiving,
-    pings: Pings,
-    /// Frames that leave as they are, and until when they may wait for a proof.
-    small: VecDeque<(Instant, Vec<u8>)>,
-    heard_at: Instant,
-    timer: Option<Instant>,
-    /// Whether it is in the queue of those that may have something to send.
-    ready: bool,
-}
-
 /// All of VSTP over UDP but the socket and the clock.
 ///
 /// The driver waits for a datagram, for [`Self::poll_timeout`], or for its application; tells one
@@ -143,11 +116,6 @@ impl Endpoint {
     pub const PEERS_MAX: usize = 10_000;
     /// What is remembered of an address that says nothing.
     const IDLE_MAX: Duration = Duration::from_secs(300);
-    /// What comes from an unproved address may be answered with so many times its bytes (case 70).
-    const AMPLIFICATION_MAX: u64 = 3;
-    /// What waits for a proof is dropped after this.
-    const PROOF_WAIT: Duration = Duration::from_secs(1);
-    const SMALL_MAX: usize = 1024;
     /// Frames that the application has not taken; beyond, more are dropped.
     const WAITING_MAX: usize = 65_536;
 
@@ -200,7 +168,7 @@ impl Endpoint {
         let token = self.random.next_u64();
         let Some(peer) = self.peer(now, to, Proof::Proved) else { return };
         let mut ping = Vec::new();
-        if write_challenge(token, &mut ping).is_ok() && Self::push_small(now, peer, ping).is_ok() {
+        if write_challenge(token, &mut ping).is_ok() && peer.push_small(now, ping).is_ok() {
             peer.pings.on_sent(now, token);
         }
         self.wake(to);
@@ -213,7 +181,7 @@ impl Endpoint {
 
     /// Whether everything that was to be sent has had its outcome.
     pub fn is_idle(&self) -> bool {
-        self.peers.values().all(|peer| peer.sending.is_idle() && peer.small.is_empty())
+        self.peers.values().all(Peer::has_sent_all)
     }
 
     // ---- sending ----
@@ -228,7 +196,7 @@ impl Endpoint {
             None => Err(Failure::Busy),
             Some(peer) => match peer.sending.send(now, send, frame, acknowledged, datagram) {
                 Ok(None) => Ok(()),
-                Ok(Some(small)) => Self::push_small(now, peer, small).map(|()| {
+                Ok(Some(small)) => peer.push_small(now, small).map(|()| {
                     self.events.push_back(Event::Outcome { send, result: Ok(()) });
                 }),
                 Err(failure) => Err(failure),
@@ -239,14 +207,6 @@ impl Endpoint {
         }
         self.wake(to);
         send
-    }
-
-    fn push_small(now: Instant, peer: &mut Peer, bytes: Vec<u8>) -> Result<(), Failure> {
-        if peer.small.len() >= Self::SMALL_MAX {
-            return Err(Failure::Busy);
-        }
-        peer.small.push_back((now + Self::PROOF_WAIT, bytes));
-        Ok(())
     }
 
     // ---- receiving ----
@@ -340,7 +300,7 @@ impl Endpoint {
         if answer.encode(&mut pong).is_ok()
             && let Some(peer) = self.peers.get_mut(&from)
         {
-            let _ = Self::push_small(now, peer, pong);
+            let _ = peer.push_small(now, pong);
         }
     }
 
@@ -375,7 +335,7 @@ impl Endpoint {
             Got::Refused => self.counters.refused += 1,
             Got::Complete(wanted) => {
                 if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
-                    let _ = Self::push_small(now, peer, answer);
+                    let _ = peer.push_small(now, answer);
                 }
             }
             Got::Message(message) => {
@@ -413,7 +373,7 @@ impl Endpoint {
             self.counters.duplicates += 1;
             if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
                 // If there is no room for it, the peer asks again.
-                let _ = Self::push_small(now, peer, answer);
+                let _ = peer.push_small(now, answer);
             }
             return wanted;
         }
@@ -469,7 +429,7 @@ impl Endpoint {
         peer.receiving.seen.settle(now, frame, settled);
         if let Some(answer) = peer.receiving.seen.answer(frame) {
             // If there is no room for it, the peer asks again.
-            let _ = Self::push_small(now, peer, answer);
+            let _ = peer.push_small(now, answer);
         }
         self.wake(from);
     }
@@ -512,12 +472,8 @@ impl Endpoint {
             self.unfinished = self.unfinished + peer.receiving.unfinished() - before.0;
             self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
             self.counters.expired += expired as u64;
-            while peer.small.front().is_some_and(|(until, _)| *until <= now) {
-                peer.small.pop_front();
-                self.counters.withheld += 1;
-            }
-            let idle = peer.sending.is_idle() && peer.receiving.is_idle() && peer.small.is_empty();
-            if idle && now.saturating_duration_since(peer.heard_at) >= Self::IDLE_MAX {
+            self.counters.withheld += peer.drop_withheld(now);
+            if peer.is_idle() && now.saturating_duration_since(peer.heard_at) >= Self::IDLE_MAX {
                 self.peers.remove(&address);
                 continue;
             }
@@ -573,16 +529,7 @@ impl Endpoint {
                 return None;
             }
             let sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
-            let peer = Peer {
-                proof,
-                sending,
-                receiving: Receiving::default(),
-                pings: Pings::default(),
-                small: VecDeque::new(),
-                heard_at: now,
-                timer: None,
-                ready: false,
-            };
+            let peer = Peer::new(now, proof, sending);
             self.peers.insert(address, peer);
         }
         self.peers.get_mut(&address)
@@ -591,10 +538,9 @@ impl Endpoint {
     /// Makes room for a stranger: forgets the address that has been silent for longest, if one is
     /// idle.
     fn forget_idle(&mut self) -> bool {
-        let idle = |peer: &&Peer| peer.sending.is_idle() && peer.receiving.is_idle() && peer.small.is_empty();
         // Looking at all of them for each stranger would be a gift to whoever makes up addresses; a
         // few will do.
-        let some = self.peers.iter().take(64).filter(|(_, peer)| idle(peer));
+        let some = self.peers.iter().take(64).filter(|(_, peer)| peer.is_idle());
         let Some(address) = some.min_by_key(|(_, peer)| peer.heard_at).map(|(address, _)| *address) else {
             return false;
         };
@@ -614,21 +560,7 @@ impl Endpoint {
     fn reschedule(&mut self, now: Instant, address: SocketAddr) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let idle = Some(peer.heard_at.max(now) + Self::IDLE_MAX);
-        let small = peer.small.front().map(|(until, _)| *until);
-        let challenge = match peer.proof {
-            // One that could not leave for want of budget waits for the address to say more.
-            Proof::Unproved { challenge: Some((_, again_at)), .. } if small.is_some() && again_at > now => {
-                Some(again_at)
-            }
-            _ => None,
-        };
-        let parts = [
-            peer.sending.poll_timeout(now),
-            peer.receiving.poll_timeout(&self.config.limits),
-            small,
-            challenge,
-        ];
-        let timer = parts.into_iter().flatten().min().or(idle);
+        let timer = peer.poll_timeout(now, &self.config.limits).or(idle);
         if timer != peer.timer {
             if let Some(old) = peer.timer {
                 self.timers.remove(&(old, address));
@@ -641,74 +573,29 @@ impl Endpoint {
     }
 }
 
-impl Peer {
-    /// Bytes that may go to the address now.
-    fn budget(&self) -> u64 {
-        match self.proof {
-            Proof::Proved => u64::MAX,
-            Proof::Unproved { came, went, .. } => {
-                came.saturating_mul(Endpoint::AMPLIFICATION_MAX).saturating_sub(went)
-            }
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vstp::frame::Headers;
 
-    fn poll_transmit(
-        &mut self,
-        now: Instant,
-        segments: usize,
-        others: usize,
-        limits: &ReassemblyLimits,
-        random: &mut Random,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        let budget = self.budget();
-        if let Some(answer) = self.receiving.poll_answer(now, others, limits)
-            && answer.len() as u64 <= budget
-        {
-            *out = answer;
-            return Some(out.len());
+    #[test]
+    fn case_70_datagrams_that_an_address_without_proof_does_not_get_are_counted() {
+        let now = Instant::now();
+        let mut endpoint = Endpoint::new(EndpointConfig::default(), [7; 16]);
+        let stranger = SocketAddr::from(([192, 0, 2, 1], 9));
+        let (flags, headers) = (Flags::empty(), Headers::default());
+        let mut ping = Vec::new();
+        FrameRef { typ: FrameType::Ping, flags, headers, payload: b"" }.encode(&mut ping).unwrap();
+        endpoint.handle_datagram(now, stranger, &ping);
+        let long = FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![0; 1000].into());
+        endpoint.send(now, stranger, long, false);
+        let (mut out, mut went) = (Vec::new(), 0);
+        while endpoint.poll_transmit(now, 1, &mut out).is_some() {
+            went += out.len();
         }
-        if let Some((_, bytes)) = self.small.front() {
-            if bytes.len() as u64 > budget {
-                return self.poll_challenge(now, budget, random, out);
-            }
-            *out = self.small.pop_front()?.1;
-            return Some(out.len());
-        }
-        if let Some(datagram) = self.sending.poll_transmit(now, budget, segments, random, out) {
-            return Some(datagram);
-        }
-        let waits = budget < frame::FRAME_MAX as u64 && !self.sending.is_idle();
-        if waits { self.poll_challenge(now, budget, random, out) } else { None }
+        assert!(went <= 3 * ping.len(), "{went}");
+        assert_eq!(endpoint.counters().withheld, 0);
+        endpoint.handle_timeout(now + Duration::from_secs(1));
+        assert_eq!(endpoint.counters().withheld, 1);
     }
-
-    /// Asks the address to prove itself, now and then.
-    fn poll_challenge(
-        &mut self,
-        now: Instant,
-        budget: u64,
-        random: &mut Random,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        let Proof::Unproved { challenge, .. } = &mut self.proof else { return None };
-        if challenge.is_some_and(|(_, again_at)| again_at > now) {
-            return None;
-        }
-        let token = challenge.map_or_else(|| random.next_u64(), |(token, _)| token);
-        write_challenge(token, out).ok()?;
-        if out.len() as u64 > budget {
-            out.clear();
-            return None;
-        }
-        *challenge = Some((token, now + Duration::from_millis(250)));
-        Some(out.len())
-    }
-}
-
-/// A PING that only whoever receives it can answer.
-fn write_challenge(token: u64, out: &mut Vec<u8>) -> Result<(), super::FrameError> {
-    let headers = HeadersBuf::default().with(CHALLENGE, 1);
-    let payload = token.to_be_bytes();
-    let flags = Flags::empty();
-    FrameRef { typ: FrameType::Ping, flags, headers: headers.as_headers(), payload: &payload }.encode(out)
 }

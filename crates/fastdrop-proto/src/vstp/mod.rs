@@ -11,6 +11,7 @@ mod fragment;
 pub mod frame;
 mod ids;
 mod outgoing;
+mod peer;
 mod pings;
 mod random;
 mod reassembly;
