@@ -5,7 +5,8 @@ use crate::datagrams::Socket;
 use crate::incoming::Incoming;
 use crate::vstp::tcp::TcpConfig;
 use crate::vstp::udp::ReassemblyLimits;
-use crate::vstp::{VstpError, VstpTcpServer, VstpUdpServer};
+use crate::vstp::{VSTP_MAGIC, VstpError, VstpTcpServer, VstpUdpServer};
+use fastdrop_proto::cnp::handshake::FIRST_BYTE as CNP_FIRST_BYTE;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
@@ -15,6 +16,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+
+/// The first byte of a frame of VSTP.
+const VSTP_FIRST_BYTE: u8 = VSTP_MAGIC[0];
 
 /// The servers behind one port, to be taken apart.
 pub struct Port {
@@ -145,8 +149,8 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
                 let mut first = [0xff];
                 stream.peek(&mut first).await?;
                 let to = match first {
-                    [b'V'] => vstp,
-                    [0] => cnp,
+                    [VSTP_FIRST_BYTE] => vstp,
+                    [CNP_FIRST_BYTE] => cnp,
                     [byte] => {
                         tracing::info!(%peer, byte, "neither VSTP nor CNP");
                         return Ok(());

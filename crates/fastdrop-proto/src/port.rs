@@ -4,6 +4,9 @@
 /// The most bytes that are looked at.
 pub const FIRST_BYTES_MAX: usize = 16 << 10;
 
+/// The first byte of a TLS record with a handshake (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// What the first bytes of a connection begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begins {
@@ -28,7 +31,7 @@ pub enum Begins {
 /// Looks at all bytes that have come so far.
 pub fn begins(bytes: &[u8]) -> Begins {
     let Some(&first) = bytes.first() else { return Begins::Undecided };
-    if first == 0x16 {
+    if first == TLS_HANDSHAKE {
         return Begins::Tls;
     }
     // An empty line is HTTP without a method rather than anything else.

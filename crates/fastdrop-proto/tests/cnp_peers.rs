@@ -229,7 +229,12 @@ fn the_second_acknowledgement_of_a_repeated_message_does_not_acknowledge_the_nex
     give(&mut session, now, &md5(2, 0, b"ACK"));
     assert_eq!(session.counters().messages_acknowledged, 1);
     give(&mut session, now, &md5(2, 0, b"ACK"));
-    assert_eq!(session.counters().messages_acknowledged, 2);
+    let counters = session.counters();
+    assert_eq!(counters.messages_acknowledged, 2);
+    // SYN, ACK, the first message twice, the second.
+    assert_eq!(counters.packets_sent, 5);
+    // SYN-ACK, two acknowledgements; one that is damaged, and one for which nothing waited.
+    assert_eq!((counters.packets_received, counters.checksum_failures), (3, 2));
 }
 
 #[test]

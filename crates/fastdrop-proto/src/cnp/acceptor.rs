@@ -3,8 +3,8 @@
 
 use super::checksum::Checksum;
 use super::config::SessionConfig;
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, Syn, read_ack, write_refusal};
-use super::header::{HEAD_BYTES, Head};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, HANDSHAKE_TYPES, Syn, read_ack, write_refusal};
+use super::header::{HEAD_BYTES, Head, TYPE_AT};
 use super::packet::{PacketType, append};
 use super::params::SessionId;
 use super::seq::Seq;
@@ -80,7 +80,8 @@ impl Acceptor {
     /// Whether a datagram can be a packet of a handshake; everything else need not be shown to
     /// [`Self::handle_datagram`].
     pub fn is_handshake(datagram: &[u8]) -> bool {
-        matches!(datagram.get(4), Some(0x01..=0x03)) && datagram.get(HEAD_BYTES) == Some(&b'{')
+        let is_type = datagram.get(TYPE_AT).is_some_and(|typ| HANDSHAKE_TYPES.contains(typ));
+        is_type && datagram.get(HEAD_BYTES) == Some(&b'{')
     }
 
     /// A datagram came. `new_id` makes an id that nobody can guess.

@@ -1,7 +1,7 @@
 //! What covers a packet against corruption: four bytes, of one of two kinds.
 
 use super::control::ACK;
-use super::header::Head;
+use super::header::{CHECKSUM_BYTES, Head};
 use super::params::{ChecksumKind, SessionId};
 use md5::{Digest as _, Md5};
 use std::sync::LazyLock;
@@ -19,9 +19,12 @@ pub enum Checksum {
 }
 
 /// Acknowledgements, which are as many as data, all have the same payload.
-static MD5_OF_ACK: LazyLock<[u8; 4]> = LazyLock::new(|| first_four(ACK));
+static MD5_OF_ACK: LazyLock<[u8; CHECKSUM_BYTES]> = LazyLock::new(|| first_four(ACK));
 
-fn first_four(payload: &[u8]) -> [u8; 4] {
+/// Bytes that CRC-32C covers before the payload: the whole number, the payload's length, the type.
+const COVERED_HEAD_BYTES: usize = size_of::<u64>() + size_of::<u32>() + size_of::<u8>();
+
+fn first_four(payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let hash = Md5::digest(payload);
     hash.first_chunk().copied().unwrap_or_default()
 }
@@ -41,12 +44,12 @@ impl Checksum {
     }
 
     /// The four bytes of a packet.
-    pub fn of(&self, typ: u8, number: u64, payload: &[u8]) -> [u8; 4] {
+    pub fn of(&self, typ: u8, number: u64, payload: &[u8]) -> [u8; CHECKSUM_BYTES] {
         match *self {
             Self::Md5 if payload == ACK => *MD5_OF_ACK,
             Self::Md5 => first_four(payload),
             Self::Crc32c { seed } => {
-                let mut front = [0; 13];
+                let mut front = [0; COVERED_HEAD_BYTES];
                 let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
                 let fields = number.to_be_bytes().into_iter().chain(len.to_be_bytes()).chain([typ]);
                 front.iter_mut().zip(fields).for_each(|(to, from)| *to = from);

@@ -5,10 +5,15 @@ use super::config::{SessionConfig, WINDOW_MAX};
 use super::params::{ChecksumKind, Mode, Protocol, SessionId};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// The longest payload of a packet of the handshake.
 pub const HANDSHAKE_PAYLOAD_MAX: usize = 4096;
+/// The first byte of a handshake: the highest of a length that is no larger than that.
+pub const FIRST_BYTE: u8 = 0;
+/// The types of SYN, SYN-ACK and ACK.
+pub(super) const HANDSHAKE_TYPES: RangeInclusive<u8> = 0x01..=0x03;
 const TEXT_MAX: usize = 128;
 
 /// What both ends have agreed on.

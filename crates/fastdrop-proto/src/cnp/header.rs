@@ -3,8 +3,12 @@
 use super::seq::Seq;
 use crate::cursor::Cursor;
 
-/// Bytes of a header.
-pub const HEAD_BYTES: usize = 11;
+/// Bytes of a checksum.
+pub(super) const CHECKSUM_BYTES: usize = 4;
+/// The place of the type in a header, behind the payload's length.
+pub(super) const TYPE_AT: usize = size_of::<u32>();
+/// Bytes of a header: length, type, sequence number and checksum.
+pub const HEAD_BYTES: usize = TYPE_AT + size_of::<u8>() + size_of::<u16>() + CHECKSUM_BYTES;
 
 /// A header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +19,7 @@ pub struct Head {
     /// The sequence number.
     pub seq: Seq,
     /// The checksum as it came.
-    pub checksum: [u8; 4],
+    pub checksum: [u8; CHECKSUM_BYTES],
 }
 
 /// Bytes that cannot be the beginning of a packet.
@@ -41,7 +45,8 @@ impl Head {
         if len > payload_max {
             return Err(PacketError::TooLarge { len, max: payload_max });
         }
-        let (Ok(typ), Ok(seq), Ok(checksum)) = (cursor.u8(), cursor.u16(), cursor.bytes(4)) else {
+        let (Ok(typ), Ok(seq), Ok(checksum)) = (cursor.u8(), cursor.u16(), cursor.bytes(CHECKSUM_BYTES))
+        else {
             return Ok(None);
         };
         let checksum = checksum.first_chunk().copied().unwrap_or_default();

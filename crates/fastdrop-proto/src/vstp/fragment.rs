@@ -162,7 +162,7 @@ impl Writer {
         out.extend_from_slice(&self.front);
         let Some(front) = out.get_mut(start..) else { return };
         if slice.len() != self.slice
-            && let Some(len) = front.get_mut(7..frame::HEAD_BYTES)
+            && let Some(len) = front.get_mut(frame::PAYLOAD_LEN_AT..frame::HEAD_BYTES)
         {
             len.copy_from_slice(&(slice.len() as u32).to_be_bytes());
         }
@@ -205,6 +205,9 @@ pub struct Report {
 }
 
 impl Report {
+    /// Bytes of the three numbers before the bitmap.
+    const NUMBERS_BYTES: usize = 3 * size_of::<u32>();
+
     /// Whether this frame is a report.
     pub fn is_in(frame: &FrameRef<'_>) -> bool {
         frame.typ == FrameType::Ack && frame.headers.find(ID).is_some()
@@ -222,7 +225,7 @@ impl Report {
 
     /// Appends its frame to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
-        let mut payload = Vec::with_capacity(12 + self.bitmap.len());
+        let mut payload = Vec::with_capacity(Self::NUMBERS_BYTES + self.bitmap.len());
         for number in [self.base, self.limit, self.delay_us] {
             payload.extend_from_slice(&number.to_be_bytes());
         }

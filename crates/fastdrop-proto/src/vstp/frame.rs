@@ -9,6 +9,8 @@ pub const MAGIC: [u8; 2] = [0x56, 0x54];
 pub const VERSION: u8 = 0x01;
 /// Bytes before the headers.
 pub const HEAD_BYTES: usize = 11;
+/// The place of the payload's length in a head, which is its last field.
+pub(super) const PAYLOAD_LEN_AT: usize = HEAD_BYTES - size_of::<u32>();
 /// Bytes of the CRC at the end.
 pub const CRC_BYTES: usize = 4;
 /// Bytes of a frame without headers and payload.

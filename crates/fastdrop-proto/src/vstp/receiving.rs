@@ -76,9 +76,8 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    /// What has ended or was seen is remembered for so long, as nobody sends it again later.
-    const MEMORY: Duration = Duration::from_secs(60);
-    /// The same for numbers below 256, which come back: as long as a sender tries.
+    /// Numbers below 256, which come back, are remembered for so long after the message has ended:
+    /// as long as a sender tries. All others for [`Seen::AGE_MAX`].
     const MEMORY_CLASSIC: Duration = Duration::from_secs(35);
     const REMEMBERED_MAX: usize = 4096;
     const ANSWERS_MAX: usize = 64;
@@ -243,14 +242,14 @@ impl Receiving {
     }
 
     fn ended(&self, now: Instant, id: u64) -> Option<Ended> {
-        let age_max = if id < 256 { Self::MEMORY_CLASSIC } else { Self::MEMORY };
+        let age_max = if id < 256 { Self::MEMORY_CLASSIC } else { Seen::AGE_MAX };
         let (at, ended) = self.ended.get(&id)?;
         (now.saturating_duration_since(*at) < age_max).then_some(*ended)
     }
 
     fn end(&mut self, now: Instant, id: u64, ended: Ended) {
         while let Some(&(at, id)) = self.ended_order.front() {
-            if now.saturating_duration_since(at) < Self::MEMORY
+            if now.saturating_duration_since(at) < Seen::AGE_MAX
                 && self.ended_order.len() < Self::REMEMBERED_MAX
             {
                 break;

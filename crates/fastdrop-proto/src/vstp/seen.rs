@@ -38,8 +38,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Nobody sends a settled frame again later than this.
-    const AGE_MAX: Duration = Duration::from_secs(60);
+    /// Nobody sends a settled frame, or an ended message, again later than this.
+    pub(super) const AGE_MAX: Duration = Duration::from_secs(60);
     const COUNT_MAX: usize = 4096;
 
     /// Returns the state of a frame, which is pending from now on if it is new.

@@ -82,7 +82,7 @@ pub struct Counters {
     pub retransmissions: u64,
     /// Data that had been there before.
     pub duplicates: u64,
-    /// Packets with a wrong checksum.
+    /// Packets with a wrong checksum, or with a number for which nothing waits.
     pub checksum_failures: u64,
     /// Messages of this end that were acknowledged.
     pub messages_acknowledged: u64,
