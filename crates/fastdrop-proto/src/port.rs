@@ -55,7 +55,8 @@ pub fn begins(bytes: &[u8]) -> Begins {
         field.is_some_and(|field| !field.is_empty() && field.iter().all(u8::is_ascii_digit))
     };
     let (last, second, third, fourth) = (fields.next(), fields.next(), fields.next(), fields.next());
-    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before it is the rarer thing.
+    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before
+    // it is the rarer thing.
     if is_flag(last) && is_flag(second) && is_size(third) && fourth.is_some() {
         Begins::UltraDpSecured
     } else if is_flag(last) && is_size(second) && third.is_some() {

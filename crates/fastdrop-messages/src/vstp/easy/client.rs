@@ -64,7 +64,7 @@ impl VstpClient {
     }
 
     /// Connects to `host:port` by TCP, and by UDP as well: each message takes the way that suits
-    /// it, as [`choose`](fastdrop_proto::vstp::transport::choose) says; messages on different ways
+    /// it, as [`fastdrop_proto::vstp::transport::choose`] says; messages on different ways
     /// may overtake each other. Where datagrams do not come through, all go by TCP.
     pub async fn connect_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
         let addr = addr.into();

@@ -160,7 +160,7 @@ impl Pair {
                 let sparse = self.plan.sparse && matches!(shape.content, ChunkContent::Piece { .. });
                 let zstd = self.plan.zstd && chunk.0.is_multiple_of(2);
                 let (mut frame, flippable) = self.world.encode(chunk, &bytes, &sum, sparse, zstd);
-                self.stats.encoded += u32::from(frame[0] & 0x40 != 0);
+                self.stats.encoded += u32::from(is_encoded(&frame));
                 let copy = frame.clone();
                 if self.flip_next > 0 && flippable < frame.len() {
                     self.flip_next -= 1;
@@ -331,4 +331,10 @@ impl Pair {
         let pause = self.rng.range(MILLI, 8 * SECOND);
         self.schedule(pause, Event::NewAttempt);
     }
+}
+
+/// Returns true if a frame is a chunk in an encoding.
+fn is_encoded(frame: &[u8]) -> bool {
+    let header = frame.first_chunk().map(|header| FrameHeader::decode(*header));
+    matches!(header, Some(Ok(FrameHeader { kind: FrameKind::EncodedChunk(_), .. })))
 }
