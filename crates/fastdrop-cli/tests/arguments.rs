@@ -13,7 +13,7 @@ use support::*;
 #[test]
 fn a_pipe_that_is_named_is_sent_as_a_stream() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let fifo = own.path().join("fifo");
     tool("mkfifo", args![fifo]);
     let link = own.path().join("link");
@@ -42,7 +42,7 @@ fn a_pipe_that_is_named_is_sent_as_a_stream() {
 #[test]
 fn a_stream_without_a_name_or_in_company_is_a_usage_error() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let (fifo, file) = (own.path().join("fifo"), own.path().join("file"));
     tool("mkfifo", args![fifo]);
     write_file(&file, 10, 1);
@@ -66,7 +66,7 @@ fn a_stream_without_a_name_or_in_company_is_a_usage_error() {
 #[test]
 fn an_input_that_cannot_be_read_is_told_by_its_reason() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let folder = || Stdio::from(fs::File::open(own.path()).unwrap());
     let out = fastdrop(args!["send", "-", server.target("x")]).stdin_from(folder()).run().expect(2);
     assert!(out.stderr.contains("standard input is a folder"), "{out}");
@@ -85,7 +85,7 @@ fn an_input_that_cannot_be_read_is_told_by_its_reason() {
 #[test]
 fn the_url_that_serve_prints_is_a_target() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let url = format!("http://127.0.0.1:{}", server.port);
     let file = own.path().join("a b");
     write_file(&file, 1000, 1);
@@ -126,7 +126,7 @@ fn several_addresses_share_one_picked_port() {
     let served = scratch();
     for bind in ["127.0.0.1,127.0.0.2,127.0.0.3", "::1,127.0.0.1", "::,0.0.0.0", "0.0.0.0,::"] {
         let count = bind.split(',').count();
-        let server = Server::start(served.path(), &["--bind", bind, "--fastdownloader=0"]);
+        let server = serve(served.path(), &["--bind", bind, "--fastdownloader=0"]);
         for protocol in ["fastdp", "fastdownloader"] {
             let addresses = listening(&server, protocol, count);
             assert!(addresses.iter().all(|(_, port)| *port == addresses[0].1), "{bind}: {addresses:?}");
@@ -149,7 +149,7 @@ fn the_unspecified_address_of_ipv6_takes_ipv4_too() {
     let (served, own) = (scratch(), scratch());
     let file = own.path().join("file");
     write_file(&file, 100_000, 1);
-    let server = Server::start(served.path(), &["--bind", "::", "--fastdownloader=0"]);
+    let server = serve(served.path(), &["--bind", "::", "--fastdownloader=0"]);
     for host in ["127.0.0.1", "[::1]", "localhost"] {
         let target = format!("{host}:{}", server.port);
         for protocol in ["fastdp", "fastdp1.0", "fastdp1.1", "nextdp"] {
@@ -202,7 +202,7 @@ fn a_link_local_address_of_a_server_is_reached_through_its_zone() {
     let served = scratch();
     let (by_name, by_number) = link_local().unwrap();
     for bind in [by_name.clone(), by_number.clone()] {
-        let server = Server::start(served.path(), &["--bind", &bind, "--fastdownloader=0"]);
+        let server = serve(served.path(), &["--bind", &bind, "--fastdownloader=0"]);
         for address in [by_name.clone(), by_number.clone()] {
             for target in [
                 format!("[{address}]:{}", server.port),

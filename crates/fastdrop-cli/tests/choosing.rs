@@ -62,7 +62,7 @@ fn flags_choose_the_same_in_both_directions_as_files_and_in_archives() {
     let (served, own) = (scratch(), scratch());
     tree(&own.path().join("tree"));
     tree(&served.path().join("tree"));
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (at, (flags, expected)) in TABLE.iter().enumerate() {
         let source = format!("{}/", own.path().join("tree").display());
         for compress in ["auto", "targz", "zip"] {
@@ -95,7 +95,7 @@ fn case_104_a_listed_path_that_is_not_there_is_a_failure_in_both_directions() {
     let (served, own) = (scratch(), scratch());
     tree(&own.path().join("tree"));
     tree(&served.path().join("tree"));
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let list = own.path().join("list");
     fs::write(&list, "./d/f\ne/in/\nnothing\nd/no\n../up\n").unwrap();
     let source = format!("{}/", own.path().join("tree").display());
@@ -132,7 +132,7 @@ fn case_104_a_listed_folder_that_is_not_there_is_missing_with_patterns_too() {
             fs::write(top.join("tree").join(folder).join(file), "x").unwrap();
         }
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let list = own.path().join("list");
     let source = format!("{}/", own.path().join("tree").display());
     for (listed, failed) in [("src\ndoc\n", 0), ("src\nscr\n", 1)] {

@@ -15,7 +15,7 @@ fn conflict() -> (tempfile::TempDir, tempfile::TempDir, Server) {
     let (served, own) = (scratch(), scratch());
     write_file(&own.path().join("file"), 1000, 1);
     write_file(&served.path().join("file"), 2000, 2);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     (served, own, server)
 }
 
@@ -149,7 +149,7 @@ fn serving_what_is_no_folder_fails_at_once() {
 #[test]
 fn a_port_that_is_taken_is_an_error() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["serve", "--port", server.port.to_string(), served.path()]).expect(1);
     assert!(out.stderr.contains(&server.port.to_string()), "the port is named\n{out}");
 }
@@ -235,7 +235,7 @@ fn variables_stand_for_flags() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("big");
     write_file(&source, 16 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let connections = |variable: &str, name: &str, flags: &[&str]| {
         let proxy = Proxy::to(server.port);
         let flags = flags.iter().map(std::ffi::OsString::from).collect();
@@ -285,7 +285,7 @@ fn serve_prints_its_address_and_a_line_to_paste() {
 #[test]
 fn serve_says_in_json_where_it_listens() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let first: serde_json::Value = serde_json::from_str(server.stdout().lines().next().unwrap()).unwrap();
     assert_eq!(first["event"], "listening");
     assert_eq!(first["protocol"], "fastdp");
@@ -313,7 +313,7 @@ fn serve_once_leaves_after_one_transfer() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 3 * MIB, 1);
-    let mut server = Server::start(served.path(), &["--once"]);
+    let mut server = serve(served.path(), &["--once"]);
     client(args!["send", source, server.target("")]).expect(0);
     assert_eq!(server.wait_within(Duration::from_secs(15)), 0);
     assert_same_file(&source, &served.path().join("file"));
@@ -324,7 +324,7 @@ fn serve_once_leaves_after_one_transfer() {
 fn case_91_an_idle_server_leaves_at_once() {
     for (signal, code) in [("TERM", 143), ("INT", 130)] {
         let served = scratch();
-        let mut server = Server::start(served.path(), &[]);
+        let mut server = serve(served.path(), &[]);
         server.signal(signal);
         assert_eq!(server.wait_within(Duration::from_secs(5)), code, "{signal}");
     }
@@ -337,7 +337,7 @@ fn off_a_terminal_there_are_plain_lines() {
     let source = own.path().join("tree");
     small_tree(&source, 2, 10, 1);
     write_file(&source.join("big"), 5 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (n, flags) in
         [&[][..], &["--progress", "auto"], &["--progress", "plain"], &["-vv"], &["--progress", "none"]]
             .into_iter()
@@ -361,7 +361,7 @@ fn the_summary_says_what_was_verified_and_how_durable() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 3 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["send", "--progress", "none", source, server.target("")]).expect(0);
     let all = format!("{}{}", out.text(), out.stderr).to_lowercase();
     let line = all.lines().last().unwrap_or_default();
@@ -389,7 +389,7 @@ fn json_alone_is_on_standard_output() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 2 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     // Every line of standard output is parsed here.
     let out = client(args!["send", "-vv", "--progress", "plain", source, server.target("")]).expect(0);
     out.summary();
@@ -416,7 +416,7 @@ fn case_57_names_are_escaped_wherever_shown() {
     let tree = own.path().join("tree");
     let evil = "evil\u{1b}[31m\r\n\u{7}\u{202e}name";
     write_file(&tree.join(evil), 1000, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["send", "-vv", "--checksum", "blake3", tree, server.target("")]).expect(0);
     assert_shows_safely(&out);
     assert!(server.path("tree").join(evil).exists());
@@ -459,7 +459,7 @@ fn case_91_a_closed_standard_output_is_no_panic() {
     let served = scratch();
     write_file(&served.path().join("big"), 20 * MIB, 1);
     small_tree(served.path(), 1, 500, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for args in
         [args!["get", server.target("big"), "-"], args!["list", server.target("folder-000")], args!["--help"]]
     {

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
-use support::{Listener, Output, Peer, fastdrop};
+use support::{FASTDROP, Output, Peer, args, fastdrop};
 
 /// What came with this word in front, in its order.
 fn came(output: &Output, front: &str) -> Vec<String> {
@@ -46,7 +46,7 @@ const CLIENTS: [&str; 19] = [
 
 #[test]
 fn clients_of_the_field_are_understood_on_the_port_of_all_protocols() {
-    let listener = Listener::start("all", &[]);
+    let listener = FASTDROP.listen("all", &[]);
     for (number, variant) in CLIENTS.iter().enumerate() {
         let mut words = args!["send", listener.port().to_string()];
         words.extend(MESSAGES.iter().map(|message| format!("{number}-{message}").into()));
@@ -62,7 +62,7 @@ fn clients_of_the_field_are_understood_on_the_port_of_all_protocols() {
 
 #[test]
 fn clients_of_the_field_get_their_echoes() {
-    let listener = Listener::start("cnp", &["--echo", "--tcp"]);
+    let listener = FASTDROP.listen("cnp", &["--echo", "--tcp"]);
     for variant in ["", "--zero", "--mode burst --window 4", "--later sr --window 3", "--zero-acks"] {
         let mut words = args!["send", listener.port().to_string(), "one", "two", "three", "--expect", "3"];
         words.extend(variant.split_whitespace().map(OsString::from));
@@ -129,7 +129,7 @@ fn what_a_server_of_the_field_does_not_take_is_an_error_before_anything_is_sent(
 
 #[test]
 fn ours_agree_on_everything_by_either_transport() {
-    let listener = Listener::start("all", &[]);
+    let listener = FASTDROP.listen("all", &[]);
     let long = "0123456789abcdef".repeat(6000);
     for (number, extra) in [
         "",
@@ -168,7 +168,7 @@ fn ours_agree_on_everything_by_either_transport() {
 
 #[test]
 fn lines_of_standard_input_are_messages_in_their_order() {
-    let listener = Listener::start("cnp", &[]);
+    let listener = FASTDROP.listen("cnp", &[]);
     let lines: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
     for (front, extra) in [("tcp-", "--tcp"), ("udp-", "--udp")] {
         let text: String = lines.iter().map(|line| format!("{front}{line}\n")).collect();
@@ -202,7 +202,7 @@ fn flags_of_the_other_protocol_are_refused() {
 
 #[test]
 fn cases_12_and_17_what_is_no_cnp_is_ended_in_words_and_troubles_nobody_else() {
-    let listener = Listener::start("all", &[]);
+    let listener = FASTDROP.listen("all", &[]);
     let packet = |typ: u8, payload: &[u8]| {
         let mut bytes = (payload.len() as u32).to_be_bytes().to_vec();
         bytes.extend([typ, 0, 0]);

@@ -49,7 +49,7 @@ fn zstd_brings_the_same_with_less_on_the_wire_both_ways() {
     let (served, own) = (scratch(), scratch());
     let tree = own.path().join("tree");
     mixed_tree(&tree);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (streams, checksum) in [("1", "xxh3"), ("4", "blake3")] {
         let there = format!("put-{streams}");
         let how = args!["--compress", "zstd", "--streams", streams, "--checksum", checksum];
@@ -71,7 +71,7 @@ fn zstd_brings_the_same_with_less_on_the_wire_both_ways() {
 #[test]
 fn a_stream_of_unknown_size_is_compressed_too() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for size in [0, 1, 4 * MIB as usize, 9 * MIB as usize + 7] {
         let text = text(size);
         let to = format!("{size}");
@@ -89,7 +89,7 @@ fn a_stream_of_unknown_size_is_compressed_too() {
 #[test]
 fn auto_compresses_text_on_a_slow_way_but_not_random_data() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let (words, random) = (own.path().join("words"), own.path().join("random"));
     fs::write(&words, text(12 * MIB as usize)).unwrap();
     write_file(&random, 12 * MIB, 3);
@@ -118,7 +118,7 @@ fn a_compressed_transfer_is_resumed_with_another_compression() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("words");
     fs::write(&source, text(40 * MIB as usize)).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.cut_at(&[5 * MIB]);
     let once = args!["send", &source, proxy.target(""), "--compress", "zstd", "--retries", "0"];
@@ -139,7 +139,7 @@ fn compressed(number: u32, len: u32, data: &[u8], plain: &[u8]) -> Vec<u8> {
 #[test]
 fn compressed_chunks_that_lie_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let offer = Offer::new().file("data", 2 * wire::CHUNK);
     let chunk = wire::CHUNK as u32;
     let plain = text(wire::CHUNK as usize);
@@ -228,7 +228,7 @@ fn archives_are_unpacked_where_they_arrive_both_ways() {
         fs::write(tree.join("n".repeat(200)), b"long name").unwrap();
         set_mtime(&tree.join("text"), -2, 750_000_000);
         set_mtime(&tree.join("random"), 1_234_567_891, 123_456_789);
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         let sent = client(args!["send", &tree, server.target("new"), "--compress", kind]).expect(0);
         assert!(sent.number("bytes_wire") < sent.number("bytes_sent") / 2, "{}", sent.text());
         assert_eq!(sent.number("bytes"), sent.number("bytes_sent"));
@@ -265,7 +265,7 @@ fn archives_that_are_kept_open_with_the_usual_tools() {
         let tree = own.path().join("tree");
         small_tree(&tree, 3, 20, 7);
         write_file(&tree.join("big"), 5 * MIB, 2);
-        let server = Server::start(served.path(), &["--keep-archive"]);
+        let server = serve(served.path(), &["--keep-archive"]);
         client(args!["send", &tree, server.target(""), "--compress", kind]).expect(0);
         client(args!["send", &tree, server.target("backup"), "--compress", kind]).expect(0);
         let name = format!("tree.{extension}");
@@ -277,7 +277,7 @@ fn archives_that_are_kept_open_with_the_usual_tools() {
         client(args!["send", &tree, server.target(""), "--compress", kind]).expect(9);
         // And the other way.
         drop(server);
-        let server = Server::start(own.path(), &["--read-only"]);
+        let server = serve(own.path(), &["--read-only"]);
         let kept = scratch();
         let to = kept.path().join("kept");
         client(args!["get", server.target("tree"), &to, "--compress", kind, "--keep-archive"]).expect(0);
@@ -332,7 +332,7 @@ fn case_108_archives_carry_every_name_and_time_both_ways() {
         let (served, own) = (scratch(), scratch());
         let tree = own.path().join("tree");
         odd_tree(&tree);
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         client(args!["send", &tree, server.target(""), "--compress", kind]).expect(0);
         assert_same_tree(&tree, &server.path("tree"));
         // So the same without an archive finds nothing to do.
@@ -351,7 +351,7 @@ fn case_108_kept_archives_of_odd_names_open_with_the_usual_tools() {
         let tree = own.path().join("tree");
         odd_tree(&tree);
         fs::remove_dir_all(tree.join("links")).unwrap();
-        let server = Server::start(served.path(), &["--keep-archive"]);
+        let server = serve(served.path(), &["--keep-archive"]);
         client(args!["send", &tree, server.target(""), "--compress", kind]).expect(0);
         let opened = own.path().join("opened");
         open_with_tool(&server.path(format!("tree.{extension}")), kind, &opened);
@@ -372,7 +372,7 @@ fn what_exists_is_respected_by_archives_too() {
     fs::write(tree.join("b"), b"new").unwrap();
     fs::create_dir(served.path().join("tree")).unwrap();
     fs::write(served.path().join("tree/a"), b"old one").unwrap();
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     let send = |policy: &str| {
         client(args!["send", &tree, server.target(""), "--compress", "targz", "--existing", policy])
     };
@@ -392,7 +392,7 @@ fn an_archive_whose_connection_broke_is_made_anew() {
     let tree = own.path().join("tree");
     fs::create_dir(&tree).unwrap();
     write_file(&tree.join("random"), 20 * MIB, 4);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.cut_at(&[7 * MIB]);
     let sent = client(args!["send", &tree, proxy.target("put"), "--compress", "targz"]).expect(0);
@@ -413,7 +413,7 @@ fn archives_are_compared_by_contents_where_that_is_asked_for() {
             write_file(&tree.join(name), 3000, 1);
             set_mtime(&tree.join(name), 1_000_000_000, 5);
         }
-        let server = Server::start(served.path(), &["--existing", "overwrite"]);
+        let server = serve(served.path(), &["--existing", "overwrite"]);
         let send = |extra: &[&str]| {
             let mut words = args!["send", &tree, server.target(""), "--compress", kind];
             words.extend(extra.iter().map(std::ffi::OsString::from));
@@ -439,7 +439,7 @@ fn an_archive_whose_connection_breaks_every_time_is_given_up() {
     let (served, own) = (scratch(), scratch());
     let file = own.path().join("random");
     write_file(&file, 8 * MIB, 4);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for flags in [["--compress", "targz"], ["--compress", "zip"], ["--no-resume", "--quiet"]] {
         let proxy = Proxy::to(server.port);
         let breaks: Vec<u64> = (1..20).map(|count| count * 2 * MIB).collect();
@@ -469,7 +469,7 @@ fn archives_that_lie_leave_nothing_behind() {
     let (served, made) = (scratch(), scratch());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/archives.py");
     tool("python3", args![script, made.path()]);
-    let mut server = Server::start(served.path(), &["--max-size", "100M", "--existing", "overwrite"]);
+    let mut server = serve(served.path(), &["--max-size", "100M", "--existing", "overwrite"]);
     let (mut good, mut bad) = (0, 0);
     for name in names_in(made.path()) {
         let archive = fs::read(made.path().join(&name)).unwrap();

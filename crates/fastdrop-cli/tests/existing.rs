@@ -46,7 +46,7 @@ fn a_file_that_differs_is_exit_9_before_anything_is_sent() {
         write_file(&tree.join(format!("new-{n}")), 2 * MIB, n);
     }
     let contents = format!("{}/", tree.display());
-    let server = Server::start(c.served.path(), &["--existing", "overwrite"]);
+    let server = serve(c.served.path(), &["--existing", "overwrite"]);
     for existing in [None, Some("error")] {
         let proxy = Proxy::to(server.port);
         let mut args = args!["send", contents, proxy.target("")];
@@ -70,7 +70,7 @@ fn identical_is_size_and_time() {
     let source = own.path().join("file");
     write_file(&source, 1000, 1);
     set_mtime(&source, 1_500_000_000, 5);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", source, server.target("")]).expect(0);
     client(args!["send", source, server.target("")]).expect(0).expect_summary(&[
         ("files_skipped", 1),
@@ -94,7 +94,7 @@ fn only_what_is_new_is_sent() {
     for n in 0..10 {
         write_file(&tree.join(format!("file-{n}")), 100_000, n);
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(0);
     write_file(&tree.join("a-new-one"), 12_345, 77);
     write_file(&tree.join("file-3-and-a-half"), 2 * MIB, 78);
@@ -111,7 +111,7 @@ fn only_what_is_new_is_sent() {
 fn skip_leaves_what_differs() {
     let c = conflict();
     write_file(&c.own.path().join("other"), 100, 3);
-    let server = Server::start(c.served.path(), &[]);
+    let server = serve(c.served.path(), &[]);
     let contents = format!("{}/", c.own.path().display());
     client(args!["send", "--existing", "skip", contents, server.target("")])
         .expect(0)
@@ -124,7 +124,7 @@ fn skip_leaves_what_differs() {
 #[test]
 fn overwrite_replaces_when_complete() {
     let c = conflict();
-    let server = Server::start(c.served.path(), &["--existing", "overwrite"]);
+    let server = serve(c.served.path(), &["--existing", "overwrite"]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(2 * MIB);
     let run = fastdrop(args!["send", "--existing", "overwrite", c.source, proxy.target("")]).json().start();
@@ -143,7 +143,7 @@ fn overwrite_replaces_when_complete() {
 #[test]
 fn rename_keeps_both() {
     let c = conflict();
-    let server = Server::start(c.served.path(), &["--existing", "rename"]);
+    let server = serve(c.served.path(), &["--existing", "rename"]);
     for round in 1..=2 {
         // The second time a file that differs from both.
         write_file(&c.source, SIZE, 10 + round);
@@ -167,7 +167,7 @@ fn the_server_sets_the_ceiling() {
     for (ceiling, may) in allowed {
         for existing in ["skip", "rename", "overwrite"] {
             let c = conflict();
-            let server = Server::start(c.served.path(), &["--existing", ceiling]);
+            let server = serve(c.served.path(), &["--existing", ceiling]);
             let proxy = Proxy::to(server.port);
             let out = client(args!["send", "--existing", existing, c.source, proxy.target("")]);
             if may.contains(&existing) {
@@ -182,7 +182,7 @@ fn the_server_sets_the_ceiling() {
     }
     // Without a word it is `error`.
     let c = conflict();
-    let server = Server::start(c.served.path(), &[]);
+    let server = serve(c.served.path(), &[]);
     client(args!["send", "--existing", "overwrite", c.source, server.target("")]).expect(9);
     assert!(fs::read(server.path("file")).unwrap() == c.old);
 }
@@ -192,7 +192,7 @@ fn the_server_sets_the_ceiling() {
 fn get_follows_the_same_rules() {
     let c = conflict();
     let here = c.own.path();
-    let server = Server::start(c.served.path(), &[]);
+    let server = serve(c.served.path(), &[]);
     let mine = fs::read(&c.source).unwrap();
     let proxy = Proxy::to(server.port);
     client(args!["get", proxy.target("file"), here]).expect(9);
@@ -219,7 +219,7 @@ fn case_60_a_folder_is_never_replaced() {
     write_file(&own.path().join("tree/thing/inside"), 100, 1);
     write_file(&served.path().join("thing/old"), 10, 1);
     write_file(&served.path().join("tree/thing"), 10, 1);
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     for existing in ["error", "overwrite"] {
         client(args!["send", "--existing", existing, own.path().join("thing"), server.target("")]).expect(9);
         client(args!["send", "--existing", existing, own.path().join("tree"), server.target("")]).expect(9);
@@ -239,7 +239,7 @@ fn case_60_a_pipe_is_refused_and_never_blocks() {
     let (served, own) = (scratch(), scratch());
     write_file(&own.path().join("pipe"), 100, 1);
     mkfifo(&served.path().join("pipe"));
-    let mut server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let mut server = serve(served.path(), &["--existing", "overwrite"]);
     for existing in ["error", "overwrite"] {
         client(args!["send", "--existing", existing, own.path().join("pipe"), server.target("")]).expect(9);
     }
@@ -264,7 +264,7 @@ fn a_link_is_replaced_only_by_overwrite_and_never_followed() {
     write_file(&own.path().join("dangling"), 100, 2);
     symlink(&victim, served.path().join("file")).unwrap();
     symlink(outside.path().join("planted"), served.path().join("dangling")).unwrap();
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     for name in ["file", "dangling"] {
         let source = own.path().join(name);
         client(args!["send", source, server.target("")]).expect(9);
@@ -288,7 +288,7 @@ fn case_48_a_link_among_the_parents_is_not_followed() {
     let source = own.path().join("file");
     write_file(&source, 100, 1);
     write_file(&own.path().join("tree/link/file"), 100, 1);
-    let mut server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let mut server = serve(served.path(), &["--existing", "overwrite"]);
     for existing in ["error", "overwrite"] {
         for target in ["link/file", "link/new/file", "link/secret"] {
             client(args!["send", "--existing", existing, source, server.target(target)]).expect(9);
@@ -313,7 +313,7 @@ fn case_58_a_parent_swapped_for_a_link_leads_nowhere() {
     small_tree(&own.path().join("tree/swapped"), 3, 20, 1);
     let tree = format!("{}/", own.path().join("tree").display());
     fs::create_dir(served.path().join("swapped")).unwrap();
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     let stop = AtomicBool::new(false);
     let swaps = std::thread::scope(|scope| {
         let swapper = scope.spawn(|| {
@@ -366,7 +366,7 @@ fn case_59_a_planted_folder_of_ours_is_not_trusted() {
     symlink(outside.path(), served.path().join(".fastdrop")).unwrap();
     let source = own.path().join("file");
     write_file(&source, 2 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", source, server.target("")]).expect(9);
     assert!(!server.path("file").exists());
     assert_eq!(names_in(outside.path()), [] as [&str; 0], "something was written through a planted link");
@@ -378,7 +378,7 @@ fn case_56_another_unicode_form_never_overwrites() {
     let (served, own) = (scratch(), scratch());
     write_file(&own.path().join("n\u{e9}"), 10, 1);
     write_file(&own.path().join("ne\u{301}"), 20, 2);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", own.path().join("n\u{e9}"), server.target("")]).expect(0);
     client(args!["send", own.path().join("ne\u{301}"), server.target("")]).expect(0);
     assert_same_contents(own.path(), served.path());

@@ -150,7 +150,7 @@ fn plus(line: &str) -> Vec<u8> {
 /// Sends each request, expects its status, and that the server serves on.
 fn expect_statuses(cases: Vec<(&str, Vec<u8>, u16)>) {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     for (what, request, expected) in cases {
         let (status, head) = wire::http(server.port, &request).unwrap_or_else(|| panic!("no answer: {what}"));
         assert_eq!(status, expected, "{what}: {head}");
@@ -199,7 +199,7 @@ fn keys_at_the_limits_and_later_versions_are_taken() {
 #[test]
 fn case_2_an_unknown_version_is_426() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     for version in ["9.9.9", "0.9.0", "20.0.0"] {
         let request = with(|lines| lines[5] = format!("Sec-FastDP-Version: {version}"));
         let (status, head) = wire::http(server.port, &request).unwrap();
@@ -270,7 +270,7 @@ fn case_6_bytes_ahead_of_the_answer_are_400() {
 #[test]
 fn case_7_a_slow_head_is_ended() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let mut stream = Raw::bare(server.port);
     let mut writer = stream.try_clone().unwrap();
     let start = Instant::now();
@@ -324,7 +324,7 @@ fn case_10_an_upgrade_to_something_else_is_refused() {
 #[test]
 fn rubbish_ends_the_connection() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     for seed in 0..12 {
         let mut stream = Raw::bare(server.port);
         let _ = stream.write_all(&fill(40_000, seed));
@@ -340,7 +340,7 @@ fn rubbish_ends_the_connection() {
 #[test]
 fn case_3_the_key_of_a_live_connection_is_409() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let key = wire::key();
     let first = Raw::connect_with_key(server.port, &key);
     let request = wire::request(&wire::request_lines(&key));
@@ -356,7 +356,7 @@ fn case_3_the_key_of_a_live_connection_is_409() {
 #[test]
 fn case_9_idle_connections_keep_nobody_out() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let idle: Vec<TcpStream> =
         (0..400).filter_map(|_| TcpStream::connect(("127.0.0.1", server.port)).ok()).collect();
     assert!(idle.len() > 300, "only {} connections", idle.len());
@@ -379,7 +379,7 @@ fn refused_header(server: &mut Server, code: u64, what: &str, bytes: &[u8]) {
 #[test]
 fn case_12_a_header_of_4_gib_is_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     for length in [u32::MAX, 1 << 31, 65_537] {
         refused_header(&mut server, 413, &format!("length {length}"), &length.to_be_bytes());
     }
@@ -399,7 +399,7 @@ fn case_12_a_header_of_4_gib_is_refused() {
 #[test]
 fn cases_14_to_19_bad_json_headers_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let good = r#"{"OneChunk":262144,"FullChunk":1,"FullSize":4,"DPVersion":"2.0.0","CompressType":"None","FileName":"x"}"#;
     let replaced = |from: &str, to: &str| {
         assert!(good.contains(from));
@@ -468,7 +468,7 @@ fn cases_14_to_19_bad_json_headers_are_refused() {
 #[test]
 fn cases_14_to_20_bad_open_is_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let good = Offer::new().file("x", 4);
     let head = header(good.header_json().to_string().as_bytes());
     let text = good.open.to_string();
@@ -512,7 +512,7 @@ fn cases_14_to_20_bad_open_is_refused() {
 #[test]
 fn strange_frames_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let head = header(Offer::new().header_json().to_string().as_bytes());
     let first = [
         ("an unknown control type", control(0x7e, b"")),
@@ -556,7 +556,7 @@ fn strange_frames_are_refused() {
 fn strange_answers_of_a_get_are_refused() {
     let served = scratch();
     write_file(&served.path().join("data"), 3 * CHUNK, 1);
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let need = |chunks: u32, bytes: u64| {
         control(wire::NEED, &[&chunks.to_be_bytes()[..], &bytes.to_be_bytes()].concat())
     };
@@ -598,7 +598,7 @@ fn strange_answers_of_a_get_are_refused() {
 #[test]
 fn sparse_chunks_that_lie_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let offer = Offer::new().file("data", 2 * CHUNK);
     let sparse = |extents: &[(u32, u32)], count: u32, data: &[u8]| {
         let mut payload = vec![1];
@@ -665,7 +665,7 @@ fn case_53_names_that_are_none_are_refused() {
     let outer = scratch();
     let served = outer.path().join("served");
     fs::create_dir(&served).unwrap();
-    let mut server = Server::start(&served, &[]);
+    let mut server = serve(&served, &[]);
     let absolute = outer.path().join("planted").into_os_string().into_encoded_bytes();
     let long = [b'x'; 256];
     let deep = "d/".repeat(2100) + "file";
@@ -713,7 +713,7 @@ fn case_53_names_that_are_none_are_refused() {
 #[test]
 fn case_18_manifests_that_contradict_themselves_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let new = Offer::new;
     let mut setid = new().file("x", 4);
     setid = setid.raw(&[&[1, 0, 1, b'y'][..], &0o104_755_u32.to_be_bytes(), &[0; 20]].concat());
@@ -753,7 +753,7 @@ fn case_18_manifests_that_contradict_themselves_are_refused() {
 #[test]
 fn case_18_wrong_totals_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let offer = Offer::new().file("a", 4).file("b", 3 * CHUNK);
     let (count, bytes, digest) = offer.totals();
     let mut attempts = vec![
@@ -826,7 +826,7 @@ impl Three {
 #[test]
 fn an_honest_client_of_our_own_is_served() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     assert_eq!((three.granted.chunks, three.granted.bytes), (3, 2 * CHUNK + 1000));
     for number in [2, 0, 1] {
@@ -862,7 +862,7 @@ fn an_honest_client_of_our_own_is_served() {
 #[test]
 fn case_21_chunks_that_are_not_in_the_table_are_refused() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let piece = fill(CHUNK, 1);
     for (what, bytes) in [
         ("case 21: number 3 of 3", wire::chunk(3, &piece)),
@@ -885,7 +885,7 @@ fn case_21_chunks_that_are_not_in_the_table_are_refused() {
 #[test]
 fn case_25_a_wrong_checksum_is_asked_for_again() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     three.send(0);
     let mut wrong = three.pieces[1].clone();
@@ -902,7 +902,7 @@ fn case_25_a_wrong_checksum_is_asked_for_again() {
 #[test]
 fn case_25_many_wrong_checksums_are_422() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     for _ in 0..20 {
         let bad = frame(2, &[&three.pieces[2][..], &[0; 8]].concat());
@@ -917,7 +917,7 @@ fn case_25_many_wrong_checksums_are_422() {
 #[test]
 fn case_22_the_same_chunk_twice_counts_once() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     for _ in 0..3 {
         three.send(0);
@@ -933,7 +933,7 @@ fn case_22_the_same_chunk_twice_counts_once() {
 #[test]
 fn case_23_another_version_of_a_chunk_is_409() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     three.send(0);
     three.raw.wait_confirmed(&[0]);
@@ -952,7 +952,7 @@ fn case_23_another_version_of_a_chunk_is_409() {
 #[test]
 fn case_24_one_chunk_on_two_streams_has_one_writer() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     let join = || Raw::join(server.port, &three.offer.header_json(), &three.granted.transfer);
     let (mut a, mut b) = (join(), join());
@@ -976,7 +976,7 @@ fn case_24_one_chunk_on_two_streams_has_one_writer() {
 #[test]
 fn case_26_missing_chunks_are_never_success() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     // Half a chunk, and the end of the connection.
     let mut three = Three::offered(&server);
     three.send(0);
@@ -999,7 +999,7 @@ fn case_26_missing_chunks_are_never_success() {
 #[test]
 fn case_30_a_wrong_root_digest_names_nothing() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     for number in 0..3 {
         three.send(number);
@@ -1019,7 +1019,7 @@ fn case_30_a_wrong_root_digest_names_nothing() {
 #[test]
 fn case_38_joining_an_unknown_transfer_is_404() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let mut three = Three::offered(&server);
     for number in 0..3 {
         three.send(number);
@@ -1047,7 +1047,7 @@ fn case_88_a_folder_that_goes_away_is_a_clean_end() {
     let served = outer.path().join("served");
     fs::create_dir(&served).unwrap();
     let source = source_file(own.path(), 24 * MIB);
-    let mut server = Server::start(&served, &[]);
+    let mut server = serve(&served, &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(8 * MIB);
     let run = fastdrop(args!["send", "--retries", "0", source, proxy.target("")]).json().start();
@@ -1068,7 +1068,7 @@ fn case_83_disk_full_is_507_and_resumes() {
     let (disk, own) = (Mount::tmpfs("size=24m"), scratch());
     let source = source_file(own.path(), 12 * MIB);
     write_file(&disk.path().join("ballast"), 16 * MIB, 1);
-    let mut server = Server::start(disk.path(), &[]);
+    let mut server = serve(disk.path(), &[]);
     client(args!["send", source, server.target("")]).expect(8);
     assert_eq!(names_in(disk.path()), ["ballast"]);
     server.assert_serves("a full disk");
@@ -1085,7 +1085,7 @@ fn case_83_a_disk_that_fills_up_meanwhile_is_507_and_resumes() {
     for stream in [false, true] {
         let (disk, own) = (Mount::tmpfs("size=40m"), scratch());
         let source = source_file(own.path(), 24 * MIB);
-        let server = Server::start(disk.path(), &[]);
+        let server = serve(disk.path(), &[]);
         let proxy = Proxy::to(server.port);
         proxy.hold_at(6 * MIB);
         let run = if stream {
@@ -1119,7 +1119,7 @@ fn case_83_no_inodes_left_resumes() {
     let (disk, own) = (Mount::tmpfs("size=40m,nr_inodes=100"), scratch());
     let tree = own.path().join("tree");
     small_tree(&tree, 2, 100, 1);
-    let server = Server::start(disk.path(), &[]);
+    let server = serve(disk.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(8);
     if server.path("tree").exists() {
         assert_nothing_partial(&tree, &server.path("tree"));
@@ -1136,7 +1136,7 @@ fn case_83_getting_onto_a_full_disk_is_exit_8_and_resumes() {
     let (disk, served) = (Mount::tmpfs("size=24m"), scratch());
     let source = source_file(served.path(), 12 * MIB);
     write_file(&disk.path().join("ballast"), 16 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["get", server.target("file"), disk.path()]).expect(8);
     assert_eq!(names_in(disk.path()), ["ballast"]);
     fs::remove_file(disk.path().join("ballast")).unwrap();
@@ -1153,7 +1153,7 @@ fn case_86_a_read_only_file_system_is_named() {
     write_file(&folder.path().join("there"), 2 * MIB, 1);
     let source = source_file(own.path(), 10);
     let mount = Mount::read_only(folder.path());
-    let mut server = Server::start(mount.path(), &[]);
+    let mut server = serve(mount.path(), &[]);
     let out = plain(args!["send", "--progress", "none", source, server.target("")]).expect(9);
     assert!(out.stderr.to_lowercase().contains("read-only"), "{out}");
     client(args!["get", server.target("there"), own.path()]).expect(0);
@@ -1173,8 +1173,7 @@ fn case_86_a_file_size_limit_is_an_error_not_death() {
     let (served, own) = (scratch(), scratch());
     let source = source_file(own.path(), 24 * MIB);
     let limit = (4 * MIB).to_string();
-    let mut server =
-        Server::wrapped(served.path(), &[], args!["prlimit", format!("--fsize={limit}:{limit}")]);
+    let mut server = serve_through(served.path(), &[], args!["prlimit", format!("--fsize={limit}:{limit}")]);
     client(args!["send", "--retries", "0", source, server.target("")]).expect(8);
     fastdrop(args!["send", "--retries", "0", "-", server.target("piped")])
         .stdin(fill(24 * MIB, 1))
@@ -1188,7 +1187,7 @@ fn case_86_a_file_size_limit_is_an_error_not_death() {
 #[test]
 fn case_86_no_descriptors_left_is_survived() {
     let served = scratch();
-    let mut server = Server::wrapped(served.path(), &[], args!["prlimit", "--nofile=48:48"]);
+    let mut server = serve_through(served.path(), &[], args!["prlimit", "--nofile=48:48"]);
     let idle: Vec<TcpStream> =
         (0..100).filter_map(|_| TcpStream::connect(("127.0.0.1", server.port)).ok()).collect();
     // Some of these make it beyond what the server has descriptors for.
@@ -1213,7 +1212,7 @@ fn strace(log: &Path, inject: &str) -> Vec<std::ffi::OsString> {
 fn a_slow_disk_of_a_nextdp_transfer_holds_up_nobody_else() {
     let (served, own) = (scratch(), scratch());
     let log = own.path().join("strace.log");
-    let server = Server::wrapped(served.path(), &[], strace(&log, "pwrite64:delay_enter=8000000"));
+    let server = serve_through(served.path(), &[], strace(&log, "pwrite64:delay_enter=8000000"));
     let request = |head: &str| {
         let mut stream = wire::Raw::bare(server.port);
         stream.write_all(head.as_bytes()).unwrap();
@@ -1248,7 +1247,7 @@ fn case_84_a_failed_sync_is_never_success() {
         let inject = format!("fsync,fdatasync,syncfs:error=EIO:when={when}");
         let wrapper = strace(&log, &inject);
         let source = source_file(own.path(), 3 * MIB);
-        let mut server = Server::wrapped(served.path(), &[], wrapper);
+        let mut server = serve_through(served.path(), &[], wrapper);
         client(args!["send", "--retries", "0", source, server.target("")]).expect(1);
         assert!(
             fs::read_to_string(&log).unwrap().contains("INJECTED"),
@@ -1258,7 +1257,7 @@ fn case_84_a_failed_sync_is_never_success() {
         assert!(server.is_running());
         // With nothing in the way the same command completes.
         server.kill9();
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         client(args!["send", source, server.target("")]).expect(0);
         assert_same_file(&source, &server.path("file"));
     }
@@ -1272,7 +1271,7 @@ fn case_84_a_failed_sync_of_the_client_is_never_success() {
     let log = own.path().join("strace.log");
     let wrapper = strace(&log, "fsync,fdatasync,syncfs:error=EIO:when=1");
     let source = source_file(served.path(), 3 * MIB);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let here = own.path().join("copy");
     fastdrop(args!["get", "--retries", "0", server.target("file"), here]).wrapper(wrapper).run().expect(1);
     assert!(fs::read_to_string(&log).unwrap().contains("INJECTED"), "no sync failed: this tested nothing");
@@ -1289,7 +1288,7 @@ fn case_84_a_failed_write_is_an_error() {
     let log = own.path().join("strace.log");
     let wrapper = strace(&log, "pwrite64,pwritev,pwritev2:error=EIO:when=1+");
     let source = source_file(own.path(), 3 * MIB);
-    let mut server = Server::wrapped(served.path(), &[], wrapper);
+    let mut server = serve_through(served.path(), &[], wrapper);
     client(args!["send", "--retries", "0", source, server.target("")]).expect(1);
     assert!(fs::read_to_string(&log).unwrap().contains("INJECTED"), "no write failed: this tested nothing");
     assert!(!server.path("file").exists());
@@ -1308,7 +1307,7 @@ fn case_85_interrupted_calls_are_repeated() {
     let tree = own.path().join("tree");
     write_file(&tree.join("big"), 5 * MIB, 1);
     small_tree(&tree.join("small"), 1, 10, 1);
-    let server = Server::wrapped(served.path(), &[], wrapper);
+    let server = serve_through(served.path(), &[], wrapper);
     client(args!["send", tree, server.target("")]).expect(0);
     assert!(
         fs::read_to_string(&log).unwrap().contains("INJECTED"),
@@ -1323,7 +1322,7 @@ fn case_85_interrupted_calls_are_repeated() {
 #[test]
 fn a_missing_source_is_exit_4() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     let out =
         plain(args!["send", "--progress", "none", own.path().join("not-there"), proxy.target("")]).expect(4);
@@ -1341,14 +1340,14 @@ fn case_49_what_is_no_file_is_left_out_with_a_warning() {
     write_file(&tree.join("file"), 100, 1);
     tool("mkfifo", args![tree.join("a-pipe")]);
     let _socket = std::os::unix::net::UnixListener::bind(tree.join("a-socket")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = client(args!["send", tree, server.target("")]).expect(3);
     assert_eq!(out.number("files_skipped") + out.number("files_failed"), 2, "{out}");
     assert!(out.stderr.contains("a-pipe") && out.stderr.contains("a-socket"), "both are named\n{out}");
     assert_eq!(names_in(&server.path("tree")), ["file"]);
     // The server leaves them out, too.
     let here = own.path().join("back");
-    let second = Server::start(&tree, &[]);
+    let second = serve(&tree, &[]);
     client(args!["get", second.target(""), here]).expect(3);
     assert_eq!(names_in(&here), ["file"]);
 }
@@ -1358,7 +1357,7 @@ fn case_49_what_is_no_file_is_left_out_with_a_warning() {
 #[test]
 fn case_29_a_source_that_changes_meanwhile_is_not_mixed() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     type Change = fn(&Path);
     let changes: [(&str, Change); 4] = [
         ("shrinks", |path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(40 * MIB).unwrap()),
@@ -1393,7 +1392,7 @@ fn case_29_one_changed_file_of_many_fails_alone() {
     write_file(&tree.join("a-steady"), 3 * MIB, 1);
     write_file(&tree.join("b-changing"), 64 * MIB, 2);
     write_file(&tree.join("c-steady"), 3 * MIB, 3);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(8 * MIB);
     let run =
@@ -1418,7 +1417,7 @@ fn write_only_refuses_get_and_list() {
     let (served, own) = (scratch(), scratch());
     write_file(&served.path().join("there"), 100, 1);
     let source = source_file(own.path(), 1000);
-    let server = Server::start(served.path(), &["--write-only"]);
+    let server = serve(served.path(), &["--write-only"]);
     client(args!["send", source, server.target("")]).expect(0);
     client(args!["get", server.target("there"), own.path()]).expect(9);
     client(args!["list", server.target("")]).expect(9);
@@ -1433,7 +1432,7 @@ fn read_only_refuses_send() {
     let (served, own) = (scratch(), scratch());
     write_file(&served.path().join("there"), 100, 1);
     let source = source_file(own.path(), 4 * MIB);
-    let server = Server::start(served.path(), &["--read-only"]);
+    let server = serve(served.path(), &["--read-only"]);
     let proxy = Proxy::to(server.port);
     client(args!["send", source, proxy.target("")]).expect(9);
     assert!(proxy.up() < 100_000, "refused before anything is sent");
@@ -1449,7 +1448,7 @@ fn read_only_refuses_send() {
 fn max_size_is_refused_before_anything_is_sent() {
     let (served, own) = (scratch(), scratch());
     let source = source_file(own.path(), 4 * MIB);
-    let mut server = Server::start(served.path(), &["--max-size", "1M"]);
+    let mut server = serve(served.path(), &["--max-size", "1M"]);
     let proxy = Proxy::to(server.port);
     client(args!["send", source, proxy.target("")]).expect(9);
     assert!(proxy.up() < 100_000, "refused before anything is sent");
@@ -1466,7 +1465,7 @@ fn max_size_is_refused_before_anything_is_sent() {
 fn min_free_is_kept() {
     let (disk, own) = (Mount::tmpfs("size=32m"), scratch());
     let source = source_file(own.path(), 12 * MIB);
-    let mut server = Server::start(disk.path(), &["--min-free", "24M"]);
+    let mut server = serve(disk.path(), &["--min-free", "24M"]);
     let proxy = Proxy::to(server.port);
     client(args!["send", source, proxy.target("")]).expect(8);
     assert!(proxy.up() < 100_000, "refused before anything is sent");
@@ -1480,7 +1479,7 @@ fn min_free_is_kept() {
 #[test]
 fn fifty_clients_at_once_are_all_served() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let sources: Vec<PathBuf> = (0..50).map(|n| own.path().join(format!("file-{n}"))).collect();
     for (n, source) in sources.iter().enumerate() {
         write_file(source, MIB + n as u64, n as u64);
@@ -1501,7 +1500,7 @@ fn fifty_clients_at_once_are_all_served() {
 #[test]
 fn case_31_one_of_many_clients_wins_a_name() {
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for round in 0..3 {
         let name = format!("contested-{round}");
         let sources: Vec<PathBuf> = (0..8).map(|n| own.path().join(format!("{n}/{name}"))).collect();
@@ -1526,7 +1525,7 @@ fn case_31_one_of_many_clients_wins_a_name() {
 fn case_97_a_reader_that_stops_costs_little() {
     let (served, own) = (scratch(), scratch());
     write_file(&served.path().join("big"), 200 * MIB, 1);
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(10 * MIB);
     let runs: Vec<Running> = (0..3)

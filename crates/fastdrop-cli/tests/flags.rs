@@ -238,7 +238,7 @@ fn case_109_a_protocol_that_cannot_do_it_at_all_says_so_before_anything_is_asked
 #[test]
 fn case_109_the_summary_names_the_defaults_that_are_not_kept() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &["--existing", "overwrite"]);
+    let server = serve(dir.path(), &["--existing", "overwrite"]);
     let own = scratch();
     let file = own.path().join("f");
     fs::write(&file, "content").unwrap();
@@ -269,7 +269,7 @@ fn case_109_the_summary_names_the_defaults_that_are_not_kept() {
 #[test]
 fn case_109_a_policy_that_cannot_be_kept_costs_no_file() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &["--existing", "overwrite"]);
+    let server = serve(dir.path(), &["--existing", "overwrite"]);
     let precious = server.path("f");
     fs::write(&precious, "precious").unwrap();
     let own = scratch();

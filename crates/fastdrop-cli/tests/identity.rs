@@ -79,7 +79,7 @@ impl Setting {
             make(&thing, 1);
         }
         let served = if way == Way::Send { &to } else { &from };
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         Self { way, from, to, server }
     }
 
@@ -214,7 +214,7 @@ fn case_103_a_file_that_changes_on_its_way_to_standard_output_is_no_success() {
         let file = served.path().join("thing");
         make(&file, 1);
         let first = fs::read(&file).unwrap();
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         let proxy = Proxy::to(server.port);
         proxy.hold_at(5 * MIB);
         let out = scratch();

@@ -34,7 +34,7 @@ fn case_104_a_get_of_less_than_there_is_is_no_success() {
     let (served, own) = (scratch(), scratch());
     let tree = served.path().join("tree");
     broken(&tree);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let sent = client(args!["send", tree, server.target("again")]).expect(3);
     let names = ["tree/absolute", "tree/folder/outside", "tree/folder/socket"];
     assert_eq!(failed(&sent), names);
@@ -77,7 +77,7 @@ fn case_104_a_get_of_less_than_there_is_is_no_success() {
 fn case_104_what_is_excluded_does_not_fail() {
     let (served, own) = (scratch(), scratch());
     broken(&served.path().join("tree"));
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (at, flags) in [&["--exclude", "absolute", "--exclude", "folder"][..], &["--include", "good"]]
         .into_iter()
         .enumerate()
@@ -97,7 +97,7 @@ fn case_104_safe_links_are_a_policy_and_not_a_failure() {
     write_file(&tree.join("good"), 10, 1);
     symlink("/etc/hostname", tree.join("absolute")).unwrap();
     symlink("good", tree.join("inside")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let warned = |out: &Output| {
         out.events.iter().any(|event| event["event"] == "warning" && event["path"] == "tree/absolute")
     };
@@ -123,7 +123,7 @@ fn case_104_safe_links_are_a_policy_and_not_a_failure() {
 fn case_104_a_list_of_less_than_there_is_is_no_success() {
     let served = scratch();
     broken(served.path());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["list", server.target("")]).expect(0);
     let out = client(args!["list", server.target("folder")]).expect(3);
     assert_eq!(failed(&out), ["socket"]);
@@ -140,7 +140,7 @@ fn case_104_very_many_failures_are_counted() {
     for n in 0..10_050 {
         symlink("/nowhere", tree.join(format!("link-{n}"))).unwrap();
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = client(args!["get", server.target("tree"), own.path().join("to")]).expect(3);
     assert_eq!(out.number("files_failed"), 10_050);
     let out = client(args!["send", tree, server.target("sent")]).expect(3);

@@ -71,7 +71,7 @@ fn transfer(
     server_wrapper: Vec<std::ffi::OsString>,
 ) -> Output {
     let flags: Vec<_> = flags.iter().map(std::ffi::OsString::from).collect();
-    let server = Server::wrapped(if get { &from.0 } else { &to.0 }, &[], server_wrapper);
+    let server = serve_through(if get { &from.0 } else { &to.0 }, &[], server_wrapper);
     client(match get {
         true => [args!["get"], flags, args![server.target("tree"), to.0]].concat(),
         false => [args!["send"], flags, args![from.0.join("tree"), server.target("")]].concat(),
@@ -156,7 +156,7 @@ fn a_path_that_becomes_too_long_where_it_goes_is_a_failed_entry() {
     let folder = walk(&from.0, &tree_of(&components), true).unwrap();
     fs::write(within(&folder, "leaf"), "too far").unwrap();
     fs::write(from.0.join("tree/near"), "it arrived").unwrap();
-    let server = Server::start(&to.0, &[]);
+    let server = serve(&to.0, &[]);
     let out = client(args!["send", from.0.join("tree"), server.target(format!("{}/", "x".repeat(100)))]);
     let out = out.expect(3);
     assert!(out.to_string().contains("too long"), "{out}");
@@ -171,7 +171,7 @@ fn an_interrupted_transfer_of_a_long_path_is_resumed() {
         let components = components(30_000);
         let folder = walk(&from.0, &tree_of(&components), true).unwrap();
         fs::write(within(&folder, "leaf"), fill(24 * MIB, 1)).unwrap();
-        let mut server = Server::start(if get { &from.0 } else { &to.0 }, &[]);
+        let mut server = serve(if get { &from.0 } else { &to.0 }, &[]);
         let command = |target: &dyn Fn(&str) -> std::ffi::OsString| match get {
             true => args!["get", "--retries", "0", target("tree"), to.0],
             false => args!["send", "--retries", "0", from.0.join("tree"), target("")],

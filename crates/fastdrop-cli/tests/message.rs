@@ -9,11 +9,11 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, Read};
 use std::time::Duration;
-use support::{Listener, Output, fastdrop};
+use support::{FASTDROP, Listener, Output, args, fastdrop};
 
 #[test]
 fn messages_arrive_by_either_transport_with_their_headers() {
-    let listener = Listener::start("vstp", &[]);
+    let listener = FASTDROP.listen("vstp", &[]);
     for (transport, extra) in
         [("tcp", &["--tcp"][..]), ("udp", &["--udp"]), ("tcp", &["--ack"]), ("udp", &["--udp", "--ack"])]
     {
@@ -31,7 +31,7 @@ fn messages_arrive_by_either_transport_with_their_headers() {
 
 #[test]
 fn lines_of_a_file_or_of_standard_input_are_messages() {
-    let listener = Listener::start("vstp", &["--tcp"]);
+    let listener = FASTDROP.listen("vstp", &["--tcp"]);
     let words: Vec<OsString> = args!["message", "send", listener.address.clone(), "--ack"];
     let output = fastdrop(words).stdin("one\ntwo\r\n\nthree").json().run().expect(0);
     output.expect_summary(&[("messages", 4), ("acknowledged", 4)]);
@@ -52,7 +52,7 @@ fn lines_of_a_file_or_of_standard_input_are_messages() {
 
 #[test]
 fn a_large_message_goes_by_udp_in_fragments() {
-    let listener = Listener::start("vstp", &["--udp"]);
+    let listener = FASTDROP.listen("vstp", &["--udp"]);
     let dir = support::scratch();
     let file = dir.path().join("large");
     let text = "0123456789abcdef".repeat(300_000);
@@ -79,8 +79,8 @@ fn is_refused(listener: &Listener, len: usize, options: &str, words: &str) {
 
 #[test]
 fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
-    let small = Listener::start("all", &["--max-size", "10K", "--max-message", "10K"]);
-    let usual = Listener::start("all", &[]);
+    let small = FASTDROP.listen("all", &["--max-size", "10K", "--max-message", "10K"]);
+    let usual = FASTDROP.listen("all", &[]);
     for options in ["", "--ack", "--tcp --ack --header k=v"] {
         is_refused(&small, 20_000, options, "at most 10240 are taken");
         is_refused(&usual, 9_000_000, options, "at most 8388608 are taken");
@@ -98,9 +98,9 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
     {
         is_refused(&small, 20_000, options, "where the peer takes 10240");
     }
-    let tiny = Listener::start("vstp", &["--max-size", "100"]);
+    let tiny = FASTDROP.listen("vstp", &["--max-size", "100"]);
     is_refused(&tiny, 500, "--udp --ack", "a larger message than it takes");
-    let encrypted = Listener::start("vstp", &["--tls"]);
+    let encrypted = FASTDROP.listen("vstp", &["--tls"]);
     let pin = encrypted.certificate();
     for options in ["", "--ack"] {
         is_refused(&encrypted, 9_000_000, &format!("--pin {pin} {options}"), "at most 8388608 are taken");
@@ -120,7 +120,7 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
 fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     // Datagrams would not be encrypted: nobody listens for them, and who asks for both is refused.
     fastdrop(args!["message", "listen", "--port", "0", "--tls", "--udp"]).run().expect(2);
-    let listener = Listener::start("vstp", &["--tls"]);
+    let listener = FASTDROP.listen("vstp", &["--tls"]);
     let fingerprint = listener.certificate();
     listener.send(&["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
     listener.message("secret");
@@ -146,7 +146,7 @@ fn a_message_cannot_write_to_the_terminal() {
     let port = process.stdout_line(|line| {
         line.strip_prefix("listening on 127.0.0.1:")?.split(' ').next()?.parse::<u16>().ok()
     });
-    let listener = Listener { process, address: format!("127.0.0.1:{}", port.expect("a port")) };
+    let listener = FASTDROP.listening(process, format!("127.0.0.1:{}", port.expect("a port")));
     listener.send(&["bell \x07 and \x1b[31m red"], &["--ack"]).expect(0);
     let line = listener.process.stdout_line(|line| line.contains("bell").then(|| line.to_owned())).unwrap();
     assert!(!line.contains(['\x07', '\x1b']), "{line:?}");
@@ -155,7 +155,7 @@ fn a_message_cannot_write_to_the_terminal() {
 
 #[test]
 fn a_listener_echoes_and_keeps_what_is_no_text() {
-    let listener = Listener::start("vstp", &["--echo"]);
+    let listener = FASTDROP.listen("vstp", &["--echo"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let frame = Frame::new(FrameType::Data).with_header("n", "1").with_payload(vec![0xff, 0, 1]);
@@ -185,7 +185,7 @@ fn a_listener_echoes_and_keeps_what_is_no_text() {
 /// One datagram with a made-up source is answered with at most three times its bytes.
 #[test]
 fn case_70_an_address_that_proves_nothing_gets_little() {
-    let listener = Listener::start("vstp", &["--udp", "--echo"]);
+    let listener = FASTDROP.listen("vstp", &["--udp", "--echo"]);
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(&listener.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
@@ -220,7 +220,7 @@ fn case_70_an_address_that_proves_nothing_gets_little() {
 #[test]
 fn case_96_a_client_that_breaks_off_inside_a_frame_is_that_clients_affair() {
     use std::io::Write;
-    let listener = Listener::start("vstp", &["--tcp"]);
+    let listener = FASTDROP.listen("vstp", &["--tcp"]);
     let frame = Frame::new(FrameType::Data).with_payload(vec![b'y'; 1000]);
     let bytes = fastdrop_messages::vstp::encode_frame(&frame).unwrap();
     let mut broken = std::net::TcpStream::connect(&listener.address).unwrap();
@@ -255,7 +255,7 @@ fn the_configuration_has_a_table_for_each_command_of_messages() {
 
 /// Sends by everything that there is to an address and back.
 fn exchanges_on(bind: &str) {
-    let listener = Listener::start_on(bind, "all", &[]);
+    let listener = FASTDROP.listen_on(bind, "all", &[]);
     for (number, extra) in
         ["--ack", "--udp --ack", "--protocol cnp", "--protocol cnp --udp"].iter().enumerate()
     {
@@ -264,7 +264,7 @@ fn exchanges_on(bind: &str) {
         listener.message(&text);
     }
     listener.end();
-    let listener = Listener::start_on(bind, "vstp", &["--tls"]);
+    let listener = FASTDROP.listen_on(bind, "vstp", &["--tls"]);
     listener.send(&["secret"], &["--pin", &listener.certificate(), "--ack"]).expect(0);
     listener.end();
 }

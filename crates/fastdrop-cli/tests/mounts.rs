@@ -36,7 +36,7 @@ fn case_107_every_protocol_puts_files_on_a_mount_beneath_the_served_folder() {
         let _mount = mount(kind, &disk, own.path());
         let source = own.path().join("file");
         write_file(&source, 3 * MIB + 5, 1);
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         // UltraDP cannot confirm what it sent.
         for (protocol, compress, code) in [
             ("fastdp", "none", 0),
@@ -91,11 +91,7 @@ fn across(get: bool, existing: &str) {
             symlink("elsewhere", arrived.join(folder).join("link")).unwrap();
         }
     }
-    let server = if get {
-        Server::start(from.path(), &[])
-    } else {
-        Server::start(to.path(), &["--existing", existing])
-    };
+    let server = if get { serve(from.path(), &[]) } else { serve(to.path(), &["--existing", existing]) };
     let command = || match get {
         true => args!["get", "--existing", existing, server.target("tree"), to.path()],
         false => args!["send", "--existing", existing, tree, server.target("")],
@@ -134,7 +130,7 @@ fn case_107_what_is_in_an_archive_goes_across_several_mounts() {
         write_file(&tree.join("folder-001/big"), 2 * MIB, 2);
         let disk = to.path().join("tree/folder-001");
         let _mount = MountAt::tmpfs(&disk, "size=32m");
-        let server = Server::start(if get { from.path() } else { to.path() }, &[]);
+        let server = serve(if get { from.path() } else { to.path() }, &[]);
         client(match get {
             true => args!["get", "--compress", compress, server.target("tree"), to.path()],
             false => args!["send", "--compress", compress, tree, server.target("")],
@@ -157,7 +153,7 @@ fn case_107_a_killed_transfer_onto_a_mount_is_resumed() {
         write_file(&tree.join("disk/big"), 24 * MIB, 1);
         let arrived = to.path().join("tree");
         let _mount = mount("bind", &arrived.join("disk"), own.path());
-        let mut server = Server::start(if get { from.path() } else { to.path() }, &[]);
+        let mut server = serve(if get { from.path() } else { to.path() }, &[]);
         let command = |target: &dyn Fn(&str) -> std::ffi::OsString| match get {
             true => args!["get", "--retries", "0", target("tree"), to.path()],
             false => args!["send", "--retries", "0", tree, target("")],
@@ -201,7 +197,7 @@ fn case_107_killed_at_each_persisting_system_call_nothing_stays_on_a_mount() {
                 (format!("trace={calls}"), format!("inject={calls}:signal=KILL:when={when}"));
             // Not with --seccomp-bpf: that does not deliver the signals.
             let strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
-            let Some(mut server) = Server::try_wrapped(to.path(), &[], strace) else { continue };
+            let Some(mut server) = FASTDROP.try_serve_through(to.path(), &[], strace) else { continue };
             let first = client(args!["send", "--retries", "0", tree, server.target("")]);
             // Whether that call comes at all, and before or after the last word, is not for the test
             // to say: but what was said to be there is.
@@ -212,7 +208,7 @@ fn case_107_killed_at_each_persisting_system_call_nothing_stays_on_a_mount() {
                 kills += 1;
             }
             server.kill9();
-            let server = Server::start(to.path(), &[]);
+            let server = serve(to.path(), &[]);
             client(args!["send", tree, server.target("")]).expect(0);
             assert_same_contents(&tree, &arrived);
             // A folder without a journal at the root is taken for a transfer that begins, for a
@@ -233,7 +229,7 @@ fn case_107_what_was_abandoned_on_a_mount_expires() {
     let away = mount("bind", &disk, own.path());
     let source = own.path().join("file");
     write_file(&source, 24 * MIB, 1);
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(12 * MIB);
     let run = fastdrop(args!["send", "--retries", "0", source, proxy.target("disk/file")]).start();
@@ -245,7 +241,7 @@ fn case_107_what_was_abandoned_on_a_mount_expires() {
     }
     // As long as the mount is away, what is on it cannot be removed, and is not forgotten either.
     drop(away);
-    let mut server = Server::start(served.path(), &["--expire", "7d"]);
+    let mut server = serve(served.path(), &["--expire", "7d"]);
     server.assert_serves("a mount that is away");
     server.term();
     assert!(!leftovers(&elsewhere).is_empty());
@@ -254,7 +250,7 @@ fn case_107_what_was_abandoned_on_a_mount_expires() {
         tool("touch", args!["-h", "-d", "10 days ago", path]);
     }
     let _mount = MountAt::bind(&elsewhere, &disk);
-    let _server = Server::start(served.path(), &["--expire", "7d"]);
+    let _server = serve(served.path(), &["--expire", "7d"]);
     eventually("the abandoned transfer to go", || leftovers(served.path()).is_empty().then_some(()));
     assert_eq!(leftovers(&elsewhere), NOTHING);
 }
@@ -280,7 +276,7 @@ fn case_107_the_stage_is_beside_the_target_where_the_top_is_not_writable() {
     let _locked = MountAt::tmpfs(&arrived.join("locked"), "size=32m,mode=755");
     fs::create_dir(arrived.join("disk/inbox")).unwrap();
     give_to_nobody(&arrived.join("disk/inbox"));
-    let server = Server::wrapped(served.path(), &[], as_nobody());
+    let server = serve_through(served.path(), &[], as_nobody());
     let out = client(args!["send", tree, server.target("")]).expect(3);
     // Its folder is another user's as well.
     assert!(out.to_string().contains("locked/file"), "{out}");
@@ -318,7 +314,7 @@ fn case_107_a_mount_of_read_only_folders_of_ones_own_is_staged_in_one_of_them() 
     give_to_nobody(&disk.join("ro"));
     for locked in [0o555, 0o300] {
         set_mode(&disk.join("ro"), locked);
-        let server = Server::wrapped(served.path(), &["--existing", "overwrite"], as_nobody());
+        let server = serve_through(served.path(), &["--existing", "overwrite"], as_nobody());
         let target = server.target("tree/disk/ro/");
         client(args!["send", "--existing", "overwrite", tree.join("disk/ro/file"), target]).expect(0);
         same_bytes(&tree.join("disk/ro/file"), &disk.join("ro/file"));
@@ -338,7 +334,7 @@ fn case_107_a_mount_on_the_hidden_folder_is_a_refusal_in_words_or_no_obstacle() 
     let source = own.path().join("file");
     write_file(&source, 3 * MIB, 1);
     fs::create_dir(served.path().join("folder")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", source, server.target("folder/")]).expect(0);
     assert_same_file(&source, &served.path().join("folder/file"));
     let out = client(args!["send", source, server.target("")]).expect(9);
@@ -358,7 +354,7 @@ fn case_107_a_read_only_mount_costs_only_what_would_go_there() {
         let arrived = to.path().join("tree");
         let mount = mount("bind", &arrived.join("disk"), own.path());
         mount.remount("ro");
-        let server = Server::start(if get { from.path() } else { to.path() }, &[]);
+        let server = serve(if get { from.path() } else { to.path() }, &[]);
         let out = client(match get {
             true => args!["get", server.target("tree"), to.path()],
             false => args!["send", tree, server.target("")],
@@ -378,7 +374,7 @@ fn case_107_free_space_is_asked_of_the_mount() {
     let small = MountAt::tmpfs(&large.path().join("small"), "size=4m");
     let source = own.path().join("file");
     write_file(&source, 8 * MIB, 1);
-    let mut server = Server::start(large.path(), &[]);
+    let mut server = serve(large.path(), &[]);
     for protocol in ["fastdp", "fastdp1.1"] {
         let out = client(args!["send", "--protocol", protocol, source, server.target("small/file")]);
         let out = out.expect(8);
@@ -392,7 +388,7 @@ fn case_107_free_space_is_asked_of_the_mount() {
     write_file(&source.join("little"), MIB, 1);
     let disk = tight.path().join("tree/disk");
     let _disk = MountAt::tmpfs(&disk, "size=96m");
-    server = Server::start(tight.path(), &[]);
+    server = serve(tight.path(), &[]);
     client(args!["send", source, server.target("")]).expect(0);
     assert_same_contents(&source, &tight.path().join("tree"));
     for compress in ["zip", "targz"] {
@@ -416,7 +412,7 @@ fn case_107_a_file_on_which_something_is_mounted_is_not_lost() {
         fs::write(&target, "beneath").unwrap();
         fs::write(own.path().join("over"), "over it").unwrap();
         let mount = MountAt::bind(&own.path().join("over"), &target);
-        let server = Server::start(
+        let server = serve(
             if get { from.path() } else { to.path() },
             if get { &[] } else { &["--existing", "overwrite"] },
         );
@@ -451,7 +447,7 @@ fn case_107_a_mount_that_comes_or_goes_meanwhile_loses_nothing() {
             let elsewhere = own.path().join("elsewhere");
             fs::create_dir_all(&elsewhere).unwrap();
             let mut mount = (!comes).then(|| MountAt::bind(&elsewhere, &disk));
-            let server = Server::start(if get { from.path() } else { to.path() }, &[]);
+            let server = serve(if get { from.path() } else { to.path() }, &[]);
             let command = |target: &dyn Fn(&str) -> std::ffi::OsString| match get {
                 true => args!["get", "--retries", "0", target("tree"), to.path()],
                 false => args!["send", "--retries", "0", tree, target("")],
@@ -492,7 +488,7 @@ fn case_107_a_stage_on_a_mount_is_hidden() {
     write_file(&disk.join("there"), 3000, 1);
     let source = own.path().join("file");
     write_file(&source, 24 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(12 * MIB);
     let run = fastdrop(args!["send", "--retries", "0", source, proxy.target("disk/file")]).start();

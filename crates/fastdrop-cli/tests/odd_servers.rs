@@ -34,7 +34,7 @@ fn odd_server_after(lost: usize, says: Vec<u8>, at_last: Vec<u8>) -> u16 {
             let (says, at_last) = (says.clone(), at_last.clone());
             std::thread::spawn(move || match at < lost {
                 true => upgrade(&mut stream.unwrap()),
-                false => serve(stream.unwrap(), &says, &at_last),
+                false => speak(stream.unwrap(), &says, &at_last),
             });
         }
     });
@@ -56,7 +56,7 @@ fn upgrade(stream: &mut TcpStream) -> Option<()> {
 }
 
 /// None if the client leaves before the offer is whole.
-fn serve(mut stream: TcpStream, says: &[u8], at_last: &[u8]) -> Option<()> {
+fn speak(mut stream: TcpStream, says: &[u8], at_last: &[u8]) -> Option<()> {
     upgrade(&mut stream)?;
     let len = read_u32(&mut stream)?;
     let client: Value = serde_json::from_slice(&read(&mut stream, len)?).unwrap();

@@ -76,7 +76,7 @@ fn case_32_ultradp_files_of_every_size_arrive_from_a_peer_with_zstandard() {
 
 fn ultradp_from_a_peer(zstd: bool) {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     for size in SIZES {
         let (_own, file) = source(size);
         let name = size.to_string();
@@ -124,7 +124,7 @@ fn ultradp_at_a_peer(zstd: bool) {
 #[test]
 fn ultradp_goes_from_our_client_to_our_server_under_another_name() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(20_000_000);
     let target = server.target("sub/a:b.bin");
     client(args!["send", "--protocol", "ultradp", file, target]).expect(10);
@@ -134,7 +134,7 @@ fn ultradp_goes_from_our_client_to_our_server_under_another_name() {
 #[test]
 fn case_26_ultradp_that_ends_too_early_is_kept_aside_and_never_named() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let (_own, file) = source(1_000_000);
     let peer =
         Peer::start("ultradp.py", args!["send", server.port.to_string(), file, "cut", "--cut", "500000"]);
@@ -150,7 +150,7 @@ fn case_26_ultradp_that_ends_too_early_is_kept_aside_and_never_named() {
 #[test]
 fn cases_12_13_27_and_45_ultradp_that_lies_leaves_nothing_behind() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let frame = zstd::bulk::compress(&[7; 5000], 1).unwrap();
     let length = |bytes: usize| (bytes as u64).to_be_bytes().to_vec();
     let chunk = |bytes: &[u8]| [length(bytes.len()), bytes.to_vec()].concat();
@@ -196,7 +196,7 @@ fn ultradp_respects_what_exists() {
     fs::write(dir.path().join("taken.txt"), "mine").unwrap();
     let (_own, file) = source(1000);
     for (policy, expected) in [("error", "mine"), ("rename", "mine"), ("overwrite", "")] {
-        let server = Server::start(dir.path(), &["--existing", policy]);
+        let server = serve(dir.path(), &["--existing", policy]);
         Peer::start("ultradp.py", args!["send", server.port.to_string(), file, "taken.txt"]).finish();
         match policy {
             "rename" => assert_arrives(&server, "taken (1).txt", &file),
@@ -241,7 +241,7 @@ fn case_32_fastdp1_files_of_every_size_and_kind_arrive_from_a_peer_with_zstandar
 
 fn fastdp1_from_a_peer(kinds: &[&str]) {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     for size in SIZES {
         let (_own, file) = source(size);
         for (version, answer) in [("1.0.0", ""), ("1.1.0", SUCCESS)] {
@@ -268,7 +268,7 @@ fn cases_22_and_28_fastdp1_chunks_come_in_any_order_repeated_and_numbered_from_0
 
 fn fastdp1_in_any_order(kinds: &[&str]) {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(2_500_000);
     let (_text, lines) = text(9_000_000);
     for version in ["1.0.0", "1.1.0"] {
@@ -304,7 +304,7 @@ fn fastdp1_in_any_order(kinds: &[&str]) {
 #[test]
 fn fastdp1_headers_come_twice_without_a_name_and_upgrades_on_a_connection_that_is_kept() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(700_000);
     send_fastdp1(&server, &file, &["--version", "1.0.0", "--no-name", "--two-headers"]);
     assert_arrives(&server, "received_file", &file);
@@ -327,7 +327,7 @@ fn case_40_fastdp1_a_transfer_of_1_0_0_goes_on_over_further_connections_with_zst
 
 fn fastdp1_goes_on(kinds: &[&str]) {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(3_000_000);
     let (_text, lines) = text(20_000_000);
     for &name in kinds {
@@ -342,7 +342,7 @@ fn fastdp1_goes_on(kinds: &[&str]) {
 #[test]
 fn case_40_fastdp1_reconnections_that_bring_nothing_new_are_ended() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let (_own, file) = source(3_000_000);
     // What the programs of that version do: begin anew each time, and so never get beyond the first
     // 128 KiB.
@@ -359,7 +359,7 @@ fn case_40_fastdp1_reconnections_that_bring_nothing_new_are_ended() {
 #[test]
 fn cases_18_25_30_43_45_47_and_52_fastdp1_that_lies_leaves_nothing_behind() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let (own, file) = source(300_000);
     let sum = "0".repeat(64);
     let write = |name: &str, bytes: &[u8]| {
@@ -399,7 +399,7 @@ fn cases_18_25_30_43_45_47_and_52_fastdp1_that_lies_leaves_nothing_behind() {
 #[test]
 fn case_47_fastdp1_names_in_an_archive_decide_nothing() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(5000);
     for compress in ["Zip", "TarGz"] {
         for member in ["../../escaped", "/tmp/escaped", "a/b/c"] {
@@ -474,7 +474,7 @@ fn fastdp1_an_error_of_the_receiver_is_told() {
 #[test]
 fn case_31_two_fastdp1_uploads_to_one_name_leave_one_and_tell_the_other() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(1000);
     assert_eq!(send_fastdp1(&server, &file, &[]), SUCCESS);
     let (_other, second) = source(2000);
@@ -487,7 +487,7 @@ fn case_31_two_fastdp1_uploads_to_one_name_leave_one_and_tell_the_other() {
 #[test]
 fn case_3_fastdp1_connections_may_have_the_same_key() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let version = |line: String| line.replace("2.0.0", "1.1.0");
     let lines: Vec<_> = wire::request_lines("fastdp-key").into_iter().map(version).collect();
     let mut waiting = wire::Raw::bare(server.port);
@@ -502,7 +502,7 @@ fn case_3_fastdp1_connections_may_have_the_same_key() {
 #[test]
 fn case_29_a_source_that_changes_meanwhile_gets_no_name() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let own = scratch();
     for protocol in ["ultradp", "fastdp1.0", "fastdp1.1", "nextdp"] {
         for change in ["shrinks", "changes"] {
@@ -540,7 +540,7 @@ fn send_nextdp(server: &Server, file: &Path, extra: &[&str]) -> String {
 #[test]
 fn cases_22_28_and_32_nextdp_files_arrive_from_a_peer_in_any_order() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     for size in SIZES {
         let (_own, file) = source(size);
         for (order, threads) in [("in-order", "1"), ("reversed", "1"), ("shuffled", "4")] {
@@ -555,7 +555,7 @@ fn cases_22_28_and_32_nextdp_files_arrive_from_a_peer_in_any_order() {
 #[test]
 fn nextdp_gzip_members_are_decoded_when_the_switch_says_so() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &["--nextdp-gzip"]);
+    let server = serve(dir.path(), &["--nextdp-gzip"]);
     let (_own, file) = source(3_000_000);
     assert_eq!(send_nextdp(&server, &file, &["--gzip", "--threads", "3"]), "done");
     assert_arrives(&server, "source.bin", &file);
@@ -577,7 +577,7 @@ fn nextdp_goes_to_a_peer_and_to_our_server() {
         assert_same_bytes(&file, &there.path().join("source.bin"));
     }
     let dir = scratch();
-    let server = Server::start(dir.path(), &["--nextdp-gzip"]);
+    let server = serve(dir.path(), &["--nextdp-gzip"]);
     let (_own, file) = source(20_000_000);
     send("nextdp", &file, server.port, &["--compress", "gzip"]).expect(0);
     assert_arrives(&server, "source.bin", &file);
@@ -586,7 +586,7 @@ fn nextdp_goes_to_a_peer_and_to_our_server() {
 #[test]
 fn nextdp_a_second_transfer_of_an_address_is_409_unless_it_has_an_id() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (_own, file) = source(3_000_000);
     // One chunk is missing: it stays under way.
     assert_eq!(send_nextdp(&server, &file, &["--skip", "1"]), "done");
@@ -608,7 +608,7 @@ fn assert_arrives_beside(server: &Server, name: &str, source: &Path) {
 #[test]
 fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let post = |query: &str, fields: &str, body: &str| {
         let length = body.len();
         let head = format!(
@@ -655,7 +655,7 @@ fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
 #[test]
 fn nextdp_senders_that_stall_do_not_keep_others_out() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let mut slow: Vec<_> = (0..16)
         .map(|at| {
             let mut stream = wire::Raw::bare(server.port);
@@ -691,7 +691,7 @@ fn fastdownloader_port(server: &Server) -> u16 {
 }
 
 fn serve_downloads(dir: &Path) -> (Server, u16) {
-    let server = Server::start(dir, &["--fastdownloader=0"]);
+    let server = serve(dir, &["--fastdownloader=0"]);
     let port = eventually("the second port", || {
         server.stdout().contains("fastdownloader").then(|| fastdownloader_port(&server))
     });
@@ -779,7 +779,7 @@ fn case_26_fastdownloader_a_stream_that_ends_too_early_leaves_nothing() {
 #[test]
 fn an_upgrade_to_version_2_comes_as_a_later_request() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let (status, _) = wire::read_answer(&mut stream).unwrap();
@@ -804,7 +804,7 @@ fn an_upgrade_to_version_2_comes_as_a_later_request() {
 #[test]
 fn what_is_not_accepted_is_refused_in_its_own_words() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &["--accept", "fastdp"]);
+    let mut server = serve(dir.path(), &["--accept", "fastdp"]);
     let (_own, file) = source(1000);
     let mut peer = Peer::start("fastdp1.py", args!["send", server.port.to_string(), file]);
     assert!(!peer.end().1, "fastdp 1.1.0 is not accepted");
@@ -829,7 +829,7 @@ fn what_is_not_accepted_is_refused_in_its_own_words() {
         server.stderr().contains("UltraDP is not accepted here").then_some(())
     });
     server.assert_serves("protocols that are not accepted");
-    let server = Server::start(dir.path(), &["--accept", "ultradp,fastdp1.1"]);
+    let server = serve(dir.path(), &["--accept", "ultradp,fastdp1.1"]);
     let out = client(args!["send", "--retries", "0", file, server.target("")]).expect(1);
     assert!(out.stderr.contains("1.1.0"), "{out}");
     assert_eq!(send_fastdp1(&server, &file, &[]), SUCCESS);
@@ -838,7 +838,7 @@ fn what_is_not_accepted_is_refused_in_its_own_words() {
 #[test]
 fn case_7_nonsense_is_ended_with_a_line_in_the_log() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     for bytes in
         [&b"\x16\x03\x01\x00\x05hello"[..], b"\0\0\0\0", b"SSH-2.0-x\r\n", b"no protocol\n", b"\x7fELF\n"]
     {

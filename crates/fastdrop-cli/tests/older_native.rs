@@ -178,7 +178,7 @@ fn case_103_a_2_0_client_that_comes_back_begins_anew() {
                 let (from, served) = (scratch(), scratch());
                 let source = from.path().join("thing");
                 thing.make(&source, 1);
-                let server = Server::start(served.path(), &[]);
+                let server = serve(served.path(), &[]);
                 let put = |extra: &[&str]| {
                     let extra = extra.iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
                     let words = args!["put", server.port.to_string(), source, "--checksum", checksum];
@@ -209,7 +209,7 @@ fn case_103_what_a_2_0_client_holds_is_compared_or_refused() {
                 let (served, holds, to) = (scratch(), scratch(), scratch());
                 thing.make(&served.path().join("thing"), 1);
                 thing.make(&holds.path().join("thing"), if is_same { 1 } else { 100 });
-                let server = Server::start(served.path(), &[]);
+                let server = serve(served.path(), &[]);
                 let words = args!["get", server.port.to_string(), "thing", to.path(), "--checksum", checksum];
                 let lines = old_client([words, args!["--holds", holds.path()]].concat());
                 let what = format!("{thing:?}, {checksum}, the same: {is_same}: {lines}");
@@ -304,7 +304,7 @@ fn a_link_alone_that_a_2_0_server_cannot_take_is_no_success() {
 #[test]
 fn case_104_a_2_0_client_is_refused_where_it_would_get_less_than_there_is() {
     let served = Deep::new();
-    let server = Server::start(served.0.path(), &[]);
+    let server = serve(served.0.path(), &[]);
     let run = |command: &str, path: &str, extra: &[&str]| {
         let to = scratch();
         let extra = extra.iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
@@ -402,7 +402,7 @@ fn case_30_nothing_of_a_2_0_sender_is_named_before_its_end() {
         write_file(&tree.join(format!("large-{large}")), 70_000, large);
     }
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for extra in [&[][..], &["--checkpoint"]] {
         let extra = extra.iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
         let words = args!["put", server.port.to_string(), tree, "--wrong-end"];

@@ -60,7 +60,7 @@ fn served() -> (tempfile::TempDir, tempfile::TempDir, Server, String) {
     write_file(&dir.path().join("big"), 3 * MIB + 5, 2);
     small_tree(&dir.path().join("tree"), 2, 50, 3);
     write_file(&own.path().join("file"), 5000, 4);
-    let server = Server::start(dir.path(), &["--fastdownloader=0"]);
+    let server = serve(dir.path(), &["--fastdownloader=0"]);
     let fastdownloader = eventually("the port of fastdownloader", || {
         let events = server.stdout();
         let line = events.lines().find(|line| line.contains("\"fastdownloader\""))?;

@@ -40,7 +40,7 @@ impl Pair {
         give_to_nobody(to.path());
         let served = if get { &from } else { &to };
         let extra: &[&str] = if get { &[] } else { &["--existing", "overwrite"] };
-        let server = Server::wrapped(served.path(), extra, as_nobody());
+        let server = serve_through(served.path(), extra, as_nobody());
         Self { from, to, server, get }
     }
 
@@ -241,7 +241,7 @@ fn what_was_lent_is_given_back_however_the_transfer_ends() {
                 run.wrapper(wrapper).run().expect(code_of_get);
             } else {
                 let served = pair.to.path().to_path_buf();
-                pair.server = Server::wrapped(&served, &["--existing", "overwrite"], wrapper);
+                pair.server = serve_through(&served, &["--existing", "overwrite"], wrapper);
                 pair.command(None, &flags).run().expect(code_of_put);
             }
             let traced = fs::read_to_string(log.path().join("log")).unwrap();
@@ -255,17 +255,17 @@ fn what_was_lent_is_given_back_however_the_transfer_ends() {
             if was_killed && get {
                 let own = open_scratch();
                 write_file(&own.path().join("other"), 10, 1);
-                let other = Server::start(own.path(), &[]);
+                let other = serve(own.path(), &[]);
                 let command = args!["get", other.target("other"), pair.to.path()];
                 fastdrop(command).wrapper(as_nobody()).run().expect(0);
                 assert_eq!(mode(&folder), 0o555);
             } else if was_killed {
                 let served = pair.to.path().to_path_buf();
-                pair.server = Server::wrapped(&served, &["--existing", "overwrite"], as_nobody());
+                pair.server = serve_through(&served, &["--existing", "overwrite"], as_nobody());
                 eventually("the permissions to be given back", || (mode(&folder) == 0o555).then_some(()));
             } else if !get {
                 let served = pair.to.path().to_path_buf();
-                pair.server = Server::wrapped(&served, &["--existing", "overwrite"], as_nobody());
+                pair.server = serve_through(&served, &["--existing", "overwrite"], as_nobody());
             }
             pair.command(None, &["--preserve", "times"]).run().expect(0);
             assert_eq!(mode(&folder), 0o555);

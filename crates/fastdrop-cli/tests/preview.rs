@@ -63,7 +63,7 @@ fn case_111_a_dry_run_says_what_the_real_run_does() {
                 put_something(&side.join("t").join(name), rng);
             }
         }
-        let server = Server::start(served.path(), &["--existing", "overwrite"]);
+        let server = serve(served.path(), &["--existing", "overwrite"]);
         let sends = rng.number().is_multiple_of(2);
         let mut command = if sends {
             args!["send", own.path().join("t"), server.target(""), "--existing", policy]
@@ -106,7 +106,7 @@ fn case_111_a_dry_run_is_refused_as_the_real_run_is() {
         (&["--accept", "fastdp1.1"], 1),
         (&["--min-free", "1000T"], 8),
     ] {
-        let server = Server::start(served.path(), args);
+        let server = serve(served.path(), args);
         let run = |extra: &[&str]| {
             let extra: Vec<OsString> = extra.iter().map(Into::into).collect();
             client([args!["send", source, server.target("")], extra].concat())
@@ -114,7 +114,7 @@ fn case_111_a_dry_run_is_refused_as_the_real_run_is() {
         assert_eq!((run(&["-n"]).code(), run(&[]).code()), (code, code), "{args:?}");
     }
     client(args!["send", "-n", source, "no.such.host.invalid"]).expect(5);
-    let server = Server::start(served.path(), &["--write-only"]);
+    let server = serve(served.path(), &["--write-only"]);
     client(args!["get", "-n", server.target(""), own.path()]).expect(9);
 }
 
@@ -134,7 +134,7 @@ fn case_111_a_dry_run_tells_what_may_not_be_written() {
     fs::create_dir(served.path().join("tree/open")).unwrap();
     set_mode(&served.path().join("tree/open"), 0o777);
     set_mode(&served.path().join("tree"), 0o777);
-    let server = Server::wrapped(served.path(), &[], as_nobody());
+    let server = serve_through(served.path(), &[], as_nobody());
     for (source, target) in [("", ""), ("", "alone"), ("open/file", "tree/closed"), ("open", "tree/closed")] {
         let run = |extra: &[&str]| {
             let extra: Vec<OsString> = extra.iter().map(Into::into).collect();
@@ -177,7 +177,7 @@ fn case_111_a_dry_run_tells_what_belongs_to_somebody_else() {
                         set_mode(&place, if closed { 0o755 } else { 0o777 });
                     }
                 }
-                let server = Server::wrapped(theirs.path(), &["--existing", "overwrite"], as_nobody());
+                let server = serve_through(theirs.path(), &["--existing", "overwrite"], as_nobody());
                 let run = |extra: &[&str]| {
                     let command = match sends {
                         true => args!["send", from.path().join("tree"), server.target("")],
@@ -212,7 +212,7 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
     fs::write(&list, "two\nmissing\n").unwrap();
     let gone = own.path().join("gone");
     fs::write(&gone, "missing\n").unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (path, to, flags, code) in [
         ("folder", "-", &[][..], 9),
         ("link", "-", &[], 9),
@@ -242,7 +242,7 @@ fn case_111_a_dry_run_of_a_get_fails_as_the_real_run_does() {
 fn case_111_a_dry_run_of_fastdownloader_looks_at_the_place() {
     let served = scratch();
     write_file(&served.path().join("file"), 1000, 1);
-    let server = Server::start(served.path(), &["--fastdownloader=0"]);
+    let server = serve(served.path(), &["--fastdownloader=0"]);
     let port = server.wait_stdout(|line| {
         let event: serde_json::Value = serde_json::from_str(line).ok()?;
         (event["protocol"] == "fastdownloader").then(|| event["port"].as_u64()).flatten()
@@ -309,7 +309,7 @@ fn case_111_a_dry_run_tells_what_cannot_be_read() {
             for tree in ["tree", "void", "there"] {
                 set_mode(&from.join(tree).join("closed"), 0);
             }
-            let server = Server::wrapped(theirs.path(), &["--existing", "overwrite"], as_if_not_root());
+            let server = serve_through(theirs.path(), &["--existing", "overwrite"], as_if_not_root());
             let run = |more: &[&str]| {
                 let command = if sends {
                     args!["send", from.join(name), server.target(format!("to-{at}/"))]
@@ -335,7 +335,7 @@ fn a_touched_file_gets_its_time_without_being_sent() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 3 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", source, server.target("")]).expect(0);
     for (at, flags) in [&[][..], &["--existing", "skip"], &["--check"]].into_iter().enumerate() {
         set_mtime(&source, 1_600_000_000 + at as i64, 7);
@@ -360,7 +360,7 @@ fn a_changed_mode_alone_is_carried_over() {
     write_file(&tree.join("folder/file"), 300_000, 1);
     write_file(&tree.join("small"), 10, 1);
     symlink("small", tree.join("link")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(0);
     assert_same_tree(&tree, &server.path("tree"));
     set_mode(&tree.join("folder/file"), 0o600);
@@ -397,7 +397,7 @@ fn case_112_check_compares_contents() {
                 write_file(path, 2 * MIB, seed);
                 set_mtime(path, 1_500_000_000, 5);
             }
-            let server = Server::start(served.path(), &["--existing", "overwrite"]);
+            let server = serve(served.path(), &["--existing", "overwrite"]);
             let (from, to, mut command) = match sends {
                 true => (&here, &there, args!["send", here, server.target("")]),
                 false => (&there, &here, args!["get", server.target("file"), own.path()]),
@@ -429,7 +429,7 @@ fn case_112_nothing_is_verified_that_nobody_read() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 1000, 1);
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     let said = |flags: &[&str]| {
         let flags: Vec<OsString> = flags.iter().map(Into::into).collect();
         plain([args!["send", source, server.target("")], flags].concat()).expect(0).text()
@@ -460,7 +460,7 @@ fn case_112_what_was_left_is_not_called_the_same() {
                 set_mtime(&side.path().join("t/same"), 1_500_000_000, 5);
                 write_file(&side.path().join("t/differs"), 10 + seed, seed);
             }
-            let server = Server::start(served.path(), &[]);
+            let server = serve(served.path(), &[]);
             let command = match sends {
                 true => args!["send", own.path().join("t"), server.target("")],
                 false => args!["get", server.target("t"), own.path()],
@@ -479,7 +479,7 @@ fn what_is_in_the_way_is_told_with_both_flags() {
     let source = own.path().join("file");
     write_file(&source, 1000, 1);
     write_file(&served.path().join("file"), 1001, 2);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for policy in ["error", "overwrite"] {
         let out = plain(args!["send", source, server.target(""), "--existing", policy]).expect(9);
         assert!(out.stderr.contains("--existing overwrite"), "{out}");

@@ -53,7 +53,7 @@ fn case_105_every_refusal_reaches_the_sender_whatever_the_size() {
         let dir = scratch();
         fs::write(dir.path().join("taken"), "precious").unwrap();
         fs::create_dir(dir.path().join("folder")).unwrap();
-        let server = Server::start(dir.path(), flags);
+        let server = serve(dir.path(), flags);
         for protocol in PUSHES {
             // The native protocol puts a file into a folder of the name.
             if protocol == "fastdp" && name == "folder" {
@@ -85,7 +85,7 @@ fn case_105_a_protocol_that_is_not_accepted_is_never_success() {
     let dir = scratch();
     for protocol in PUSHES {
         let others: Vec<_> = PUSHES.into_iter().filter(|other| *other != protocol).collect();
-        let server = Server::start(dir.path(), &["--accept", &others.join(",")]);
+        let server = serve(dir.path(), &["--accept", &others.join(",")]);
         for size in SIZES {
             let out = send(protocol, &files.path().join(format!("f{size}")), server.target(""), &[]);
             out.expect(match protocol {
@@ -106,7 +106,7 @@ fn case_105_a_server_that_is_stopped_or_dies_confirms_nothing() {
     for protocol in ["fastdp1.0", "fastdp1.1", "ultradp", "nextdp"] {
         for signal in ["TERM", "KILL"] {
             let dir = scratch();
-            let mut server = Server::start(dir.path(), &[]);
+            let mut server = serve(dir.path(), &[]);
             let limit =
                 ["--bwlimit", "20M", "--protocol", protocol, "--retries", "1"].map(std::ffi::OsString::from);
             let sending =
@@ -130,7 +130,7 @@ fn case_105_a_connection_that_is_cut_is_never_success_unless_the_file_is_there()
     write_file(&file, 600_000, 1);
     for protocol in ["fastdp1.0", "fastdp1.1", "ultradp", "nextdp"] {
         let dir = scratch();
-        let server = Server::start(dir.path(), &["--existing", "overwrite"]);
+        let server = serve(dir.path(), &["--existing", "overwrite"]);
         for at in [1, 100, 300, 500, 1000, 262_000, 400_000, 599_000, 600_400, 600_600] {
             let proxy = Proxy::to(server.port);
             proxy.cut_at(&[at]);
@@ -162,7 +162,7 @@ fn case_105_a_transfer_of_1_0_0_that_is_cut_goes_on_and_is_confirmed() {
     let file = files.path().join("f");
     write_file(&file, 48 * MIB, 1);
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let proxy = Proxy::to(server.port);
     // The second one after more than both kernels hold, so that some chunks are taken for
     // delivered.
@@ -179,7 +179,7 @@ fn case_105_a_transfer_of_1_0_0_begins_anew_at_a_server_that_has_been_started_ag
     let file = files.path().join("f");
     write_file(&file, 48 * MIB, 1);
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(40 * MIB);
     let sending = fastdrop(args!["send", "--protocol", "fastdp1.0", file, proxy.target("")]).json().start();
@@ -197,7 +197,7 @@ fn case_105_a_transfer_of_1_0_0_begins_anew_at_a_server_that_has_been_started_ag
 fn case_105_a_fastdownloader_client_that_is_refused_is_told_so() {
     let dir = scratch();
     fs::write(dir.path().join("f"), "content").unwrap();
-    let server = Server::start(dir.path(), &["--write-only", "--fastdownloader=0"]);
+    let server = serve(dir.path(), &["--write-only", "--fastdownloader=0"]);
     let port = eventually("the second port", || {
         server.stdout().lines().find_map(|line| {
             let event: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -223,7 +223,7 @@ fn case_105_a_nextdp_server_that_was_started_again_has_not_got_the_file() {
     write_file(&file, 24 * MIB, 1);
     for (retries, code) in [("0", 5), ("5", 0)] {
         let dir = scratch();
-        let mut server = Server::start(dir.path(), &[]);
+        let mut server = serve(dir.path(), &[]);
         let proxy = Proxy::to(server.port);
         proxy.hold_at(12 * MIB);
         let target = proxy.target("");
@@ -249,7 +249,7 @@ fn case_105_a_nextdp_server_that_was_started_again_has_not_got_the_file() {
 #[test]
 fn case_105_a_nextdp_chunk_that_comes_again_behind_the_end_is_answered_as_before() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let post = |number: u32, fields: &str, body: &str| {
         let length = body.len();
         let head = format!(
@@ -384,7 +384,7 @@ fn case_105_unconfirmed_is_said_in_words_and_may_be_allowed() {
 #[test]
 fn case_105_a_confirmation_between_two_fastdrops_is_the_word_of_the_server() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let files = sources();
     for (at, size) in SIZES.into_iter().enumerate() {
         for (protocol, confirmed) in
@@ -487,7 +487,7 @@ fn case_105_a_server_that_leaves_after_one_transfer_answers_that_one() {
     for protocol in PUSHES {
         for size in SIZES {
             let dir = scratch();
-            let mut server = Server::start(dir.path(), &["--once"]);
+            let mut server = serve(dir.path(), &["--once"]);
             let name = format!("f{size}");
             let out = send(protocol, &files.path().join(&name), server.target(""), &[]);
             assert_eq!(out.code(), if protocol == "ultradp" { 10 } else { 0 }, "{out}");
@@ -506,7 +506,7 @@ fn case_105_a_server_without_threads_confirms_nothing_needs_root() {
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let wrapper =
         args!["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "prlimit", "--nproc=2:2"];
-    let server = Server::wrapped(dir.path(), &[], wrapper);
+    let server = serve_through(dir.path(), &[], wrapper);
     for protocol in PUSHES {
         for size in SIZES {
             let out = send(protocol, &files.path().join(format!("f{size}")), server.target(protocol), &[]);

@@ -48,7 +48,7 @@ impl Job {
     fn with_server_args(way: Way, server_args: &[&str], make: impl FnOnce(&Path)) -> Self {
         let (from, to) = (scratch(), scratch());
         make(&from.path().join("thing"));
-        let server = Server::start(if way == Way::Send { to.path() } else { from.path() }, server_args);
+        let server = serve(if way == Way::Send { to.path() } else { from.path() }, server_args);
         let sizes = snapshot(from.path())
             .into_values()
             .map(|entry| if let Kind::File(size, _) = entry.0 { size } else { 0 });
@@ -244,7 +244,7 @@ fn case_89_killed_at_each_persisting_system_call() {
             let trace = format!("trace={calls}");
             // Not with --seccomp-bpf: that does not deliver the signals.
             let strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
-            let Some(mut server) = Server::try_wrapped(to.path(), &[], strace) else { continue };
+            let Some(mut server) = FASTDROP.try_serve_through(to.path(), &[], strace) else { continue };
             let first = client(args!["send", "--retries", "0", tree, server.target("")]);
             if to.path().join("thing").exists() {
                 assert_nothing_partial(&tree, &to.path().join("thing"));
@@ -258,7 +258,7 @@ fn case_89_killed_at_each_persisting_system_call() {
                 kills += 1;
             }
             server.kill9();
-            let server = Server::start(to.path(), &[]);
+            let server = serve(to.path(), &[]);
             client(args!["send", tree, server.target("")]).expect(0);
             assert_same_tree(&tree, &to.path().join("thing"));
             assert_eq!(leftovers(to.path()), [] as [PathBuf; 0], "{calls} {when}");
@@ -349,7 +349,7 @@ fn no_resume_sends_everything() {
 #[test]
 fn killed_standard_input_leaves_no_file() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     proxy.hold_at(10 * MIB);
     let run = fastdrop(args!["send", "-", proxy.target("piped")]).stdin(fill(20 * MIB, 1)).start();
@@ -644,7 +644,7 @@ impl Wreck {
         damage(&journals[0], &data);
         let out = match self.way {
             Way::Send => {
-                let server = Server::start(to.path(), &[]);
+                let server = serve(to.path(), &[]);
                 client(args!["send", self.job.source(), server.target("")])
             }
             Way::Get => client(args!["get", self.job.server.target("thing"), to.path()]),
@@ -790,7 +790,7 @@ fn what_was_abandoned_expires() {
     for path in leftovers(to).iter().rev() {
         tool("touch", args!["-h", "-d", "10 days ago", path]);
     }
-    let mut server = Server::start(to, &["--expire", "7d"]);
+    let mut server = serve(to, &["--expire", "7d"]);
     server.assert_serves("something abandoned");
     eventually("the abandoned transfer to be cleared away", || leftovers(to).is_empty().then_some(()));
 }

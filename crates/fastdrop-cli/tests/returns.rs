@@ -82,7 +82,7 @@ fn contents(size: usize, seed: u64) -> Vec<u8> {
 #[test]
 fn case_106_a_sender_that_comes_back_at_once_loses_nothing() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let contents = contents(8_000_000, 1);
     let chunks = contents.len().div_ceil(CHUNK);
     for attempt in 0..30 {
@@ -106,7 +106,7 @@ fn case_106_a_sender_that_comes_back_at_once_loses_nothing() {
 #[test]
 fn case_106_a_sender_that_overlaps_its_connections_loses_nothing() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let contents = contents(4_000_000, 1);
     let chunks = contents.len().div_ceil(CHUNK);
     let mut first = Sender::connect(server.port, "f", contents.len());
@@ -124,7 +124,7 @@ fn case_106_a_sender_that_overlaps_its_connections_loses_nothing() {
 #[test]
 fn case_106_a_stranger_of_the_same_identity_is_told_apart_once_the_first_sender_is_known_to_be_alive() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let (one, other) = (contents(24_000_000, 1), contents(24_000_000, 2));
     let chunks = one.len().div_ceil(CHUNK);
     let mut first = Sender::connect(server.port, "f", one.len());
@@ -144,7 +144,7 @@ fn case_106_a_stranger_of_the_same_identity_is_told_apart_once_the_first_sender_
 #[test]
 fn case_106_a_connection_that_waits_when_the_transfer_is_complete_is_a_new_transfer() {
     let dir = scratch();
-    let server = Server::start(dir.path(), &[]);
+    let server = serve(dir.path(), &[]);
     let contents = contents(1_000_000, 1);
     let chunks = contents.len().div_ceil(CHUNK);
     let mut first = Sender::connect(server.port, "f", contents.len());
@@ -161,7 +161,7 @@ fn case_106_a_connection_that_waits_when_the_transfer_is_complete_is_a_new_trans
 #[test]
 fn case_106_a_server_that_stops_waits_for_nobody_who_waits() {
     let dir = scratch();
-    let mut server = Server::start(dir.path(), &[]);
+    let mut server = serve(dir.path(), &[]);
     let contents = contents(1_000_000, 1);
     let mut reads = Sender::connect(server.port, "reads", contents.len());
     reads.send(&contents, 0..1).unwrap();

@@ -16,7 +16,7 @@ fn ignoring(signals: &str) -> Vec<OsString> {
 #[test]
 fn case_91_a_signal_that_was_ignored_at_the_start_stays_ignored() {
     let served = scratch();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let commands = [
         args!["serve", served.path(), "--port", "0"],
         args!["message", "listen", "--port", "0"],
@@ -49,7 +49,7 @@ fn case_91_a_signal_that_was_ignored_at_the_start_stays_ignored() {
 #[test]
 fn case_91_a_server_under_nohup_outlives_its_terminal() {
     let served = scratch();
-    let mut server = Server::wrapped(served.path(), &[], ignoring("HUP INT"));
+    let mut server = serve_through(served.path(), &[], ignoring("HUP INT"));
     server.signal("HUP");
     server.signal("INT");
     server.assert_serves("SIGHUP and SIGINT that are ignored");

@@ -25,10 +25,10 @@ fn assert_injected(log: &Path) {
 /// `wrapper`.
 fn receive(get: bool, from: &Path, to: &Path, wrapper: Vec<OsString>) -> Output {
     if get {
-        let server = Server::start(from, &[]);
+        let server = serve(from, &[]);
         return fastdrop(args!["get", server.target("file"), to]).json().wrapper(wrapper).run();
     }
-    let server = Server::wrapped(to, &[], wrapper);
+    let server = serve_through(to, &[], wrapper);
     client(args!["send", from.join("file"), server.target("")])
 }
 
@@ -73,13 +73,13 @@ fn one_name_of_many_that_cannot_be_given_is_a_failed_entry() {
         let (log, tree) = (own.path().join("strace.log"), own.path().join("tree"));
         small_tree(&tree, 2, 5, 1);
         until_settled(&tree.join("folder-001/file-0004"));
-        let mut server = Server::wrapped(served.path(), &[], failing(&log, "renameat2", error, "4"));
+        let mut server = serve_through(served.path(), &[], failing(&log, "renameat2", error, "4"));
         let out = client(args!["send", tree, server.target("")]).expect(3);
         assert_injected(&log);
         assert_eq!(out.number("files_failed"), 1, "{out}");
         assert_eq!(leftovers(served.path()).is_empty(), !kept, "{error}");
         server.kill9();
-        let server = Server::start(served.path(), &[]);
+        let server = serve(served.path(), &[]);
         let again = client(args!["send", tree, server.target("")]).expect(0);
         assert_eq!(again.number("bytes_sent") == 0, kept, "{error}\n{again}");
         assert_same_tree(&tree, &server.path("tree"));
@@ -103,7 +103,7 @@ fn a_stage_that_cannot_be_made_leaves_nothing_behind() {
         let (from, to, own) = (scratch(), scratch(), scratch());
         let log = own.path().join("strace.log");
         write_file(&from.path().join("file"), 3000, 1);
-        let server = Server::start(from.path(), &[]);
+        let server = serve(from.path(), &[]);
         let run = fastdrop(args!["get", server.target("file"), to.path()])
             .wrapper(failing(&log, calls, error, when))
             .run()

@@ -16,7 +16,7 @@ use support::*;
 #[test]
 fn case_13_announced_and_never_sent_is_ended_by_the_deadline() {
     let served = scratch();
-    let mut server = Server::start(served.path(), &[]);
+    let mut server = serve(served.path(), &[]);
     let offer = Offer::new().file("x", 4);
     let head = header(offer.header_json().to_string().as_bytes());
     let open = control(wire::OPEN, offer.open.to_string().as_bytes());
@@ -48,7 +48,7 @@ fn case_13_announced_and_never_sent_is_ended_by_the_deadline() {
 fn case_41_clients_do_not_return_all_at_once() {
     const CLIENTS: usize = 10;
     let (served, own) = (scratch(), scratch());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let source = own.path().join("file");
     write_file(&source, 4 * MIB, 1);
     let proxies: Vec<Proxy> = (0..CLIENTS).map(|_| Proxy::to(server.port)).collect();
@@ -182,7 +182,7 @@ fn syncs_in_order(files: u64, make: impl FnOnce(&Path)) {
     let trace = "trace=fsync,fdatasync,syncfs,renameat2,renameat,rename,linkat,mkdirat,writev,sendto,sendmsg";
     let strace =
         args!["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "64", "-o", log, "-e", trace];
-    let mut server = Server::wrapped(served.path(), &[], strace);
+    let mut server = serve_through(served.path(), &[], strace);
     client(args!["send", thing, server.target("")]).expect(0);
     server.term();
     let text = eventually("the log to be whole", || {
@@ -212,7 +212,7 @@ fn durability_none_syncs_nothing() {
         "-e",
         "trace=fsync,fdatasync,syncfs,renameat2"
     ];
-    let server = Server::wrapped(served.path(), &[], strace);
+    let server = serve_through(served.path(), &[], strace);
     client(args!["send", "--durability", "none", source, server.target("")]).expect(0);
     let text = eventually("the name", || {
         let text = fs::read_to_string(&log).unwrap();
@@ -281,7 +281,7 @@ fn case_94_a_full_log_stops_nothing() {
     let (served, own) = (scratch(), scratch());
     let source = own.path().join("file");
     write_file(&source, 2 * MIB, 1);
-    let mut server = Server::wrapped(served.path(), &["-vv"], to_full());
+    let mut server = serve_through(served.path(), &["-vv"], to_full());
     for n in 0..3 {
         let target = server.target(format!("copy-{n}"));
         fastdrop(args!["send", "-vv", source, target]).wrapper(to_full()).run().expect(0);
@@ -315,7 +315,7 @@ fn case_102_stopped_and_continued_goes_on() {
                     let (served, own) = (scratch(), scratch());
                     let (from, to) = if get { (&served, &own) } else { (&own, &served) };
                     write_file(&from.path().join("thing"), SIZE, 1);
-                    let mut server = Server::start(served.path(), &[]);
+                    let mut server = serve(served.path(), &[]);
                     let proxy = Proxy::to(server.port);
                     proxy.hold_at(12 * MIB);
                     let run = if get {

@@ -39,7 +39,7 @@ fn served_and_own() -> (tempfile::TempDir, tempfile::TempDir) {
 #[test]
 fn a_tiny_file_is_sent_over_one_connection_within_three_round_trips() {
     let (served, own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     // What a side says without waiting may pass what the other says meanwhile, and then counts as
     // one more; never as one less.
     let trips = (0..8).map(|at| {
@@ -61,7 +61,7 @@ fn a_tiny_file_is_sent_over_one_connection_within_three_round_trips() {
 #[test]
 fn case_32_every_size_is_sent_exactly() {
     let (served, own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for size in SIZES {
         let source = own.path().join(format!("size-{size}"));
         write_file(&source, size, size);
@@ -87,7 +87,7 @@ fn case_32_every_size_is_got_exactly() {
         write_file(&path, size, size);
         set_mtime(&path, 1_111_111_111, 222_222_222);
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for size in SIZES {
         let name = format!("size-{size}");
         client(args!["get", server.target(&name), own.path()]).expect(0).expect_summary(&[
@@ -114,7 +114,7 @@ fn all_sizes_in_one_transfer() {
     for n in 0..40 {
         write_file(&tree.join(format!("half-{n}")), 100_000 + n, n);
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--streams", "3", tree, server.target("")]).expect(0);
     assert_same_tree(&tree, &server.path("sizes"));
     client(args!["get", "--streams", "3", server.target("sizes"), own.path().join("back")]).expect(0);
@@ -131,7 +131,7 @@ fn memory_does_not_grow_with_the_file() {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
     }
     let (served, own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let source = own.path().join("big");
     write_file(&source, 256 * MIB, 1);
 
@@ -202,7 +202,7 @@ fn sparse_file_of_5_gib_stays_sparse_both_ways() {
         file.write_all(&fill(len, number as u64)).unwrap();
     }
     drop(file);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let proxy = Proxy::to(server.port);
     client(args!["send", source, proxy.target("")])
         .expect(0)
@@ -226,7 +226,7 @@ fn ten_thousand_files_arrive_and_are_skipped_the_second_time() {
     let tree = own.path().join("tree");
     small_tree(&tree, 100, 100, 7);
     fs::create_dir_all(tree.join("empty/within/empty")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = client(args!["send", tree, server.target("")]).expect(0);
     let total = out.number("bytes");
     out.expect_summary(&[
@@ -268,7 +268,7 @@ fn empty_folders_arrive() {
     set_mode(&tree.join("a"), 0o700);
     set_mtime(&tree.join("b/c/d"), 5, 6);
     set_mtime(&tree, 7, 8);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")])
         .expect(0)
         .expect_summary(&[("bytes", 0), ("bytes_sent", 0)]);
@@ -329,7 +329,7 @@ fn case_53_odd_names_arrive_as_they_are() {
     fs::remove_file(tree.join(".gitignore")).ok();
     fs::remove_dir_all(tree.join(".gitignore")).ok();
     fs::write(tree.join(".gitignore"), "*\n").unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(0);
     assert_same_tree(&tree, &server.path("tree"));
     client(args!["get", server.target("tree"), own.path().join("back")]).expect(0);
@@ -396,7 +396,7 @@ fn assert_kept(cases: &[(&str, u32, i64, u32)]) {
         set_mode(&folder, mode | 0o500);
     }
     set_mtime(&tree, -5, 5);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(0);
     assert_same_tree(&tree, &server.path("tree"));
     client(args!["get", server.target("tree"), own.path().join("back")]).expect(0);
@@ -412,7 +412,7 @@ fn case_49_set_id_bits_are_stripped() {
     let source = own.path().join("program");
     write_file(&source, 10, 1);
     set_mode(&source, 0o6755);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", source, server.target("")]).expect(0);
     assert_eq!(fs::metadata(server.path("program")).unwrap().permissions().mode() & 0o7777, 0o755);
     client(args!["get", server.target("program"), own.path().join("back")]).expect(0);
@@ -427,7 +427,7 @@ fn a_folder_keeps_the_bits_that_no_transfer_carries() {
     let tree = own.path().join("tree");
     small_tree(&tree, 1, 2, 1);
     set_mode(&tree, 0o750);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (number, before) in [0o2755, 0o1777, 0o755].into_iter().enumerate() {
         let name = format!("to-{number}");
         for folder in [server.path(&name).join("tree"), own.path().join(&name).join("tree")] {
@@ -453,7 +453,7 @@ fn preserve_chooses_what_is_kept() {
     write_file(&source, 10, 1);
     set_mode(&source, 0o751);
     set_mtime(&source, 1000, 7);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--preserve", "mode", source, server.target("mode-only")]).expect(0);
     let meta = fs::metadata(server.path("mode-only")).unwrap();
     assert_eq!(meta.mode() & 0o777, 0o751);
@@ -482,7 +482,7 @@ fn links_are_copied_and_never_point_outside() {
     ] {
         symlink(target, tree.join(name)).unwrap();
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", tree, server.target("")]).expect(0);
     assert_same_tree(&tree, &server.path("tree"));
     client(args!["get", server.target("tree"), own.path().join("back")]).expect(0);
@@ -519,7 +519,7 @@ fn links_are_skipped_or_followed_on_request() {
     let tree = own.path().join("tree");
     write_file(&tree.join("file"), 100, 1);
     symlink("file", tree.join("link")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--links", "skip", tree, server.target("skipped")]).expect(0);
     assert_eq!(names_in(&server.path("skipped")), ["file"]);
     client(args!["send", "--links", "follow", tree, server.target("followed")]).expect(0);
@@ -539,7 +539,7 @@ fn following_a_circle_of_links_ends() {
     write_file(&tree.join("file"), 100, 1);
     symlink(".", tree.join("circle")).unwrap();
     symlink("self", tree.join("self")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--links", "follow", tree, server.target("")]).expect(3);
     assert_same_file(&tree.join("file"), &server.path("tree/file"));
 }
@@ -553,7 +553,7 @@ fn several_paths_are_one_transfer() {
     write_file(&own.path().join("file"), 3 * MIB, 1);
     small_tree(&own.path().join("tree"), 2, 5, 2);
     fs::create_dir(own.path().join("empty")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let three = ["file", "tree", "empty"].map(|name| own.path().join(name));
     let out = client(args!["send", three[0], three[1], three[2], server.target("")]).expect(0);
     out.expect_summary(&[("files", 11)]);
@@ -568,7 +568,7 @@ fn two_sources_of_one_name_are_refused() {
     let (served, own) = served_and_own();
     write_file(&own.path().join("a/same"), 10, 1);
     write_file(&own.path().join("b/same"), 10, 2);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", own.path().join("a/same"), own.path().join("b/same"), server.target("")]).expect(9);
     assert_eq!(names_in(served.path()), [] as [&str; 0]);
 }
@@ -583,7 +583,7 @@ fn sending_places_as_cp_does() {
     let tree = own.path().join("tree");
     small_tree(&tree, 2, 3, 2);
     let contents = format!("{}/", tree.display());
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     fs::create_dir(server.path("folder")).unwrap();
     let send = |source: &std::ffi::OsStr, target: &str| {
         client(args!["send", source, server.target(target)]).expect(0)
@@ -608,7 +608,7 @@ fn sending_places_as_cp_does() {
     assert_same_contents(&tree, &server.path("contents"));
 
     let second = scratch();
-    let server = Server::start(second.path(), &[]);
+    let server = serve(second.path(), &[]);
     client(args!["send", contents, server.target("")]).expect(0);
     assert_same_contents(&tree, second.path());
 }
@@ -620,7 +620,7 @@ fn getting_places_as_cp_does() {
     write_file(&served.path().join("file"), 100, 1);
     small_tree(&served.path().join("tree"), 2, 3, 2);
     let (file, tree) = (served.path().join("file"), served.path().join("tree"));
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let here = |name: &str| own.path().join(name);
     fs::create_dir(here("folder")).unwrap();
     let get = |target: &str, dest: PathBuf| client(args!["get", server.target(target), dest]).expect(0);
@@ -651,7 +651,7 @@ fn getting_places_as_cp_does() {
 fn getting_what_is_not_there_is_exit_4() {
     let (served, own) = served_and_own();
     write_file(&served.path().join("file"), 10, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["get", server.target("not-there"), own.path()]).expect(4);
     client(args!["get", server.target("file/beneath-a-file"), own.path()]).expect(4);
     client(args!["list", server.target("not-there")]).expect(4);
@@ -667,7 +667,7 @@ fn case_53_a_target_with_dots_does_not_leave_the_folder() {
     write_file(&outer.path().join("secret"), 100, 1);
     let own = scratch();
     write_file(&own.path().join("file"), 100, 2);
-    let mut server = Server::start(&served, &[]);
+    let mut server = serve(&served, &[]);
     for (path, code) in [
         ("../secret", 9),
         ("a/../../secret", 9),
@@ -694,7 +694,7 @@ fn case_53_a_target_with_dots_does_not_leave_the_folder() {
 #[test]
 fn standard_input_and_output_carry_everything() {
     let (served, _own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for size in [0, 10, 1_048_576, 1_048_577, 20 * MIB] {
         let bytes = fill(size, size);
         let name = format!("from-stdin-{size}");
@@ -714,7 +714,7 @@ fn standard_input_and_output_carry_everything() {
 fn standard_input_always_writes_the_named_file() {
     let (served, _own) = served_and_own();
     fs::create_dir(served.path().join("folder")).unwrap();
-    let server = Server::start(served.path(), &["--existing", "overwrite"]);
+    let server = serve(served.path(), &["--existing", "overwrite"]);
     let send = |target: &str, existing: &str| {
         fastdrop(args!["send", "--existing", existing, "-", server.target(target)])
             .json()
@@ -735,7 +735,7 @@ fn standard_input_always_writes_the_named_file() {
 fn getting_a_folder_to_standard_output_is_refused() {
     let (served, _own) = served_and_own();
     small_tree(&served.path().join("tree"), 1, 2, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["get", server.target("tree"), "-"]).expect(9);
     assert_eq!(out.stdout, b"");
 }
@@ -750,7 +750,7 @@ fn list_shows_what_is_there() {
     write_file(&served.path().join("folder/inside"), 10, 1);
     fs::create_dir(served.path().join(".fastdrop")).unwrap();
     symlink("file.bin", served.path().join("link")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["list", server.target("")]).expect(0);
     let text = out.text();
     for name in ["file.bin", "folder", "link"] {
@@ -779,7 +779,7 @@ fn our_own_folder_is_not_served() {
     let (served, own) = served_and_own();
     write_file(&served.path().join(".fastdrop/secret/data"), 10, 1);
     write_file(&served.path().join("file"), 10, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["get", server.target(""), own.path().join("all")]).expect(0);
     assert_eq!(leftovers(own.path()), [] as [PathBuf; 0]);
     assert_eq!(names_in(&own.path().join("all")), ["file"]);
@@ -799,7 +799,7 @@ fn exclude_and_include_choose() {
     for name in ["a.log", "a.txt", "deep/b.log", "deep/keep.log", "cache/c.txt"] {
         write_file(&tree.join(name), 10, 1);
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--exclude", "*.log", tree, server.target("one")]).expect(0);
     assert_eq!(names_in(&server.path("one")), ["a.txt", "cache", "deep"]);
     assert_eq!(names_in(&server.path("one/deep")), [] as [&str; 0]);
@@ -820,7 +820,7 @@ fn files_from_chooses() {
     }
     let list = own.path().join("list");
     fs::write(&list, "a\ndeep/b\n").unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let contents = format!("{}/", tree.display());
     client(args!["send", "--files-from", list, contents, server.target("chosen")]).expect(0);
     assert_eq!(names_in(&server.path("chosen")), ["a", "deep"]);
@@ -835,7 +835,7 @@ fn what_is_not_carried_is_said_once_with_v() {
     let tree = own.path().join("tree");
     small_tree(&tree, 2, 3, 1);
     fs::hard_link(tree.join("folder-000/file-0000"), tree.join("folder-001/again")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["send", "-v", tree, server.target("one")]).expect(0);
     assert_eq!(out.stderr.matches("hard links are not carried: 2 files").count(), 1, "{out}");
     assert!(!out.stderr.contains("attributes"), "{out}");
@@ -850,7 +850,7 @@ fn what_a_get_does_not_carry_is_said_once_with_v() {
     let tree = served.path().join("tree");
     small_tree(&tree, 2, 3, 1);
     fs::hard_link(tree.join("folder-000/file-0000"), tree.join("folder-001/again")).unwrap();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for option in ["--existing=error", "--compress=targz", "--dry-run"] {
         let into = own.path().join(option);
         let out = plain(args!["get", "-v", option, server.target("tree"), into]).expect(0);
@@ -873,7 +873,7 @@ fn attributes_that_are_not_carried_are_said_once_with_v() {
             args!["-c", "import os, sys; os.setxattr(sys.argv[1], 'user.note', b'x')", tree.join(name)],
         );
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let out = plain(args!["send", "-v", tree, server.target("one")]).expect(0);
     assert_eq!(
         out.stderr.matches("attributes and access control lists are not carried: 2 files").count(),
@@ -889,7 +889,7 @@ fn get_makes_the_folders_above_its_destination() {
     let (served, own) = served_and_own();
     small_tree(&served.path().join("tree"), 2, 3, 1);
     write_file(&served.path().join("file"), 1000, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let new = own.path().join("new");
     client(args!["get", "-n", server.target("tree"), new.join("a/b")]).expect(0);
     client(args!["get", server.target("no-such-file"), new.join("a/b")]).expect(4);
@@ -912,7 +912,7 @@ fn dry_run_changes_nothing() {
     let (served, own) = served_and_own();
     let tree = own.path().join("tree");
     small_tree(&tree, 2, 3, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     client(args!["send", "--dry-run", tree, server.target("")])
         .expect(0)
         .expect_summary(&[("bytes_sent", 0)]);
@@ -931,7 +931,7 @@ fn bwlimit_limits() {
     let (served, own) = served_and_own();
     let source = own.path().join("file");
     write_file(&source, 8 * MIB, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     let timed = |args: Vec<std::ffi::OsString>| {
         let start = Instant::now();
         client(args).expect(0);
@@ -954,7 +954,7 @@ fn any_number_of_streams_gives_the_same_bytes() {
     let tree = own.path().join("tree");
     write_file(&tree.join("big"), 24 * MIB + 17, 1);
     small_tree(&tree.join("small"), 3, 30, 2);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for streams in ["1", "3", "8", "auto"] {
         let proxy = Proxy::to(server.port);
         let name = format!("with-{streams}");
@@ -984,7 +984,7 @@ fn any_number_of_streams_gives_the_same_bytes() {
 #[test]
 fn a_short_local_transfer_keeps_to_its_control_stream() {
     let (served, own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for (name, size, alone) in [("short", 32 * MIB, true), ("long", 96 * MIB, false)] {
         let source = own.path().join(name);
         write_file(&source, size, 1);
@@ -1017,7 +1017,7 @@ fn blake3_of_each_file_is_reported() {
     for size in sizes {
         write_file(&tree.join(format!("of-{size}-bytes")), size, size);
     }
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for checksum in ["xxh3", "none", "blake3"] {
         let here = own.path().join(format!("back-{checksum}"));
         let sent = client(args!["send", "--checksum", checksum, tree, server.target(checksum)]).expect(0);
@@ -1046,7 +1046,7 @@ fn blake3_of_each_file_is_reported() {
 #[test]
 fn blake3_of_standard_input_is_reported() {
     let (served, _own) = served_and_own();
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for size in [0, 1000, 5 * MIB + 3, 8 * MIB] {
         let bytes = fill(size, 5);
         let name = format!("stream-{size}");
@@ -1066,7 +1066,7 @@ fn durability_is_reported() {
     let (served, own) = served_and_own();
     let source = own.path().join("file");
     write_file(&source, 100_000, 1);
-    let server = Server::start(served.path(), &[]);
+    let server = serve(served.path(), &[]);
     for durability in ["commit", "none"] {
         let args = args!["send", "--durability", durability, source, server.target(durability)];
         let out = client(args).expect(0);

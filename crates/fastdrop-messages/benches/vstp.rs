@@ -12,11 +12,9 @@
     missing_docs
 )]
 
-mod peer;
-
 use bytes::Bytes;
 use fastdrop_messages::vstp::{self as ours, FrameBytes, FrameType, HeadersBuf};
-use peer::{Peer, say};
+use fastdrop_testing::peer::{Peer, say};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -3,6 +3,10 @@
 //!
 //! - [`network`]: a bottleneck for datagrams in virtual time, with seeded faults.
 //! - [`fastdp`], [`cnp`]: both ends of a protocol in memory, and what must be true of them.
+//! - [`peer`]: the other process of a benchmark.
+//! - with the feature `program`, a program as a process: `program` runs it, `proxy` cuts, holds and
+//!   alters its connections, `wire` says to it what no honest peer would, `tree` and `place` are
+//!   files, folders and mounts of a test's own, `wait` and `words` what all of these need.
 //!
 //! It depends on `fastdrop-proto` and is a development dependency of it: so tests in `tests/` can
 //! use it, and unit tests in `src/`, whose types would be others of the same name, cannot.
@@ -18,6 +22,24 @@
     reason = "a test fails by panicking, and says by printing why"
 )]
 
+// First, for its macro.
+#[cfg(feature = "program")]
+#[macro_use]
+pub mod words;
+
 pub mod cnp;
 pub mod fastdp;
 pub mod network;
+pub mod peer;
+#[cfg(feature = "program")]
+pub mod place;
+#[cfg(feature = "program")]
+pub mod program;
+#[cfg(feature = "program")]
+pub mod proxy;
+#[cfg(feature = "program")]
+pub mod tree;
+#[cfg(feature = "program")]
+pub mod wait;
+#[cfg(feature = "program")]
+pub mod wire;

@@ -15,7 +15,6 @@
 mod claim;
 mod options;
 mod run;
-#[path = "../support/mod.rs"]
 mod support;
 mod trees;
 

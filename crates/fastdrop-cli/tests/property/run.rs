@@ -4,7 +4,6 @@ use super::claim::{Claim, Tree, state};
 use super::options::Options;
 use super::support::*;
 use super::trees::{self, Choice};
-use crate::args;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -90,7 +89,7 @@ impl World {
         fs::create_dir_all(own.path().join("to/tree")).unwrap();
         trees::make(&mut rng, &own.path().join("from/tree"), outside);
         let served = own.path().join(if sends { "to" } else { "from" });
-        let server = Server::start(&served, &["--existing", "overwrite"]);
+        let server = FASTDROP.serve(&served, &["--existing", "overwrite"]);
         Self { rng, own, sends, outside, server }
     }
 
@@ -151,7 +150,7 @@ impl World {
         words.extend(round.options.words());
         words.extend(extra.iter().map(OsString::from));
         words.extend(["--retries", "1", "--progress", "none"].map(OsString::from));
-        fastdrop(words)
+        FASTDROP.command(words)
     }
 
     /// The exit code of the dry run of a round, which must leave everything as it is.

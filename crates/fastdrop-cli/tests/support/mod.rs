@@ -1,182 +1,49 @@
-//! What the tests of the program share: a server and a client as processes, a proxy between them
-//! that misbehaves on command, and trees to send and to compare.
+//! The program under test, and what the tests of it share.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "every test binary uses its own part of this, and a test fails by panicking"
-)]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "every test binary uses its own part")]
 
-mod listener;
 mod peer;
-mod process;
-mod proxy;
-mod tree;
-pub mod wire;
 
-pub use listener::Listener;
+pub use fastdrop_testing::place::*;
+pub use fastdrop_testing::program::*;
+pub use fastdrop_testing::proxy::Proxy;
+pub use fastdrop_testing::tree::*;
+pub use fastdrop_testing::wait::*;
+pub use fastdrop_testing::words::*;
+pub use fastdrop_testing::{args, wire};
 pub use peer::Peer;
-pub use process::{
-    Cmd, Output, Running, Server, Signals, as_if_not_root, as_nobody, client, fastdrop, give_to_nobody, plain,
-};
-pub use proxy::Proxy;
-pub use tree::{
-    Entry, Kind, Rng, assert_nothing_partial, assert_same_contents, assert_same_file, assert_same_tree,
-    digest_of, fill, leftovers, names_in, set_mode, set_mtime, small_tree, snapshot, write_file,
-};
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use std::ffi::OsString;
+use std::path::Path;
 
-/// One mebibyte.
-pub const MIB: u64 = 1 << 20;
+/// The program under test.
+pub const FASTDROP: Program = Program::at(env!("CARGO_BIN_EXE_fastdrop"));
 
-/// Longest that anything is waited for. Generous, since it only matters when a test fails.
-pub const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Arguments of any mix of strings and paths.
-#[macro_export]
-macro_rules! args {
-    ($($arg:expr),* $(,)?) => {
-        vec![$(std::ffi::OsString::from(AsRef::<std::ffi::OsStr>::as_ref(&$arg))),*]
-    };
+/// A run with these arguments, to be put together.
+pub fn fastdrop(args: Vec<OsString>) -> Cmd {
+    FASTDROP.command(args)
 }
 
-/// A temporary folder in memory where the machine has room for that, since killing a process does
-/// not test fsync.
-pub fn scratch() -> TempDir {
-    static BASE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let base = BASE.get_or_init(|| {
-        let memory = Path::new("/dev/shm");
-        let out = Command::new("df").args(["--output=avail", "-B1"]).arg(memory).output().ok()?;
-        let free: u64 = String::from_utf8_lossy(&out.stdout).lines().nth(1)?.trim().parse().ok()?;
-        (free > 4 << 30 && TempDir::new_in(memory).is_ok()).then(|| memory.to_path_buf())
-    });
-    match base {
-        Some(base) => tempfile::Builder::new().prefix("fastdrop-test-").tempdir_in(base).unwrap(),
-        None => on_disk(),
-    }
+/// Runs a command with `--json` to its end.
+#[track_caller]
+pub fn client(args: Vec<OsString>) -> Output {
+    FASTDROP.client(args)
 }
 
-/// A temporary folder where temporary folders usually are.
-pub fn on_disk() -> TempDir {
-    tempfile::Builder::new().prefix("fastdrop-test-").tempdir().unwrap()
+/// Runs a command as a person would, without `--json`, to its end.
+#[track_caller]
+pub fn plain(args: Vec<OsString>) -> Output {
+    FASTDROP.plain(args)
 }
 
-/// Asks again and again, with a deadline, until there is an answer.
-pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(start.elapsed() < DEADLINE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(3));
-    }
+/// Serves `dir` at a free port.
+#[track_caller]
+pub fn serve(dir: &Path, extra: &[&str]) -> Server {
+    FASTDROP.serve(dir, extra)
 }
 
-/// Runs a system tool that the test cannot do without.
-pub fn tool(name: &str, args: Vec<std::ffi::OsString>) {
-    let out =
-        Command::new(name).args(&args).output().unwrap_or_else(|error| panic!("cannot run {name}: {error}"));
-    assert!(out.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-/// A mounted folder, unmounted when dropped.
-pub struct Mount {
-    dir: TempDir,
-}
-
-impl Mount {
-    /// A small file system in memory, with the given mount options, such as `size=8m`.
-    pub fn tmpfs(options: &str) -> Self {
-        let dir = on_disk();
-        tool("mount", args!["-t", "tmpfs", "-o", options, "tmpfs", dir.path()]);
-        Self { dir }
-    }
-
-    /// `source` once more, read-only.
-    pub fn read_only(source: &Path) -> Self {
-        let dir = on_disk();
-        tool("mount", args!["--bind", source, dir.path()]);
-        let mount = Self { dir };
-        tool("mount", args!["-o", "remount,ro,bind", mount.path()]);
-        mount
-    }
-
-    /// Changes the mount's options.
-    pub fn remount(&self, options: &str) {
-        tool("mount", args!["-o", format!("remount,{options}"), self.path()]);
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).output();
-    }
-}
-
-/// Something that is mounted at a place of the test's own, until it is dropped.
-pub struct MountAt {
-    place: PathBuf,
-}
-
-impl MountAt {
-    /// A file system in memory, with the given mount options, at `place`, a folder that is made if
-    /// it is missing.
-    pub fn tmpfs(place: &Path, options: &str) -> Self {
-        std::fs::create_dir_all(place).unwrap();
-        tool("mount", args!["-t", "tmpfs", "-o", options, "tmpfs", place]);
-        Self { place: place.into() }
-    }
-
-    /// The file or folder `source` once more, at `place`, which is there.
-    pub fn bind(source: &Path, place: &Path) -> Self {
-        tool("mount", args!["--bind", source, place]);
-        Self { place: place.into() }
-    }
-
-    /// Changes the mount's options.
-    pub fn remount(&self, options: &str) {
-        tool("mount", args!["-o", format!("remount,bind,{options}"), self.place]);
-    }
-}
-
-impl Drop for MountAt {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.place).output();
-    }
-}
-
-/// Waits until `path` was not changed only just now: of what was, nobody can tell whether it is
-/// changed once more.
-pub fn until_settled(path: &Path) {
-    eventually("a file to be older than the ticks of the file system's clock", || {
-        let changed = std::os::unix::fs::MetadataExt::ctime_nsec(&std::fs::metadata(path).unwrap());
-        let seconds = std::os::unix::fs::MetadataExt::ctime(&std::fs::metadata(path).unwrap());
-        let then = std::time::UNIX_EPOCH + Duration::new(seconds as u64, changed as u32);
-        then.elapsed().is_ok_and(|age| age > Duration::from_millis(200)).then_some(())
-    });
-}
-
-/// Writes zeros into `path` until the file system is full.
-pub fn fill_up(path: &Path) {
-    use std::io::Write as _;
-    let mut file = std::fs::File::create(path).unwrap();
-    for size in [1 << 20, 4096, 1] {
-        let block = vec![0; size];
-        while file.write_all(&block).is_ok() {}
-    }
+/// Serves through a command that runs the program in place of itself.
+#[track_caller]
+pub fn serve_through(dir: &Path, extra: &[&str], wrapper: Vec<OsString>) -> Server {
+    FASTDROP.serve_through(dir, extra, wrapper)
 }

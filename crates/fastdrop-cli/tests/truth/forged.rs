@@ -2,10 +2,9 @@
 //! to let it pass.
 
 use super::cell::{Cell, Command, End, Event, Obstacle, Oddity, Trouble};
-use super::support::Kind;
+use super::support::{Kind, args};
 use super::verdict::{Asked, Keeps, Observed, Tree, judge};
 use super::walk::{Outcome, walk};
-use crate::args;
 use std::path::PathBuf;
 
 fn file(bytes: &[u8]) -> Kind {

@@ -3,7 +3,6 @@
 use super::cell::{Cell, Command, End, Event, Obstacle, Oddity, Trouble};
 use super::support::*;
 use super::verdict::{Asked, Keeps, Observed, Tree};
-use crate::args;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -220,7 +219,7 @@ impl Job<'_> {
         if let Trouble::Serves(args) = self.cell.trouble {
             extra.extend(args);
         }
-        self.server = Server::try_wrapped(&dir, &extra, self.wrapper(End::Server));
+        self.server = FASTDROP.try_serve_through(&dir, &extra, self.wrapper(End::Server));
         let Some(server) = &mut self.server else { return false };
         self.port = port_of(server, self.cell.protocol);
         if self.cell.trouble == Trouble::NobodyThere {
@@ -266,7 +265,7 @@ impl Job<'_> {
         if let Trouble::Asks(args) = self.cell.trouble {
             words.extend(args.iter().map(OsString::from));
         }
-        let mut cmd = fastdrop(words);
+        let mut cmd = FASTDROP.command(words);
         if command == Command::SendStdin {
             cmd = cmd.stdin(fs::read(self.source()).unwrap());
         }
@@ -377,7 +376,7 @@ impl Job<'_> {
             let extra: &[&str] =
                 if self.cell.protocol == "fastdownloader" { &["--fastdownloader=0"] } else { &[] };
             self.server = None;
-            let mut server = Server::start(&dir, extra);
+            let mut server = FASTDROP.serve(&dir, extra);
             self.port = port_of(&mut server, self.cell.protocol);
             self.server = Some(server);
         }

@@ -4,7 +4,6 @@ use super::cell::{Cell, Command, End, Event, Trouble};
 use super::job::{HANGS, written};
 use super::support::*;
 use super::verdict::{Asked, Observed};
-use crate::args;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs;
@@ -59,7 +58,7 @@ pub(crate) fn observe(cell: &Cell, planted: &[OsString]) -> Option<Vec<(Asked, O
         listen.extend(extra.iter().map(OsString::from));
     }
     let wrapped = wrapper(cell.trouble, End::Server, &output);
-    let mut listener = fastdrop(listen).wrapper(wrapped).stdout_to(written(&output)).start();
+    let mut listener = FASTDROP.command(listen).wrapper(wrapped).stdout_to(written(&output)).start();
     let start = Instant::now();
     let port = loop {
         if let Some(port) = port_in(&output) {
@@ -90,7 +89,7 @@ pub(crate) fn observe(cell: &Cell, planted: &[OsString]) -> Option<Vec<(Asked, O
     lines.push('\n');
     let mut sender_through = planted.to_vec();
     sender_through.extend(wrapper(cell.trouble, End::Client, &output));
-    let mut cmd = fastdrop(send).wrapper(sender_through).stdin(lines);
+    let mut cmd = FASTDROP.command(send).wrapper(sender_through).stdin(lines);
     let stdout_lost = matches!(cell.trouble, Trouble::Output(End::Client, Some(_)));
     if let Trouble::Output(End::Client, Some(file)) = cell.trouble {
         cmd = cmd.stdout_to(written(Path::new(file)));

@@ -16,7 +16,6 @@ mod cell;
 mod forged;
 mod job;
 mod listening;
-#[path = "../support/mod.rs"]
 mod support;
 mod table;
 mod verdict;

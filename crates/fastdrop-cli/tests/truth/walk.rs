@@ -57,7 +57,7 @@ fn conclude(cell: &Cell, found: &[(Asked, Observed)]) -> Outcome {
 
 /// Runs a command that only prints.
 fn prints(cell: &Cell, words: &str, planted: &[OsString]) -> Vec<(Asked, Observed)> {
-    let mut cmd = fastdrop(words.split(' ').map(OsString::from).collect());
+    let mut cmd = FASTDROP.command(words.split(' ').map(OsString::from).collect());
     let mut wrapper = planted.to_vec();
     if let Trouble::Inject(_, what, nth) = cell.trouble {
         wrapper.extend(job::inject(what, &nth.to_string()));

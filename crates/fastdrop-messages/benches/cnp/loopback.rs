@@ -1,9 +1,9 @@
 //! Messages of 64 bytes a second over loopback, from one process to another.
 
 use crate::median;
-use crate::peer::{Peer, say};
 use bytes::Bytes;
 use fastdrop_messages::cnp::{ChecksumKind, Client, ClientBuilder, Mode, Server};
+use fastdrop_testing::peer::{Peer, say};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -15,8 +15,6 @@
 
 mod loopback;
 mod loss;
-#[path = "../peer/mod.rs"]
-mod peer;
 mod plot;
 mod relay;
 mod window;

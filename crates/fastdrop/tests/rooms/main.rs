@@ -49,7 +49,15 @@ const CRATES: &[(&str, Floors)] = &[
             &["address", "exit", "units"],
         ],
     ),
-    ("fastdrop-testing", &[&["lib"], &["cnp", "fastdp"], &["network"]]),
+    (
+        "fastdrop-testing",
+        &[
+            &["lib"],
+            &["cnp", "fastdp", "peer", "program", "proxy", "wire"],
+            &["network", "place", "tree"],
+            &["wait", "words"],
+        ],
+    ),
 ];
 
 fn src(name: &str) -> PathBuf {

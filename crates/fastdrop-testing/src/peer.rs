@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Killed when dropped.
-pub(crate) struct Peer {
+pub struct Peer {
     child: Child,
     output: BufReader<ChildStdout>,
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Peer {
     /// Starts it, and waits until it has said where it listens.
-    pub(crate) fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .arg("peer")
             .args(arguments)
@@ -27,7 +27,7 @@ impl Peer {
     }
 
     /// The next line that it says.
-    pub(crate) fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         line.trim().to_owned()
@@ -42,7 +42,7 @@ impl Drop for Peer {
 }
 
 /// Says something to the process that started this one.
-pub(crate) fn say(what: impl std::fmt::Display) {
+pub fn say(what: impl std::fmt::Display) {
     println!("{what}");
     std::io::stdout().flush().unwrap();
 }

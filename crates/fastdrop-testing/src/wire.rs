@@ -1,7 +1,7 @@
 //! The protocol's bytes once more, written from its specification without the program's own code,
 //! to say what no honest client would say.
 
-use super::DEADLINE;
+use crate::wait::DEADLINE;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};

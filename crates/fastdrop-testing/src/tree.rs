@@ -7,6 +7,9 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+
 /// Numbers that look random and are the same in every run (SplitMix64).
 pub struct Rng(u64);
 

@@ -1,6 +1,7 @@
 //! A proxy that misbehaves on command.
 
-use super::{DEADLINE, process};
+use crate::wait::DEADLINE;
+use crate::words::target;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -108,7 +109,7 @@ impl Proxy {
 
     /// Its address and a path, as an argument.
     pub fn target(&self, path: impl AsRef<OsStr>) -> OsString {
-        process::target(self.port, path.as_ref())
+        target(self.port, path.as_ref())
     }
 
     /// Where it listens.

@@ -1,33 +1,45 @@
 //! A listener for messages.
 
-use super::process::{Output, Running, fastdrop};
-use crate::args;
+use super::binary::Program;
+use super::run::{Output, Running};
 use serde_json::Value;
 use std::ffi::OsString;
 
+impl Program {
+    /// Listens for messages on a free port.
+    pub fn listen(self, protocol: &str, extra: &[&str]) -> Listener {
+        self.listen_on("127.0.0.1", protocol, extra)
+    }
+
+    /// The same on an address, which is spoken to as it is given.
+    pub fn listen_on(self, bind: &str, protocol: &str, extra: &[&str]) -> Listener {
+        Listener::start(self, bind, protocol, extra)
+    }
+
+    /// One that was started by hand, and listens at this address.
+    pub fn listening(self, process: Running, address: String) -> Listener {
+        Listener { program: self, process, address }
+    }
+}
+
 /// A listener, and where it listens.
 pub struct Listener {
+    program: Program,
     pub process: Running,
     pub address: String,
 }
 
 impl Listener {
-    /// Starts one on a free port.
-    pub fn start(protocol: &str, extra: &[&str]) -> Self {
-        Self::start_on("127.0.0.1", protocol, extra)
-    }
-
-    /// The same on an address, which is spoken to as it is given.
-    pub fn start_on(bind: &str, protocol: &str, extra: &[&str]) -> Self {
+    fn start(program: Program, bind: &str, protocol: &str, extra: &[&str]) -> Self {
         let mut words: Vec<OsString> =
             args!["message", "listen", "--protocol", protocol, "--port", "0", "--bind", bind];
         words.extend(extra.iter().map(OsString::from));
-        let process = fastdrop(words).json().start();
+        let process = program.command(words).json().start();
         let port = process.stdout_line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
             (event["event"] == "listening").then(|| event["port"].as_u64()).flatten()
         });
-        Self { process, address: format!("{bind}:{}", port.expect("a port")) }
+        Self { program, process, address: format!("{bind}:{}", port.expect("a port")) }
     }
 
     /// The first message that has this text.
@@ -60,7 +72,7 @@ impl Listener {
         words.extend(messages.iter().map(OsString::from));
         words.push(self.address.clone().into());
         words.extend(extra.iter().map(OsString::from));
-        fastdrop(words).json().run()
+        self.program.client(words)
     }
 
     /// Its port.
