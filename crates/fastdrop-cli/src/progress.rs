@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 const BAR_EVERY: Duration = Duration::from_millis(100);
@@ -28,11 +28,11 @@ impl Shown {
             How::Auto => std::io::stderr().is_terminal(),
         };
         let over = Arc::<(Mutex<bool>, Condvar)>::default();
-        let thread = std::thread::spawn({
-            let over = Arc::clone(&over);
-            move || if bar { show_bar(&observer, &over) } else { show_lines(&observer, &over) }
-        });
-        Self { over, thread: Some(thread) }
+        let shown = Arc::clone(&over);
+        let show = move || if bar { show_bar(&observer, &shown) } else { show_lines(&observer, &shown) };
+        // Without a thread to be had, the transfer goes on without a word.
+        let thread = Builder::new().name("progress".into()).spawn(show).ok();
+        Self { over, thread }
     }
 }
 

@@ -4,6 +4,7 @@ use fastdrop::Stop;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::thread::Builder;
 
 /// Which signal said to stop, if one did.
 #[derive(Clone, Default)]
@@ -20,7 +21,7 @@ impl Signals {
         let ignored = Ignored::of_this_process();
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !ignored.contains(signal));
         let mut incoming = signal_hook::iterator::Signals::new(wanted)?;
-        std::thread::spawn(move || {
+        let watch = move || {
             for signal in incoming.forever() {
                 let signal = u8::try_from(signal).unwrap_or(1);
                 if seen.swap(signal, Ordering::SeqCst) != 0 {
@@ -28,7 +29,8 @@ impl Signals {
                 }
                 stop.stop();
             }
-        });
+        };
+        Builder::new().name("signals".into()).spawn(watch)?;
         Ok(signals)
     }
 

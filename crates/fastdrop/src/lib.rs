@@ -18,6 +18,7 @@ mod server;
 mod source;
 mod stop;
 mod storage;
+mod thread;
 mod transfer;
 
 pub use client::{Client, GetOptions, Put, PutOptions};

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::thread::Builder;
 use tokio::sync::{mpsc, oneshot};
 
 /// Prints messages, and knows whether they go back. Clones print to the same output.
@@ -57,7 +58,8 @@ impl Printer {
             // One is enough, and a listener that has ended wants none.
             let _ = failed.try_send(OutputError::from(std::io::Error::from(error)));
         };
-        std::thread::spawn(move || {
+        let (no_writer, no_watcher) = (failed.clone(), closed.clone());
+        let write = move || {
             let (mut text, mut written) = (String::new(), Vec::new());
             while let Some(first) = taken.blocking_recv() {
                 // What else waits is written in the same call.
@@ -72,12 +74,22 @@ impl Printer {
                 text = String::new();
                 written.drain(..).for_each(|written| written());
             }
-        });
-        std::thread::spawn(move || {
+        };
+        let watch = move || {
             if wait_until_closed() {
                 fail(&closed, Errno::PIPE);
             }
-        });
+        };
+        // Without a thread to be had nothing is printed: the receiver learns that at once.
+        let refused = |failed: &mpsc::Sender<OutputError>, error: std::io::Error| {
+            let _ = failed.try_send(OutputError::from(error));
+        };
+        if let Err(error) = Builder::new().name("print".into()).spawn(write) {
+            refused(&no_writer, error);
+        }
+        if let Err(error) = Builder::new().name("watch".into()).spawn(watch) {
+            refused(&no_watcher, error);
+        }
         (Self { output, echo, lines, end }, failure)
     }
 

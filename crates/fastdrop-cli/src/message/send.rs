@@ -13,6 +13,7 @@ use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -97,7 +98,8 @@ fn messages(
     whole: bool,
 ) -> mpsc::Receiver<std::io::Result<Vec<u8>>> {
     let (give, take) = mpsc::channel(BATCH);
-    std::thread::spawn(move || {
+    let refused = give.clone();
+    let give_all = move || {
         let read = || -> std::io::Result<()> {
             if file.is_none() && !words.is_empty() {
                 // A receiver that is gone wants no more.
@@ -126,7 +128,10 @@ fn messages(
         if let Err(error) = read() {
             let _ = give.blocking_send(Err(error));
         }
-    });
+    };
+    if let Err(error) = Builder::new().name("messages".into()).spawn(give_all) {
+        let _ = refused.try_send(Err(error));
+    }
     take
 }
 

@@ -18,6 +18,7 @@ use crate::storage::output::{OutputSink, expect_one_file};
 use crate::storage::placement::Placement;
 use crate::storage::recovery::Busy;
 use crate::storage::root::Root;
+use crate::thread::spawn_scoped;
 use crate::transfer::alive::with_alive;
 use crate::transfer::inquiry::Inquiry;
 use crate::transfer::layout::{cut, expect_header};
@@ -247,10 +248,14 @@ impl Client {
                     opening.fetch_sub(1, Ordering::SeqCst);
                     return;
                 }
-                scope.spawn(|| {
+                let open = || {
                     open_one();
                     opening.fetch_sub(1, Ordering::SeqCst);
-                });
+                };
+                if let Err(error) = spawn_scoped(scope, "open", open) {
+                    tracing::debug!(%error, "a data stream could not be opened");
+                    opening.fetch_sub(1, Ordering::SeqCst);
+                }
             };
             reception.run(agreed.reader, &more)
         });

@@ -14,6 +14,7 @@ use crate::source::reader::{Unreadable, content};
 use crate::source::tree::SourceTree;
 use crate::source::walk::{WalkOptions, Walked, walk};
 use crate::storage::root::split;
+use crate::thread::{refused, spawn};
 use crate::transfer::alive::with_alive;
 use crate::transfer::layout::{cut, wanted_chunk};
 use crate::transfer::send::Opener;
@@ -96,9 +97,7 @@ impl Input {
                 None => Err(Self::spent()),
             },
             Input::Archive { tree, contents, kind } => {
-                let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind);
-                let packed = packed
-                    .map_err(|error| Error::failed(Code::Internal, format!("making an archive: {error}")))?;
+                let packed = Packed::new(Arc::clone(tree), Arc::clone(contents), *kind)?;
                 Ok(Some(Box::new(packed)))
             }
         }
@@ -492,7 +491,7 @@ impl Client {
             let packed = matches!(input, Input::Archive { .. });
             let feed =
                 move || transmission.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
-            std::thread::spawn(feed);
+            spawn("input", feed).map_err(refused)?;
         }
         let join = || self.join(&grant);
         let result = transmission.run(agreed.reader, &Opener::Connect(&join));

@@ -86,7 +86,9 @@ impl Stream for PlainStream {
             tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
         };
-        poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) != Ok(0)
+        let polled = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout));
+        // An interrupted call has seen nothing; what else fails is told by the next read.
+        !matches!(polled, Ok(0) | Err(rustix::io::Errno::INTR))
     }
 
     fn peer_has_left(&self) -> bool {

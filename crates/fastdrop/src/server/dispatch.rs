@@ -9,6 +9,7 @@ use crate::legacy::{fastdownloader, fastdp1, nextdp, ultradp};
 use crate::lock::lock;
 use crate::server::accepted::Accepted;
 use crate::server::fastdp;
+use crate::thread::spawn;
 use fastdrop_proto::fastdp::{UpgradeError, UpgradeRequest, Version};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -81,7 +82,7 @@ impl Dispatcher {
         let connection = Arc::new(Mutex::new(Some((accepted, place))));
         let handed = Arc::clone(&connection);
         let thread = Counted::new(&self.threads);
-        let spawned = std::thread::Builder::new().name("connection".into()).spawn(move || {
+        let spawned = spawn("connection", move || {
             let Some((accepted, place)) = lock(&handed).take() else { return };
             dispatcher.serve(accepted, ConnectionPermit::new(place, thread));
         });

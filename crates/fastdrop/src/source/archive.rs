@@ -6,6 +6,7 @@ use crate::error::{Error as Refused, reason};
 use crate::source::identity::Identities;
 use crate::source::reader::unchanged;
 use crate::source::tree::SourceTree;
+use crate::thread::{refused, spawn};
 use fastdrop_proto::fastdp::{
     Archive, Code, Entry, EntryError, EntryKind, Manifest, ManifestBuilder, ManifestError, RelPath,
 };
@@ -79,13 +80,22 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Begins with an archive of `manifest`, whose files are beneath `tree`.
-    pub(crate) fn new(tree: Arc<SourceTree>, manifest: Arc<Manifest>, kind: Archive) -> Result<Self> {
-        let (archive, out) = std::io::pipe()?;
+    ///
+    /// # Errors
+    ///
+    /// There is no thread to be had, or no pipe.
+    pub(crate) fn new(
+        tree: Arc<SourceTree>,
+        manifest: Arc<Manifest>,
+        kind: Archive,
+    ) -> std::result::Result<Self, Refused> {
+        let failed = |error: Error| Refused::failed(Code::Internal, format!("making an archive: {error}"));
+        let (archive, out) = std::io::pipe().map_err(failed)?;
         let make = move || {
             let identities = Identities::find(&tree, &manifest);
             pack(&tree, &manifest, &identities, kind, BufWriter::with_capacity(64 << 10, out))
         };
-        Ok(Self { archive, maker: Some(std::thread::Builder::new().spawn(make)?) })
+        Ok(Self { archive, maker: Some(spawn("archive", make).map_err(refused)?) })
     }
 }
 

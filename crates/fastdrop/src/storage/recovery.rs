@@ -10,6 +10,7 @@ use crate::storage::part;
 use crate::storage::part::{PartIndex, remove_folder};
 use crate::storage::root::Root;
 use crate::storage::stage::Stage;
+use crate::thread::spawn_scoped;
 use fastdrop_proto::checksum::{Algorithm, PieceChecksum};
 use fastdrop_proto::fastdp::HIDDEN;
 use fastdrop_proto::units::ChunkSize;
@@ -255,7 +256,7 @@ fn verify_pieces(
     };
     std::thread::scope(|scope| {
         // Without a thread to be had, this one does it all.
-        let helping = (0..helpers).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, some).ok());
+        let helping = (0..helpers).map_while(|_| spawn_scoped(scope, "verify", some).ok());
         let helping: Vec<_> = helping.collect();
         // What a thread that failed had looked at comes again.
         some()

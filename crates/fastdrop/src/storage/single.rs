@@ -11,6 +11,7 @@ use crate::storage::part::PartIndex;
 use crate::storage::placement::{Placement, Rules, Verdict, judge};
 use crate::storage::root::{Dirs, Root, split};
 use crate::storage::stage::Stage;
+use crate::thread::{refused, spawn_scoped};
 use fastdrop_proto::checksum::{Algorithm, Checksum};
 use fastdrop_proto::fastdp::{Code, Entry, EntryKind, Existing, Manifest, ManifestBuilder, Place, RelPath};
 use fastdrop_proto::units::{ChunkSize, EntryIndex, Mtime};
@@ -19,7 +20,6 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::thread::{Scope, ScopedJoinHandle};
 
 /// Bytes of a buffer: they stay in the processor's caches from being received to being written.
 pub(crate) const BUFFER: usize = 256 << 10;
@@ -167,16 +167,17 @@ impl Incoming {
             if let Some(look) = look {
                 let (before, to_look) = sync_channel::<Full>(BUFFERS);
                 let after = std::mem::replace(&mut full, before);
-                spawn(scope, move || {
+                spawn_scoped(scope, "look", move || {
                     for full in to_look {
                         look(full.buffer.get(..full.len).unwrap_or_default(), full.at);
                         if after.send(full).is_err() {
                             return;
                         }
                     }
-                })?;
+                })
+                .map_err(refused)?;
             }
-            let writer = spawn(scope, move || {
+            let writer = spawn_scoped(scope, "write", move || {
                 to_write.iter().try_for_each(|Full { buffer, len, at }| {
                     write_all_at(file, buffer.get(..len).unwrap_or_default(), at)?;
                     self.stage.begin_writeback(file, at, len as u64);
@@ -184,7 +185,8 @@ impl Incoming {
                     let _ = written.send(buffer);
                     Ok(())
                 })
-            })?;
+            })
+            .map_err(refused)?;
             let mut behind = WriteBehind { full, empty, spare: Vec::new(), made: 0 };
             let received = receive(&mut behind);
             drop(behind);
@@ -254,15 +256,6 @@ impl WriteBehind {
     pub(crate) fn give_back(&mut self, buffer: Vec<u8>) {
         self.spare.push(buffer);
     }
-}
-
-/// Starts a thread, which the system may refuse.
-fn spawn<'scope, 'env, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, 'env>,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>, Error> {
-    let spawned = std::thread::Builder::new().spawn_scoped(scope, work);
-    spawned.map_err(|error| Error::failed(Code::Unavailable, format!("no thread to be had: {error}")))
 }
 
 fn gone() -> Error {

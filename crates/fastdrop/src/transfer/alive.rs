@@ -1,6 +1,7 @@
 //! Signs of life while this end is at work.
 
 use crate::net::connection::Connection;
+use crate::thread::spawn_scoped;
 use fastdrop_proto::fastdp::Control;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -> T {
     let over = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let say = || {
             let mut done = over.0.lock().unwrap_or_else(PoisonError::into_inner);
             while !*done {
                 let waited =
@@ -20,7 +21,11 @@ pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -
                     return;
                 }
             }
-        });
+        };
+        if let Err(error) = spawn_scoped(scope, "alive", say) {
+            // Then the peer may take this end for silent.
+            tracing::warn!(%error, "no thread for signs of life");
+        }
         let _end = SetOnDrop(&over);
         work()
     })

@@ -9,6 +9,7 @@ use crate::net::throttle::Throttle;
 use crate::observe::{Observer, Phase};
 use crate::stop::{Stop, Stoppable};
 use crate::storage::journal::FileKey;
+use crate::thread::{refused, spawn_scoped};
 use crate::transfer::assembly::{Assembly, Fault};
 use crate::transfer::prepare::Prepared;
 use crate::transfer::stream_receiver::{Pace, StreamReceiver};
@@ -136,15 +137,24 @@ impl ReceiveTransfer {
         self.stop.watch(&self.control);
         std::thread::scope(|scope| {
             let _end = EndOnDrop(self);
-            scope.spawn(|| self.keep_alive());
-            scope.spawn(|| {
+            let take_streams = || {
                 while let Some(DataStream { reader, permit }) = self.joins.wait() {
-                    scope.spawn(move || {
+                    let connection = Arc::clone(reader.connection());
+                    let serve = move || {
                         let _permit = permit;
                         self.data_stream(reader);
-                    });
+                    };
+                    if let Err(error) = spawn_scoped(scope, "stream", serve) {
+                        tracing::warn!(%error, "no thread for a data stream");
+                        connection.close();
+                    }
                 }
-            });
+            };
+            let started = spawn_scoped(scope, "alive", || self.keep_alive())
+                .and_then(|_| spawn_scoped(scope, "streams", take_streams));
+            if let Err(error) = started {
+                return self.fail(refused(error));
+            }
             match self.serve(control, &mut |frame| self.control_frame(frame, more)) {
                 Ok(()) => self.end(Ended::Closed.into(), true),
                 // Refused by the sender, or lost.

@@ -11,6 +11,7 @@ use crate::source::identity::Identities;
 use crate::source::reader::{ChunkPlan, ChunkReader, ReadChunk, StreamPieces, Unreadable};
 use crate::source::tree::SourceTree;
 use crate::stop::{Stop, Stoppable};
+use crate::thread::{refused, spawn_scoped};
 use crate::transfer::compress::ChunkCompressor;
 use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::checksum::{Algorithm, join_blake3};
@@ -21,8 +22,9 @@ use fastdrop_proto::fastdp::{
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use std::collections::BTreeMap;
 use std::io::{IoSlice, Read};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 /// The longest that a thread waits without looking around.
@@ -48,8 +50,10 @@ pub(crate) struct SendTransfer {
     connections: Mutex<BTreeMap<StreamId, Arc<Connection>>>,
     abandoned: Mutex<BTreeMap<EntryIndex, Failed>>,
     hashes: Mutex<BTreeMap<EntryIndex, [u8; 32]>>,
-    /// An error of reading the stream entry.
-    input_error: Mutex<Option<Error>>,
+    /// The reason of this end for giving up, such as an input that cannot be read.
+    failure: Mutex<Option<Error>>,
+    /// Data streams that the receiver is yet to be asked for.
+    asked: AtomicU32,
     /// Turns that streams on the shortest paths take with those of other transfers.
     turns: Option<Arc<Turns>>,
     pub(crate) joins: StreamQueue,
@@ -118,7 +122,8 @@ impl SendTransfer {
             connections: Mutex::default(),
             abandoned: Mutex::default(),
             hashes: Mutex::default(),
-            input_error: Mutex::default(),
+            failure: Mutex::default(),
+            asked: AtomicU32::new(0),
             turns: options.turns,
             joins: StreamQueue::default(),
         })
@@ -163,22 +168,17 @@ impl SendTransfer {
         lock(&self.connections).insert(StreamId::CONTROL, Arc::clone(&connection));
         std::thread::scope(|scope| {
             let _end = EndOnDrop(self);
-            scope.spawn(|| self.read(StreamId::CONTROL, control));
-            scope.spawn(|| self.pump(StreamId::CONTROL, &connection));
-            scope.spawn(|| {
-                while let Some(DataStream { reader, permit }) = self.joins.wait() {
-                    let joined = Arc::clone(reader.connection());
-                    let id = self.machine().handle_stream_joined(Instant::now());
-                    self.stop.watch(&joined);
-                    lock(&self.connections).insert(id, Arc::clone(&joined));
-                    self.wake.notify_all();
-                    scope.spawn(move || self.read(id, reader));
-                    scope.spawn(move || {
-                        let _permit = permit;
-                        self.pump(id, &joined);
-                    });
+            let take_streams = || {
+                while let Some(joined) = self.joins.wait() {
+                    self.start_stream(scope, joined);
                 }
-            });
+            };
+            let started = spawn_scoped(scope, "read", || self.read(StreamId::CONTROL, control))
+                .and_then(|_| spawn_scoped(scope, "send", || self.pump(StreamId::CONTROL, &connection)))
+                .and_then(|_| spawn_scoped(scope, "streams", take_streams));
+            if let Err(error) = started {
+                self.fail(refused(error));
+            }
             let mut machine = self.machine();
             let mut looking = false;
             loop {
@@ -186,7 +186,9 @@ impl SendTransfer {
                 machine.handle_timeout(now);
                 if !looking && machine.wants_reading() {
                     looking = true;
-                    scope.spawn(|| self.look(&connection));
+                    if let Err(error) = spawn_scoped(scope, "compare", || self.look(&connection)) {
+                        lock(&self.failure).get_or_insert(refused(error));
+                    }
                 }
                 let mut opens = 0;
                 while machine.poll_open(now) {
@@ -207,7 +209,7 @@ impl SendTransfer {
                 }
                 let refusal = match machine.outcome() {
                     Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
-                    None => lock(&self.input_error).as_ref().map(Error::refusal),
+                    None => lock(&self.failure).as_ref().map(Error::refusal),
                 };
                 let is_over = machine.outcome().is_some();
                 if let Some(refusal) = refusal {
@@ -219,16 +221,21 @@ impl SendTransfer {
                     break;
                 }
                 if opens > 0 {
+                    if let Opener::Ask = opener {
+                        // This loop keeps time: the control stream's own thread sends it.
+                        self.asked.fetch_add(opens, Ordering::Relaxed);
+                    }
                     drop(machine);
-                    for _ in 0..opens {
-                        match opener {
-                            Opener::Connect(connect) => {
-                                scope.spawn(|| self.open(*connect));
-                            }
-                            Opener::Ask => {
-                                let _ = connection.send_control(&Control::More);
+                    match opener {
+                        Opener::Connect(connect) => {
+                            for _ in 0..opens {
+                                if let Err(error) = spawn_scoped(scope, "open", || self.open(*connect)) {
+                                    tracing::debug!(%error, "a data stream could not be opened");
+                                    self.machine().handle_open_failed(Instant::now());
+                                }
                             }
                         }
+                        Opener::Ask => self.wake.notify_all(),
                     }
                     machine = self.machine();
                     continue;
@@ -239,6 +246,39 @@ impl SendTransfer {
             }
         });
         self.result(&connection)
+    }
+
+    /// Gives a stream that has joined threads of its own.
+    fn start_stream<'scope>(
+        self: &'scope Arc<Self>,
+        scope: &'scope Scope<'scope, '_>,
+        DataStream { reader, permit }: DataStream,
+    ) {
+        let joined = Arc::clone(reader.connection());
+        let id = self.machine().handle_stream_joined(Instant::now());
+        self.stop.watch(&joined);
+        lock(&self.connections).insert(id, Arc::clone(&joined));
+        self.wake.notify_all();
+        let pumped = Arc::clone(&joined);
+        let pump = move || {
+            let _permit = permit;
+            self.pump(id, &pumped);
+        };
+        let started = spawn_scoped(scope, "read", move || self.read(id, reader))
+            .and_then(|_| spawn_scoped(scope, "send", pump));
+        if let Err(error) = started {
+            tracing::warn!(%error, "no thread for a data stream");
+            // Who reads it, if there is one, sees that and says that it is lost.
+            joined.close();
+            self.machine().handle_stream_lost(id, Instant::now());
+            lock(&self.connections).remove(&id);
+        }
+    }
+
+    /// Gives the transfer up for a reason of this end.
+    pub(crate) fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.wake.notify_all();
     }
 
     /// Tells the receiver why nothing more comes, and waits a moment until it has read that:
@@ -263,8 +303,8 @@ impl SendTransfer {
 
     fn result(&self, control: &Connection) -> Result<Done, Error> {
         let outcome = self.machine().outcome().cloned();
-        let input_error = lock(&self.input_error).take();
-        let error = match (outcome, input_error) {
+        let failure = lock(&self.failure).take();
+        let error = match (outcome, failure) {
             (Some(Outcome::Done(done)), _) => {
                 control.close();
                 return Ok(done);
@@ -405,6 +445,24 @@ impl SendTransfer {
         }
     }
 
+    /// Asks the receiver for the data streams that are wanted.
+    fn ask(&self, control: &Connection) -> Result<(), Ended> {
+        let asked = self.asked.swap(0, Ordering::Relaxed);
+        (0..asked).try_for_each(|_| control.send_control(&Control::More))
+    }
+
+    /// Leaves a stream over which nothing can be sent.
+    fn lose(&self, id: StreamId, connection: &Connection, ended: Ended) {
+        if matches!(ended, Ended::Broken(_)) {
+            // What the receiver said before it closed can still be read, why it did so above all:
+            // the reading side comes to the end of that, and then the stream is lost.
+            return connection.finish_writing();
+        }
+        self.machine().handle_stream_lost(id, Instant::now());
+        connection.close();
+        self.wake.notify_all();
+    }
+
     /// Sends what is to be sent on one stream.
     fn pump(&self, id: StreamId, connection: &Connection) {
         let mut pump = Pump {
@@ -414,10 +472,18 @@ impl SendTransfer {
         };
         let mut turn = Turn::new(self.turns.as_ref().filter(|_| connection.is_shortest()).cloned());
         loop {
+            if id == StreamId::CONTROL
+                && let Err(ended) = self.ask(connection)
+            {
+                return self.lose(id, connection, ended);
+            }
             let mut machine = self.machine();
             let action = loop {
                 let now = Instant::now();
                 match machine.poll_stream(id, now) {
+                    Action::Wait if id == StreamId::CONTROL && self.asked.load(Ordering::Relaxed) > 0 => {
+                        break Action::Wait;
+                    }
                     Action::Wait => {
                         turn.give_back();
                         let until =
@@ -459,17 +525,7 @@ impl SendTransfer {
                 Action::Wait => continue,
             };
             if let Err(ended) = sent {
-                if matches!(ended, Ended::Broken(_)) {
-                    // What the receiver said before it closed can still be read,
-                    // why it did so above all: the reading side comes to the end
-                    // of that, and then the stream is lost.
-                    connection.finish_writing();
-                    return;
-                }
-                self.machine().handle_stream_lost(id, Instant::now());
-                connection.close();
-                self.wake.notify_all();
-                return;
+                return self.lose(id, connection, ended);
             }
         }
     }
@@ -579,13 +635,14 @@ impl SendTransfer {
             Ok(None) => {}
             Err(error) => {
                 // Whoever makes an archive says in words what is wrong.
-                *lock(&self.input_error) = Some(match error.raw_os_error() {
+                let failure = match error.raw_os_error() {
                     Some(errno) => {
                         let errno = rustix::io::Errno::from_raw_os_error(errno);
                         Error::system("reading the input", errno)
                     }
                     None => Error::failed(Code::SourceChanged, error.to_string()),
-                });
+                };
+                lock(&self.failure).get_or_insert(failure);
             }
         }
         self.wake.notify_all();

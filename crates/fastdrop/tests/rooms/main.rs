@@ -23,7 +23,7 @@ const CRATES: &[(&str, Floors)] = &[
             &["source"],
             &["storage"],
             &["admission", "codec", "net"],
-            &["lock", "observe", "protocol", "random", "stop"],
+            &["lock", "observe", "protocol", "random", "stop", "thread"],
             &["error"],
         ],
     ),

@@ -13,6 +13,7 @@ use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::storage::options::ReceiveOptions;
 use crate::storage::single::{BUFFER, Incoming, WriteBehind, destination, is_left};
+use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
 };
@@ -20,6 +21,7 @@ use fastdrop_proto::fastdp::{Code, Done};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// A server's words are complete when nothing more came for so long.
@@ -163,19 +165,22 @@ fn receive(client: &ClientContext, incoming: &Incoming, accepted: &Accepted) -> 
         let start = |connection: &Arc<Connection>| {
             let (connection, connections) = (Arc::clone(connection), &connections);
             let (machine, throttle) = (&machine, throttle.as_ref());
-            scope.spawn(move || {
+            // Without one of them the others are worth nothing.
+            let close_all = || connections.iter().for_each(|connection| connection.close());
+            let receive = move || {
                 let result =
                     incoming.write_behind(|behind| stream(client, connection, machine, throttle, behind));
-                if result.is_err() {
-                    // Without this one the others are worth nothing.
-                    connections.iter().for_each(|connection| connection.close());
-                }
-                result
-            })
+                result.inspect_err(|_| close_all())
+            };
+            spawn_scoped(scope, "stream", receive).inspect_err(|_| close_all())
         };
         let streams: Vec<_> = connections.iter().map(start).collect();
         let ended = |_| Err(Error::failed(Code::Internal, "a stream failed"));
-        streams.into_iter().map(|stream| stream.join().unwrap_or_else(ended)).collect()
+        let joined = |stream: std::io::Result<ScopedJoinHandle<'_, _>>| match stream {
+            Ok(stream) => stream.join().unwrap_or_else(ended),
+            Err(error) => Err(refused_thread(error)),
+        };
+        streams.into_iter().map(joined).collect()
     });
     // The first reason counts, not that the others were closed for it.
     let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();

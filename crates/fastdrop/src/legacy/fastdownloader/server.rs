@@ -10,6 +10,7 @@ use crate::net::frames::FrameReader;
 use crate::net::listen::canonical;
 use crate::storage::io::read_exact_at;
 use crate::storage::root::names;
+use crate::thread::{refused, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, CHUNK_PREFIX, CHUNKS_MAX, NAME_MAX, WRONG_INPUT, chunks_of, encode_list,
     encode_prefix, streams_for,
@@ -143,13 +144,14 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
     let results: Vec<_> = std::thread::scope(|scope| {
         let start = |listener| {
             let giving = &giving;
-            scope.spawn(move || giving.stream(server, &accept_from(server, listener, peer.ip())?))
+            let give = move || giving.stream(server, &accept_from(server, listener, peer.ip())?);
+            spawn_scoped(scope, "stream", give).map_err(refused)
         };
         let streams: Vec<_> = listeners.into_iter().map(start).collect();
         streams
             .into_iter()
             .map(|stream| {
-                stream.join().unwrap_or_else(|_| Err(Error::failed(Code::Internal, "a stream failed")))
+                stream?.join().unwrap_or_else(|_| Err(Error::failed(Code::Internal, "a stream failed")))
             })
             .collect()
     });

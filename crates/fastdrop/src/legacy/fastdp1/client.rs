@@ -13,6 +13,7 @@ use crate::net::connection::{Connection, Ended};
 use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
+use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdp::v1::{
     ChunkPrefix, Compression, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
     one_chunk_for, parse_failure,
@@ -129,7 +130,7 @@ fn sha256(file: &SourceFile) -> Result<[u8; 32], Error> {
     std::thread::scope(|scope| {
         let (full, to_hash) = sync_channel::<Vec<u8>>(4);
         let (empty, spare) = sync_channel::<Vec<u8>>(8);
-        let hasher = scope.spawn(move || {
+        let hash = move || {
             let mut state = Sha256::new();
             for buffer in to_hash {
                 state.update(&buffer);
@@ -137,7 +138,8 @@ fn sha256(file: &SourceFile) -> Result<[u8; 32], Error> {
                 let _ = empty.try_send(buffer);
             }
             state.finalize().into()
-        });
+        };
+        let hasher = spawn_scoped(scope, "hash", hash).map_err(refused_thread)?;
         let mut at = 0;
         while at < file.size {
             let count = (file.size - at).min(STEP as u64);

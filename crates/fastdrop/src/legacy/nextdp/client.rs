@@ -10,6 +10,7 @@ use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::random::random;
+use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdp::{Code, Refuse, Streams};
 use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, parse_answer};
 use std::io::Write;
@@ -88,10 +89,17 @@ fn send_once(client: &ClientContext, file: &SourceFile, throttle: Option<&Thrott
     };
     let streams = u32::from(streams).min(chunks - 1);
     std::thread::scope(|scope| {
-        for _ in 0..streams {
+        for number in 0..streams {
             let mut connection = first.take();
             let sending = &sending;
-            scope.spawn(move || sending.run(&mut connection));
+            let run = move || sending.run(&mut connection);
+            if let Err(error) = spawn_scoped(scope, "stream", run) {
+                // Those that run take its chunks; with none there is nobody.
+                if number == 0 {
+                    lock(&sending.failed).get_or_insert(refused_thread(error));
+                }
+                break;
+            }
         }
     });
     let failed = lock(&sending.failed).take();

@@ -13,6 +13,7 @@ use crate::source::identity::Identities;
 use crate::source::reader::Unreadable;
 use crate::source::tree::SourceTree;
 use crate::source::walk::{WalkOptions, Walked, walk};
+use crate::thread::{refused, spawn_scoped};
 use crate::transfer::alive::with_alive;
 use crate::transfer::layout::{cut, wanted_chunk};
 use crate::transfer::limits::grantable;
@@ -92,7 +93,10 @@ impl Serving<'_> {
         let done = std::thread::scope(|scope| {
             if let Some(input) = input {
                 // Compressing is what takes the time.
-                scope.spawn(|| transmission.feed(input, |clocks| &clocks.cpu));
+                let feed = || transmission.feed(input, |clocks| &clocks.cpu);
+                if let Err(error) = spawn_scoped(scope, "archive", feed) {
+                    transmission.fail(refused(error));
+                }
             }
             transmission.run(reader, &Opener::Ask)
         })?;
@@ -108,7 +112,6 @@ impl Serving<'_> {
         manifest: &Arc<Manifest>,
     ) -> Result<Option<(Arc<Manifest>, Packed)>, Error> {
         let Some(kind) = self.open.compress.archive() else { return Ok(None) };
-        let failed = |why: String| Error::failed(Code::Internal, format!("making an archive: {why}"));
         if kind == Archive::Zip && !self.open.has(Capability::ZipTimes) {
             return Err(Error::failed(
                 Code::Unsupported,
@@ -117,7 +120,7 @@ impl Serving<'_> {
         }
         let offered = offered(manifest, kind)?;
         let packed = Packed::new(Arc::clone(tree), Arc::clone(manifest), kind);
-        Ok(Some((Arc::new(offered), packed.map_err(|error| failed(error.to_string()))?)))
+        Ok(Some((Arc::new(offered), packed?)))
     }
 
     /// Walks what a get asks for.

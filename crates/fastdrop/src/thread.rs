@@ -1,0 +1,36 @@
+//! Threads, which the system may refuse.
+
+use crate::error::Error;
+use fastdrop_proto::fastdp::Code;
+use std::io;
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+
+/// Starts a thread in `scope`. The system shows the first 15 bytes of `name`.
+///
+/// # Errors
+///
+/// There is none to be had.
+pub(crate) fn spawn_scoped<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new().name(name.into()).spawn_scoped(scope, work)
+}
+
+/// Starts a thread that nobody need wait for.
+///
+/// # Errors
+///
+/// As of [`spawn_scoped`].
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.into()).spawn(work)
+}
+
+/// A thread that was refused, as a failure of what needed it.
+pub(crate) fn refused(error: io::Error) -> Error {
+    Error::failed(Code::Unavailable, format!("no thread to be had: {error}"))
+}
