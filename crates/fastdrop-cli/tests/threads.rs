@@ -57,7 +57,7 @@ fn a_server_with_few_threads_fails_in_words_and_lives_needs_root() {
     for threads in THREADS {
         let dir = scratch();
         open_to_all(dir.path());
-        let mut server = Server::wrapped(dir.path(), &[], with_threads(threads, 54_400));
+        let mut server = serve_through(dir.path(), &[], with_threads(threads, 54_400));
         for protocol in PROTOCOLS {
             let file = files.path().join("t/large");
             let target = server.target(protocol);
@@ -87,7 +87,7 @@ fn a_client_with_few_threads_fails_in_words_needs_root() {
     let files = sources();
     for threads in THREADS {
         let dir = scratch();
-        let server = Server::start(dir.path(), &[]);
+        let server = serve(dir.path(), &[]);
         let wrapped =
             |args: Vec<OsString>| fastdrop(args).wrapper(with_threads(threads, 54_500)).json().run();
         for protocol in PROTOCOLS {

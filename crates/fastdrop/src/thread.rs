@@ -30,6 +30,24 @@ pub(crate) fn spawn<T: Send + 'static>(
     Builder::new().name(name.into()).spawn(work)
 }
 
+/// Does what blocks on a thread of its own, and does not hold up whoever waits for it.
+///
+/// # Errors
+///
+/// As of [`spawn_scoped`], and if the thread has panicked.
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    // The runtime's own pool panics where there is no thread to be had.
+    let (done, result) = tokio::sync::oneshot::channel();
+    spawn(name, move || {
+        // Nobody may wait for it any more.
+        let _ = done.send(work());
+    })?;
+    result.await.map_err(|_| io::Error::other("a thread has ended too early"))
+}
+
 /// A thread that was refused, as a failure of what needed it.
 pub(crate) fn refused(error: io::Error) -> Error {
     Error::failed(Code::Unavailable, format!("no thread to be had: {error}"))

@@ -114,10 +114,11 @@ impl Dispatcher {
         // Nobody brings the rest of these any more.
         self.nextdp.end();
         let until = std::time::Instant::now() + DRAIN_TIMEOUT;
-        while self.threads.load(Ordering::SeqCst) > 0 && std::time::Instant::now() < until {
+        let under_way = || self.threads.load(Ordering::SeqCst) + self.nextdp.writing();
+        while under_way() > 0 && std::time::Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let left = self.threads.load(Ordering::SeqCst);
+        let left = under_way();
         if left > 0 {
             tracing::warn!(left, "leaving although connections are still under way");
         }

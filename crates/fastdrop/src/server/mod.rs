@@ -20,6 +20,7 @@ use crate::server::listener::{Serves, accept};
 use crate::stop::Stop;
 use crate::storage::recovery;
 use crate::storage::root::Root;
+use crate::thread::run_blocking;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,7 +121,9 @@ fn listen(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, Server
 async fn expire(context: Arc<ServerContext>) {
     loop {
         let (root, age) = (Arc::clone(&context.root), context.options.expire);
-        let _ = tokio::task::spawn_blocking(move || recovery::expire(&root, age)).await;
+        if let Err(error) = run_blocking("expire", move || recovery::expire(&root, age)).await {
+            tracing::warn!(%error, "what has expired is not removed now");
+        }
         tokio::time::sleep(EXPIRE_EVERY).await;
     }
 }
@@ -129,6 +132,8 @@ async fn expire_nextdp(server: Arc<nextdp::server::Server>) {
     loop {
         tokio::time::sleep(nextdp::server::EXPIRE_EVERY).await;
         let server = Arc::clone(&server);
-        let _ = tokio::task::spawn_blocking(move || server.expire()).await;
+        if let Err(error) = run_blocking("expire", move || server.expire()).await {
+            tracing::warn!(%error, "what has expired is not removed now");
+        }
     }
 }

@@ -182,7 +182,7 @@ impl Prepare<'_> {
         }
         let files = Box::new(files);
         let sink = match unpack {
-            Some(unpack) => Sink::Archive(files, unpack, filter),
+            Some(unpack) => Sink::Archive(files, unpack, Box::new(filter)),
             None => Sink::Files(files),
         };
         Ok(Prepared { machine, sink, failed, hashes, answer, skipped, left, bytes_skipped, bytes_resumed })

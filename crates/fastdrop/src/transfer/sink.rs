@@ -12,7 +12,7 @@ pub(crate) enum Sink {
     /// In files beneath a root.
     Files(Box<TransferWriter>),
     /// In an archive, of which the wanted contents stay in its place.
-    Archive(Box<TransferWriter>, Unpack, Filter),
+    Archive(Box<TransferWriter>, Unpack, Box<Filter>),
     /// In a pipe, in order: one file.
     Output(Arc<OutputSink>),
 }

@@ -1,11 +1,13 @@
 //! NextDP: puts files together from requests that carry a chunk each.
 
+use crate::admission::count::Counted;
 use crate::context::server::ServerContext;
 use crate::error::Error;
 use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
 use crate::storage::io::read_exact_at;
 use crate::storage::io::write_all_at;
+use crate::thread::run_blocking;
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, Refusal, Verdict};
 use http_body_util::BodyExt;
@@ -190,12 +192,25 @@ pub(crate) struct Server {
     ended: Ended,
     /// Room for chunks in memory.
     room: Room,
+    /// Threads that write.
+    writing: Arc<AtomicUsize>,
 }
 
 impl Server {
     /// Creates a server without transfers.
     pub(crate) fn new(context: Arc<ServerContext>) -> Self {
-        Self { context, transfers: Mutex::default(), ended: Ended::default(), room: Room::default() }
+        Self {
+            context,
+            transfers: Mutex::default(),
+            ended: Ended::default(),
+            room: Room::default(),
+            writing: Arc::default(),
+        }
+    }
+
+    /// The chunks that are being written.
+    pub(crate) fn writing(&self) -> usize {
+        self.writing.load(Ordering::SeqCst)
     }
 
     /// Gives up what nobody adds to any more.
@@ -253,12 +268,14 @@ pub(crate) async fn receive(
     let place = server.room.place().await?;
     let body = read_body(request.into_body(), &server.room).await?;
     let writing = Arc::clone(server);
-    let written = tokio::task::spawn_blocking(move || {
-        let server = writing;
+    let counted = Counted::new(&server.writing);
+    let written = run_blocking("write", move || {
+        let (server, _counted) = (writing, counted);
         let bytes = if server.context.options.nextdp_gzip { gunzip(&body)? } else { body };
         take(&server, key, &chunk, &bytes, peer)
     });
-    let written = written.await.map_err(|_| Refusal::new(500, "writing failed"))?;
+    let written =
+        written.await.map_err(|error| Refusal::new(503, format!("no thread to be had: {error}")))?;
     drop(place);
     written
 }
