@@ -58,8 +58,10 @@ pub(crate) fn serve(server: &Server, shaken: Handshaken, permit: ConnectionPermi
 }
 
 /// Receives over one connection, and answers with a text.
-fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Vec<u8>, arrived: Return) {
+fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Vec<u8>, mut arrived: Return) {
     let started = Instant::now();
+    // Held until the answer has gone: a server that leaves waits for whoever holds one.
+    let _permit = std::mem::take(&mut arrived.permit);
     let connection = Arc::clone(arrived.reader.connection());
     let result = prepare(server, &header).and_then(|(placed, machine)| {
         let mut chunks = Chunks::new(&server.context, arrived, header.clone(), header_bytes, None, machine);
