@@ -8,6 +8,7 @@ mod client;
 mod codec;
 mod context;
 mod error;
+mod gate;
 mod legacy;
 mod lock;
 mod net;

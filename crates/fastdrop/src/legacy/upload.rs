@@ -4,6 +4,7 @@ use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
 use crate::context::server::registry::PlacedGuard;
 use crate::error::Error;
+use crate::gate::principal::Principal;
 use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::net::listen::canonical;
@@ -50,16 +51,23 @@ pub(crate) struct LegacyUpload {
 
 impl LegacyUpload {
     /// Begins to receive `path`, with `size` bytes as far as that is known.
-    pub(crate) fn create(context: &Arc<ServerContext>, path: &[u8], size: u64) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    ///
+    /// `who` may not, or there is no place for it.
+    pub(crate) fn create(
+        context: &Arc<ServerContext>,
+        who: &Principal,
+        path: &[u8],
+        size: u64,
+    ) -> Result<Self, Error> {
         let options = &context.options;
-        if options.read_only {
-            return Err(Error::failed(Code::Forbidden, "this server only gives"));
-        }
+        let (path, existing) = context.gate.admit_file(who, path)?;
         if !context.registry.has_room() {
             return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
         }
         let receive = ReceiveOptions {
-            existing: options.existing,
+            existing,
             advice: "",
             check: false,
             durability: Durability::Commit,
@@ -70,7 +78,7 @@ impl LegacyUpload {
             free_min: options.free_min,
             unpack: None,
         };
-        let incoming = Incoming::create(&context.root, path, size, receive)?;
+        let incoming = Incoming::create(&context.root, path.as_bytes(), size, receive)?;
         let placed = context.registry.add_placed(incoming.folder());
         Ok(Self { context: Arc::clone(context), incoming: Some(incoming), _placed: placed })
     }

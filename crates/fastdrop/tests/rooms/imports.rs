@@ -20,6 +20,13 @@ pub(crate) fn of_crate(src: &Path) -> Imports {
     of_files(files.iter().map(|file| (module(file), text(file))).collect())
 }
 
+/// The source files beneath `src`.
+pub(crate) fn files(src: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    find(src, &mut files);
+    files
+}
+
 fn find(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -19,6 +19,7 @@ const CRATES: &[(&str, Floors)] = &[
             &["server", "client"],
             &["legacy"],
             &["context"],
+            &["gate"],
             &["transfer"],
             &["source"],
             &["storage"],
@@ -105,4 +106,19 @@ fn every_crate_is_looked_at() {
         assert!(CRATES.iter().any(|(known, _)| *known == name), "{name} has no floors");
         assert!(of_crate(&src(&name)).len() > 3, "{name} has hardly any files");
     }
+}
+
+#[test]
+fn who_may_do_what_is_decided_at_the_gate_alone() {
+    let src = src("fastdrop");
+    let mut deciding = Vec::new();
+    for file in imports::files(&src) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        if text.contains("read_only") || text.contains("write_only") {
+            deciding.push(file.strip_prefix(&src).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    deciding.sort();
+    // Settings come from outside, and are handed to the gate.
+    assert_eq!(deciding, ["context/server/mod.rs", "context/server/options.rs", "gate/mod.rs"]);
 }

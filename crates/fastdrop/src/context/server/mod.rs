@@ -7,6 +7,7 @@ use crate::admission::buffers::BufferBudget;
 use crate::admission::turns::Turns;
 use crate::context::server::options::ServerOptions;
 use crate::context::server::registry::Registry;
+use crate::gate::{Gate, Rules};
 use crate::stop::Stop;
 use crate::storage::root::Root;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 /// Settings and shared state of a server, for all protocols.
 pub(crate) struct ServerContext {
     pub(crate) options: ServerOptions,
+    pub(crate) gate: Gate,
     pub(crate) root: Arc<Root>,
     pub(crate) stop: Stop,
     pub(crate) registry: Arc<Registry>,
@@ -34,7 +36,12 @@ impl ServerContext {
     pub(crate) fn new(options: ServerOptions, root: Arc<Root>, stop: Stop) -> Self {
         let registry = Arc::new(Registry::new(options.transfers_max));
         let buffers = Arc::new(BufferBudget::new(options.buffers_max));
-        Self { options, root, stop, registry, buffers, turns: Turns::new() }
+        let gate = Gate::new(Rules {
+            read_only: options.read_only,
+            write_only: options.write_only,
+            existing: options.existing,
+        });
+        Self { options, gate, root, stop, registry, buffers, turns: Turns::new() }
     }
 
     /// Stops the server if it was to serve one transfer, of which this was the end.

@@ -3,6 +3,9 @@
 
 use crate::context::server::ServerContext;
 use crate::error::Error;
+use crate::gate::action::Action;
+use crate::gate::path::ServedPath;
+use crate::gate::principal::Principal;
 use crate::legacy::upload::LegacyConnection;
 use crate::lock::lock;
 use crate::net::connection::Connection;
@@ -105,9 +108,9 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
     let (mut reader, peer, _permit) = legacy.connect(&server.context)?;
     let connection = Arc::clone(reader.connection());
     let _downloader = Downloader::new(server, peer.ip())?;
-    if server.context.options.write_only {
-        return Err(Error::failed(Code::Forbidden, "this server only takes"));
-    }
+    let who = Principal::of(peer);
+    let gate = &server.context.gate;
+    gate.admit(&who, Action::List, b"")?;
     let listed = listed(server)?;
     say(&connection, &encode_list(listed.iter().map(|name| &name[..])))?;
     // Whoever is refused has been reset by now; what follows has words, or lacks chunks.
@@ -117,7 +120,8 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
         return Ok(None);
     }
     let Some(name) = choice(server, &mut reader)? else { return Ok(None) };
-    let file = if listed.contains(&name) { open(server, &name) } else { None };
+    let file =
+        if listed.contains(&name) { open(server, &gate.admit(&who, Action::Read, &name)?) } else { None };
     let Some((file, found)) = file else {
         say(&connection, WRONG_INPUT.as_bytes())?;
         connection.linger();
@@ -202,8 +206,8 @@ fn choice(server: &Server, reader: &mut FrameReader) -> Result<Option<Vec<u8>>, 
     Ok(Some(name.strip_suffix(b"\r").map(<[u8]>::to_vec).unwrap_or(name)))
 }
 
-fn open(server: &Server, name: &[u8]) -> Option<(OwnedFd, Stat)> {
-    let file = server.context.root.open_file(name).ok()?;
+fn open(server: &Server, path: &ServedPath) -> Option<(OwnedFd, Stat)> {
+    let file = server.context.root.open_file(path.as_bytes()).ok()?;
     let found = rustix::fs::fstat(&file).ok()?;
     (FileType::from_raw_mode(found.st_mode) == FileType::RegularFile).then_some((file, found))
 }

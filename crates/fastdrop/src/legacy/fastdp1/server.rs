@@ -4,6 +4,7 @@
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
 use crate::error::Error;
+use crate::gate::principal::Principal;
 use crate::legacy::fastdp1::chunks::Chunks;
 use crate::legacy::fastdp1::receiving::receive;
 use crate::legacy::fastdp1::returns::{Arrived, Identity, Return, Returns};
@@ -63,7 +64,7 @@ fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Ve
     // Held until the answer has gone: a server that leaves waits for whoever holds one.
     let _permit = std::mem::take(&mut arrived.permit);
     let connection = Arc::clone(arrived.reader.connection());
-    let result = prepare(server, &header).and_then(|(placed, machine)| {
+    let result = prepare(server, peer, &header).and_then(|(placed, machine)| {
         let mut chunks = Chunks::new(&server.context, arrived, header.clone(), header_bytes, None, machine);
         receive(&server.context, &mut chunks, placed)
     });
@@ -105,7 +106,7 @@ fn serve_1_0(
         };
     }
     let Arrived::Begins(joined, arrived) = arrived else { return };
-    let prepared = prepare(server, &header);
+    let prepared = prepare(server, peer, &header);
     let words = match &prepared {
         Ok(_) => answer,
         Err(error) => {
@@ -152,9 +153,12 @@ fn path_of(header: &Header) -> &[u8] {
 }
 
 /// Makes the place of the file, before anything of it is taken.
-fn prepare(server: &Server, header: &Header) -> Result<(LegacyUpload, Receiver), Error> {
+fn prepare(server: &Server, peer: SocketAddr, header: &Header) -> Result<(LegacyUpload, Receiver), Error> {
     let machine = Receiver::new(header)?;
-    Ok((LegacyUpload::create(&server.context, path_of(header), header.full_size)?, machine))
+    Ok((
+        LegacyUpload::create(&server.context, &Principal::of(peer), path_of(header), header.full_size)?,
+        machine,
+    ))
 }
 
 fn send(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {

@@ -3,6 +3,8 @@
 use crate::admission::count::Counted;
 use crate::context::server::ServerContext;
 use crate::error::Error;
+use crate::gate::action::Action;
+use crate::gate::principal::Principal;
 use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
 use crate::storage::io::read_exact_at;
@@ -246,9 +248,8 @@ pub(crate) async fn receive(
     peer: SocketAddr,
     request: Request<Body>,
 ) -> Result<bool, Refusal> {
-    if server.context.options.read_only {
-        return Err(Refusal::new(403, "this server only gives"));
-    }
+    let (gate, who) = (&server.context.gate, Principal::of(peer));
+    gate.allows(&who, Action::Write(gate.existing())).map_err(refusal)?;
     let chunk = {
         let headers = request.headers();
         ChunkRequest::parse(request.uri().query(), |name| {
@@ -363,7 +364,7 @@ fn take(
         Arc::clone(transfers.entry(key.clone()).or_insert_with(fresh))
     };
     let _at_work = AtWork::new(&transfer);
-    let result = transfer.take(server, chunk, bytes);
+    let result = transfer.take(server, &Principal::of(peer), chunk, bytes);
     let result = result.and_then(|complete| {
         if !complete {
             return Ok(false);
@@ -406,7 +407,13 @@ impl Transfer {
     }
 
     /// True for the one call that completes the file.
-    fn take(&self, server: &Arc<Server>, chunk: &ChunkRequest, bytes: &[u8]) -> Result<bool, Refusal> {
+    fn take(
+        &self,
+        server: &Arc<Server>,
+        who: &Principal,
+        chunk: &ChunkRequest,
+        bytes: &[u8],
+    ) -> Result<bool, Refusal> {
         let mut this = lock(&self.inner);
         if let Some(failed) = &this.failed {
             return Err(failed.clone());
@@ -420,7 +427,7 @@ impl Transfer {
                 None => {
                     // How long the last chunk is, is known only if this one is the last.
                     let least = bytes.len() as u64 * u64::from(chunks.saturating_sub(1).max(1));
-                    let placed = LegacyUpload::create(&server.context, name.as_bytes(), least);
+                    let placed = LegacyUpload::create(&server.context, who, name.as_bytes(), least);
                     this.placed = Some(placed.map_err(refusal).map_err(|refusal| this.fail(refusal))?);
                     this.name = name.clone();
                     let mut glance = lock(&self.glance);

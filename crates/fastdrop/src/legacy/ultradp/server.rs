@@ -4,6 +4,7 @@
 use crate::codec::decode::{expect_end, fill, zstd_frame};
 use crate::context::server::ServerContext;
 use crate::error::Error;
+use crate::gate::principal::Principal;
 use crate::legacy::upload::{LegacyConnection, LegacyUpload};
 use crate::net::connection::Ended;
 use crate::net::frames::{FrameReader, Payload};
@@ -35,10 +36,11 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     let Some((announcement, used)) = parsed else {
         return Err(refused(UltraDpError::Announcement("it is not complete")));
     };
-    let (mut reader, _, _permit) = legacy.connect(context)?;
+    let (mut reader, peer, _permit) = legacy.connect(context)?;
     let connection = Arc::clone(reader.connection());
     reader.fill(&mut vec![0; used])?;
-    let placed = LegacyUpload::create(context, announcement.name.as_bytes(), announcement.size)?;
+    let placed =
+        LegacyUpload::create(context, &Principal::of(peer), announcement.name.as_bytes(), announcement.size)?;
     let mut receiver = Receiver::new(&announcement);
     let compressed = announcement.compressed;
     let result =

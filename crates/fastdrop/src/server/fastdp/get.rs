@@ -2,11 +2,13 @@
 
 use crate::context::server::registry::Transfer;
 use crate::error::Error;
+use crate::gate::action::Action;
+use crate::gate::path::ServedPath;
 use crate::net::frames::FrameReader;
 use crate::observe::Observer;
 use crate::random::random;
 use crate::server::fastdp::Serving;
-use crate::server::fastdp::request::{failed, look, requested};
+use crate::server::fastdp::request::{failed, look};
 use crate::source::archive::{Packed, offered};
 use crate::source::filter::Filter;
 use crate::source::identity::Identities;
@@ -26,10 +28,12 @@ use std::sync::Arc;
 
 impl Serving<'_> {
     pub(super) fn get(&self, reader: FrameReader) -> Result<(), Error> {
-        if self.context.options.write_only {
-            return self.refuse(Error::failed(Code::Forbidden, "this server only takes"));
-        }
-        let found = self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find()?)));
+        let path = match self.context.gate.admit(&self.who, Action::Read, &self.open.path) {
+            Ok(path) => path,
+            Err(error) => return self.refuse(error),
+        };
+        let found =
+            self.client.chunk_size().map_err(Error::from).and_then(|size| Ok((size, self.find(&path)?)));
         let (chunk_max, (tree, walked)) = match found {
             Ok(found) => found,
             Err(error) => return self.refuse(error),
@@ -124,7 +128,7 @@ impl Serving<'_> {
     }
 
     /// Walks what a get asks for.
-    fn find(&self) -> Result<(Arc<SourceTree>, Walked), Error> {
+    fn find(&self, path: &ServedPath) -> Result<(Arc<SourceTree>, Walked), Error> {
         let root = match self.open.links {
             Links::Follow => {
                 let following = self.context.root.following_beneath();
@@ -132,7 +136,7 @@ impl Serving<'_> {
             }
             Links::Copy | Links::Safe | Links::Skip => Arc::clone(&self.context.root),
         };
-        let (path, contents) = requested(&self.open.path)?;
+        let (path, contents) = (path.as_bytes(), path.means_contents());
         let mut tree = SourceTree::default();
         let is_dir = look(&root, path, contents)?.1;
         if contents && is_dir {

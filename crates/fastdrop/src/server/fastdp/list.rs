@@ -1,9 +1,10 @@
 //! A list.
 
 use crate::error::{Error, code_of, reason};
+use crate::gate::action::Action;
 use crate::random::random;
 use crate::server::fastdp::Serving;
-use crate::server::fastdp::request::{failed, look, requested};
+use crate::server::fastdp::request::{failed, look};
 use crate::storage::root::Root;
 use crate::transfer::manifest::offer;
 use fastdrop_proto::fastdp::{
@@ -15,9 +16,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 impl Serving<'_> {
     pub(super) fn list(&self) -> Result<(), Error> {
-        if self.context.options.write_only {
-            return self.refuse(Error::failed(Code::Forbidden, "this server only takes"));
-        }
         let (manifest, left_out) = match self.listing() {
             Ok(listing) => listing,
             Err(error) => return self.refuse(error),
@@ -32,7 +30,8 @@ impl Serving<'_> {
     /// Lists a folder, or the file that the path names, and what of it cannot be listed.
     fn listing(&self) -> Result<(Manifest, Vec<LeftOutEntry>), Error> {
         let root: &Root = &self.context.root;
-        let (path, contents) = requested(&self.open.path)?;
+        let path = self.context.gate.admit(&self.who, Action::List, &self.open.path)?;
+        let (path, contents) = (path.as_bytes(), path.means_contents());
         let system = |errno| Error::system(crate::shown(path), errno);
         let bad =
             |error: fastdrop_proto::fastdp::ManifestError| Error::failed(Code::OverLimit, error.to_string());

@@ -9,6 +9,7 @@ mod request;
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
 use crate::error::Error;
+use crate::gate::principal::Principal;
 use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::server::accepted::Handshake;
@@ -35,6 +36,7 @@ pub(crate) fn serve(context: &Arc<ServerContext>, handshake: Handshake, permit: 
         open: &handshake.open,
         open_json: &handshake.open_json,
         rtt,
+        who: Principal::of(peer),
     };
     let reader = FrameReader::new(Arc::clone(&connection), handshake.early);
     let key = handshake.key;
@@ -69,6 +71,7 @@ struct Serving<'a> {
     open: &'a Open,
     open_json: &'a [u8],
     rtt: Duration,
+    who: Principal,
 }
 
 impl Serving<'_> {

@@ -2,6 +2,7 @@
 
 use crate::context::server::registry::Transfer;
 use crate::error::Error;
+use crate::gate::action::Action;
 use crate::net::frames::FrameReader;
 use crate::random::random;
 use crate::server::fastdp::Serving;
@@ -117,18 +118,7 @@ impl Serving<'_> {
 
     fn read_offer(&self, reader: &mut FrameReader) -> Result<Offered, Error> {
         let options = &self.context.options;
-        if options.read_only {
-            return Err(Error::failed(Code::Forbidden, "this server only gives"));
-        }
-        if self.open.existing > options.existing.max(Existing::Error) {
-            let why = match self.open.existing {
-                Existing::Rename => {
-                    "this server gives no other names to what exists: serve --existing rename would"
-                }
-                _ => "this server keeps what exists: serve --existing overwrite would let it be replaced",
-            };
-            return Err(Error::failed(Code::Forbidden, why));
-        }
+        let path = self.context.gate.admit(&self.who, Action::Write(self.open.existing), &self.open.path)?;
         let one_chunk = self.client.chunk_size()?.min(ChunkSize::COMMON);
         let mut manifest = self.read_manifest(reader)?;
         let archive = self.open.compress.archive();
@@ -143,7 +133,8 @@ impl Serving<'_> {
         if archive.is_some() && self.open.r#do == Do::Put {
             expect_archive(&manifest)?;
         }
-        let placement = Placement::resolve(&self.context.root, &self.open.path, self.open.place, &manifest)?;
+        let placement =
+            Placement::resolve(&self.context.root, &path.with_slash(), self.open.place, &manifest)?;
         let placement = match archive {
             Some(kind) if options.keep_archive => placement.ending_in(kind.extension()),
             _ => placement,
@@ -161,7 +152,7 @@ impl Serving<'_> {
         let archive = self.open.compress.archive().filter(|_| !options.keep_archive);
         ReceiveOptions {
             existing: self.open.existing,
-            advice: match options.existing {
+            advice: match self.context.gate.existing() {
                 Existing::Overwrite => {
                     "send --existing overwrite replaces, rename keeps both, skip leaves what is there"
                 }

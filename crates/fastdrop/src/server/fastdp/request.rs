@@ -1,9 +1,9 @@
-//! The path that a get or a list asks for, and entries that are left out.
+//! What a get or a list asks for, and entries that are left out of the answer.
 
 use crate::error::Error;
 use crate::server::fastdp::Serving;
 use crate::storage::root::Root;
-use fastdrop_proto::fastdp::{Capability, Code, LeftOutEntry, RelPath};
+use fastdrop_proto::fastdp::{Capability, Code, LeftOutEntry};
 use rustix::fs::FileType;
 
 impl Serving<'_> {
@@ -21,16 +21,6 @@ impl Serving<'_> {
 
 pub(super) fn failed(path: &[u8], code: Code, reason: String) -> LeftOutEntry {
     LeftOutEntry { path: path.to_vec(), policy: false, directory: false, code, reason }
-}
-
-/// The path that a get or list means, and whether it means what is in it.
-pub(super) fn requested(path: &[u8]) -> Result<(&[u8], bool), Error> {
-    let contents = path.is_empty() || path.ends_with(b"/");
-    let path = path.strip_suffix(b"/").unwrap_or(path);
-    if !path.is_empty() {
-        RelPath::new(path).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?;
-    }
-    Ok((path, contents))
 }
 
 /// Looks at `path`, and tells whether it is a folder, which it must be if `contents` are asked for.
