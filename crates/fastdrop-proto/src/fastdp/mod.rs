@@ -36,7 +36,7 @@ pub use need::{Held, NeedTotals, SkipReason, SkipRun};
 pub use path::{COMPONENT_MAX, DEPTH_MAX, HIDDEN, LONG_PATH_MAX, PATH_MAX, PathError, RelPath};
 pub use receiver::{ChunkVerdict, Completed, Expected, Finish, Receiver};
 pub use root::{Transcript, root_digest};
-pub use sender::{Action, Outcome, SILENT_MAX, Sender, SenderConfig, StreamId, Streams};
+pub use sender::{ALIVE_EVERY, Action, Outcome, SILENT_MAX, Sender, SenderConfig, StreamId, Streams};
 pub use table::{ChunkContent, Table, TableError};
 pub use tuner::Tuner;
 pub use upgrade::{

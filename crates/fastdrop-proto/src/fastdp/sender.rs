@@ -22,7 +22,7 @@ mod config;
 mod streams;
 
 use chunks::Chunks;
-pub use config::{SILENT_MAX, SenderConfig, Streams};
+pub use config::{ALIVE_EVERY, SILENT_MAX, SenderConfig, Streams};
 pub use streams::StreamId;
 use streams::{Phase, StreamSet};
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// How long a turn lasts: long enough that what it warms up is used many times.
 const TURN: Duration = Duration::from_millis(50);
 /// A stream that has a turn, but for so long nothing to do, gives it back.
-pub(crate) const PATIENCE: Duration = Duration::from_micros(500);
+pub(crate) const TURN_TIMEOUT: Duration = Duration::from_micros(500);
 /// Nobody waits longer than this: turns only make it faster, and must never look like a stalled
 /// stream, for which a sender takes one without progress for `SenderConfig::stall_after`, 5 s.
 const WAIT_MAX: Duration = Duration::from_secs(2);

@@ -218,8 +218,8 @@ impl Client {
         tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
         let answer = std::mem::take(&mut prepared.answer);
         let rate_max = self.context.options.bytes_per_second_max;
-        let reception = self.agreement(&agreed, &grant, &grant_json, one_chunk).receive(prepared, rate_max);
-        self.context.observer.bytes_total.store(reception.need().bytes, Ordering::Relaxed);
+        let transfer = self.agreement(&agreed, &grant, &grant_json, one_chunk).receive(prepared, rate_max);
+        self.context.observer.bytes_total.store(transfer.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
         let single = matches!(place, GetPlace::Output(_));
         let opening = AtomicUsize::new(0);
@@ -228,11 +228,11 @@ impl Client {
             if single {
                 return;
             }
-            let (reception, grant) = (&reception, &grant);
+            let (transfer, grant) = (&transfer, &grant);
             let joined = self.join(grant);
             match joined {
                 Ok(joined) => {
-                    if let Err(joined) = reception.joins.push(joined) {
+                    if let Err(joined) = transfer.joins.push(joined) {
                         joined.connection().close();
                     }
                 }
@@ -257,9 +257,9 @@ impl Client {
                     opening.fetch_sub(1, Ordering::SeqCst);
                 }
             };
-            reception.run(agreed.reader, &more)
+            transfer.run(agreed.reader, &more)
         });
-        tally.note_received(&reception, &manifest, &self.context.options.filter);
+        tally.note_received(&transfer, &manifest, &self.context.options.filter);
         result
     }
 

@@ -482,27 +482,26 @@ impl Client {
             rate_max: self.context.options.bytes_per_second_max,
             keeps_rate: true,
         };
-        let transmission = self.agreement(&agreed, &grant, &grant_json, one_chunk).send(outgoing);
+        let transfer = self.agreement(&agreed, &grant, &grant_json, one_chunk).send(outgoing);
         tally.kept = grant.keeps_archive;
         if let Some(read) = input.open()? {
             // Nobody joins this thread: a read of standard input cannot be called back.
-            let transmission = Arc::clone(&transmission);
+            let transfer = Arc::clone(&transfer);
             // An archive takes its time in compressing.
             let packed = matches!(input, Input::Archive { .. });
-            let feed =
-                move || transmission.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
+            let feed = move || transfer.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
             spawn("input", feed).map_err(refused)?;
         }
         let join = || self.join(&grant);
-        let result = transmission.run(agreed.reader, &Opener::Connect(&join));
-        tally.note_sent(&transmission, &manifest, &self.context.observer);
-        if transmission.must_start_over() {
+        let result = transfer.run(agreed.reader, &Opener::Connect(&join));
+        tally.note_sent(&transfer, &manifest, &self.context.observer);
+        if transfer.must_start_over() {
             return Err(PutFailure::StartOver);
         }
         for &index in &offer.changed {
             // It was brought by an earlier attempt, and may be of the version that was there then.
             if let Some(entry) = manifest.get(index)
-                && transmission.machine().is_left_out(index)
+                && transfer.proto().is_left_out(index)
             {
                 tally.fail(
                     entry.path.as_bytes(),
@@ -515,7 +514,7 @@ impl Client {
         if done.durability != grant.durability {
             return Err(Error::protocol("the server did something else than it granted").into());
         }
-        let left = |index| transmission.machine().skip_reason(index) == Some(SkipReason::Policy);
+        let left = |index| transfer.proto().skip_reason(index) == Some(SkipReason::Policy);
         self.check_left(&manifest, &done, left)?;
         Ok(done)
     }

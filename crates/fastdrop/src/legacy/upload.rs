@@ -9,7 +9,7 @@ use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::net::listen::canonical;
 use crate::storage::options::ReceiveOptions;
-use crate::storage::single::Incoming;
+use crate::storage::single::StagedFile;
 use fastdrop_proto::fastdp::{Code, Durability};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl LegacyConnection {
 pub(crate) struct LegacyUpload {
     context: Arc<ServerContext>,
     // First the stage goes, then the word that it is somebody's.
-    incoming: Option<Incoming>,
+    incoming: Option<StagedFile>,
     _placed: PlacedGuard,
 }
 
@@ -78,20 +78,20 @@ impl LegacyUpload {
             free_min: options.free_min,
             unpack: None,
         };
-        let incoming = Incoming::create(&context.root, path.as_bytes(), size, receive)?;
+        let incoming = StagedFile::create(&context.root, path.as_bytes(), size, receive)?;
         let placed = context.registry.add_placed(incoming.folder());
         Ok(Self { context: Arc::clone(context), incoming: Some(incoming), _placed: placed })
     }
 
     /// The file.
-    pub(crate) fn incoming(&self) -> Result<&Incoming, Error> {
+    pub(crate) fn incoming(&self) -> Result<&StagedFile, Error> {
         self.incoming.as_ref().ok_or_else(|| Error::failed(Code::Internal, "the file has been named already"))
     }
 
     /// Syncs it and gives it its name.
     pub(crate) fn commit(mut self) -> Result<(), Error> {
         let incoming = self.incoming.take();
-        incoming.map_or(Ok(()), Incoming::commit)?;
+        incoming.map_or(Ok(()), StagedFile::commit)?;
         self.context.finish_one();
         Ok(())
     }

@@ -19,11 +19,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// How long a request may take, from the connection to its last byte.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer that is refused may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long header and OPEN may take after that.
-const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds out what a connection speaks; None if that was refused, which has been said and logged.
 pub(super) async fn begin(
@@ -32,7 +32,7 @@ pub(super) async fn begin(
     peer: SocketAddr,
 ) -> Option<Accepted> {
     let _ = socket.set_nodelay(true);
-    let deadline = Instant::now() + HEAD_PATIENCE;
+    let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut early = Vec::with_capacity(1024);
     let mut late = false;
     let begins = loop {
@@ -141,7 +141,7 @@ pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Acc
         let shaken = older(&mut socket, peer, request, early).await?;
         return shaken.finish(socket);
     };
-    match timeout_at(Instant::now() + OPEN_PATIENCE, opening(&mut socket, early)).await {
+    match timeout_at(Instant::now() + OPEN_TIMEOUT, opening(&mut socket, early)).await {
         Ok(Ok(Some((header, header_json, open, open_json, early)))) => {
             let socket = socket.into_std().ok()?;
             Some(Accepted::FastDp(Handshake {
@@ -282,7 +282,7 @@ async fn older(
     mut bytes: Vec<u8>,
 ) -> Option<Shaken1> {
     let version = request.version;
-    let deadline = Instant::now() + OPEN_PATIENCE;
+    let deadline = Instant::now() + OPEN_TIMEOUT;
     let refused = loop {
         match v1::Header::decode(&bytes, version) {
             Ok(Some((header, used))) => {

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How long a head may take, and how long a connection may be silent between two requests.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves requests until the client leaves; Some if it upgrades.
 pub(super) async fn serve(
@@ -42,7 +42,7 @@ pub(super) async fn serve(
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
+        .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(64)
         .serve_connection(TokioIo::new(Accepted { early, at: 0, socket }), service)
         .with_upgrades();

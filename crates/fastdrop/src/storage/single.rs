@@ -29,7 +29,7 @@ const ONLY: EntryIndex = EntryIndex(0);
 
 /// A file that is being received. What it has written goes with it, unless it is kept.
 #[derive(Debug)]
-pub(crate) struct Incoming {
+pub(crate) struct StagedFile {
     namer: Namer,
     stage: Stage,
     /// The part of the stage that it is in.
@@ -40,7 +40,7 @@ pub(crate) struct Incoming {
     keep: bool,
 }
 
-impl Incoming {
+impl StagedFile {
     /// Begins the file `path` beneath `root`; `size` is what it will have, as far as
     /// that is known, and is made sure of.
     ///
@@ -199,7 +199,7 @@ impl Incoming {
     }
 }
 
-impl Drop for Incoming {
+impl Drop for StagedFile {
     fn drop(&mut self) {
         if !self.keep {
             self.stage.remove();
@@ -216,7 +216,7 @@ struct Full {
     at: u64,
 }
 
-/// The receiving end's side of [`Incoming::write_behind`].
+/// The receiving end's side of [`StagedFile::write_behind`].
 pub(crate) struct WriteBehind {
     full: SyncSender<Full>,
     empty: Receiver<Vec<u8>>,

@@ -2,9 +2,8 @@
 
 use crate::net::connection::Connection;
 use crate::thread::spawn_scoped;
-use fastdrop_proto::fastdp::Control;
+use fastdrop_proto::fastdp::{ALIVE_EVERY, Control};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Does something that may take long, while the peer hears every few seconds that this end is
 /// alive.
@@ -14,8 +13,7 @@ pub(crate) fn with_alive<T>(connection: &Connection, work: impl FnOnce() -> T) -
         let say = || {
             let mut done = over.0.lock().unwrap_or_else(PoisonError::into_inner);
             while !*done {
-                let waited =
-                    over.1.wait_timeout(done, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
+                let waited = over.1.wait_timeout(done, ALIVE_EVERY).unwrap_or_else(PoisonError::into_inner);
                 done = waited.0;
                 if !*done && connection.send_control(&Control::Alive).is_err() {
                     return;

@@ -61,7 +61,7 @@ pub(super) struct Arriving {
 pub(super) struct Assembly {
     manifest: Arc<Manifest>,
     algorithm: Algorithm,
-    machine: Mutex<Receiver>,
+    proto: Mutex<Receiver>,
     sink: Sink,
     account: Mutex<Account>,
     observer: Arc<Observer>,
@@ -75,12 +75,12 @@ impl Assembly {
         observer: Arc<Observer>,
         stop: Stop,
     ) -> Self {
-        let Prepared { mut machine, sink, failed, hashes, .. } = prepared;
-        machine.set_transcript(transcript);
+        let Prepared { mut proto, sink, failed, hashes, .. } = prepared;
+        proto.set_transcript(transcript);
         Self {
-            manifest: Arc::clone(machine.manifest()),
-            algorithm: machine.algorithm(),
-            machine: Mutex::new(machine),
+            manifest: Arc::clone(proto.manifest()),
+            algorithm: proto.algorithm(),
+            proto: Mutex::new(proto),
             sink,
             account: Mutex::new(Account { failed, hashes, ..Account::default() }),
             observer,
@@ -108,17 +108,17 @@ impl Assembly {
 
     /// What remains to come.
     pub(super) fn need(&self) -> NeedTotals {
-        lock(&self.machine).totals()
+        lock(&self.proto).totals()
     }
 
     /// Begins with a chunk, before anything is allocated for it.
     pub(super) fn expect(&self, header: FrameHeader) -> Result<Arriving, Fault> {
-        let mut machine = lock(&self.machine);
-        let expected = machine.expect(header.kind, header.size)?;
-        let content = machine.table().content(expected.chunk);
+        let mut proto = lock(&self.proto);
+        let expected = proto.expect(header.kind, header.size)?;
+        let content = proto.table().content(expected.chunk);
         let content = content.ok_or_else(|| Violation::protocol("there is no such chunk"))?;
-        let slices = machine.slices(expected.chunk).collect();
-        Ok(Arriving { expected, content, slices, one_chunk: machine.table().one_chunk().bytes() })
+        let slices = proto.slices(expected.chunk).collect();
+        Ok(Arriving { expected, content, slices, one_chunk: proto.table().one_chunk().bytes() })
     }
 
     /// Checks, writes, journals and counts a chunk; what the sender is told. `sent` is the checksum
@@ -129,15 +129,15 @@ impl Assembly {
         sent: &Checksum,
         chunk: &VerifiedChunk<'_>,
     ) -> Result<Option<Control>, Fault> {
-        let verdict = lock(&self.machine).check(expected, sent, &chunk.checksum);
+        let verdict = lock(&self.proto).check(expected, sent, &chunk.checksum);
         match verdict {
             Ok(ChunkVerdict::Write) => {
                 if let Err(error) = self.write(expected, chunk) {
-                    lock(&self.machine).handle_write_failed(expected.chunk);
+                    lock(&self.proto).handle_write_failed(expected.chunk);
                     return Err(Fault::Transfer(error));
                 }
                 // Given up, or shortened, while it was being written: then it is not held.
-                let held = lock(&self.machine).checksum(expected.chunk).is_some();
+                let held = lock(&self.proto).checksum(expected.chunk).is_some();
                 Ok(held.then(|| Control::Confirm(vec![expected.chunk])))
             }
             Ok(ChunkVerdict::Confirm) => Ok(Some(Control::Confirm(vec![expected.chunk]))),
@@ -150,11 +150,11 @@ impl Assembly {
 
     fn write(&self, expected: &Expected, chunk: &VerifiedChunk<'_>) -> Result<(), Error> {
         let count = || {
-            let mut machine = lock(&self.machine);
+            let mut proto = lock(&self.proto);
             if matches!(chunk.content, ChunkContent::Stream { .. }) {
-                machine.handle_stream_bytes(expected.plain_len);
+                proto.handle_stream_bytes(expected.plain_len);
             }
-            machine.handle_written(expected.chunk, &chunk.checksum)
+            proto.handle_written(expected.chunk, &chunk.checksum)
         };
         match &self.sink {
             Sink::Output(output) => {
@@ -191,13 +191,13 @@ impl Assembly {
     pub(super) fn handle_same(&self, chunk: ChunkIndex) -> Result<(), Fault> {
         let Some(files) = self.sink.files() else {
             // What has been written cannot be taken back, nor is there anything to remember of it.
-            lock(&self.machine).handle_same(chunk)?;
+            lock(&self.proto).handle_same(chunk)?;
             return Ok(());
         };
         let working = files.begin();
         let (same, content) = {
-            let mut machine = lock(&self.machine);
-            (machine.handle_same(chunk)?, machine.table().content(chunk))
+            let mut proto = lock(&self.proto);
+            (proto.handle_same(chunk)?, proto.table().content(chunk))
         };
         match (same, content) {
             (Some((checksum, completed)), Some(ChunkContent::Piece { entry, offset, .. })) => {
@@ -219,12 +219,12 @@ impl Assembly {
 
     /// Takes the size of the stream.
     pub(super) fn handle_size(&self, entry: EntryIndex, size: u64) -> Result<(), Fault> {
-        Ok(lock(&self.machine).handle_size(entry, size)?)
+        Ok(lock(&self.proto).handle_size(entry, size)?)
     }
 
     /// Takes the end, and the digest of everything that was sent.
     pub(super) fn handle_end(&self, digest: [u8; 32]) -> Result<(), Fault> {
-        Ok(lock(&self.machine).handle_end(digest)?)
+        Ok(lock(&self.proto).handle_end(digest)?)
     }
 
     /// Takes how the sender spent its time.
@@ -240,8 +240,8 @@ impl Assembly {
         reason: String,
     ) -> Result<Vec<Control>, Fault> {
         let (answer, is_abandoned) = {
-            let mut machine = lock(&self.machine);
-            (machine.handle_abandon(entry)?, machine.is_abandoned(entry))
+            let mut proto = lock(&self.proto);
+            (proto.handle_abandon(entry)?, proto.is_abandoned(entry))
         };
         if is_abandoned {
             let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec());
@@ -263,7 +263,7 @@ impl Assembly {
     /// Takes that chunks are proven to be the sender's, and names files that are, if there are
     /// enough of them.
     pub(super) fn handle_proven(&self, proven: &Proven) -> Result<(), Fault> {
-        lock(&self.machine).handle_proven(proven).map_err(|violation| Fault::Transfer(violation.into()))?;
+        lock(&self.proto).handle_proven(proven).map_err(|violation| Fault::Transfer(violation.into()))?;
         let start = Instant::now();
         self.naming(|files, named| files.name_proven(&|entry| self.is_proven(entry), named))
             .map_err(Fault::Transfer)?;
@@ -272,7 +272,7 @@ impl Assembly {
     }
 
     fn is_proven(&self, entry: EntryIndex) -> bool {
-        lock(&self.machine).is_proven(entry)
+        lock(&self.proto).is_proven(entry)
     }
 
     /// Makes everything confirmed so far durable.
@@ -301,7 +301,7 @@ impl Assembly {
         &self,
         is_ending: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Done>, Error> {
-        let Some(finish) = lock(&self.machine).poll_finish() else { return Ok(None) };
+        let Some(finish) = lock(&self.proto).poll_finish() else { return Ok(None) };
         finish?;
         self.observer.set_phase(Phase::Finishing);
         let start = Instant::now();
@@ -320,7 +320,7 @@ impl Assembly {
                 lock(&self.account).unpacked = Some(unpacked);
             }
             Sink::Files(_) => {
-                let needed: Vec<_> = lock(&self.machine).needed_entries().collect();
+                let needed: Vec<_> = lock(&self.proto).needed_entries().collect();
                 self.naming(|files, named| files.finish(&needed, named))?;
             }
         }
@@ -333,7 +333,7 @@ impl Assembly {
         let account = lock(&self.account);
         let done = match &account.unpacked {
             Some(unpacked) => unpacked.done.clone(),
-            None => report::count(&lock(&self.machine), &account.failed),
+            None => report::count(&lock(&self.proto), &account.failed),
         };
         let clocks = &self.observer.clocks;
         Done {
@@ -368,14 +368,14 @@ impl Assembly {
         if self.algorithm != Algorithm::Blake3 {
             return hashes;
         }
-        let machine = lock(&self.machine);
+        let proto = lock(&self.proto);
         for (index, entry) in self.manifest.iter() {
-            if !machine.is_needed(index) || !matches!(entry.kind, EntryKind::File { .. }) {
+            if !proto.is_needed(index) || !matches!(entry.kind, EntryKind::File { .. }) {
                 continue;
             }
             if entry.size() == 0 {
                 hashes.insert(index, *blake3::hash(b"").as_bytes());
-            } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
+            } else if let Some(hash) = proto.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
                 hashes.insert(index, hash);
             }
         }

@@ -46,7 +46,7 @@ pub(crate) struct Compared {
 ///
 /// 409 with the paths of what is in the way; an error of the system.
 pub(crate) fn compare(
-    machine: &mut Receiver,
+    proto: &mut Receiver,
     root: &Root,
     placement: &Placement,
     options: &ReceiveOptions,
@@ -60,9 +60,9 @@ pub(crate) fn compare(
         false => Contents::Never,
     };
     let rules = Rules { existing: options.existing, times: options.times, mode: options.mode, contents };
-    let manifest = std::sync::Arc::clone(machine.manifest());
+    let manifest = std::sync::Arc::clone(proto.manifest());
     let mut comparing = Comparing {
-        machine,
+        proto,
         manifest: &manifest,
         root,
         dirs: Dirs::default(),
@@ -79,7 +79,7 @@ pub(crate) fn compare(
         if stop.is_stopped() {
             return Err(Error::Interrupted);
         }
-        if !comparing.machine.is_needed(index) {
+        if !comparing.proto.is_needed(index) {
             continue;
         }
         let path = placement.of(entry.path);
@@ -114,11 +114,11 @@ pub(crate) fn compare(
 }
 
 /// Skips what is not wanted.
-pub(super) fn skip_unwanted(machine: &mut Receiver, filter: &Filter) {
-    let manifest = std::sync::Arc::clone(machine.manifest());
+pub(super) fn skip_unwanted(proto: &mut Receiver, filter: &Filter) {
+    let manifest = std::sync::Arc::clone(proto.manifest());
     let chosen = filter.choose_from(&manifest);
     for (index, _) in manifest.iter().filter(|(index, _)| !chosen.takes(*index)) {
-        machine.skip(index, SkipReason::Policy);
+        proto.skip(index, SkipReason::Policy);
     }
 }
 
@@ -136,7 +136,7 @@ fn is_denied<T>(result: &Result<T, Error>) -> bool {
 }
 
 struct Comparing<'a, 'b> {
-    machine: &'a mut Receiver,
+    proto: &'a mut Receiver,
     manifest: &'a Manifest,
     root: &'a Root,
     dirs: Dirs,
@@ -179,7 +179,7 @@ impl Comparing<'_, '_> {
 
     /// Gives up an entry that can have no place.
     fn fail(&mut self, index: EntryIndex, entry: &Entry<'_>, message: String) {
-        self.machine.skip(index, SkipReason::Policy);
+        self.proto.skip(index, SkipReason::Policy);
         let path = entry.path.as_bytes().to_vec();
         self.compared.failed.insert(index, Failed { path, code: Code::Forbidden, message });
     }
@@ -190,7 +190,7 @@ impl Comparing<'_, '_> {
             Verdict::Identical | Verdict::Adjust if entry.kind == EntryKind::Directory => {}
             Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
                 let left = verdict == Verdict::Left;
-                self.machine.skip(index, if left { SkipReason::Policy } else { SkipReason::Identical });
+                self.proto.skip(index, if left { SkipReason::Policy } else { SkipReason::Identical });
                 self.compared.skipped += 1;
                 self.compared.left += u64::from(left);
                 self.compared.bytes_skipped += entry.size();

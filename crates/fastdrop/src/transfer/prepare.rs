@@ -40,7 +40,7 @@ pub(crate) struct Prepare<'a> {
 
 /// What a transfer has to do before its chunks can come.
 pub(crate) struct Prepared {
-    pub(crate) machine: Receiver,
+    pub(crate) proto: Receiver,
     pub(crate) sink: Sink,
     /// Entries that can have no place.
     pub(crate) failed: BTreeMap<EntryIndex, Failed>,
@@ -92,9 +92,9 @@ impl Prepare<'_> {
         if let Some(error) = refused {
             return Err(error);
         }
-        let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+        let mut proto = Receiver::new(Arc::clone(&manifest), table, algorithm);
         let mut mounts = Mounts::default();
-        let one_chunk = machine.table().one_chunk();
+        let one_chunk = proto.table().one_chunk();
         let begin =
             || Stage::create(Arc::clone(&root), algorithm, one_chunk, options.durability, named.clone());
         // What is lent is noted in the journal first.
@@ -119,16 +119,16 @@ impl Prepare<'_> {
                 Ok(Compared::default())
             }
             false => {
-                skip_unwanted(&mut machine, &filter);
+                skip_unwanted(&mut proto, &filter);
                 let places = Places { mounts: &mut mounts, lend: &mut lend };
-                compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)
+                compare(&mut proto, &root, &placement, &options, inquiry.as_mut(), places, &stop)
             }
         };
         let compared = compared.inspect_err(|_| stage.iter().for_each(Stage::remove))?;
         let Compared { exceptions, adjust, failed: unplaced, skipped, left, bytes_skipped } = compared;
         let mut stage = stage.map_or_else(begin, Ok)?;
         let mut failed =
-            match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut machine)) {
+            match mounts.stage(&root, &mut stage).and_then(|()| give_up_unstaged(&mounts, &mut proto)) {
                 Ok(failed) => failed,
                 Err(error) => {
                     stage.remove();
@@ -158,9 +158,9 @@ impl Prepare<'_> {
         let taken = identities.and_then(|identities| {
             let needed: Vec<_> = match leftovers.is_empty() {
                 true => Vec::new(),
-                false => machine.needed_entries().collect(),
+                false => proto.needed_entries().collect(),
             };
-            let mut count = |index, content: &LeftContent| count(&mut machine, index, content, &mut hashes);
+            let mut count = |index, content: &LeftContent| count(&mut proto, index, content, &mut hashes);
             files.take_over(leftovers, &needed, identities, algorithm, &mut count)
         });
         let bytes_resumed = taken.inspect_err(|_| {
@@ -169,8 +169,8 @@ impl Prepare<'_> {
                 files.remove();
             }
         })?;
-        let answer = machine.answer();
-        if let Err(error) = files.check_room(missing(&machine), manifest.bytes()) {
+        let answer = proto.answer();
+        if let Err(error) = files.check_room(missing(&proto), manifest.bytes()) {
             // What an earlier transfer left was moved in here: it stays for when there is room.
             if bytes_resumed == 0 {
                 files.remove();
@@ -185,34 +185,34 @@ impl Prepare<'_> {
             Some(unpack) => Sink::Archive(files, unpack, Box::new(filter)),
             None => Sink::Files(files),
         };
-        Ok(Prepared { machine, sink, failed, hashes, answer, skipped, left, bytes_skipped, bytes_resumed })
+        Ok(Prepared { proto, sink, failed, hashes, answer, skipped, left, bytes_skipped, bytes_resumed })
     }
 }
 
 /// Counts what an earlier transfer left of a file; whether that is all of it.
 fn count(
-    machine: &mut Receiver,
+    proto: &mut Receiver,
     index: EntryIndex,
     content: &LeftContent,
     hashes: &mut BTreeMap<EntryIndex, [u8; 32]>,
 ) -> bool {
     match content {
         LeftContent::Whole(checksum) => {
-            machine.skip(index, SkipReason::Held);
+            proto.skip(index, SkipReason::Held);
             if let Ok(hash) = <[u8; 32]>::try_from(checksum.as_bytes()) {
                 hashes.insert(index, hash);
             }
             true
         }
         LeftContent::Pieces(pieces) => {
-            let Some((first, _)) = machine.table().chunks_of(index) else { return false };
+            let Some((first, _)) = proto.table().chunks_of(index) else { return false };
             let mut complete = false;
             for (&piece, &Piece { checksum, claimed }) in pieces {
                 let chunk = ChunkIndex(first.0 + piece);
                 if claimed {
-                    machine.claim(chunk, &checksum);
+                    proto.claim(chunk, &checksum);
                 } else {
-                    complete |= machine.hold(chunk, &checksum) == Completed::File(index);
+                    complete |= proto.hold(chunk, &checksum) == Completed::File(index);
                 }
             }
             complete
@@ -221,16 +221,16 @@ fn count(
 }
 
 /// Bytes that are still to come, by entry.
-fn missing(machine: &Receiver) -> impl Iterator<Item = (EntryIndex, u64)> {
-    let one = u64::from(machine.table().one_chunk().bytes());
+fn missing(proto: &Receiver) -> impl Iterator<Item = (EntryIndex, u64)> {
+    let one = u64::from(proto.table().one_chunk().bytes());
     let missing_of = move |entry: &Entry<'_>, first: ChunkIndex, count: u32| {
-        let held = (0..count).filter(|piece| machine.has(ChunkIndex(first.0 + piece)));
+        let held = (0..count).filter(|piece| proto.has(ChunkIndex(first.0 + piece)));
         held.fold(entry.size(), |left, piece| {
             left.saturating_sub(one.min(entry.size().saturating_sub(u64::from(piece) * one)))
         })
     };
-    machine.manifest().iter().filter(|&(index, _)| machine.is_needed(index)).map(move |(index, entry)| {
-        let bytes = match machine.table().chunks_of(index) {
+    proto.manifest().iter().filter(|&(index, _)| proto.is_needed(index)).map(move |(index, entry)| {
+        let bytes = match proto.table().chunks_of(index) {
             Some((first, count)) if entry.size() >= one => missing_of(&entry, first, count),
             _ => entry.size(),
         };
@@ -249,7 +249,7 @@ pub(crate) fn prepare_output(
     expect_one_file(&manifest)?;
     let one = u64::from(table.one_chunk().bytes());
     let whole = manifest.bytes() < one;
-    let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+    let mut proto = Receiver::new(Arc::clone(&manifest), table, algorithm);
     let mut bytes_resumed = 0;
     let Some(entry) = manifest.get(EntryIndex(0)) else {
         return Err(Error::protocol("an empty manifest"));
@@ -257,7 +257,7 @@ pub(crate) fn prepare_output(
     let key = FileKey::new(entry.path.as_bytes().to_vec(), entry.size(), entry.mtime);
     let begun = sink.has_begun();
     let identity = if begun { inquiry.identities()?.get(EntryIndex(0)) } else { 0 };
-    let one_chunk = machine.table().one_chunk().bytes();
+    let one_chunk = proto.table().one_chunk().bytes();
     let (written, same) = sink.begin(OutputFile { key, identity, one_chunk, algorithm })?;
     // Whether it is the same file can be found out chunk by chunk, where the sender knows how to
     // compare.
@@ -267,20 +267,20 @@ pub(crate) fn prepare_output(
     }
     if whole && !written.is_empty() {
         // All of it is there, in a pack of one.
-        machine.skip(EntryIndex(0), SkipReason::Held);
+        proto.skip(EntryIndex(0), SkipReason::Held);
     }
     for (at, checksum) in written.iter().enumerate().filter(|_| !whole) {
         let chunk = ChunkIndex(at as u32);
         if same {
-            machine.hold(chunk, checksum);
+            proto.hold(chunk, checksum);
         } else {
-            machine.claim(chunk, checksum);
+            proto.claim(chunk, checksum);
         }
         bytes_resumed += one.min(manifest.bytes() - at as u64 * one);
     }
-    let answer = machine.answer();
+    let answer = proto.answer();
     Ok(Prepared {
-        machine,
+        proto,
         sink: Sink::Output(sink),
         failed: BTreeMap::new(),
         hashes: BTreeMap::new(),
@@ -297,20 +297,20 @@ pub(crate) fn prepare_output(
 /// # Errors
 ///
 /// The reason, if nothing else is needed.
-fn give_up_unstaged(mounts: &Mounts, machine: &mut Receiver) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
+fn give_up_unstaged(mounts: &Mounts, proto: &mut Receiver) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
     let mut failed = BTreeMap::new();
     if !mounts.has_refused() {
         return Ok(failed);
     }
-    let manifest = Arc::clone(machine.manifest());
+    let manifest = Arc::clone(proto.manifest());
     let mut others = false;
     for (index, entry) in manifest.iter() {
-        if entry.kind == EntryKind::Directory || !machine.is_needed(index) {
+        if entry.kind == EntryKind::Directory || !proto.is_needed(index) {
             continue;
         }
         match mounts.part_of(index) {
             Err(Refusal { code, message }) => {
-                machine.skip(index, SkipReason::Policy);
+                proto.skip(index, SkipReason::Policy);
                 let path = entry.path.as_bytes().to_vec();
                 failed.insert(index, Failed { path, code: *code, message: message.clone() });
             }

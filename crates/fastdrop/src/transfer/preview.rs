@@ -36,30 +36,30 @@ impl Prepare<'_> {
     pub(crate) fn preview(self) -> Result<Preview, Error> {
         let Self { manifest, table, algorithm, root, placement, options, filter, stop, mut inquiry, .. } =
             self;
-        let mut machine = Receiver::new(Arc::clone(&manifest), table, algorithm);
+        let mut proto = Receiver::new(Arc::clone(&manifest), table, algorithm);
         if options.size_max.is_some_and(|max| manifest.bytes() > max) {
             return Err(Error::failed(Code::OverLimit, "more bytes than one transfer may have here"));
         }
         let mut mounts = Mounts::default();
         let mut compared = Compared::default();
         if options.unpack.is_none() {
-            skip_unwanted(&mut machine, &filter);
+            skip_unwanted(&mut proto, &filter);
             let places = Places { mounts: &mut mounts, lend: &mut |_| Ok(false) };
-            compared = compare(&mut machine, &root, &placement, &options, inquiry.as_mut(), places, &stop)?;
+            compared = compare(&mut proto, &root, &placement, &options, inquiry.as_mut(), places, &stop)?;
         }
         let Compared { mut failed, mut skipped, left, adjust, .. } = compared;
-        failed.extend(unwritable(&root, &placement, &mut machine)?);
+        failed.extend(unwritable(&root, &placement, &mut proto)?);
         if options.times || options.mode {
-            let unowned = unowned(&root, &placement, &machine, &adjust);
+            let unowned = unowned(&root, &placement, &proto, &adjust);
             // What was there, and does not become what was asked for, has not been skipped.
             skipped -= adjust.iter().filter(|index| unowned.contains_key(index)).count() as u64;
             failed.extend(unowned);
         }
-        let sizes = manifest.iter().filter(|&(index, _)| machine.is_needed(index));
+        let sizes = manifest.iter().filter(|&(index, _)| proto.is_needed(index));
         let sizes = sizes.map(|(index, entry)| (index, entry.size()));
         mounts.check_room_for_all(&root, sizes, manifest.bytes(), &options)?;
-        let answer = machine.answer();
-        let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| machine.is_needed(index)).collect();
+        let answer = proto.answer();
+        let needed = (0..manifest.len()).map(EntryIndex).filter(|&index| proto.is_needed(index)).collect();
         let (failed, failed_count) = (shown_failures(failed.values()), failed.len() as u64);
         let done = Done { failed, failed_count, durability: options.durability, ..Done::default() };
         Ok(Preview { answer, needed, skipped, left, done })
@@ -75,7 +75,7 @@ impl Prepare<'_> {
 fn unwritable(
     root: &Root,
     placement: &Placement,
-    machine: &mut Receiver,
+    proto: &mut Receiver,
 ) -> Result<BTreeMap<EntryIndex, Failed>, Error> {
     use rustix::fs::{Access, AtFlags, accessat, fstat};
     let denied = |dirs: &mut Dirs, folder: &[u8]| {
@@ -98,11 +98,11 @@ fn unwritable(
     if let Some(errno) = denied(&mut dirs, b"") {
         return Err(Error::system("making a folder for unfinished files", errno));
     }
-    let manifest = Arc::clone(machine.manifest());
+    let manifest = Arc::clone(proto.manifest());
     let mut failed = BTreeMap::new();
     let mut last: Option<(Vec<u8>, Option<Errno>)> = None;
     for (index, entry) in manifest.iter() {
-        if !machine.is_needed(index) {
+        if !proto.is_needed(index) {
             continue;
         }
         let path = placement.of(entry.path);
@@ -115,7 +115,7 @@ fn unwritable(
             _ => last.insert((folder.to_vec(), denied(&mut dirs, folder))).1,
         };
         if let Some(errno) = errno {
-            machine.skip(index, SkipReason::Policy);
+            proto.skip(index, SkipReason::Policy);
             let path = entry.path.as_bytes().to_vec();
             failed.insert(index, Failed { path, code: code_of(errno), message: reason(errno) });
         }
@@ -128,7 +128,7 @@ fn unwritable(
 fn unowned(
     root: &Root,
     placement: &Placement,
-    machine: &Receiver,
+    proto: &Receiver,
     adjust: &[EntryIndex],
 ) -> BTreeMap<EntryIndex, Failed> {
     let mut failed = BTreeMap::new();
@@ -136,10 +136,10 @@ fn unowned(
         return failed;
     }
     let own = rustix::process::geteuid().as_raw();
-    let manifest = machine.manifest();
+    let manifest = proto.manifest();
     let folders = manifest
         .iter()
-        .filter(|(index, entry)| entry.kind == EntryKind::Directory && machine.is_needed(*index));
+        .filter(|(index, entry)| entry.kind == EntryKind::Directory && proto.is_needed(*index));
     let folders = folders.map(|(index, _)| (index, ""));
     for (index, what) in
         folders.chain(adjust.iter().map(|&index| (index, "setting its time and permissions: ")))

@@ -1,6 +1,6 @@
 //! Receiving over connections: one control stream, and data streams that come and go.
 
-use crate::admission::turns::{PATIENCE, Turn, Turns};
+use crate::admission::turns::{TURN_TIMEOUT, Turn, Turns};
 use crate::error::Error;
 use crate::lock::lock;
 use crate::net::connection::{Connection, Ended};
@@ -15,15 +15,12 @@ use crate::transfer::prepare::Prepared;
 use crate::transfer::stream_receiver::{Pace, StreamReceiver};
 use crate::transfer::streams::{DataStream, StreamQueue};
 use fastdrop_proto::fastdp::{
-    Code, Control, Done, Failed, FrameHeader, FrameKind, NeedTotals, Spent, Transcript,
+    ALIVE_EVERY, Code, Control, Done, Failed, FrameHeader, FrameKind, NeedTotals, Spent, Transcript,
 };
 use fastdrop_proto::units::EntryIndex;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// How often the sender hears that this end is alive.
-const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The course of a transfer.
 #[derive(Debug)]
@@ -286,7 +283,7 @@ impl ReceiveTransfer {
             if self.has_failed() {
                 return Ok(());
             }
-            if turn.is_taken() && !reader.comes_within(PATIENCE) {
+            if turn.is_taken() && !reader.comes_within(TURN_TIMEOUT) {
                 turn.give_back();
             }
             let header = match reader.header() {

@@ -10,15 +10,15 @@ const FAILED_SHOWN_MAX: usize = 512 << 10;
 const FAILED_COUNT_MAX: usize = 1000;
 
 /// Counts what has arrived: everything that is needed and has not failed.
-pub(super) fn count(machine: &Receiver, failed: &BTreeMap<EntryIndex, Failed>) -> Done {
+pub(super) fn count(proto: &Receiver, failed: &BTreeMap<EntryIndex, Failed>) -> Done {
     let mut done = Done {
         failed: shown_failures(failed.values()),
         failed_count: failed.len() as u64,
         ..Done::default()
     };
-    for index in machine.needed_entries().filter(|index| !failed.contains_key(index)) {
-        let Some(entry) = machine.manifest().get(index) else { continue };
-        let streamed = machine.stream_size().filter(|_| entry.kind == EntryKind::Stream);
+    for index in proto.needed_entries().filter(|index| !failed.contains_key(index)) {
+        let Some(entry) = proto.manifest().get(index) else { continue };
+        let streamed = proto.stream_size().filter(|_| entry.kind == EntryKind::Stream);
         if entry.kind != EntryKind::Directory {
             done.files += 1;
             done.bytes += entry.size() + streamed.unwrap_or(0);

@@ -34,7 +34,7 @@ const GIVING_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One transfer that is being sent.
 pub(crate) struct SendTransfer {
-    machine: Mutex<Sender>,
+    proto: Mutex<Sender>,
     wake: Condvar,
     manifest: Arc<Manifest>,
     tree: Arc<SourceTree>,
@@ -94,7 +94,7 @@ pub(crate) enum Opener<'a> {
 
 impl SendTransfer {
     pub(crate) fn new(
-        mut machine: Sender,
+        mut proto: Sender,
         tree: Arc<SourceTree>,
         identities: Identities,
         grant: &Grant,
@@ -103,13 +103,13 @@ impl SendTransfer {
         stop: Stop,
     ) -> Arc<Self> {
         if grant.has(Capability::Identity) {
-            machine.set_identities(identities.told());
+            proto.set_identities(identities.told());
         }
         Arc::new(Self {
             identities,
-            manifest: Arc::clone(machine.manifest()),
-            algorithm: machine.algorithm(),
-            machine: Mutex::new(machine),
+            manifest: Arc::clone(proto.manifest()),
+            algorithm: proto.algorithm(),
+            proto: Mutex::new(proto),
             wake: Condvar::new(),
             tree,
             sparse: grant.has(Capability::Sparse),
@@ -130,30 +130,29 @@ impl SendTransfer {
     }
 
     /// The machine.
-    pub(crate) fn machine(&self) -> MutexGuard<'_, Sender> {
-        lock(&self.machine)
+    pub(crate) fn proto(&self) -> MutexGuard<'_, Sender> {
+        lock(&self.proto)
     }
 
     /// What could not be sent.
     pub(crate) fn abandoned(&self) -> Vec<Failed> {
-        let machine = self.machine();
+        let proto = self.proto();
         // The receiver may have had it all before it could not be read again.
-        let left_out = |(entry, _): &(&EntryIndex, &Failed)| machine.is_left_out(**entry);
+        let left_out = |(entry, _): &(&EntryIndex, &Failed)| proto.is_left_out(**entry);
         lock(&self.abandoned).iter().filter(left_out).map(|(_, failed)| failed.clone()).collect()
     }
 
     /// BLAKE3 of each file that was sent, where it was computed.
     pub(crate) fn hashes(&self) -> BTreeMap<EntryIndex, [u8; 32]> {
-        let machine = self.machine();
+        let proto = self.proto();
         let mut hashes = lock(&self.hashes).clone();
         if self.algorithm == Algorithm::Blake3 {
             for (index, entry) in self.manifest.iter() {
-                if machine.is_left_out(index) || !matches!(entry.kind, EntryKind::File { .. }) {
+                if proto.is_left_out(index) || !matches!(entry.kind, EntryKind::File { .. }) {
                     hashes.retain(|other, _| *other != index || matches!(entry.kind, EntryKind::Stream));
                 } else if entry.size() == 0 {
                     hashes.insert(index, *blake3::hash(b"").as_bytes());
-                } else if let Some(hash) = machine.piece_checksums(index).and_then(|sums| join_blake3(&sums))
-                {
+                } else if let Some(hash) = proto.piece_checksums(index).and_then(|sums| join_blake3(&sums)) {
                     hashes.insert(index, hash);
                 }
             }
@@ -179,41 +178,41 @@ impl SendTransfer {
             if let Err(error) = started {
                 self.fail(refused(error));
             }
-            let mut machine = self.machine();
+            let mut proto = self.proto();
             let mut looking = false;
             loop {
                 let now = Instant::now();
-                machine.handle_timeout(now);
-                if !looking && machine.wants_reading() {
+                proto.handle_timeout(now);
+                if !looking && proto.wants_reading() {
                     looking = true;
                     if let Err(error) = spawn_scoped(scope, "compare", || self.look(&connection)) {
                         lock(&self.failure).get_or_insert(refused(error));
                     }
                 }
                 let mut opens = 0;
-                while machine.poll_open(now) {
+                while proto.poll_open(now) {
                     opens += 1;
                 }
-                while let Some(id) = machine.poll_close() {
+                while let Some(id) = proto.poll_close() {
                     tracing::debug!(stream = id.0, "closing a stream that stalled or was refused");
                     if let Some(connection) = lock(&self.connections).get(&id) {
                         connection.close();
                     }
                 }
-                while let Some(chunk) = machine.poll_stream_freed() {
+                while let Some(chunk) = proto.poll_stream_freed() {
                     self.pieces.free(chunk);
                 }
-                self.observer.set_streams(machine.data_streams() as u64);
+                self.observer.set_streams(proto.data_streams() as u64);
                 if self.stop.is_stopped() {
                     break;
                 }
-                let refusal = match machine.outcome() {
+                let refusal = match proto.outcome() {
                     Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
                     None => lock(&self.failure).as_ref().map(Error::refusal),
                 };
-                let is_over = machine.outcome().is_some();
+                let is_over = proto.outcome().is_some();
                 if let Some(refusal) = refusal {
-                    drop(machine);
+                    drop(proto);
                     self.take_leave(&connection, refusal, is_over);
                     break;
                 }
@@ -225,24 +224,24 @@ impl SendTransfer {
                         // This loop keeps time: the control stream's own thread sends it.
                         self.asked.fetch_add(opens, Ordering::Relaxed);
                     }
-                    drop(machine);
+                    drop(proto);
                     match opener {
                         Opener::Connect(connect) => {
                             for _ in 0..opens {
                                 if let Err(error) = spawn_scoped(scope, "open", || self.open(*connect)) {
                                     tracing::debug!(%error, "a data stream could not be opened");
-                                    self.machine().handle_open_failed(Instant::now());
+                                    self.proto().handle_open_failed(Instant::now());
                                 }
                             }
                         }
                         Opener::Ask => self.wake.notify_all(),
                     }
-                    machine = self.machine();
+                    proto = self.proto();
                     continue;
                 }
                 let until =
-                    machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
-                machine = self.wait(machine, until.max(Duration::from_millis(1)));
+                    proto.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+                proto = self.wait(proto, until.max(Duration::from_millis(1)));
             }
         });
         self.result(&connection)
@@ -255,7 +254,7 @@ impl SendTransfer {
         DataStream { reader, permit }: DataStream,
     ) {
         let joined = Arc::clone(reader.connection());
-        let id = self.machine().handle_stream_joined(Instant::now());
+        let id = self.proto().handle_stream_joined(Instant::now());
         self.stop.watch(&joined);
         lock(&self.connections).insert(id, Arc::clone(&joined));
         self.wake.notify_all();
@@ -270,7 +269,7 @@ impl SendTransfer {
             tracing::warn!(%error, "no thread for a data stream");
             // Who reads it, if there is one, sees that and says that it is lost.
             joined.close();
-            self.machine().handle_stream_lost(id, Instant::now());
+            self.proto().handle_stream_lost(id, Instant::now());
             lock(&self.connections).remove(&id);
         }
     }
@@ -291,18 +290,18 @@ impl SendTransfer {
         }
         control.finish_writing();
         let until = Instant::now() + GIVING_UP_TIMEOUT;
-        let mut machine = self.machine();
+        let mut proto = self.proto();
         while lock(&self.connections).contains_key(&StreamId::CONTROL)
-            && (is_over || machine.outcome().is_none())
+            && (is_over || proto.outcome().is_none())
             && !self.stop.is_stopped()
             && Instant::now() < until
         {
-            machine = self.wait(machine, until.saturating_duration_since(Instant::now()).min(TICK));
+            proto = self.wait(proto, until.saturating_duration_since(Instant::now()).min(TICK));
         }
     }
 
     fn result(&self, control: &Connection) -> Result<Done, Error> {
-        let outcome = self.machine().outcome().cloned();
+        let outcome = self.proto().outcome().cloned();
         let failure = lock(&self.failure).take();
         let error = match (outcome, failure) {
             (Some(Outcome::Done(done)), _) => {
@@ -326,7 +325,7 @@ impl SendTransfer {
 
     /// Whether another attempt has to begin without what the receiver holds.
     pub(crate) fn must_start_over(&self) -> bool {
-        matches!(self.machine().outcome(), Some(Outcome::StartOver))
+        matches!(self.proto().outcome(), Some(Outcome::StartOver))
     }
 
     fn chunks(&self) -> ChunkReader<'_> {
@@ -346,26 +345,26 @@ impl SendTransfer {
     fn look(&self, control: &Connection) {
         let mut chunks = self.chunks();
         let mut chunk = ReadChunk::default();
-        let mut machine = self.machine();
+        let mut proto = self.proto();
         loop {
-            if machine.outcome().is_some() || self.stop.is_stopped() {
+            if proto.outcome().is_some() || self.stop.is_stopped() {
                 return;
             }
-            if let Some(entry) = machine.poll_asked() {
-                drop(machine);
+            if let Some(entry) = proto.poll_asked() {
+                drop(proto);
                 let content = crate::source::reader::content(&self.tree, &self.manifest, entry, &self.stop);
                 if control.send_control(&Control::Content(vec![(entry, content)])).is_err() {
                     return;
                 }
-            } else if let Some(index) = machine.poll_compare() {
-                let plan = ChunkPlan::new(&machine, index);
-                drop(machine);
+            } else if let Some(index) = proto.poll_compare() {
+                let plan = ChunkPlan::new(&proto, index);
+                drop(proto);
                 let Some(plan) = plan else { return };
                 match chunks.read(&plan, &mut chunk) {
                     Ok(()) => {
-                        let mut machine = self.machine();
-                        machine.handle_compared(index, &chunk.checksum);
-                        if let Some(needed) = machine.needed() {
+                        let mut proto = self.proto();
+                        proto.handle_compared(index, &chunk.checksum);
+                        if let Some(needed) = proto.needed() {
                             self.observer.bytes_total.fetch_max(needed.bytes, Ordering::Relaxed);
                         }
                     }
@@ -373,10 +372,10 @@ impl SendTransfer {
                 }
                 self.wake.notify_all();
             } else {
-                machine = self.wait(machine, TICK);
+                proto = self.wait(proto, TICK);
                 continue;
             }
-            machine = self.machine();
+            proto = self.proto();
         }
     }
 
@@ -384,14 +383,14 @@ impl SendTransfer {
     fn give_up(&self, stream: Option<StreamId>, index: ChunkIndex, unreadable: Unreadable) {
         let Unreadable { entry, code, reason } = unreadable;
         tracing::debug!(entry = entry.0, %reason, "an entry cannot be sent");
-        self.machine().handle_unreadable(stream, index, entry, code, &reason);
+        self.proto().handle_unreadable(stream, index, entry, code, &reason);
         let path = self.manifest.get(entry).map(|entry| entry.path.as_bytes().to_vec()).unwrap_or_default();
         lock(&self.abandoned).entry(entry).or_insert(Failed { path, code, message: reason });
         self.wake.notify_all();
     }
 
-    fn wait<'a>(&self, machine: MutexGuard<'a, Sender>, until: Duration) -> MutexGuard<'a, Sender> {
-        self.wake.wait_timeout(machine, until).unwrap_or_else(PoisonError::into_inner).0
+    fn wait<'a>(&self, proto: MutexGuard<'a, Sender>, until: Duration) -> MutexGuard<'a, Sender> {
+        self.wake.wait_timeout(proto, until).unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn open(&self, connect: &(dyn Fn() -> Result<DataStream, Error> + Sync)) {
@@ -404,7 +403,7 @@ impl SendTransfer {
             }
         };
         if failed {
-            self.machine().handle_open_failed(Instant::now());
+            self.proto().handle_open_failed(Instant::now());
         }
         self.wake.notify_all();
     }
@@ -418,7 +417,7 @@ impl SendTransfer {
                     if let Error::Violation(_) = error {
                         tracing::warn!(%error, stream = id.0, "the receiver broke the protocol");
                     }
-                    self.machine().handle_stream_lost(id, Instant::now());
+                    self.proto().handle_stream_lost(id, Instant::now());
                     reader.connection().close();
                     lock(&self.connections).remove(&id);
                     self.wake.notify_all();
@@ -427,18 +426,18 @@ impl SendTransfer {
             };
             let need = matches!(frame, Control::Need(_));
             let confirm = matches!(frame, Control::Confirm(_));
-            let mut machine = self.machine();
-            let before = machine.confirmed_bytes();
-            machine.handle_frame(id, frame, Instant::now());
-            self.observer.bytes_done.fetch_add(machine.confirmed_bytes() - before, Ordering::Relaxed);
-            if let (true, Some(totals)) = (need, machine.needed()) {
+            let mut proto = self.proto();
+            let before = proto.confirmed_bytes();
+            proto.handle_frame(id, frame, Instant::now());
+            self.observer.bytes_done.fetch_add(proto.confirmed_bytes() - before, Ordering::Relaxed);
+            if let (true, Some(totals)) = (need, proto.needed()) {
                 self.observer.bytes_total.store(totals.bytes, Ordering::Relaxed);
                 self.observer.set_phase(Phase::Moving);
             }
             // Most confirmations come while every stream is busy; waking
             // those who wait would only cost.
-            let calm = confirm && machine.is_occupied();
-            drop(machine);
+            let calm = confirm && proto.is_occupied();
+            drop(proto);
             if !calm {
                 self.wake.notify_all();
             }
@@ -458,7 +457,7 @@ impl SendTransfer {
             // the reading side comes to the end of that, and then the stream is lost.
             return connection.finish_writing();
         }
-        self.machine().handle_stream_lost(id, Instant::now());
+        self.proto().handle_stream_lost(id, Instant::now());
         connection.close();
         self.wake.notify_all();
     }
@@ -477,32 +476,31 @@ impl SendTransfer {
             {
                 return self.lose(id, connection, ended);
             }
-            let mut machine = self.machine();
+            let mut proto = self.proto();
             let action = loop {
                 let now = Instant::now();
-                match machine.poll_stream(id, now) {
+                match proto.poll_stream(id, now) {
                     Action::Wait if id == StreamId::CONTROL && self.asked.load(Ordering::Relaxed) > 0 => {
                         break Action::Wait;
                     }
                     Action::Wait => {
                         turn.give_back();
-                        let until =
-                            machine.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
-                        machine = self.wait(machine, until.clamp(Duration::from_millis(1), TICK));
+                        let until = proto.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now));
+                        proto = self.wait(proto, until.clamp(Duration::from_millis(1), TICK));
                     }
                     action => break action,
                 }
             };
             let sent = match action {
                 Action::Send(index) => {
-                    let plan = ChunkPlan::new(&machine, index);
-                    drop(machine);
+                    let plan = ChunkPlan::new(&proto, index);
+                    drop(proto);
                     let Some(plan) = plan else { return };
                     turn.wait();
                     self.send_chunk(id, connection, index, &plan, &mut pump)
                 }
                 Action::Control(frame) => {
-                    drop(machine);
+                    drop(proto);
                     let mut spent = Ok(());
                     if matches!(frame, Control::End(_)) {
                         self.observer.set_phase(Phase::Finishing);
@@ -518,7 +516,7 @@ impl SendTransfer {
                     if id != StreamId::CONTROL {
                         connection.close();
                     }
-                    drop(machine);
+                    drop(proto);
                     self.wake.notify_all();
                     return;
                 }
@@ -542,7 +540,7 @@ impl SendTransfer {
             self.give_up(Some(id), index, unreadable);
             return Ok(());
         }
-        self.machine().handle_read(index, &chunk.checksum);
+        self.proto().handle_read(index, &chunk.checksum);
         if !chunk.hashes.is_empty() {
             lock(&self.hashes).extend(chunk.hashes.drain(..));
         }
@@ -561,7 +559,7 @@ impl SendTransfer {
             // Once a chunk is enough for a fast stream; a slow one has to show that it moves.
             if now - last_progress > Duration::from_millis(200) {
                 last_progress = now;
-                self.machine().handle_progress(id, now);
+                self.proto().handle_progress(id, now);
             }
             Duration::ZERO
         };
@@ -592,7 +590,7 @@ impl SendTransfer {
         if let Some(compressor) = compressor {
             compressor.handle_sent(data, sent, now - start);
         }
-        self.machine().handle_sent(id, moved as u64, now);
+        self.proto().handle_sent(id, moved as u64, now);
         Ok(())
     }
 
@@ -600,37 +598,37 @@ impl SendTransfer {
     /// runs; what that takes counts to `clock`.
     pub(crate) fn feed(&self, mut input: impl Read, clock: impl Fn(&Clocks) -> &Clock) {
         let one = {
-            let mut machine = self.machine();
+            let mut proto = self.proto();
             loop {
-                if machine.outcome().is_some() || self.stop.is_stopped() {
+                if proto.outcome().is_some() || self.stop.is_stopped() {
                     return;
                 }
-                match machine.wants_stream() {
-                    Some(true) => break machine.table().one_chunk().bytes() as usize,
+                match proto.wants_stream() {
+                    Some(true) => break proto.table().one_chunk().bytes() as usize,
                     Some(false) => return,
-                    None => machine = self.wait(machine, TICK),
+                    None => proto = self.wait(proto, TICK),
                 }
             }
         };
         let filled = |keep: &mut dyn FnMut(ChunkIndex)| {
-            let mut machine = self.machine();
-            if machine.outcome().is_some() {
+            let mut proto = self.proto();
+            if proto.outcome().is_some() {
                 return false;
             }
-            let Some(chunk) = machine.handle_stream_filled() else { return false };
+            let Some(chunk) = proto.handle_stream_filled() else { return false };
             keep(chunk);
-            drop(machine);
+            drop(proto);
             self.wake.notify_all();
             true
         };
         match self.pieces.feed(&mut input, one, self.algorithm, clock(&self.observer.clocks), filled) {
             Ok(Some(end)) => {
-                let mut machine = self.machine();
-                if let (Some((entry, _)), Some(hash)) = (machine.table().stream(), end.hash) {
+                let mut proto = self.proto();
+                if let (Some((entry, _)), Some(hash)) = (proto.table().stream(), end.hash) {
                     lock(&self.hashes).insert(entry, hash);
                 }
                 self.observer.bytes_total.fetch_add(end.size, Ordering::Relaxed);
-                machine.handle_stream_ended(end.size);
+                proto.handle_stream_ended(end.size);
             }
             Ok(None) => {}
             Err(error) => {
@@ -667,23 +665,23 @@ struct EndOnDrop<'a>(&'a SendTransfer);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        let transmission = self.0;
-        transmission.joins.end();
-        transmission.pieces.end();
+        let transfer = self.0;
+        transfer.joins.end();
+        transfer.pieces.end();
         {
-            let mut machine = transmission.machine();
-            if machine.outcome().is_none() {
+            let mut proto = transfer.proto();
+            if proto.outcome().is_none() {
                 // Every pump sees that there is an outcome, and leaves.
-                machine.handle_stream_lost(StreamId::CONTROL, Instant::now());
+                proto.handle_stream_lost(StreamId::CONTROL, Instant::now());
             }
         }
-        for (id, connection) in lock(&transmission.connections).iter() {
+        for (id, connection) in lock(&transfer.connections).iter() {
             if *id == StreamId::CONTROL {
                 connection.stop();
             } else {
                 connection.close();
             }
         }
-        transmission.wake.notify_all();
+        transfer.wake.notify_all();
     }
 }

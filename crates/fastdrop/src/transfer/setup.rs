@@ -79,9 +79,9 @@ impl Agreement {
             content: grant.has(Capability::Content),
             ..SenderConfig::default()
         };
-        let mut machine = Sender::new(config, manifest, table, self.checksum, Instant::now());
-        machine.set_transcript(self.transcript);
+        let mut proto = Sender::new(config, manifest, table, self.checksum, Instant::now());
+        proto.set_transcript(self.transcript);
         let options = SendOptions { compress, rate_max, keeps_rate, turns: self.turns };
-        SendTransfer::new(machine, tree, identities, grant, options, self.observer, self.stop)
+        SendTransfer::new(proto, tree, identities, grant, options, self.observer, self.stop)
     }
 }

@@ -89,13 +89,13 @@ impl Unpacking<'_> {
         };
         // What is locked is somebody else's, or this archive.
         let prepared = prepare.run(&mut |_| Ok(Busy::Known))?;
-        let Prepared { machine, sink, mut failed, skipped, left, .. } = prepared;
+        let Prepared { proto, sink, mut failed, skipped, left, .. } = prepared;
         let Some(files) = sink.files() else {
             return Err(Error::failed(Code::Internal, "contents without files"));
         };
-        let needed: Vec<_> = machine.needed_entries().collect();
+        let needed: Vec<_> = proto.needed_entries().collect();
         let mut named = Named::default();
-        let unpacked = self.extract(&manifest, &machine, files);
+        let unpacked = self.extract(&manifest, &proto, files);
         let finished = unpacked.and_then(|()| files.finish(&needed, &mut named));
         // The journal knows nothing of what was unpacked: the next attempt unpacks it again.
         files.remove();
@@ -104,7 +104,7 @@ impl Unpacking<'_> {
         for (index, why) in named.failed {
             failed.entry(index).or_insert(why);
         }
-        let done = Done { skipped, left, ..report::count(&machine, &failed) };
+        let done = Done { skipped, left, ..report::count(&proto, &failed) };
         Ok(Unpacked { done, unlisted })
     }
 
@@ -189,7 +189,7 @@ impl Unpacking<'_> {
     }
 
     /// Writes the files of the archive that are needed, each under a temporary name.
-    fn extract(&self, manifest: &Manifest, machine: &Receiver, files: &TransferWriter) -> Result<(), Error> {
+    fn extract(&self, manifest: &Manifest, proto: &Receiver, files: &TransferWriter) -> Result<(), Error> {
         let mut buffer = vec![0; SMALL_MAX as usize];
         each(self.unpack, self.archive.open(ARCHIVE)?, &mut |member, content| {
             self.may_go_on()?;
@@ -197,7 +197,7 @@ impl Unpacking<'_> {
             let Some((index, entry)) = found else {
                 return Err(DecodeError::Failed(Error::failed(Code::Internal, "the archive changed")));
             };
-            if machine.is_needed(index) && matches!(entry.kind, EntryKind::File { size } if size > 0) {
+            if proto.is_needed(index) && matches!(entry.kind, EntryKind::File { size } if size > 0) {
                 self.extract_file(files, index, content, &mut buffer)?;
             }
             Ok(())

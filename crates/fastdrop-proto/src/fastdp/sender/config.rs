@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// A peer that is silent for so long is taken for gone (section 10).
 pub const SILENT_MAX: Duration = Duration::from_secs(60);
+/// An end that is at work, and has nothing to say, sends ALIVE so often.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The number of data streams to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ impl Default for SenderConfig {
             checkpoint: None,
             stall_after: Duration::from_secs(5),
             silent_after: SILENT_MAX,
-            alive_every: Duration::from_secs(5),
+            alive_every: ALIVE_EVERY,
             data_streams_from: 1 << 20,
             flying_max: 64,
             identity: false,

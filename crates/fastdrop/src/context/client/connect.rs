@@ -14,9 +14,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one address may take to answer.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the handshake may take after that.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(15);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connection after the upgrade.
 pub(crate) struct Upgraded {
@@ -90,9 +90,9 @@ impl ClientContext {
     fn upgrade(&self, socket: TcpStream, rtt: Duration, request: &UpgradeRequest) -> Result<Upgraded, Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
         socket.set_nodelay(true).map_err(lost)?;
-        socket.set_write_timeout(Some(HANDSHAKE_PATIENCE)).map_err(lost)?;
+        socket.set_write_timeout(Some(HANDSHAKE_TIMEOUT)).map_err(lost)?;
         (&socket).write_all(&request.encode(&self.target.authority())).map_err(lost)?;
-        let deadline = Instant::now() + HANDSHAKE_PATIENCE;
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let mut bytes = Vec::with_capacity(512);
         let mut buffer = [0; 4096];
         loop {
@@ -155,6 +155,6 @@ fn round_trip(socket: &TcpStream, elapsed: Duration) -> Duration {
 fn connect_to(address: &SocketAddr) -> std::io::Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(*address), socket2::Type::STREAM, None)?;
     prepare_socket(&socket, address.ip());
-    socket.connect_timeout(&(*address).into(), CONNECT_PATIENCE)?;
+    socket.connect_timeout(&(*address).into(), CONNECT_TIMEOUT)?;
     Ok(socket.into())
 }

@@ -275,51 +275,51 @@ impl Tally {
 
     pub(crate) fn note_sent(
         &mut self,
-        transmission: &SendTransfer,
+        transfer: &SendTransfer,
         manifest: &Arc<Manifest>,
         observer: &Observer,
     ) {
         self.manifest = Arc::clone(manifest);
         {
-            let machine = transmission.machine();
+            let proto = transfer.proto();
             let mut files = 0;
             let (mut left, mut bytes) = (0, 0);
             for (index, entry) in manifest.iter() {
                 // What is held of an unfinished transfer gets its name in this one: it is resumed,
                 // not skipped.
-                let held = machine.skip_reason(index) == Some(SkipReason::Held);
-                if machine.is_left_out(index) && !held && entry.kind != EntryKind::Directory {
+                let held = proto.skip_reason(index) == Some(SkipReason::Held);
+                if proto.is_left_out(index) && !held && entry.kind != EntryKind::Directory {
                     files += 1;
-                    left += u64::from(machine.skip_reason(index) == Some(SkipReason::Policy));
+                    left += u64::from(proto.skip_reason(index) == Some(SkipReason::Policy));
                     bytes += entry.size();
                 }
             }
-            if let Some(needed) = machine.needed() {
+            if let Some(needed) = proto.needed() {
                 let resumed = manifest.bytes().saturating_sub(bytes).saturating_sub(needed.bytes);
-                drop(machine);
+                drop(proto);
                 self.note_skipped(files, left, bytes, resumed);
             }
         }
         observer.files_done.store(observer.files_total.load(Ordering::Relaxed), Ordering::Relaxed);
-        for failed in transmission.abandoned() {
+        for failed in transfer.abandoned() {
             self.summary.files_skipped = self.summary.files_skipped.saturating_sub(1);
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
-        self.note_hashes(transmission.hashes(), manifest);
+        self.note_hashes(transfer.hashes(), manifest);
         self.summary.bytes = manifest.bytes();
         self.summary.files = count_files(manifest);
     }
 
     pub(crate) fn note_received(
         &mut self,
-        reception: &ReceiveTransfer,
+        transfer: &ReceiveTransfer,
         manifest: &Arc<Manifest>,
         filter: &Filter,
     ) {
         self.manifest = Arc::clone(manifest);
-        self.note_hashes(reception.hashes(), manifest);
-        self.spent = Some(reception.spent());
-        for failed in reception.failed() {
+        self.note_hashes(transfer.hashes(), manifest);
+        self.spent = Some(transfer.spent());
+        for failed in transfer.failed() {
             self.failed.entry(failed.path.clone()).or_insert(failed);
         }
         let chosen = filter.choose_from(manifest);

@@ -115,13 +115,11 @@ impl Registry {
         Ok(PreparingGuard { registry: Arc::clone(self), id })
     }
 
-    /// Returns the reception whose stage has this folder.
+    /// Returns the transfer whose stage has this folder.
     pub(crate) fn by_folder(&self, folder: &str) -> Option<Arc<ReceiveTransfer>> {
         let sessions = lock(&self.sessions);
         sessions.values().find_map(|session| match &session.transfer {
-            Transfer::Receiving(reception) if reception.folder() == Some(folder) => {
-                Some(Arc::clone(reception))
-            }
+            Transfer::Receiving(transfer) if transfer.folder() == Some(folder) => Some(Arc::clone(transfer)),
             _ => None,
         })
     }

@@ -12,7 +12,7 @@ use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::storage::options::ReceiveOptions;
-use crate::storage::single::{BUFFER, Incoming, WriteBehind, destination, is_left};
+use crate::storage::single::{BUFFER, StagedFile, WriteBehind, destination, is_left};
 use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
     Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// A server's words are complete when nothing more came for so long.
 const QUIET: Duration = Duration::from_millis(200);
 /// How long it may take to say them.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Chunks of a buffer.
 const CHUNKS: usize = BUFFER / CHUNK;
 
@@ -53,7 +53,7 @@ fn hear<T>(
     mut complete: impl FnMut(&[u8], bool) -> Result<Option<T>, FastDownloaderError>,
     most: usize,
 ) -> Result<(Vec<u8>, T), Error> {
-    let until = Instant::now() + ANSWER_PATIENCE;
+    let until = Instant::now() + ANSWER_TIMEOUT;
     let mut bytes = Vec::new();
     let mut ended = false;
     loop {
@@ -142,7 +142,7 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
         free_min: 0,
         unpack: None,
     };
-    let incoming = Incoming::create(&root, &path, least, options)?;
+    let incoming = StagedFile::create(&root, &path, least, options)?;
     client.observer.files_total.store(1, Ordering::Relaxed);
     client.observer.bytes_total.store(least, Ordering::Relaxed);
     client.observer.set_phase(Phase::Moving);
@@ -155,21 +155,21 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
 }
 
 /// Receives over all ports at the same time; how many bytes that was.
-fn receive(client: &ClientContext, incoming: &Incoming, accepted: &Accepted) -> Result<u64, Error> {
+fn receive(client: &ClientContext, incoming: &StagedFile, accepted: &Accepted) -> Result<u64, Error> {
     let throttle = client.options.bytes_per_second_max.map(Throttle::new);
-    let machine = Mutex::new(Receiver::new(accepted));
+    let proto = Mutex::new(Receiver::new(accepted));
     let connections: Result<Vec<_>, Error> = accepted.ports.iter().map(|&port| client.bare(port)).collect();
     let connections = connections?;
     client.observer.set_streams(connections.len() as u64);
     let results: Vec<_> = std::thread::scope(|scope| {
         let start = |connection: &Arc<Connection>| {
             let (connection, connections) = (Arc::clone(connection), &connections);
-            let (machine, throttle) = (&machine, throttle.as_ref());
+            let (proto, throttle) = (&proto, throttle.as_ref());
             // Without one of them the others are worth nothing.
             let close_all = || connections.iter().for_each(|connection| connection.close());
             let receive = move || {
                 let result =
-                    incoming.write_behind(|behind| stream(client, connection, machine, throttle, behind));
+                    incoming.write_behind(|behind| stream(client, connection, proto, throttle, behind));
                 result.inspect_err(|_| close_all())
             };
             spawn_scoped(scope, "stream", receive).inspect_err(|_| close_all())
@@ -188,14 +188,14 @@ fn receive(client: &ClientContext, incoming: &Incoming, accepted: &Accepted) -> 
     if !errors.is_empty() {
         return Err(errors.swap_remove(reason));
     }
-    lock(&machine).handle_end().map_err(refused)
+    lock(&proto).handle_end().map_err(refused)
 }
 
 /// Receives one stream to its end.
 fn stream(
     client: &ClientContext,
     connection: Arc<Connection>,
-    machine: &Mutex<Receiver>,
+    proto: &Mutex<Receiver>,
     throttle: Option<&Throttle>,
     behind: &mut WriteBehind,
 ) -> Result<(), Error> {
@@ -215,7 +215,7 @@ fn stream(
                 }
             }
         }
-        write_chunks(client, &wire[..filled], machine, behind)?;
+        write_chunks(client, &wire[..filled], proto, behind)?;
         if filled < wire.len() {
             return Ok(());
         }
@@ -226,15 +226,15 @@ fn stream(
 fn write_chunks(
     client: &ClientContext,
     wire: &[u8],
-    machine: &Mutex<Receiver>,
+    proto: &Mutex<Receiver>,
     behind: &mut WriteBehind,
 ) -> Result<(), Error> {
     let mut buffer = behind.buffer()?;
     let (mut start, mut len) = (0, 0);
-    let mut machine = lock(machine);
+    let mut proto = lock(proto);
     for chunk in wire.chunks(CHUNK) {
         let (ordinal, bytes) = parse_chunk(chunk).map_err(refused)?;
-        let at = machine.handle_chunk(ordinal, bytes.len()).map_err(refused)?;
+        let at = proto.handle_chunk(ordinal, bytes.len()).map_err(refused)?;
         if len > 0 && at != start + len as u64 {
             let next = behind.buffer()?;
             behind.write(std::mem::replace(&mut buffer, next), len, start)?;
@@ -247,7 +247,7 @@ fn write_chunks(
         len += bytes.len();
         client.note_moved(bytes.len() as u64);
     }
-    drop(machine);
+    drop(proto);
     if len == 0 {
         behind.give_back(buffer);
         return Ok(());

@@ -30,11 +30,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a user may look at the list.
-const CHOICE_PATIENCE: Duration = Duration::from_secs(300);
+const CHOICE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A name without a terminator is complete when nothing more came for so long.
 const NAME_QUIET: Duration = Duration::from_millis(200);
 /// How long a port waits for its client.
-const PORT_PATIENCE: Duration = Duration::from_secs(10);
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Clients of one address at the same time: each has a thread, and as long as its user likes.
 const CLIENTS_PER_ADDRESS_MAX: usize = 64;
 /// Chunks that are read, and sent, at once.
@@ -178,7 +178,7 @@ fn listed(server: &Server) -> Result<Vec<Vec<u8>>, Error> {
 
 /// The name that the client sends; None if it leaves.
 fn choice(server: &Server, reader: &mut FrameReader) -> Result<Option<Vec<u8>>, Error> {
-    let until = Instant::now() + CHOICE_PATIENCE;
+    let until = Instant::now() + CHOICE_TIMEOUT;
     let mut name = Vec::new();
     while !name.contains(&b'\n') {
         let patience = if name.is_empty() { Duration::from_millis(900) } else { NAME_QUIET };
@@ -216,7 +216,7 @@ fn open(server: &Server, path: &ServedPath) -> Option<(OwnedFd, Stat)> {
 fn accept_from(server: &Server, listener: TcpListener, address: IpAddr) -> Result<TcpStream, Error> {
     let failed = |error: std::io::Error| Error::Network(format!("waiting for a stream: {error}"));
     listener.set_nonblocking(true).map_err(failed)?;
-    let until = Instant::now() + PORT_PATIENCE;
+    let until = Instant::now() + PORT_TIMEOUT;
     while Instant::now() < until && !server.context.stop.is_stopped() {
         let tick = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
         let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&tick));

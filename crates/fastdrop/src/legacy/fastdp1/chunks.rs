@@ -27,7 +27,7 @@ pub(crate) struct Chunks<'a> {
     fresh: bool,
     /// The line in which its next connections wait; 1.1.0 has none.
     joined: Option<Joined>,
-    pub(crate) machine: Receiver,
+    pub(crate) proto: Receiver,
     in_vain: u32,
     bytes_before: u64,
 }
@@ -39,7 +39,7 @@ impl<'a> Chunks<'a> {
         header: Header,
         header_bytes: Vec<u8>,
         joined: Option<Joined>,
-        machine: Receiver,
+        proto: Receiver,
     ) -> Self {
         let Return { reader, permit } = arrived;
         Self {
@@ -50,14 +50,14 @@ impl<'a> Chunks<'a> {
             header_bytes,
             fresh: true,
             joined,
-            machine,
+            proto,
             in_vain: 0,
             bytes_before: 0,
         }
     }
 
     pub(crate) fn payload_bytes(&self) -> u64 {
-        self.machine.bytes()
+        self.proto.bytes()
     }
 
     /// What stands before the next chunk.
@@ -69,7 +69,7 @@ impl<'a> Chunks<'a> {
                 Ok(()) => {
                     self.fresh = false;
                     let prefix = ChunkPrefix::decode(bytes);
-                    self.machine.expect(prefix)?;
+                    self.proto.expect(prefix)?;
                     return Ok(prefix);
                 }
                 Err(ended) => self.reconnect(ended)?,
@@ -109,7 +109,7 @@ impl<'a> Chunks<'a> {
                 });
             }
         };
-        let bytes = self.machine.bytes();
+        let bytes = self.proto.bytes();
         self.in_vain = if bytes > self.bytes_before { 0 } else { self.in_vain + 1 };
         self.bytes_before = bytes;
         if self.in_vain > IN_VAIN_MAX {

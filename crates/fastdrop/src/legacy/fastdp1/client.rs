@@ -30,7 +30,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// How long the receiver may take to answer, sync and name what it has.
-const END_PATIENCE: Duration = Duration::from_secs(600);
+const END_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes that may have been sent and not have reached the other program: what both kernels hold.
 const IN_FLIGHT_MAX: u64 = 16 << 20;
 /// Connections of one file, beside those that its size demands.
@@ -269,7 +269,7 @@ fn send_once(
 
 /// Reads what the receiver says until it closes.
 fn answer(client: &ClientContext, reader: &mut FrameReader) -> Result<String, Error> {
-    let until = Instant::now() + END_PATIENCE;
+    let until = Instant::now() + END_TIMEOUT;
     let mut text = Vec::new();
     let mut buffer = [0; 1024];
     while Instant::now() < until && text.len() < 4096 {
@@ -459,7 +459,7 @@ enum Farewell {
 
 /// Waits for the end of a connection.
 fn farewell(client: &ClientContext, reader: &mut FrameReader, confirms: bool) -> Result<Farewell, Error> {
-    let until = Instant::now() + END_PATIENCE;
+    let until = Instant::now() + END_TIMEOUT;
     let mut said = Vec::new();
     while Instant::now() < until && said.len() < 4096 {
         if client.stop.is_stopped() {

@@ -6,7 +6,7 @@ use crate::legacy::fastdp1::chunks::Chunks;
 use crate::legacy::fastdp1::payload::{Hash, Spool, io_error};
 use crate::lock::lock;
 use crate::storage::io::write_all_at;
-use crate::storage::single::{BUFFER, Incoming, Look, WriteBehind};
+use crate::storage::single::{BUFFER, Look, StagedFile, WriteBehind};
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Verdict};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 /// its SHA-256 with what was announced.
 pub(crate) fn direct(
     chunks: &mut Chunks<'_>,
-    incoming: &Incoming,
+    incoming: &StagedFile,
     file: BorrowedFd<'_>,
 ) -> Result<(), Error> {
     let hash = Mutex::new(Hash::new(&chunks.header));
@@ -33,7 +33,7 @@ pub(crate) fn direct(
         while !is_whole(chunks, behind, file)? {
             let prefix = chunks.prefix()?;
             let shifted = |chunks: &mut Chunks<'_>, behind: &mut WriteBehind| {
-                let end = chunks.machine.end();
+                let end = chunks.proto.end();
                 shift(file, end, u64::from(chunks.header.one_chunk), behind)?;
                 *lock(&hash) = Hash::new(&chunks.header);
                 Ok(())
@@ -69,10 +69,10 @@ fn receive_chunk(
         }
         let verdict = match place {
             Some(verdict) => verdict,
-            None => chunks.machine.judge(prefix, &buffer[..count])?,
+            None => chunks.proto.judge(prefix, &buffer[..count])?,
         };
         place = Some(verdict);
-        if chunks.machine.poll_shift() {
+        if chunks.proto.poll_shift() {
             shifted(chunks, behind)?;
         }
         match verdict {
@@ -88,9 +88,9 @@ fn receive_chunk(
         done += count;
     }
     if place != Some(Verdict::Known) {
-        chunks.machine.handle_received(prefix);
+        chunks.proto.handle_received(prefix);
     }
-    while let Some(waiting) = chunks.machine.poll_waiting()? {
+    while let Some(waiting) = chunks.proto.poll_waiting()? {
         let mut bytes = vec![0; waiting.size as usize];
         spool.read(&mut bytes, u64::from(waiting.number) * one_chunk)?;
         write_all_at(file, &bytes, u64::from(waiting.index) * one_chunk)
@@ -103,11 +103,11 @@ fn receive_chunk(
 /// size nobody says, only its end tells.
 fn is_whole(chunks: &Chunks<'_>, behind: &mut WriteBehind, file: BorrowedFd<'_>) -> Result<bool, Error> {
     let is_known = chunks.header.payload().is_some();
-    let machine = &chunks.machine;
-    if machine.is_complete() {
+    let proto = &chunks.proto;
+    if proto.is_complete() {
         return Ok(true);
     }
-    if is_known || machine.end() == 0 || !machine.is_contiguous() {
+    if is_known || proto.end() == 0 || !proto.is_contiguous() {
         return Ok(false);
     }
     // What has not been written cannot be looked at.

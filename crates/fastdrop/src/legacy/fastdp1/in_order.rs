@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::legacy::fastdp1::chunks::Chunks;
 use crate::legacy::fastdp1::payload::{Decoded, Hash, Spool};
 use crate::net::connection::Ended;
-use crate::storage::single::{BUFFER, Incoming};
+use crate::storage::single::{BUFFER, StagedFile};
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Compression, Verdict};
 use std::io::{BufReader, Read};
 
@@ -42,10 +42,10 @@ impl InOrder<'_, '_> {
             if let Some(count) = self.read_current(buffer)? {
                 return Ok(count);
             }
-            if self.chunks.machine.is_beyond(self.next) {
+            if self.chunks.proto.is_beyond(self.next) {
                 return Ok(0);
             }
-            if self.chunks.machine.is_held(self.next) {
+            if self.chunks.proto.is_held(self.next) {
                 self.begin_spooled()?;
             } else {
                 self.begin_next()?;
@@ -59,7 +59,7 @@ impl InOrder<'_, '_> {
         if current.left == 0 {
             let current = self.current.take();
             if let Some(current) = current.filter(|current| !current.spooled) {
-                self.chunks.machine.handle_received(current.prefix);
+                self.chunks.proto.handle_received(current.prefix);
             }
             (self.next, self.consumed) = (self.next + 1, 0);
             return Ok(None);
@@ -93,8 +93,8 @@ impl InOrder<'_, '_> {
 
     fn begin_spooled(&mut self) -> Result<(), Error> {
         let next = self.next;
-        let machine = &self.chunks.machine;
-        let (size, first) = (machine.size_of(next), machine.first().unwrap_or(0));
+        let proto = &self.chunks.proto;
+        let (size, first) = (proto.size_of(next), proto.first().unwrap_or(0));
         let prefix = ChunkPrefix { number: next + first, size };
         self.current = Some(Current {
             prefix,
@@ -113,8 +113,8 @@ impl InOrder<'_, '_> {
         if !self.chunks.fill(&mut ahead)? {
             return Ok(());
         }
-        let verdict = self.chunks.machine.judge(prefix, &ahead)?;
-        if self.chunks.machine.poll_shift() {
+        let verdict = self.chunks.proto.judge(prefix, &ahead)?;
+        if self.chunks.proto.poll_shift() {
             return Err(Error::protocol("numbers that begin at 1 and yet contain 0"));
         }
         if verdict == Verdict::Take(self.next) {
@@ -155,10 +155,10 @@ impl InOrder<'_, '_> {
             left -= bytes.len();
         }
         if keep {
-            self.chunks.machine.handle_received(prefix);
+            self.chunks.proto.handle_received(prefix);
         }
         // They stay where they are: their place follows from their number.
-        while self.chunks.machine.poll_waiting()?.is_some() {}
+        while self.chunks.proto.poll_waiting()?.is_some() {}
         Ok(())
     }
 }
@@ -175,7 +175,7 @@ impl Read for InOrder<'_, '_> {
 /// Decodes a payload while it arrives.
 pub(crate) fn in_order(
     chunks: &mut Chunks<'_>,
-    incoming: &Incoming,
+    incoming: &StagedFile,
     decoded: &mut Decoded<'_>,
 ) -> Result<(), Error> {
     let header = chunks.header.clone();

@@ -5,7 +5,7 @@ use crate::codec::decode::{DecodeError, fill};
 use crate::error::Error;
 use crate::storage::io::read_exact_at;
 use crate::storage::io::write_all_at;
-use crate::storage::single::{Incoming, WriteBehind};
+use crate::storage::single::{StagedFile, WriteBehind};
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::fastdp::v1::Header;
 use rustix::io::Errno;
@@ -54,12 +54,12 @@ impl Hash {
 
 /// A file in which chunks wait, each at the place of its number.
 pub(crate) struct Spool<'a> {
-    incoming: &'a Incoming,
+    incoming: &'a StagedFile,
     file: Option<OwnedFd>,
 }
 
 impl<'a> Spool<'a> {
-    pub(crate) fn new(incoming: &'a Incoming) -> Self {
+    pub(crate) fn new(incoming: &'a StagedFile) -> Self {
         Self { incoming, file: None }
     }
 

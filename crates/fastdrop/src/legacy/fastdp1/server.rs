@@ -64,8 +64,8 @@ fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Ve
     // Held until the answer has gone: a server that leaves waits for whoever holds one.
     let _permit = std::mem::take(&mut arrived.permit);
     let connection = Arc::clone(arrived.reader.connection());
-    let result = prepare(server, peer, &header).and_then(|(placed, machine)| {
-        let mut chunks = Chunks::new(&server.context, arrived, header.clone(), header_bytes, None, machine);
+    let result = prepare(server, peer, &header).and_then(|(placed, proto)| {
+        let mut chunks = Chunks::new(&server.context, arrived, header.clone(), header_bytes, None, proto);
         receive(&server.context, &mut chunks, placed)
     });
     report(peer, &header, started, &result);
@@ -121,12 +121,12 @@ fn serve_1_0(
             connection.drain();
         }
     }
-    let result = prepared.and_then(|(placed, machine)| {
+    let result = prepared.and_then(|(placed, proto)| {
         // From here on the connection is that of the chunks: it is reset as
         // soon as they go on with another one.
         drop(connection);
         let mut chunks =
-            Chunks::new(&server.context, arrived, header.clone(), header_bytes, Some(joined), machine);
+            Chunks::new(&server.context, arrived, header.clone(), header_bytes, Some(joined), proto);
         receive(&server.context, &mut chunks, placed)?;
         let connection = chunks.reader.connection();
         connection.reset_on_close(false);
@@ -154,10 +154,10 @@ fn path_of(header: &Header) -> &[u8] {
 
 /// Makes the place of the file, before anything of it is taken.
 fn prepare(server: &Server, peer: SocketAddr, header: &Header) -> Result<(LegacyUpload, Receiver), Error> {
-    let machine = Receiver::new(header)?;
+    let proto = Receiver::new(header)?;
     Ok((
         LegacyUpload::create(&server.context, &Principal::of(peer), path_of(header), header.full_size)?,
-        machine,
+        proto,
     ))
 }
 

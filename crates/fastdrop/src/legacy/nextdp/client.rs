@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Connections unless somebody says how many.
 const STREAMS: u16 = 4;
 /// How long an answer may take: the last one comes when the file is synced.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of an answer's body that are shown.
 const BODY_MAX: u64 = 4096;
 
@@ -194,7 +194,7 @@ impl Sending<'_> {
 
     /// Reads an answer; whether the connection can be used again.
     fn answer(&self, reader: &mut FrameReader) -> Result<bool, Error> {
-        let until = Instant::now() + ANSWER_PATIENCE;
+        let until = Instant::now() + ANSWER_TIMEOUT;
         let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
         let mut ended = false;

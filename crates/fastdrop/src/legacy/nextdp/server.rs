@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 /// How long a body may stand still.
-const BODY_PATIENCE: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A transfer to which nothing was added for so long is given up.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Transfers of which it is remembered for as long how they ended.
@@ -38,7 +38,7 @@ const CHUNKS_AT_ONCE: usize = 16;
 /// While others wait for its place in memory, a body has to bring so
 /// many bytes a second, after this time.
 const CROWDED_RATE: f64 = 64.0 * 1024.0;
-const CROWDED_PATIENCE: Duration = Duration::from_secs(2);
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Room for chunks in memory, and who waits for it.
 #[derive(Debug)]
@@ -303,16 +303,16 @@ async fn read_body(mut body: Body, room: &Room) -> Result<Vec<u8>, Refusal> {
     let began = Instant::now();
     let mut moved = began;
     loop {
-        let frame = timeout(CROWDED_PATIENCE / 4, body.frame()).await;
+        let frame = timeout(CROWDED_TIMEOUT / 4, body.frame()).await;
         let took = began.elapsed();
-        if took > CROWDED_PATIENCE
+        if took > CROWDED_TIMEOUT
             && room.is_crowded()
             && (bytes.len() as f64) < CROWDED_RATE * took.as_secs_f64()
         {
             return Err(Refusal::new(503, "the chunk comes too slowly while others wait"));
         }
         let Ok(frame) = frame else {
-            if moved.elapsed() > BODY_PATIENCE {
+            if moved.elapsed() > BODY_TIMEOUT {
                 return Err(Refusal::new(408, "the chunk did not come in time"));
             }
             continue;

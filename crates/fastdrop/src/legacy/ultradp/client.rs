@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long the receiver may take to sync and name what it has.
-const END_PATIENCE: Duration = Duration::from_secs(600);
+const END_TIMEOUT: Duration = Duration::from_secs(600);
 
 pub(crate) fn send(
     client: &ClientContext,
@@ -90,7 +90,7 @@ fn finish(client: &ClientContext, connection: &Arc<Connection>) -> Result<(), Er
     client.observer.set_phase(Phase::Finishing);
     connection.finish_writing();
     let reader = &mut FrameReader::new(Arc::clone(connection), Vec::new());
-    let until = Instant::now() + END_PATIENCE;
+    let until = Instant::now() + END_TIMEOUT;
     while Instant::now() < until && !client.stop.is_stopped() {
         if reader.comes_within(Duration::from_millis(900)) {
             return match reader.read_some(&mut [0; 64])? {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a sender may keep its side open once everything has come.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves a connection whose first line is there.
 pub(crate) fn serve(context: &Arc<ServerContext>, legacy: LegacyConnection) {
@@ -92,7 +92,7 @@ fn chunks(
 
 /// Whether the sender does something else than nothing within a bound.
 fn ends_or_goes_on(reader: &FrameReader) -> bool {
-    let until = Instant::now() + END_PATIENCE;
+    let until = Instant::now() + END_TIMEOUT;
     while Instant::now() < until {
         if reader.comes_within(Duration::from_millis(900)) {
             return true;

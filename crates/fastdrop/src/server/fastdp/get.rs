@@ -83,9 +83,9 @@ impl Serving<'_> {
             rate_max: self.open.rate_max,
             keeps_rate: false,
         };
-        let transmission = self.agreement(grant, &server_json, &grant_json, one_chunk).send(outgoing);
+        let transfer = self.agreement(grant, &server_json, &grant_json, one_chunk).send(outgoing);
         let registered =
-            self.context.registry.add(id, Transfer::Sending(Arc::clone(&transmission)), reserved.streams);
+            self.context.registry.add(id, Transfer::Sending(Arc::clone(&transfer)), reserved.streams);
         let _session = match registered {
             Ok(session) => session,
             Err(error) => {
@@ -97,12 +97,12 @@ impl Serving<'_> {
         let done = std::thread::scope(|scope| {
             if let Some(input) = input {
                 // Compressing is what takes the time.
-                let feed = || transmission.feed(input, |clocks| &clocks.cpu);
+                let feed = || transfer.feed(input, |clocks| &clocks.cpu);
                 if let Err(error) = spawn_scoped(scope, "archive", feed) {
-                    transmission.fail(refused(error));
+                    transfer.fail(refused(error));
                 }
             }
-            transmission.run(reader, &Opener::Ask)
+            transfer.run(reader, &Opener::Ask)
         })?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, "sent");
         self.context.finish_one();

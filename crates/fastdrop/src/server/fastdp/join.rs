@@ -21,8 +21,8 @@ impl Serving<'_> {
         self.send_grant(&self.grant(id, streams, fastdrop_proto::fastdp::Place::Auto))?;
         let joined = DataStream { reader, permit: permit.with_stream(counted) };
         let pushed = match &transfer {
-            Transfer::Receiving(reception) => reception.joins.push(joined),
-            Transfer::Sending(transmission) => transmission.joins.push(joined),
+            Transfer::Receiving(transfer) => transfer.joins.push(joined),
+            Transfer::Sending(transfer) => transfer.joins.push(joined),
         };
         pushed.map_err(|joined| {
             let connection = joined.connection();

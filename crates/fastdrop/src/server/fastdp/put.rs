@@ -69,14 +69,14 @@ impl Serving<'_> {
             }
         };
         let answer = std::mem::take(&mut prepared.answer);
-        let reception = self.agreement(grant, &server_json, &grant_json, one_chunk).receive(prepared, None);
+        let transfer = self.agreement(grant, &server_json, &grant_json, one_chunk).receive(prepared, None);
         let registered =
-            self.context.registry.add(id, Transfer::Receiving(Arc::clone(&reception)), reserved.streams);
+            self.context.registry.add(id, Transfer::Receiving(Arc::clone(&transfer)), reserved.streams);
         drop(preparing);
-        let _session = registered.map_err(|error| reception.fail(error));
+        let _session = registered.map_err(|error| transfer.fail(error));
         // If the answer does not reach the client, the first read will say so.
         let _ = self.connection.send_controls(&answer);
-        let done = reception.run(reader, &|| {})?;
+        let done = transfer.run(reader, &|| {})?;
         tracing::info!(transfer = ?id, files = done.files, bytes = done.bytes, failed = done.failed_count, "received");
         self.context.finish_one();
         Ok(())

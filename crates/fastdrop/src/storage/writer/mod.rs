@@ -1,18 +1,20 @@
 //! The files of a transfer on their way to their places: written in a stage, named when complete.
 
+mod take_over;
+mod unjournaled;
+
 use crate::error::{Error, reason};
 use crate::lock::lock;
 use crate::storage::io::write_all_at;
-use crate::storage::journal::{FileKey, Left, LeftContent, Record};
+use crate::storage::journal::{FileKey, Record};
 use crate::storage::mounts::Mounts;
 use crate::storage::namer::{Named, Namer, is_about_the_name, naming_reason};
 use crate::storage::options::ReceiveOptions;
 use crate::storage::part::PartIndex;
 use crate::storage::placement::{Placement, Verdict};
-use crate::storage::recovery::Leftovers;
 use crate::storage::root::{Dirs, Root};
 use crate::storage::stage::Stage;
-use fastdrop_proto::checksum::{Algorithm, Checksum};
+use fastdrop_proto::checksum::Checksum;
 use fastdrop_proto::fastdp::{
     ChunkContent, Code, Completed, Durability, Entry, EntryKind, Extents, Identities, IdentityTable,
     Manifest, Violation,
@@ -21,7 +23,6 @@ use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -221,81 +222,6 @@ impl TransferWriter {
             self.options.check_room(*needed, free, total, self.stage.place_of(part))?;
         }
         Ok(())
-    }
-
-    /// Moves in what earlier transfers left of the `needed` files; how many bytes that was. `count`
-    /// hears what is there of each file, and says whether that is all of it.
-    ///
-    /// # Errors
-    ///
-    /// What the system says. What has been moved in stays.
-    pub(crate) fn take_over(
-        &self,
-        found: Vec<Leftovers>,
-        needed: &[EntryIndex],
-        identities: &IdentityTable,
-        algorithm: Algorithm,
-        count: &mut dyn FnMut(EntryIndex, &LeftContent) -> bool,
-    ) -> Result<u64, Error> {
-        let mut by_key: HashMap<&FileKey, (usize, usize)> = HashMap::new();
-        for (folder, leftovers) in found.iter().enumerate() {
-            by_key.extend(leftovers.keys().map(|(key, at)| (key, (folder, at))));
-        }
-        let mut bytes = 0;
-        let needed = if by_key.is_empty() { &[] } else { needed };
-        for &index in needed {
-            let Some(entry) = self.manifest.get(index).filter(|entry| entry.size() > 0) else { continue };
-            let key = self.key(&entry);
-            let Some(&(folder, at)) = by_key.get(&key) else { continue };
-            let leftovers = &found[folder];
-            let left = match self.options.resume {
-                true => leftovers.verify(at, identities.get(index), algorithm, self.one_chunk),
-                false => Ok(None),
-            };
-            let left = match left {
-                Ok(Some(left)) => left,
-                Ok(None) => {
-                    leftovers.discard(at);
-                    continue;
-                }
-                // It stays for an attempt that can look at it.
-                Err(errno) => {
-                    let path = crate::shown(&key.path);
-                    tracing::warn!(path, %errno, "unfinished work cannot be looked at now");
-                    continue;
-                }
-            };
-            let part = self.part_of(index).map_err(|errno| self.namer.error(&entry, errno))?;
-            let temp = leftovers.move_into(&self.stage, &left, part)?;
-            let complete = count(index, &left.content);
-            self.hold(index, &entry, temp, complete).map_err(|errno| self.namer.error(&entry, errno))?;
-            bytes += self.bytes_of(&entry, &left);
-        }
-        found.into_iter().for_each(Leftovers::close);
-        Ok(bytes)
-    }
-
-    /// Readies a file that was moved in if it is complete, or opens it to go on with it.
-    fn hold(&self, index: EntryIndex, entry: &Entry<'_>, temp: u32, complete: bool) -> Result<(), Errno> {
-        if complete {
-            let mode = self.namer.file_mode(entry);
-            self.stage.set_temp_attributes(temp, self.namer.mtime(entry), mode)?;
-            lock(&self.ready).push(Ready { entry: index, temp });
-        } else {
-            let staged = Arc::new(Staged { temp, fd: self.stage.open_temp(temp)?, dirty: true });
-            lock(&self.open).insert(index, Arc::new(Mutex::new(Some(staged))));
-        }
-        Ok(())
-    }
-
-    fn bytes_of(&self, entry: &Entry<'_>, left: &Left) -> u64 {
-        let one = u64::from(self.one_chunk.bytes());
-        match &left.content {
-            LeftContent::Whole(_) => entry.size(),
-            LeftContent::Pieces(pieces) => {
-                pieces.keys().map(|&piece| one.min(entry.size() - u64::from(piece) * one)).sum()
-            }
-        }
     }
 
     /// The temporary file of a big file or stream; created, journaled and given its size if it is
@@ -670,56 +596,4 @@ impl TransferWriter {
     pub(crate) fn unlock(&self) {
         self.stage.journal().unlock();
     }
-
-    /// Opens the file of `index`, which has been written and not readied, to read it.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub(crate) fn open(&self, index: EntryIndex) -> Result<File, Error> {
-        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
-        let opened = self.staged(index, &entry).and_then(|staged| self.stage.open_temp(staged.temp));
-        opened.map(File::from).map_err(|errno| self.namer.error(&entry, errno))
-    }
-
-    /// Writes a whole file, and readies it for its name. The journal does not hear of it.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub(crate) fn write_whole(&self, index: EntryIndex, bytes: &[u8]) -> Result<(), Error> {
-        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
-        let made = self.make_small(index, &entry, bytes);
-        let temp = made.map_err(|errno| self.namer.error(&entry, errno))?;
-        lock(&self.ready).push(Ready { entry: index, temp });
-        Ok(())
-    }
-
-    /// Writes a part of a file, of which the journal is not told.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub(crate) fn write_part(&self, index: EntryIndex, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
-        let written = self.staged(index, &entry).and_then(|staged| {
-            write_all_at(staged.fd.as_fd(), bytes, offset)?;
-            self.stage.begin_writeback(staged.fd.as_fd(), offset, bytes.len() as u64);
-            Ok(())
-        });
-        written.map_err(|errno| self.namer.error(&entry, errno))
-    }
-
-    /// Readies a file of which all parts have been written.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub(crate) fn complete(&self, index: EntryIndex) -> Result<(), Error> {
-        self.ready_staged(index)
-    }
-}
-
-fn no_entry() -> Error {
-    Error::failed(Code::Internal, "there is no such entry")
 }
