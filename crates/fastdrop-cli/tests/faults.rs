@@ -266,7 +266,8 @@ fn case_6_bytes_ahead_of_the_answer_are_400() {
     expect_statuses(vec![("a header", ahead, 400), ("one byte", [with(|_| ()), vec![0]].concat(), 400)]);
 }
 
-/// Case 7: a head that comes a byte a second is ended by an absolute deadline of 10 seconds.
+/// Case 7: a head that comes a byte every half second is ended by an absolute deadline. A deadline
+/// that each byte put off would let it come to its end, and be answered with 101.
 #[test]
 fn case_7_a_slow_head_is_ended() {
     let served = scratch();
@@ -277,17 +278,18 @@ fn case_7_a_slow_head_is_ended() {
     let drip = std::thread::spawn(move || {
         // The rate is what is tested here.
         for byte in with(|_| ()) {
-            if writer.write_all(&[byte]).is_err() || start.elapsed() > Duration::from_secs(30) {
+            if writer.write_all(&[byte]).is_err() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(500));
         }
     });
     let answer = wire::read_answer(&mut stream);
+    // It was given some time.
     let took = start.elapsed();
+    assert!(took > Duration::from_secs(5), "ended after {took:?}");
+    assert!(answer.as_ref().is_none_or(|(status, _)| *status == 408), "{answer:?} after {took:?}");
     drop(stream);
-    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(20), "ended after {took:?}");
-    assert!(answer.is_none_or(|(status, _)| status == 408));
     server.assert_serves("a slow head");
     drip.join().unwrap();
 }

@@ -87,7 +87,9 @@ impl ClientContext {
     pub(crate) fn pause(&self, in_vain: u32) -> Result<(), Error> {
         let full = Duration::from_millis(250) * (1 << (in_vain - 1).min(5));
         let [random] = random::<1>()?;
-        let until = Instant::now() + full.mul_f64(1.0 - f64::from(random) / 512.0);
+        let delay = full.mul_f64(1.0 - f64::from(random) / 512.0);
+        tracing::debug!(?delay, "waiting before the next attempt");
+        let until = Instant::now() + delay;
         while Instant::now() < until {
             if self.stop.is_stopped() {
                 return Err(Error::Interrupted);
