@@ -1,0 +1,98 @@
+//! FastDownloader.
+
+use crate::assert_same_bytes;
+use crate::support::*;
+use std::fs;
+use std::path::Path;
+
+fn fastdownloader_port(server: &Server) -> u16 {
+    let port = server.stdout().lines().find_map(|line| {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        (event["protocol"] == "fastdownloader").then(|| event["port"].as_u64().unwrap() as u16)
+    });
+    port.unwrap()
+}
+
+pub(crate) fn serve_downloads(dir: &Path) -> (Server, u16) {
+    let server = serve(dir, &["--fastdownloader=0"]);
+    let port = eventually("the second port", || {
+        server.stdout().contains("fastdownloader").then(|| fastdownloader_port(&server))
+    });
+    (server, port)
+}
+
+#[test]
+fn case_32_fastdownloader_files_of_every_size_reach_a_peer() {
+    let dir = scratch();
+    for size in [0, 1, 999, 1000, 1001, 2_000_000, 12 << 20] {
+        write_file(&dir.path().join(format!("file {size}")), size, size);
+    }
+    fs::create_dir(dir.path().join("folder")).unwrap();
+    let (_server, port) = serve_downloads(dir.path());
+    for (at, size) in [0, 1, 999, 1000, 1001, 2_000_000, 12 << 20].into_iter().enumerate() {
+        let (there, name) = (scratch(), format!("file {size}"));
+        let out = there.path().join("out");
+        let mut args = args!["get", port.to_string(), name, out];
+        if at % 2 == 1 {
+            args.push("--terminator".into());
+        }
+        let said = Peer::start("fastdownloader.py", args).finish();
+        let streams = if size >= 10 << 20 { 2 } else { 1 };
+        let expected = format!("ACCEPTED {streams} {} ", size / 1000 + 1);
+        assert!(said.contains(&expected) && said.contains(") file 12582912\n"), "{said}");
+        assert!(!said.contains("folder"), "{said}");
+        assert_same_bytes(&dir.path().join(&name), &out);
+    }
+    let said =
+        Peer::start("fastdownloader.py", args!["get", port.to_string(), "other", "/dev/null"]).finish();
+    assert!(said.ends_with("WRONG_INPUT"), "{said}");
+    let said = Peer::start("fastdownloader.py", args!["get", port.to_string(), "../x", "/dev/null"]).finish();
+    assert!(said.ends_with("WRONG_INPUT"), "{said}");
+}
+
+#[test]
+fn case_32_fastdownloader_files_come_from_a_peer_and_from_our_server() {
+    let dir = scratch();
+    for size in [0, 999, 1000, 3_000_000] {
+        write_file(&dir.path().join(format!("f{size}")), size, size);
+        let there = scratch();
+        let mut peer = Peer::start("fastdownloader.py", args!["serve", dir.path()]);
+        let target = format!("127.0.0.1:{}/f{size}", peer.port());
+        client(args!["get", "--protocol", "fastdownloader", target, there.path()])
+            .expect(0)
+            .expect_summary(&[("files", 1), ("bytes", size)]);
+        peer.finish();
+        assert_same_bytes(&dir.path().join(format!("f{size}")), &there.path().join(format!("f{size}")));
+    }
+    write_file(&dir.path().join("large"), 60 << 20, 5);
+    let (_server, port) = serve_downloads(dir.path());
+    let fetch = |n: u32| {
+        let there = scratch();
+        let out = there.path().join(n.to_string());
+        client(args!["get", "--protocol", "fastdownloader", format!("127.0.0.1:{port}/large"), out])
+            .expect(0);
+        assert_same_bytes(&dir.path().join("large"), &out);
+    };
+    // Several at once.
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            scope.spawn(move || fetch(n));
+        }
+    });
+    let out = plain(args!["list", "--protocol", "fastdownloader", format!("127.0.0.1:{port}")]).expect(0);
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "f0\nf1000\nf3000000\nf999\nlarge\n");
+    let out =
+        client(args!["get", "--protocol", "fastdownloader", format!("127.0.0.1:{port}/none"), dir.path()]);
+    assert!(out.expect(4).stderr.contains("large"));
+}
+
+#[test]
+fn case_26_fastdownloader_a_stream_that_ends_too_early_leaves_nothing() {
+    let dir = scratch();
+    write_file(&dir.path().join("f"), 50_000, 1);
+    let there = scratch();
+    let mut peer = Peer::start("fastdownloader.py", args!["serve", dir.path(), "--short"]);
+    let target = format!("127.0.0.1:{}/f", peer.port());
+    client(args!["get", "--protocol", "fastdownloader", target, there.path()]).expect(5);
+    assert_eq!(names_in(there.path()), Vec::<String>::new());
+}
