@@ -1,11 +1,27 @@
 //! Which protocol a connection speaks, by its first bytes. The specification is
 //! `docs/protocol/port.md`.
 
+use crate::ultradp;
+
 /// The most bytes that are looked at.
 pub const FIRST_BYTES_MAX: usize = 16 << 10;
 
 /// The first byte of a TLS record with a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// A protocol that begins with a line of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LineProtocol {
+    /// UltraDP.
+    UltraDp,
+}
+
+/// What tells the first line of a protocol, without its LF.
+type IsItsLine = fn(&[u8]) -> bool;
+
+/// The protocols that begin with a line of their own. One more is added here.
+const LINES: &[(LineProtocol, IsItsLine)] = &[(LineProtocol::UltraDp, ultradp::is_announcement)];
 
 /// What the first bytes of a connection begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +30,8 @@ pub enum Begins {
     Undecided,
     /// An HTTP request.
     Http,
-    /// An UltraDP announcement.
-    UltraDp,
+    /// The first line of a protocol that has one of its own.
+    Line(LineProtocol),
     /// An announcement of UltraDP's secured variant.
     UltraDpSecured,
     /// A TLS handshake.
@@ -49,21 +65,11 @@ pub fn begins(bytes: &[u8]) -> Begins {
     if request.ends_with(b" HTTP/1.1") || request.ends_with(b" HTTP/1.0") {
         return Begins::Http;
     }
-    let mut fields = line.rsplit(|&byte| byte == b':');
-    let is_flag = |field: Option<&[u8]>| matches!(field, Some(b"0" | b"1"));
-    let is_size = |field: Option<&[u8]>| {
-        field.is_some_and(|field| !field.is_empty() && field.iter().all(u8::is_ascii_digit))
-    };
-    let (last, second, third, fourth) = (fields.next(), fields.next(), fields.next(), fields.next());
-    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before
-    // it is the rarer thing.
-    if is_flag(last) && is_flag(second) && is_size(third) && fourth.is_some() {
-        Begins::UltraDpSecured
-    } else if is_flag(last) && is_size(second) && third.is_some() {
-        Begins::UltraDp
-    } else {
-        unknown
+    if ultradp::is_secured(line) {
+        return Begins::UltraDpSecured;
     }
+    let found = LINES.iter().find(|(_, is_its_line)| is_its_line(line));
+    found.map_or(unknown, |&(protocol, _)| Begins::Line(protocol))
 }
 
 #[cfg(test)]
@@ -77,13 +83,13 @@ mod tests {
             (b"GET / HT", Begins::Undecided),
             (b"GET / HTTP/1.1\r\n", Begins::Http),
             (b"POST /upload?chunk_number=1 HTTP/1.0\nx", Begins::Http),
-            (b"GET x:12:0\n", Begins::UltraDp),
+            (b"GET x:12:0\n", Begins::Line(LineProtocol::UltraDp)),
             (b"GET /:5:1 HTTP/1.1\r\n", Begins::Http),
-            (b"a HTTP/1.1:12:1\nrest", Begins::UltraDp),
-            (b"a:b:12:1\n\0", Begins::UltraDp),
-            (b"\xffx:0:0\n", Begins::UltraDp),
+            (b"a HTTP/1.1:12:1\nrest", Begins::Line(LineProtocol::UltraDp)),
+            (b"a:b:12:1\n\0", Begins::Line(LineProtocol::UltraDp)),
+            (b"\xffx:0:0\n", Begins::Line(LineProtocol::UltraDp)),
             (b"a:12:0:1\n", Begins::UltraDpSecured),
-            (b":12:0\n", Begins::UltraDp),
+            (b":12:0\n", Begins::Line(LineProtocol::UltraDp)),
             (b"12:0\n", Begins::Unknown { like_http: false }),
             (b"a:12:2\n", Begins::Unknown { like_http: true }),
             (b"a::0\n", Begins::Unknown { like_http: true }),

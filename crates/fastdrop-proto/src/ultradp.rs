@@ -63,7 +63,7 @@ impl Announcement {
         };
         let line = std::str::from_utf8(within.get(..end).unwrap_or_default())
             .map_err(|_| UltraDpError::Announcement("it is not UTF-8"))?;
-        if crate::port::begins(bytes) == crate::port::Begins::UltraDpSecured {
+        if is_secured(line.as_bytes()) {
             return Err(UltraDpError::Secured);
         }
         let mut fields = line.rsplitn(3, ':');
@@ -86,9 +86,36 @@ impl Announcement {
     /// The line; None if the name cannot stand in one.
     pub fn encode(&self) -> Option<Vec<u8>> {
         let line = format!("{}:{}:{}\n", self.name, self.size, u8::from(self.compressed));
-        let secured = crate::port::begins(line.as_bytes()) != crate::port::Begins::UltraDp;
-        (!secured && line.len() <= LINE_MAX && !self.name.contains('\n')).then(|| line.into_bytes())
+        let is_told = is_announcement(line.trim_end_matches('\n').as_bytes());
+        (is_told && line.len() <= LINE_MAX && !self.name.contains('\n')).then(|| line.into_bytes())
     }
+}
+
+/// Returns true for the first line of a connection, without its LF, that announces a file.
+pub(crate) fn is_announcement(line: &[u8]) -> bool {
+    let mut fields = line.rsplit(|&byte| byte == b':');
+    let is_printable = line.first().is_some_and(|&first| first >= b' ');
+    is_printable
+        && is_flag(fields.next())
+        && is_size(fields.next())
+        && fields.next().is_some()
+        && !is_secured(line)
+}
+
+/// Returns true for an announcement of the secured variant.
+pub(crate) fn is_secured(line: &[u8]) -> bool {
+    let mut fields = line.rsplit(|&byte| byte == b':');
+    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before
+    // it is the rarer thing.
+    is_flag(fields.next()) && is_flag(fields.next()) && is_size(fields.next()) && fields.next().is_some()
+}
+
+fn is_flag(field: Option<&[u8]>) -> bool {
+    matches!(field, Some(b"0" | b"1"))
+}
+
+fn is_size(field: Option<&[u8]>) -> bool {
+    field.is_some_and(|field| !field.is_empty() && field.iter().all(u8::is_ascii_digit))
 }
 
 /// Counts what comes after the announcement.

@@ -28,6 +28,9 @@ pub struct Header {
 }
 
 impl Header {
+    /// Bytes of the length before the JSON.
+    pub const PREFIX_LEN: usize = 4;
+
     /// A header for a transfer of so many chunks and bytes.
     pub fn new(one_chunk: ChunkSize, full_chunk: u32, full_size: u64, file_name: &str) -> Self {
         Self {
@@ -47,10 +50,11 @@ impl Header {
         [&(text.len() as u32).to_be_bytes()[..], &text].concat()
     }
 
-    /// Takes a header from the beginning of `bytes`: the header, its JSON, and the length of both; None if more bytes are needed.
+    /// Takes a header from the beginning of `bytes`: the header, its JSON, and the length of both;
+    /// None if more bytes are needed.
     #[allow(clippy::type_complexity, reason = "three things that belong together once")]
     pub fn decode(bytes: &[u8]) -> Result<Option<(Header, &[u8], usize)>, Violation> {
-        let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((prefix, rest)) = bytes.split_first_chunk::<{ Self::PREFIX_LEN }>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix);
         if len > HEADER_MAX {
             return Err(Violation::new(Code::OverLimit, "a header of more than 64 KiB"));
@@ -63,7 +67,7 @@ impl Header {
         if header.compress_type != "None" {
             return Err(Violation::new(Code::Unsupported, "a compression that was not negotiated"));
         }
-        Ok(Some((header, text, 4 + len as usize)))
+        Ok(Some((header, text, Self::PREFIX_LEN + len as usize)))
     }
 
     /// The chunk size, if it is one.

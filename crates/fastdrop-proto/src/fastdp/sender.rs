@@ -11,7 +11,7 @@ use super::{Done, Refuse, Violation};
 use crate::checksum::{Algorithm, Checksum};
 use crate::fastdp::{Code, Failure};
 use crate::units::{ChunkIndex, EntryIndex};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,8 @@ pub struct Sender {
     /// entry.
     was_asked: Vec<bool>,
     streams: StreamSet,
-    abandoning: BTreeMap<EntryIndex, bool>,
+    /// Entries that were given up, and of which the receiver has not answered.
+    abandoning: BTreeSet<EntryIndex>,
     control_queue: VecDeque<Control>,
     stream_size: Option<u64>,
     stream_freed: Vec<ChunkIndex>,
@@ -142,7 +143,7 @@ impl Sender {
             transcript: Transcript::default(),
             needed: None,
             streams: StreamSet::new(now),
-            abandoning: BTreeMap::new(),
+            abandoning: BTreeSet::new(),
             control_queue: VecDeque::new(),
             stream_size: None,
             stream_freed: Vec::new(),

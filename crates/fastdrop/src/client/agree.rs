@@ -11,8 +11,8 @@ use crate::transfer::manifest::offer;
 use crate::transfer::setup::Agreement;
 use crate::transfer::streams::DataStream;
 use fastdrop_proto::fastdp::{
-    self, Capability, Code, Control, Do, Grant, Header, Links, Manifest, Open, Streams, Transcript,
-    UpgradeRequest, Version,
+    self, Capability, Code, Control, Do, FrameHeader, Grant, Header, Links, Manifest, Open, Streams,
+    Transcript, UpgradeRequest, Version,
 };
 use fastdrop_proto::units::ChunkSize;
 use std::sync::Arc;
@@ -63,8 +63,8 @@ impl Client {
             reader,
             server,
             server_json,
-            client_json: client[4..].to_vec(),
-            open_json: open[8..].to_vec(),
+            client_json: client[Header::PREFIX_LEN..].to_vec(),
+            open_json: open[FrameHeader::LEN..].to_vec(),
         })
     }
 
@@ -174,7 +174,7 @@ impl Client {
 }
 
 fn read_header(reader: &mut FrameReader) -> Result<(Header, Vec<u8>), Error> {
-    let mut prefix = [0; 4];
+    let mut prefix = [0; Header::PREFIX_LEN];
     reader.fill(&mut prefix)?;
     let mut bytes = prefix.to_vec();
     // Refused before anything is allocated for it, if it is too long.

@@ -1,15 +1,14 @@
 //! A put by one of the older protocols: whole files, one after the other.
 
 use crate::client::Client;
-use crate::context::client::summary::{Delivery, Tally};
+use crate::context::client::summary::Tally;
 use crate::error::Error;
+use crate::legacy::push;
 use crate::legacy::source_file::SourceFile;
-use crate::legacy::{fastdp1, nextdp, ultradp};
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
-use crate::protocol::Protocol;
 use crate::source::tree::SourceTree;
-use fastdrop_proto::fastdp::{Code, Done, Entry, EntryKind, Manifest, Version};
+use fastdrop_proto::fastdp::{Code, Done, Entry, EntryKind, Manifest};
 use std::sync::atomic::Ordering;
 
 impl Client {
@@ -21,6 +20,9 @@ impl Client {
         tally: &mut Tally,
     ) -> Result<Done, Error> {
         let protocol = self.context.options.protocol;
+        let Some(push) = push::by_name(protocol) else {
+            return Err(Error::failed(Code::BadRequest, format!("nothing can be sent with {protocol}")));
+        };
         if manifest.iter().any(|(_, entry)| !matches!(entry.kind, EntryKind::File { .. })) {
             return Err(Error::failed(
                 Code::BadRequest,
@@ -34,20 +36,7 @@ impl Client {
             let name = self.name_there(&entry, manifest.len() == 1);
             let sent = SourceFile::open(tree, &entry, name).and_then(|file| {
                 self.context.observer.set_phase(Phase::Connecting);
-                match protocol {
-                    Protocol::FastDp10 => {
-                        fastdp1::client::send(&self.context, &file, Version::V1_0, throttle.as_ref())
-                    }
-                    Protocol::FastDp11 => {
-                        fastdp1::client::send(&self.context, &file, Version::V1_1, throttle.as_ref())
-                    }
-                    Protocol::UltraDp => self
-                        .context
-                        .with_attempts(|| ultradp::client::send(&self.context, &file, throttle.as_ref())),
-                    Protocol::NextDp => nextdp::client::send(&self.context, &file, throttle.as_ref())
-                        .map(|()| Delivery::Confirmed),
-                    _ => Err(Error::failed(Code::BadRequest, format!("nothing can be sent with {protocol}"))),
-                }
+                (push.send)(&self.context, &file, throttle.as_ref())
             });
             match sent {
                 Ok(delivery) => tally.note_delivered(entry.size(), delivery),

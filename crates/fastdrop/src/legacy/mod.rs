@@ -4,6 +4,7 @@
 pub(crate) mod fastdownloader;
 pub(crate) mod fastdp1;
 pub(crate) mod nextdp;
+pub(crate) mod push;
 mod sending;
 pub(crate) mod source_file;
 pub(crate) mod ultradp;

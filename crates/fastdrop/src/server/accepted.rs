@@ -1,9 +1,12 @@
 //! A connection that has said what it speaks.
 
 use crate::admission::keys::KeyGuard;
+use crate::context::server::ServerContext;
 use crate::legacy::fastdp1;
+use crate::legacy::upload::LegacyConnection;
 use fastdrop_proto::fastdp::{Header, Open, UpgradeRequest};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpStream;
 
 /// A connection that has said what it wants.
@@ -29,8 +32,13 @@ pub(super) enum Accepted {
     FastDp1(fastdp1::server::Handshaken),
     /// FastDownloader, on its own port: nothing has been said.
     FastDownloader { socket: std::net::TcpStream, peer: SocketAddr },
-    /// UltraDP: its first line has come.
-    UltraDp { socket: std::net::TcpStream, peer: SocketAddr, early: Vec<u8> },
+    /// A protocol with a first line of its own, which has come: what serves it.
+    Line {
+        serve: fn(&Arc<ServerContext>, LegacyConnection),
+        socket: std::net::TcpStream,
+        peer: SocketAddr,
+        early: Vec<u8>,
+    },
 }
 
 /// An upgrade that was answered, on a connection that is no longer HTTP.

@@ -5,7 +5,7 @@ use crate::admission::keys::{KeyGuard, Keys};
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
 use crate::legacy::upload::LegacyConnection;
-use crate::legacy::{fastdownloader, fastdp1, nextdp, ultradp};
+use crate::legacy::{fastdownloader, fastdp1, nextdp};
 use crate::lock::lock;
 use crate::server::accepted::Accepted;
 use crate::server::fastdp;
@@ -102,9 +102,8 @@ impl Dispatcher {
                 let connection = LegacyConnection { socket, peer, early: Vec::new(), permit };
                 fastdownloader::server::serve(&self.fastdownloader, connection);
             }
-            Accepted::UltraDp { socket, peer, early } => {
-                let connection = LegacyConnection { socket, peer, early, permit };
-                ultradp::server::serve(&self.context, connection);
+            Accepted::Line { serve, socket, peer, early } => {
+                serve(&self.context, LegacyConnection { socket, peer, early, permit });
             }
         }
     }

@@ -2,8 +2,8 @@
 //! fastdp the upgrade, the header and the first frame, within a deadline.
 
 use crate::legacy::fastdp1;
+use crate::legacy::push;
 use crate::net::tuning::reset_on_close;
-use crate::protocol::Protocol;
 use crate::server::accepted::{Accepted, Handshake, Upgraded};
 use crate::server::dispatch::Dispatcher;
 use fastdrop_proto::fastdp::{
@@ -52,10 +52,12 @@ pub(super) async fn begin(
     let accept = &dispatcher.context.options.accept;
     let why = match begins {
         Begins::Http => return handshake(dispatcher, socket, peer, early, deadline).await,
-        Begins::UltraDp if accept.has(Protocol::UltraDp) => {
-            return Some(Accepted::UltraDp { socket: socket.into_std().ok()?, peer, early });
-        }
-        Begins::UltraDp => "UltraDP is not accepted here",
+        Begins::Line(line) => match push::by_line(line) {
+            Some((protocol, serve)) if accept.has(protocol) => {
+                return Some(Accepted::Line { serve, socket: socket.into_std().ok()?, peer, early });
+            }
+            _ => "its protocol is not accepted here",
+        },
         Begins::UltraDpSecured => {
             "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt"
         }
@@ -190,7 +192,7 @@ pub(super) async fn turn_away(begun: Accepted) {
             }
         }
         // Their connections are reset when they go.
-        Accepted::UltraDp { .. } | Accepted::FastDownloader { .. } | Accepted::Http { .. } => {}
+        Accepted::Line { .. } | Accepted::FastDownloader { .. } | Accepted::Http { .. } => {}
     }
 }
 

@@ -32,9 +32,10 @@ const CRATES: &[(&str, Floors)] = &[
         "fastdrop-proto",
         &[
             &["lib"],
+            &["port"],
             // No protocol knows another one.
             &["cnp", "fastdownloader", "fastdp", "nextdp", "ultradp", "vstp"],
-            &["congestion", "port"],
+            &["congestion"],
             &["checksum", "cursor", "json", "rtt", "units"],
         ],
     ),

@@ -45,7 +45,7 @@ impl Sender {
             self.end(Outcome::Lost(format!("a file could not be read again: {reason}")));
             return;
         }
-        if self.abandoning.insert(entry, true).is_none() {
+        if self.abandoning.insert(entry) {
             self.control_queue.push_back(Control::Abandon { entry, code, reason: reason.into() });
             // The other pieces of the file need not go any more.
             if let Some((first, count)) = self.table.chunks_of(entry) {
@@ -57,7 +57,7 @@ impl Sender {
     }
 
     pub(super) fn handle_abandoned(&mut self, entry: EntryIndex) -> Result<(), Violation> {
-        if self.abandoning.remove(&entry).is_none() {
+        if !self.abandoning.remove(&entry) {
             return Err(Violation::protocol("ABANDONED without ABANDON"));
         }
         let Some((first, count)) = self.table.chunks_of(entry) else { return Ok(()) };
@@ -75,7 +75,7 @@ impl Sender {
             let blocked = remains
                 && self
                     .abandoning
-                    .keys()
+                    .iter()
                     .any(|other| self.table.chunks_of(*other).is_some_and(|(of, _)| of == chunk));
             if blocked {
                 continue;

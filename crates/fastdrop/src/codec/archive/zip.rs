@@ -4,6 +4,7 @@ use crate::codec::archive::{Content, Exactly, Member, MemberKind, TARGET_MAX, ba
 use crate::codec::decode::fill;
 use std::fs::File;
 use std::io::{BufReader, Error, Read, Result, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use zip::write::SimpleFileOptions;
 
@@ -139,6 +140,9 @@ const END: usize = 22;
 const LOCATOR: usize = 20;
 /// The real end.
 const END_64: usize = 56;
+/// Within it: how many members there are, and how long the central directory is.
+const END_64_MEMBERS: Range<usize> = 32..40;
+const END_64_DIRECTORY: Range<usize> = 40..48;
 
 struct ZipEnd {
     members: u64,
@@ -176,5 +180,6 @@ fn end_64(file: &File, place: &[u8]) -> Result<Option<ZipEnd>> {
     let mut end = [0; END_64];
     file.read_exact_at(&mut end, number(place).min(i64::MAX as u64))?;
     let known = end.starts_with(b"PK\x06\x06");
-    Ok(known.then(|| ZipEnd { members: number(&end[32..40]), directory: number(&end[40..48]) }))
+    Ok(known
+        .then(|| ZipEnd { members: number(&end[END_64_MEMBERS]), directory: number(&end[END_64_DIRECTORY]) }))
 }

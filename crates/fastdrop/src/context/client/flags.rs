@@ -36,8 +36,10 @@ enum Keeps {
 /// A flag in a put, and in a get or a list, by protocol.
 struct Row {
     flag: Flag,
-    /// fastdp 1.0.0, fastdp 1.1.0, UltraDP, NextDP.
-    put: [Keeps; 4],
+    /// In a put by one of the older protocols,
+    put: Keeps,
+    /// but by these.
+    but: &'static [(Protocol, Keeps)],
     /// FastDownloader.
     get: Keeps,
 }
@@ -55,57 +57,63 @@ const NO_RESUMING: Keeps = Only(&["yes"], "it cannot continue what an earlier ru
 const NO_CHECKPOINTS: Keeps = Only(&["off"], "it has no checkpoints");
 const ONE_STREAM: Keeps = Only(&["auto", "1"], "it has one stream");
 const ONE_FILE: Keeps = Only(&["none"], "it fetches one file, by its name");
+const NO_COMPRESSION: Keeps = Only(&["auto", "none"], "it does not compress");
 const ARCHIVES: Keeps =
     Only(&["auto", "none", "zstd", "zip", "targz"], "it does not compress with gzip alone; targz does");
 
 /// All flags. The native protocol keeps every value of each but `--compress gzip`.
 const ROWS: [Row; 17] = [
-    Row { flag: Flag::Existing, put: [RECEIVER_DECIDES; 4], get: All },
+    Row { flag: Flag::Existing, put: RECEIVER_DECIDES, but: &[], get: All },
     Row {
         flag: Flag::Checksum,
-        put: [NO_CHECKSUM, Only(&["none"], "its only checksum is SHA-256"), NO_CHECKSUM, NO_CHECKSUM],
+        put: NO_CHECKSUM,
+        but: &[(Protocol::FastDp11, Only(&["none"], "its only checksum is SHA-256"))],
         get: NO_CHECKSUM,
     },
-    Row { flag: Flag::Durability, put: [NO_WORD_OF_SYNCING; 4], get: All },
-    Row { flag: Flag::Preserve, put: [BARE; 4], get: BARE },
-    Row { flag: Flag::Links, put: [NO_LINKS; 4], get: Only(&[], "its servers give files alone") },
-    Row { flag: Flag::Check, put: [NO_CONTENTS; 4], get: NO_CONTENTS },
-    Row { flag: Flag::NoResume, put: [NO_RESUMING; 4], get: NO_RESUMING },
-    Row { flag: Flag::Checkpoint, put: [NO_CHECKPOINTS; 4], get: NO_CHECKPOINTS },
+    Row { flag: Flag::Durability, put: NO_WORD_OF_SYNCING, but: &[], get: All },
+    Row { flag: Flag::Preserve, put: BARE, but: &[], get: BARE },
+    Row { flag: Flag::Links, put: NO_LINKS, but: &[], get: Only(&[], "its servers give files alone") },
+    Row { flag: Flag::Check, put: NO_CONTENTS, but: &[], get: NO_CONTENTS },
+    Row { flag: Flag::NoResume, put: NO_RESUMING, but: &[], get: NO_RESUMING },
+    Row { flag: Flag::Checkpoint, put: NO_CHECKPOINTS, but: &[], get: NO_CHECKPOINTS },
     Row {
         flag: Flag::Streams,
-        put: [ONE_STREAM, ONE_STREAM, ONE_STREAM, All],
+        put: ONE_STREAM,
+        but: &[(Protocol::NextDp, All)],
         get: Only(&["auto"], "the server decides how many there are"),
     },
     Row {
         flag: Flag::Compress,
-        put: [
-            ARCHIVES,
-            ARCHIVES,
-            Only(&["auto", "none", "zstd"], "it compresses with Zstandard or not at all"),
-            Only(&["auto", "none", "gzip"], "it compresses with gzip or not at all"),
+        put: NO_COMPRESSION,
+        but: &[
+            (Protocol::FastDp, ARCHIVES),
+            (Protocol::FastDp10, ARCHIVES),
+            (Protocol::FastDp11, ARCHIVES),
+            (
+                Protocol::UltraDp,
+                Only(&["auto", "none", "zstd"], "it compresses with Zstandard or not at all"),
+            ),
+            (Protocol::NextDp, Only(&["auto", "none", "gzip"], "it compresses with gzip or not at all")),
         ],
-        get: Only(&["auto", "none"], "it does not compress"),
+        get: NO_COMPRESSION,
     },
-    Row { flag: Flag::Exclude, put: [All; 4], get: ONE_FILE },
-    Row { flag: Flag::Include, put: [All; 4], get: ONE_FILE },
-    Row { flag: Flag::FilesFrom, put: [All; 4], get: ONE_FILE },
-    Row { flag: Flag::Bwlimit, put: [All; 4], get: All },
-    Row { flag: Flag::Retries, put: [All; 4], get: All },
-    Row { flag: Flag::DryRun, put: [NO_ANSWER; 4], get: All },
-    Row { flag: Flag::KeepArchive, put: [All; 4], get: Only(&["no"], "it carries no archives") },
+    Row { flag: Flag::Exclude, put: All, but: &[], get: ONE_FILE },
+    Row { flag: Flag::Include, put: All, but: &[], get: ONE_FILE },
+    Row { flag: Flag::FilesFrom, put: All, but: &[], get: ONE_FILE },
+    Row { flag: Flag::Bwlimit, put: All, but: &[], get: All },
+    Row { flag: Flag::Retries, put: All, but: &[], get: All },
+    Row { flag: Flag::DryRun, put: NO_ANSWER, but: &[], get: All },
+    Row { flag: Flag::KeepArchive, put: All, but: &[], get: Only(&["no"], "it carries no archives") },
 ];
 
 impl Row {
     fn keeps(&self, protocol: Protocol) -> Keeps {
-        match protocol {
-            Protocol::FastDp if self.flag == Flag::Compress => ARCHIVES,
-            Protocol::FastDp => All,
-            Protocol::FastDp10 => self.put[0],
-            Protocol::FastDp11 => self.put[1],
-            Protocol::UltraDp => self.put[2],
-            Protocol::NextDp => self.put[3],
-            Protocol::FastDownloader => self.get,
+        let but = self.but.iter().find(|(other, _)| *other == protocol);
+        match (protocol, but) {
+            (_, Some((_, keeps))) => *keeps,
+            (Protocol::FastDp, None) => All,
+            (Protocol::FastDownloader, None) => self.get,
+            (_, None) => self.put,
         }
     }
 }

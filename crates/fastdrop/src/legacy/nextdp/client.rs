@@ -2,6 +2,7 @@
 
 use crate::context::client::ClientContext;
 use crate::context::client::options::Compress;
+use crate::context::client::summary::Delivery;
 use crate::error::Error;
 use crate::legacy::sending::{send_all, send_paced, send_part};
 use crate::legacy::source_file::SourceFile;
@@ -44,7 +45,7 @@ pub(crate) fn send(
     client: &ClientContext,
     file: &SourceFile,
     throttle: Option<&Throttle>,
-) -> Result<(), Error> {
+) -> Result<Delivery, Error> {
     let mut failed = 0;
     // A server that was started meanwhile takes what is left, and waits in vain for the rest.
     while !send_once(client, file, throttle)? {
@@ -55,7 +56,7 @@ pub(crate) fn send(
         }
         client.pause(failed)?;
     }
-    Ok(())
+    Ok(Delivery::Confirmed)
 }
 
 /// Sends the file as one transfer. False if the server does not have it in the end.

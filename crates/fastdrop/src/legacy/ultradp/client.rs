@@ -24,6 +24,14 @@ pub(crate) fn send(
     file: &SourceFile,
     throttle: Option<&Throttle>,
 ) -> Result<Delivery, Error> {
+    client.with_attempts(|| send_once(client, file, throttle))
+}
+
+fn send_once(
+    client: &ClientContext,
+    file: &SourceFile,
+    throttle: Option<&Throttle>,
+) -> Result<Delivery, Error> {
     let compressed = match client.options.compress {
         Compress::Auto | Compress::None => false,
         Compress::Zstd => true,

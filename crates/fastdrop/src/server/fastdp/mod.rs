@@ -14,7 +14,7 @@ use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::server::accepted::Handshake;
 use crate::transfer::setup::Agreement;
-use fastdrop_proto::fastdp::{Control, Do, Grant, Header, Open, Transcript};
+use fastdrop_proto::fastdp::{Control, Do, FrameHeader, Grant, Header, Open, Transcript};
 use fastdrop_proto::units::{ChunkSize, TransferId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl Serving<'_> {
     pub(super) fn answer(&self, header: &Header) -> Result<Vec<u8>, Error> {
         let bytes = header.encode();
         self.connection.send(&mut [std::io::IoSlice::new(&bytes)], usize::MAX, |_| Duration::ZERO)?;
-        Ok(bytes[4..].to_vec())
+        Ok(bytes[Header::PREFIX_LEN..].to_vec())
     }
 
     /// Refuses before anything was agreed.
@@ -118,7 +118,7 @@ impl Serving<'_> {
     pub(super) fn send_grant(&self, grant: &Grant) -> Result<Vec<u8>, Error> {
         let frame = Control::Grant(grant.clone()).encode();
         self.connection.send(&mut [std::io::IoSlice::new(&frame)], usize::MAX, |_| Duration::ZERO)?;
-        Ok(frame[8..].to_vec())
+        Ok(frame[FrameHeader::LEN..].to_vec())
     }
 
     /// Puts together what has been agreed; the JSON is that of this end's header and of `grant`.
