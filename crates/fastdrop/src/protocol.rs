@@ -5,55 +5,50 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// A protocol that moves files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Protocol {
-    /// fastdp, version 2: the native one.
-    FastDp,
-    /// fastdp, version 1.0.0.
-    FastDp10,
-    /// fastdp, version 1.1.0.
-    FastDp11,
-    /// UltraDP.
-    UltraDp,
-    /// NextDP.
-    NextDp,
-    /// FastDownloader.
-    FastDownloader,
+/// Makes the enum from its table, so that no list of protocols can lack one.
+macro_rules! protocols {
+    ($($(#[$doc:meta])* $variant:ident $name:literal $port:literal,)*) => {
+        /// A protocol that moves files.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Protocol {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Protocol {
+            /// All of them.
+            pub const ALL: [Protocol; [$($name),*].len()] = [$(Protocol::$variant),*];
+
+            /// Its name, as users type it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Protocol::$variant => $name,)*
+                }
+            }
+
+            /// The port that its servers listen on unless they are told otherwise.
+            pub fn port(self) -> u16 {
+                match self {
+                    $(Protocol::$variant => $port,)*
+                }
+            }
+        }
+    };
 }
 
-impl Protocol {
-    /// All of them.
-    pub const ALL: [Protocol; 6] = [
-        Protocol::FastDp,
-        Protocol::FastDp10,
-        Protocol::FastDp11,
-        Protocol::UltraDp,
-        Protocol::NextDp,
-        Protocol::FastDownloader,
-    ];
-
-    /// Its name, as users type it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Protocol::FastDp => "fastdp",
-            Protocol::FastDp10 => "fastdp1.0",
-            Protocol::FastDp11 => "fastdp1.1",
-            Protocol::UltraDp => "ultradp",
-            Protocol::NextDp => "nextdp",
-            Protocol::FastDownloader => "fastdownloader",
-        }
-    }
-
-    /// The port that its servers listen on unless they are told otherwise.
-    pub fn port(self) -> u16 {
-        match self {
-            Protocol::FastDp | Protocol::FastDp10 | Protocol::FastDp11 => 8888,
-            Protocol::UltraDp | Protocol::NextDp => 4321,
-            Protocol::FastDownloader => 1337,
-        }
-    }
+protocols! {
+    /// fastdp, version 2: the native one.
+    FastDp "fastdp" 8888,
+    /// fastdp, version 1.0.0.
+    FastDp10 "fastdp1.0" 8888,
+    /// fastdp, version 1.1.0.
+    FastDp11 "fastdp1.1" 8888,
+    /// UltraDP.
+    UltraDp "ultradp" 4321,
+    /// NextDP.
+    NextDp "nextdp" 4321,
+    /// FastDownloader.
+    FastDownloader "fastdownloader" 1337,
 }
 
 impl fmt::Display for Protocol {
