@@ -10,7 +10,7 @@ use fastdrop_messages::cnp::{
     ServerBuilder,
 };
 use std::time::Instant;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// What a listener takes.
 pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
@@ -28,6 +28,12 @@ pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
 
 /// Prints what clients send.
 pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
+    let waiting = printer.clone();
+    let end = async move {
+        stop.wait().await;
+        // What waits to be written is refused before the sessions are closed.
+        waiting.give_up();
+    };
     let handler = move |delivery: Delivery| {
         let printer = printer.clone();
         async move {
@@ -41,7 +47,12 @@ pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
                 let _ = printer.print_and(origin, headers, &message, || delivery.acknowledge()).await;
                 return;
             }
-            if printer.print(origin, headers, &message).await.is_ok() {
+            let (tell, written) = oneshot::channel();
+            let tell = move || drop(tell.send(delivery));
+            let queued = printer.print_and(origin, headers, &message, tell).await;
+            if queued.is_ok()
+                && let Ok(delivery) = written.await
+            {
                 delivery.acknowledge();
                 if let Err(error) = session.submit(message).await {
                     tracing::info!("{from}: {}", shown(error.to_string().as_bytes()));
@@ -49,7 +60,7 @@ pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
             }
         }
     };
-    server.serve_until(stop.wait(), handler).await;
+    server.serve_until(end, handler).await;
 }
 
 fn client(send: &Send) -> ClientBuilder {

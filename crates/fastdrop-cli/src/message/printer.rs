@@ -9,24 +9,31 @@ use fastdrop::{Stop, shown};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use tokio::sync::{mpsc, oneshot};
 
 /// Prints messages, and knows whether they go back. Clones print to the same output.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Printer {
     output: Output,
     pub(super) echo: bool,
-    lines: mpsc::Sender<Line>,
+    lines: mpsc::Sender<String>,
+    waiting: Arc<Mutex<Waiting>>,
     end: Stop,
 }
 
-/// A line that is to be written, and what is done when it is; dropped without that if it cannot be.
-struct Line {
-    text: String,
-    written: Box<dyn FnOnce() + Send>,
+type Written = Box<dyn FnOnce() + Send>;
+
+/// Calls for the lines that wait to be written, in the order of these: each is made when its line
+/// is written, and dropped if that is given up.
+#[derive(Default)]
+struct Waiting {
+    calls: VecDeque<Written>,
+    given_up: bool,
 }
 
 /// A line was not written, and will not be: the output is lost, or the listener ends.
@@ -51,7 +58,9 @@ impl Printer {
     /// receiver gets that error, or that of a pipe whose reader has gone, also while there is
     /// nothing to write. Lines that are not written when `end` comes are not waited for.
     pub(super) fn start(output: Output, echo: bool, end: Stop) -> (Self, mpsc::Receiver<OutputError>) {
-        let (lines, mut taken) = mpsc::channel::<Line>(Self::LINES);
+        let (lines, mut taken) = mpsc::channel::<String>(Self::LINES);
+        let waiting = Arc::<Mutex<Waiting>>::default();
+        let for_lines = Arc::clone(&waiting);
         let (failed, failure) = mpsc::channel(1);
         let closed = failed.clone();
         let fail = |failed: &mpsc::Sender<OutputError>, error: Errno| {
@@ -60,19 +69,24 @@ impl Printer {
         };
         let (no_writer, no_watcher) = (failed.clone(), closed.clone());
         let write = move || {
-            let (mut text, mut written) = (String::new(), Vec::new());
-            while let Some(first) = taken.blocking_recv() {
+            while let Some(mut text) = taken.blocking_recv() {
                 // What else waits is written in the same call.
                 let others = std::iter::from_fn(|| taken.try_recv().ok()).take(Self::LINES);
-                for line in std::iter::once(first).chain(others) {
-                    text.push_str(&line.text);
-                    written.push(line.written);
+                let mut count = 1;
+                for line in others {
+                    text.push_str(&line);
+                    count += 1;
                 }
                 if let Err(error) = write_all(text.as_bytes()) {
+                    // Senders are told before the listener ends.
+                    give_up(&for_lines);
                     return fail(&failed, error);
                 }
-                text = String::new();
-                written.drain(..).for_each(|written| written());
+                let written: Vec<_> = {
+                    let calls = &mut lock(&for_lines).calls;
+                    calls.drain(..count.min(calls.len())).collect()
+                };
+                written.into_iter().for_each(|written| written());
             }
         };
         let watch = move || {
@@ -90,7 +104,13 @@ impl Printer {
         if let Err(error) = Builder::new().name("watch".into()).spawn(watch) {
             refused(&no_watcher, error);
         }
-        (Self { output, echo, lines, end }, failure)
+        (Self { output, echo, lines, waiting, end }, failure)
+    }
+
+    /// Drops what was to be called when lines are written that are not: whoever waits for that
+    /// learns that it will not happen.
+    pub(super) fn give_up(&self) {
+        give_up(&self.waiting);
     }
 
     /// Writes an event, or a line for people, whichever is wanted. When this returns well, all of
@@ -159,13 +179,34 @@ impl Printer {
         }
     }
 
-    async fn queue(&self, text: String, written: Box<dyn FnOnce() + Send>) -> Result<(), NotWritten> {
-        tokio::select! {
+    async fn queue(&self, text: String, written: Written) -> Result<(), NotWritten> {
+        let room = tokio::select! {
             biased;
-            queued = self.lines.send(Line { text, written }) => queued.map_err(|_| NotWritten),
-            () = self.end.wait() => Err(NotWritten),
+            room = self.lines.reserve() => room.map_err(|_| NotWritten)?,
+            () = self.end.wait() => return Err(NotWritten),
+        };
+        let mut waiting = lock(&self.waiting);
+        if waiting.given_up {
+            return Err(NotWritten);
         }
+        // One after the other under the lock: lines and calls are in the same order.
+        waiting.calls.push_back(written);
+        room.send(text);
+        Ok(())
     }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn give_up(waiting: &Mutex<Waiting>) {
+    let calls = {
+        let mut waiting = lock(waiting);
+        waiting.given_up = true;
+        std::mem::take(&mut waiting.calls)
+    };
+    drop(calls);
 }
 
 /// Waits until nobody reads standard output any more; false where that cannot be known.

@@ -34,6 +34,8 @@ pub(super) async fn serve(
         Ok::<(), Failure>(())
     };
     let ended = tokio::select! {
+        // A message that waits to be written is refused before the end is told.
+        biased;
         ended = session => ended,
         () = ending.wait() => Ok(()),
     };
