@@ -199,8 +199,8 @@ fn case_107_killed_at_each_persisting_system_call_nothing_stays_on_a_mount() {
             let strace = args!["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
             let Some(mut server) = FASTDROP.try_serve_through(to.path(), &[], strace) else { continue };
             let first = client(args!["send", "--retries", "0", tree, server.target("")]);
-            // Whether that call comes at all, and before or after the last word, is not for the test
-            // to say: but what was said to be there is.
+            // Whether that call comes at all, and before or after the last word, is not for the
+            // test to say: but what was said to be there is.
             if first.code() == 0 {
                 assert_same_contents(&tree, &arrived);
             } else {

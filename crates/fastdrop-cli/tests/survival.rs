@@ -44,8 +44,9 @@ fn case_13_announced_and_never_sent_is_ended_by_the_deadline() {
     server.assert_serves("clients that fell silent");
 }
 
-/// Case 41: those who were cut off in the same moment do not come back in the same moment. When they
-/// do come depends on who is given the processor, so what counts is how long each has drawn to wait.
+/// Case 41: those who were cut off in the same moment do not come back in the same moment. When
+/// they do come depends on who is given the processor, so what counts is how long each has drawn to
+/// wait.
 #[test]
 fn case_41_clients_do_not_return_all_at_once() {
     const CLIENTS: usize = 10;

@@ -22,8 +22,8 @@ pub struct Sample {
     pub rtt: Option<Duration>,
     /// Bytes a second that arrived while the acknowledged ones were on their way.
     pub rate: Option<f64>,
-    /// Whether the sender had nothing more to send meanwhile, so that the rate says little about
-    /// the network.
+    /// Says whether the sender had nothing more to send meanwhile, so that the rate says little
+    /// about the network.
     pub app_limited: bool,
     /// Whether everything that was on its way when the last round began has now been accounted for.
     pub round_began: bool,

@@ -1,4 +1,4 @@
-//! Which protocol a connection speaks, by its first bytes. The specification is
+//! The protocol that a connection speaks, by its first bytes. The specification is
 //! `docs/protocol/port.md`.
 
 use crate::ultradp;
@@ -17,7 +17,7 @@ pub enum LineProtocol {
     UltraDp,
 }
 
-/// What tells the first line of a protocol, without its LF.
+/// A test for the first line of a protocol, without its LF.
 type IsItsLine = fn(&[u8]) -> bool;
 
 /// The protocols that begin with a line of their own. One more is added here.

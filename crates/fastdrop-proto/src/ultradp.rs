@@ -105,8 +105,8 @@ pub(crate) fn is_announcement(line: &[u8]) -> bool {
 /// Returns true for an announcement of the secured variant.
 pub(crate) fn is_secured(line: &[u8]) -> bool {
     let mut fields = line.rsplit(|&byte| byte == b':');
-    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number before
-    // it is the rarer thing.
+    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number
+    // before it is the rarer thing.
     is_flag(fields.next()) && is_flag(fields.next()) && is_size(fields.next()) && fields.next().is_some()
 }
 

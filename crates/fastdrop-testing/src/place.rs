@@ -56,7 +56,7 @@ impl Mount {
         tool("mount", args!["-o", format!("remount,{options}"), self.path()]);
     }
 
-    /// Where it is mounted.
+    /// The place where it is mounted.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

@@ -78,7 +78,7 @@ fn words(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
-/// What the system says.
+/// The answer of the system.
 pub(crate) fn reason(errno: Errno) -> String {
     words(&io::Error::from(errno))
 }
@@ -104,7 +104,7 @@ impl Error {
         Error::Failed(Failure::new(code, message))
     }
 
-    /// What the system said, if it was the system.
+    /// The error number, if it was the system that failed.
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Error::System { source, .. } => Errno::from_io_error(source),

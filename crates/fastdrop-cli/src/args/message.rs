@@ -9,7 +9,7 @@ use fastdrop_messages::vstp::tcp::tls::Fingerprint;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What is done with messages.
+/// Send and receive messages
 #[derive(Debug, Subcommand)]
 pub(crate) enum Message {
     /// Print the messages that come
@@ -61,9 +61,9 @@ pub(crate) enum OperationMode {
 /// Messages that are sent again after a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Repeat {
-    /// What was lost (Selective Repeat)
+    /// Only the packets that were lost (Selective Repeat)
     Lost,
-    /// What was lost and all after it (Go-Back-N)
+    /// The packets that were lost and all after them (Go-Back-N)
     All,
 }
 

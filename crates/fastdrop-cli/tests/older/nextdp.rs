@@ -125,7 +125,7 @@ fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
     server.assert_serves("lies in NextDP");
 }
 
-/// Who holds a place in memory without filling it gives it up when others wait.
+/// A client that holds a place in memory without filling it gives it up when others wait.
 #[test]
 fn nextdp_senders_that_stall_do_not_keep_others_out() {
     let dir = scratch();

@@ -176,8 +176,8 @@ fn case_11_a_flipped_bit_in_the_negotiation_is_found() {
         let waits = run.is_running();
         let out = if waits { run.kill9() } else { run.wait() };
         assert_eq!(proxy.flipped(), 1);
-        // Which bit it is depends on the number of digits of a port and the like: the header, JSON, a
-        // policy, the manifest or nothing that matters.
+        // Which bit it is depends on the number of digits of a port and the like: the header, JSON,
+        // a policy, the manifest or nothing that matters.
         assert!(waits || [0, 1, 5, 7, 9].contains(&out.code()), "{out}");
         assert!(!out.stderr.contains("panicked"), "{out}");
         if out.code() == 0 {

@@ -171,7 +171,7 @@ fn case_36_a_client_distrusts_its_own_state_too() {
     wreck.resumed_after("data flipped", |_, data| data.iter().for_each(|path| flipped(path, 3 * MIB)));
 }
 
-/// What was abandoned long ago goes away.
+/// Work that was abandoned long ago goes away.
 #[test]
 fn what_was_abandoned_expires() {
     let wreck = Wreck::new(Way::Send);
@@ -184,7 +184,7 @@ fn what_was_abandoned_expires() {
     eventually("the abandoned transfer to be cleared away", || leftovers(to).is_empty().then_some(()));
 }
 
-/// What is not old does not.
+/// Work that is not old does not.
 #[test]
 fn what_is_unfinished_survives_other_transfers_and_restarts() {
     let mut wreck = Wreck::new(Way::Send);

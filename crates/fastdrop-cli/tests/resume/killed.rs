@@ -101,8 +101,8 @@ fn case_89_killed_at_each_persisting_system_call() {
             if to.path().join("thing").exists() {
                 assert_nothing_partial(&tree, &to.path().join("thing"));
             }
-            // Whether that call comes at all, and before or after the last word, is not for the test
-            // to say: but done means in place, whatever happens to the server next.
+            // Whether that call comes at all, and before or after the last word, is not for the
+            // test to say: but done means in place, whatever happens to the server next.
             if first.code() == 0 {
                 assert_same_tree(&tree, &to.path().join("thing"));
             } else {

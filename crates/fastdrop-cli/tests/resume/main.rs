@@ -17,7 +17,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use support::*;
 
-/// What may be under way and lost in an interruption: buffers of the sockets and unfinished chunks.
+/// Bytes that may be under way and lost in an interruption: buffers of the sockets and unfinished
+/// chunks.
 const SLACK: u64 = 16 * MIB;
 /// Bytes of a file of several chunks, the last one incomplete.
 const SIZE: u64 = 48 * MIB + 12_345;

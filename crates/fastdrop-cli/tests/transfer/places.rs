@@ -105,7 +105,7 @@ fn getting_places_as_cp_does() {
     assert_same_tree(&tree, &cwd.path().join("tree"));
 }
 
-/// What is not there is said so, and nothing is made.
+/// A path that is not there is said so, and nothing is made.
 #[test]
 fn getting_what_is_not_there_is_exit_4() {
     let (served, own) = served_and_own();

@@ -10,8 +10,8 @@ macro_rules! options_of_both_ends {
             self
         }
 
-        /// How long silence may last, from 100 ms to an hour, with a peer that knows keep-alives;
-        /// None for none. Default 15 seconds.
+        /// The time that silence may last, from 100 ms to an hour, with a peer that knows
+        /// keep-alives; None for none. Default 15 seconds.
         pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
             self.config.keep_alive = interval;
             self

@@ -77,8 +77,8 @@ impl Acceptor {
         self.waiting.len()
     }
 
-    /// Whether a datagram can be a packet of a handshake; everything else need not be shown to
-    /// [`Self::handle_datagram`].
+    /// Reports whether a datagram can be a packet of a handshake; everything else need not be shown
+    /// to [`Self::handle_datagram`].
     pub fn is_handshake(datagram: &[u8]) -> bool {
         let is_type = datagram.get(TYPE_AT).is_some_and(|typ| HANDSHAKE_TYPES.contains(typ));
         is_type && datagram.get(HEAD_BYTES) == Some(&b'{')

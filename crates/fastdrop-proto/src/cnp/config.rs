@@ -35,11 +35,11 @@ impl Carrier {
 pub struct MessageLimits {
     /// A message that comes. Default 16 MiB; so much may be kept for one that is not complete.
     pub message_max: usize,
-    /// What came and waits: for something before it, or for the application to take it. One message
-    /// more may be kept. Default 4 MiB.
+    /// Messages that came and wait: for something before it, or for the application to take it. One
+    /// message more may be kept. Default 4 MiB.
     pub receive_max: usize,
-    /// What the application has sent and the peer has not acknowledged. One message more may be
-    /// kept. Default 4 MiB.
+    /// Messages that the application has sent and the peer has not acknowledged. One message more
+    /// may be kept. Default 4 MiB.
     pub send_max: usize,
 }
 
@@ -49,7 +49,7 @@ impl Default for MessageLimits {
     }
 }
 
-/// What a session is to be. A server takes `mode` and `protocol` from its client; everything else
+/// The settings of a session. A server takes `mode` and `protocol` from its client; everything else
 /// is the most that it agrees to.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
@@ -69,7 +69,7 @@ pub struct SessionConfig {
     pub checksum: ChecksumKind,
     /// A name that the client gives itself, at most 128 bytes. Default none.
     pub client_id: Option<String>,
-    /// How long silence may last, from 100 ms to an hour; None for no keep-alive. Default 15
+    /// The time that silence may last, from 100 ms to an hour; None for no keep-alive. Default 15
     /// seconds.
     pub keep_alive: Option<Duration>,
     /// Tells messages that are handled from packets that are received, with a peer that knows that;
@@ -80,8 +80,8 @@ pub struct SessionConfig {
     pub limits: MessageLimits,
     /// How often a packet may time out before the peer is taken for gone, at least 1. Default 15.
     pub timeouts_max: u32,
-    /// How long the peer may be silent while something waits for it, and by UDP without keep-alives
-    /// at all. Default 60 seconds; at most a day, as all times.
+    /// The time that the peer may be silent while something waits for it, and by UDP without
+    /// keep-alives at all. Default 60 seconds; at most a day, as all times.
     pub gone_after: Duration,
     /// How long the handshake may take. Default 10 seconds.
     pub handshake_timeout: Duration,

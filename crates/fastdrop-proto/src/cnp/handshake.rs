@@ -40,26 +40,26 @@ pub struct Agreed {
     /// An acknowledgement of a packet says only that it was received, and a packet of its own that
     /// messages were handled.
     pub handled: bool,
-    /// Whether the peer is a later program, whose data have the type 0x04, and which knows no
+    /// Says whether the peer is a later program, whose data have the type 0x04, and which knows no
     /// keep-alive.
     pub later: bool,
 }
 
 impl Agreed {
-    /// Whether the peer reads packets however the stream is cut, numbers them as the specification
-    /// says, and so on: whether it is one of ours.
+    /// Reports whether the peer reads packets however the stream is cut, numbers them as the
+    /// specification says, and so on: whether it is one of ours.
     pub(super) fn strict(&self) -> bool {
         self.fragments.is_some()
     }
 
-    /// Whether an acknowledgement also names what came before it: between ours, where each packet
-    /// has its own.
+    /// Reports whether an acknowledgement also names what came before it: between ours, where each
+    /// packet has its own.
     pub(super) fn names_before(&self) -> bool {
         self.strict() && self.protocol != Some(Protocol::GoBackN)
     }
 
-    /// Whether the peer numbers as the specification says, which it must where numbers are covered
-    /// by the checksum.
+    /// Reports whether the peer numbers as the specification says, which it must where numbers are
+    /// covered by the checksum.
     pub(super) fn counts(&self) -> bool {
         self.strict() || self.checksum == ChecksumKind::Crc32c
     }
@@ -246,8 +246,8 @@ impl Syn {
         Ok(Self { mode, later, size_name, size, fields })
     }
 
-    /// What a server with this configuration agrees to, and the payload of the SYN-ACK that says
-    /// so.
+    /// The terms that a server with this configuration agrees to, and the payload of the SYN-ACK
+    /// that says so.
     pub fn answer(&self, config: &SessionConfig, id: SessionId) -> (Agreed, Vec<u8>) {
         let fields = &self.fields;
         let burst = self.mode == Mode::Burst;

@@ -1,4 +1,4 @@
-//! Which packet a sequence number means, also from peers that number otherwise
+//! The packet that a sequence number means, also from peers that number otherwise
 //! (docs/protocol/cnp.md, section 4).
 
 use super::params::Mode;
@@ -72,8 +72,8 @@ impl Numbering {
         self.constant &= seq == Seq(0);
     }
 
-    /// What an acknowledgement is for, where `base` is the oldest number that waits for one, and
-    /// `waits` says whether another does.
+    /// The packet that an acknowledgement is for, where `base` is the oldest number that waits for
+    /// one, and `waits` says whether another does.
     pub(super) fn of_ack(&mut self, seq: Seq, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
         let number = seq.nearest(base);
         if self.rule == Rule::Strict {
@@ -93,8 +93,8 @@ impl Numbering {
         Some(base)
     }
 
-    /// What was sent so often is acknowledged: each repetition may have an acknowledgement of its
-    /// own.
+    /// Records how often a packet that is acknowledged was sent: each repetition may have an
+    /// acknowledgement of its own.
     pub(super) fn on_acknowledged(&mut self, sends: u32) {
         self.surplus = self.surplus.saturating_add(sends.saturating_sub(1));
     }

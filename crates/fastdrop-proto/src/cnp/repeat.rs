@@ -1,4 +1,4 @@
-//! What Go-Back-N and Selective Repeat do differently. Everything else is the same machine;
+//! The differences between Go-Back-N and Selective Repeat. Everything else is the same machine;
 //! stop-and-wait is either of them with a window of one.
 
 use super::params::Protocol;
@@ -51,7 +51,7 @@ impl Repeat for GoBackN {
     }
 }
 
-/// What is done where `protocol` was agreed on, or nothing was: then every packet is acknowledged
+/// The behaviour where `protocol` was agreed on, or nothing was: then every packet is acknowledged
 /// for itself.
 pub(super) fn of(protocol: Option<Protocol>) -> &'static dyn Repeat {
     match protocol {

@@ -98,18 +98,18 @@ pub(super) struct Sender {
     slots: VecDeque<Slot>,
     base: u64,
     lost: BTreeSet<u64>,
-    /// What was sent, in that order: places and numbers. Those that have been acknowledged or sent
-    /// again since are passed over.
+    /// Packets that were sent, in that order: places and numbers. Those that have been acknowledged
+    /// or sent again since are passed over.
     sent: VecDeque<(u64, u64)>,
     orders: u64,
     newest_acknowledged: Option<u64>,
-    /// How often the peer has said that something behind a gap came, since a round trip after the
-    /// oldest was sent.
+    /// The number of times that the peer has said that something behind a gap came, since a round
+    /// trip after the oldest was sent.
     gaps: u32,
     /// No packet behind the gap and before this number is on its way.
     behind_gap: u64,
-    /// Whether one packet may leave whatever the controller says, to find out whether anything gets
-    /// through.
+    /// Says whether one packet may leave whatever the controller says, to find out whether anything
+    /// gets through.
     probes: bool,
     timeouts: u32,
     timed_out_at: Option<Instant>,

@@ -49,8 +49,8 @@ impl Model {
     /// Datagrams before anything is known (RFC 6928).
     const WINDOW_FIRST: u64 = 10;
     const WINDOW_MIN: u64 = 4;
-    /// What drivers and timers need on top of the path's own product, in bytes a second times their
-    /// delay.
+    /// The allowance that drivers and timers need on top of the path's own product, in bytes a
+    /// second times their delay.
     const SLACK: Duration = Duration::from_micros(500);
     const SLACK_MAX: f64 = 262_144.0;
     /// Loss beyond this share of a round is taken for congestion.
@@ -94,8 +94,8 @@ impl Model {
         }
     }
 
-    /// What has to leave for each byte that arrives, where loss comes with the path and not with
-    /// the load.
+    /// The bytes that have to leave for each one that arrives, where loss comes with the path and
+    /// not with the load.
     fn overhead(&self) -> f64 {
         1.0 / (1.0 - self.loss.min(Self::LOSS_BORNE))
     }

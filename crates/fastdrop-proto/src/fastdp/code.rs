@@ -117,7 +117,8 @@ impl Violation {
         Self { code: Code::BadRequest, message: message.into() }
     }
 
-    /// A breach with a code of its own: bytes that are not what they should be, or more than may be.
+    /// A breach with a code of its own: bytes that are not what they should be, or more than may
+    /// be.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }

@@ -22,8 +22,8 @@ pub struct EndpointConfig {
     pub limits: ReassemblyLimits,
     /// How long answers are waited for.
     pub patience: Patience,
-    /// Whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they can.
-    /// Default true.
+    /// Says whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they
+    /// can. Default true.
     pub fragments: bool,
 }
 

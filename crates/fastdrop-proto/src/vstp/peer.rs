@@ -36,9 +36,9 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// What comes from an unproved address may be answered with so many times its bytes (case 70).
+    /// An unproved address may be answered with so many times the bytes that it sent (case 70).
     const AMPLIFICATION_MAX: u64 = 3;
-    /// What waits for a proof is dropped after this.
+    /// The time after which a message that waits for a proof is dropped.
     const PROOF_WAIT: Duration = Duration::from_secs(1);
     const SMALL_MAX: usize = 1024;
 

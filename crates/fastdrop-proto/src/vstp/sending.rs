@@ -399,8 +399,8 @@ impl Sending {
         Some(sent_at + (Self::PROBE_INTERVAL * (1 << doublings)).min(Self::PROBE_INTERVAL_MAX))
     }
 
-    /// What leaves next, appended to `out`, at most `budget` bytes: the size of its datagrams, of
-    /// which only the last may be smaller. None if nothing leaves now.
+    /// Writes the datagrams that leave next, appended to `out`, at most `budget` bytes: the size of
+    /// its datagrams, of which only the last may be smaller. None if nothing leaves now.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,

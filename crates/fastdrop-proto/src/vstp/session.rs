@@ -15,14 +15,14 @@ const SESSION: &str = "session";
 /// What a session is to do.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
-    /// Which session it is, at the end that accepts; None at the end that connects, which answers
-    /// no HELLO.
+    /// The session that it is, at the end that accepts; None at the end that connects, which
+    /// answers no HELLO.
     pub id: Option<u128>,
-    /// How often something is to be heard. None (the default of programs of version 0.2): never
-    /// PING. From 100 ms to an hour.
+    /// The interval at which something is to be heard. None (the default of programs of version
+    /// 0.2): never PING. From 100 ms to an hour.
     pub keep_alive: Option<Duration>,
-    /// Whether HELLO and PING are answered at once; else only if the application has not done so by
-    /// the time it reads on.
+    /// Says whether HELLO and PING are answered at once; else only if the application has not done
+    /// so by the time it reads on.
     pub answers: bool,
     /// The first number for frames that want an acknowledgement; should be random.
     pub first_msg_id: u64,

@@ -1,7 +1,7 @@
 //! Sender and receiver as a pair in memory, in virtual time, with seeded faults.
 //!
-//! `FASTDROP_SEED=123` runs just that seed of the big test, `FASTDROP_TRACE=1` prints what happens in it,
-//! `FASTDROP_SEEDS=1000000` runs more of them than usual.
+//! `FASTDROP_SEED=123` runs just that seed of the big test, `FASTDROP_TRACE=1` prints what happens
+//! in it, `FASTDROP_SEEDS=1000000` runs more of them than usual.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 

@@ -190,7 +190,8 @@ fn a_pack_that_lost_a_slice_is_read_again_before_the_end() {
     sender.handle_read(ChunkIndex(0), &Algorithm::Xxh3.of(b"three slices"));
     sender.handle_stream_lost(ONE, now);
     sender.handle_read(ChunkIndex(1), &Algorithm::Xxh3.of(b"file"));
-    // END would be due here; before the control stream comes for it the pack is read again, and cannot be.
+    // END would be due here; before the control stream comes for it the pack is read again, and
+    // cannot be.
     sender.handle_sent(TWO, 1032, now);
     assert_eq!(sender.poll_stream(TWO, now), Action::Send(ChunkIndex(0)));
     sender.handle_unreadable(Some(TWO), ChunkIndex(0), EntryIndex(1), Code::NotFound, "gone");
@@ -239,7 +240,8 @@ fn a_pack_that_loses_a_slice_while_it_is_written_is_not_held() {
     assert_eq!(desk.receiver.checksum(ChunkIndex(0)), Some(two));
 }
 
-/// Lets the sender's timers run for so long, each stream writing its ALIVE at once; returns streams to be closed.
+/// Lets the sender's timers run for so long, each stream writing its ALIVE at once; returns streams
+/// to be closed.
 fn pass(
     sender: &mut Sender,
     from: Instant,

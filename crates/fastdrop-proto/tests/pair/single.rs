@@ -52,7 +52,8 @@ fn case_40_a_checkpoint_replaces_a_stream_before_it_retires_and_bounds_its_bytes
         let retired: Vec<_> = stats.stream_bytes.iter().filter(|(_, retired)| *retired).collect();
         assert!(retired.len() >= 20, "{retired:?}");
         for (bytes, _) in &stats.stream_bytes {
-            // While the other one joins, in 4 ms and a polling, at 10 bytes a microsecond, and a chunk more.
+            // While the other one joins, in 4 ms and a polling, at 10 bytes a microsecond, and a
+            // chunk more.
             assert!(*bytes <= (32 << 10) + 45_000 + 4096 + 2048, "{bytes} of {:?}", stats.stream_bytes);
         }
         let carrying = &stats.carrying_at_checkpoint;

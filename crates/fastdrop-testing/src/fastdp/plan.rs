@@ -8,7 +8,7 @@ use fastdrop_proto::fastdp::{SenderConfig, SkipReason, Streams};
 use fastdrop_proto::units::EntryIndex;
 use std::time::Duration;
 
-/// What goes wrong.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
     /// A data stream ends at an arbitrary byte, in both directions.
@@ -52,7 +52,7 @@ pub enum Bug {
     ForgetJournal,
 }
 
-/// What a run is made of. `random` has all of it from a seed.
+/// The ingredients of a run. `random` has all of it from a seed.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
@@ -64,7 +64,8 @@ pub struct Plan {
     pub faults: Vec<(u32, Fault)>,
     pub lose_end: bool,
     pub lose_done: bool,
-    /// What is on its way on a stream that is cut may be unreadable when it is to be sent again.
+    /// A chunk that is on its way on a stream that is cut may be unreadable when it is to be sent
+    /// again.
     pub lose_what_flies: bool,
     pub sparse: bool,
     /// Every second chunk says that it is compressed; what stands for a compressor leaves it as it

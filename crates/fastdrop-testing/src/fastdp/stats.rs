@@ -4,7 +4,7 @@ use super::pipe::Time;
 use super::plan::Fault;
 use std::collections::BTreeMap;
 
-/// What happened in a run.
+/// The events of a run, counted.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
     pub happened: BTreeMap<Fault, u32>,

@@ -12,7 +12,7 @@ struct Shared {
     changed: Condvar,
 }
 
-/// What a process writes, collected by a thread so that it never blocks on a full pipe.
+/// The output of a process, collected by a thread so that it never blocks on a full pipe.
 pub(super) struct Collected {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,

@@ -64,7 +64,7 @@ impl Cmd {
         self
     }
 
-    /// What the program reads on its standard input; without this, nothing.
+    /// Sets the bytes that the program reads on its standard input; without this, nothing.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
@@ -164,7 +164,7 @@ impl Running {
         signal_process(self.pid(), signal);
     }
 
-    /// Whether it has not ended.
+    /// Reports whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -233,7 +233,7 @@ impl Drop for Running {
     }
 }
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Output {
     status: ExitStatus,

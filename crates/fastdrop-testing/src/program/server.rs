@@ -37,7 +37,7 @@ impl Program {
 pub struct Server {
     /// The served folder.
     pub dir: PathBuf,
-    /// Where it listens, on 127.0.0.1.
+    /// The port on which it listens, on 127.0.0.1.
     pub port: u16,
     program: Program,
     child: Child,
@@ -78,7 +78,7 @@ impl Server {
         target(self.port, path.as_ref())
     }
 
-    /// Where `name` lies in the served folder.
+    /// The path of `name` in the served folder.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.join(name)
     }
@@ -88,7 +88,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Whether it has not ended.
+    /// Reports whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -127,7 +127,7 @@ impl Server {
         *self = again.unwrap_or_else(|| panic!("the server does not listen again"));
     }
 
-    /// What it printed on standard error so far.
+    /// The text that it has printed on standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
@@ -137,7 +137,7 @@ impl Server {
         self.stdout.wait_line(DEADLINE, pick)
     }
 
-    /// What it printed on standard output so far.
+    /// The text that it has printed on standard output so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }

@@ -2,7 +2,7 @@
 
 use fastdrop_proto::fastdp::Existing;
 
-/// What somebody wants to do.
+/// An action that somebody wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// To have files.

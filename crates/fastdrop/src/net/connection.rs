@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// The longest that a peer has for reading the last words before a connection goes.
 const LINGER_MAX: Duration = Duration::from_secs(2);
-/// How often that is looked at.
+/// The interval at which that is looked at.
 const LINGER_TICK: Duration = Duration::from_millis(200);
 
 /// How a wait for bytes ended without them.
@@ -26,7 +26,7 @@ pub(crate) enum Ended {
     Broken(String),
     /// Nothing came for too long.
     Silent,
-    /// What came was not complete at the deadline.
+    /// The message was not complete at the deadline.
     Late,
     /// This end was told to stop.
     Stopped,
@@ -183,7 +183,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// What the system says; [`Self::waited`] decides about it.
+    /// An error of the system; [`Self::waited`] decides about it.
     pub(super) fn read(&self, buffer: &mut [u8], all: bool) -> std::io::Result<usize> {
         let count = self.stream.read(buffer, all)?;
         self.received.fetch_add(count as u64, Ordering::Relaxed);

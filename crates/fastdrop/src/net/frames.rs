@@ -24,7 +24,7 @@ impl Connection {
 pub(crate) struct Payload<'a> {
     reader: &'a mut FrameReader,
     left: u64,
-    /// How the connection ended, if it did so too early.
+    /// The end of the connection, if it did so too early.
     pub(crate) ended: Option<Ended>,
 }
 
@@ -121,7 +121,7 @@ impl FrameReader {
         }
     }
 
-    /// Whether bytes, or the end of them, come within `patience`.
+    /// Reports whether bytes, or the end of them, come within `patience`.
     pub(crate) fn comes_within(&self, patience: Duration) -> bool {
         self.early_at < self.early.len() || self.connection.comes_within(patience)
     }

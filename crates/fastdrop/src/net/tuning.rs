@@ -43,7 +43,7 @@ pub(crate) fn prepare_socket(socket: &impl AsFd, address: IpAddr) {
 /// Has the kernel reset a connection when its last descriptor
 /// goes, or end it in good order as usual.
 ///
-/// Where a protocol has no words, an end in good order is its only sign of success. So whatever
+/// In a protocol that has no words, an end in good order is its only sign of success. So whatever
 /// ends such a connection before that, a process that dies among them, has to reset it.
 pub(crate) fn reset_on_close(socket: &impl AsFd, reset: bool) {
     // Only what is no socket would refuse.

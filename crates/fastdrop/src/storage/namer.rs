@@ -40,10 +40,10 @@ impl Named {
 pub(super) struct Namer {
     root: Arc<Root>,
     placement: Placement,
-    /// Whether times are set, and permissions.
+    /// Says whether times are set, and permissions.
     times: bool,
     mode: bool,
-    /// What does not simply go to its place.
+    /// Entries that do not simply go to their places.
     exceptions: HashMap<EntryIndex, Verdict>,
     /// Folders in which names have been given since they were synced.
     named_in: Mutex<BTreeSet<Vec<u8>>>,
@@ -215,8 +215,8 @@ impl Namer {
         let fd = self.in_folder(stage, split(&path).0, || {
             self.root.open_at(&path, OFlags::DIRECTORY | OFlags::PATH, Mode::empty())
         })?;
-        // A transfer carries nine bits. The others a folder has from whoever made it, or from the one
-        // above: a group's folder stays one.
+        // A transfer carries nine bits. The others a folder has from whoever made it, or from the
+        // one above: a group's folder stays one.
         let special = rustix::fs::fstat(&fd)?.st_mode & 0o7000;
         let (mtime, mode) = (self.times.then_some(entry.mtime), self.mode.then_some(special | entry.mode));
         set_open_attributes(&fd, mtime, mode)?;

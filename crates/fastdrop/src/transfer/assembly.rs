@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Why something could not be done, and what ends with it.
+/// A reason why something could not be done, and what ends with it.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The stream that brought it: it breaks the rules, or contradicts what is here.
@@ -38,12 +38,12 @@ impl<E: Into<Error>> From<E> for Fault {
     }
 }
 
-/// What has become of the entries, as far as it is not in the machine.
+/// The fate of the entries, as far as the protocol's receiver does not know it.
 #[derive(Debug, Default)]
 struct Account {
     failed: BTreeMap<EntryIndex, Failed>,
     hashes: BTreeMap<EntryIndex, [u8; 32]>,
-    /// How the sender spent its time.
+    /// The sender's account of its time.
     spent: Spent,
     unpacked: Option<Unpacked>,
 }
@@ -106,7 +106,7 @@ impl Assembly {
         self.sink.files().is_some_and(|files| files.brings(key))
     }
 
-    /// What remains to come.
+    /// The chunks and bytes that remain to come.
     pub(super) fn need(&self) -> NeedTotals {
         lock(&self.proto).totals()
     }
@@ -382,12 +382,12 @@ impl Assembly {
         hashes
     }
 
-    /// How the sender spent its time, as far as it has said.
+    /// The sender's account of its time, as far as it has said.
     pub(super) fn spent(&self) -> Spent {
         lock(&self.account).spent
     }
 
-    /// What did not arrive.
+    /// Entries that did not arrive.
     pub(super) fn failed(&self) -> Vec<Failed> {
         let account = lock(&self.account);
         let unpacked = account.unpacked.iter();

@@ -34,8 +34,8 @@ pub(crate) fn offer(
 pub(crate) struct ManifestRules {
     /// Takes the parts, at most as many entries as this end can have.
     pub(crate) builder: ManifestBuilder,
-    /// Whether the other end may say what it has left out: one that answers may, one that offers
-    /// says it to its own user.
+    /// Says whether the other end may say what it has left out: one that answers may, one that
+    /// offers says it to its own user.
     pub(crate) left_out: bool,
     looking_timeout: Duration,
     manifest_timeout: Duration,

@@ -124,7 +124,7 @@ impl ReceiveTransfer {
     ///
     /// # Errors
     ///
-    /// Why the transfer could not be finished. What can be continued has been kept.
+    /// The reason why the transfer could not be finished. What can be continued has been kept.
     pub(crate) fn run(
         self: &Arc<Self>,
         control: FrameReader,
@@ -223,7 +223,7 @@ impl ReceiveTransfer {
         }
     }
 
-    /// Whether the transfer is done, or has failed.
+    /// Reports whether the transfer is done, or has failed.
     fn is_over(&self) -> bool {
         !matches!(lock(&self.course).state, State::Running)
     }
@@ -250,7 +250,8 @@ impl ReceiveTransfer {
         }
         let refusal = match self.serve(reader, &mut |frame| self.data_frame(&connection, frame)) {
             Ok(()) | Err(Fault::Stream(Error::Network(_) | Error::Interrupted)) => None,
-            // It breaks the rules, or what it brings contradicts what is here: that connection ends.
+            // It breaks the rules, or what it brings contradicts what is here: that connection
+            // ends.
             Err(Fault::Stream(error)) => Some(error.refusal()),
             Err(Fault::Transfer(error)) => {
                 let refusal = error.refusal();

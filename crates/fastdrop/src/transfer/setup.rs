@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Cores that a sender counts on at most.
 const CORES_MAX: usize = 64;
 
-/// What the two ends of a transfer have agreed on, whichever of them dialled.
+/// The terms that the two ends of a transfer have agreed on, whichever of them dialled.
 pub(crate) struct Agreement {
     /// The connection over which it was agreed, which becomes the control stream.
     pub(crate) control: Arc<Connection>,
@@ -47,13 +47,13 @@ pub(crate) struct Outgoing {
     pub(crate) compress: Compress,
     /// Bytes a second that are sent, or taken, at most.
     pub(crate) rate_max: Option<u64>,
-    /// Whether it is this end that keeps to that.
+    /// Says whether it is this end that keeps to that.
     pub(crate) keeps_rate: bool,
 }
 
 impl Agreement {
-    /// Makes the receiving role of what was prepared; `rate_max` is how many bytes a second it takes
-    /// at most.
+    /// Makes the receiving role of what was prepared; `rate_max` is how many bytes a second it
+    /// takes at most.
     pub(crate) fn receive(self, prepared: Prepared, rate_max: Option<u64>) -> Arc<ReceiveTransfer> {
         let limits = ReceiveLimits { rate_max, turns: self.turns };
         ReceiveTransfer::new(prepared, self.transcript, self.control, limits, self.observer, self.stop)

@@ -6,7 +6,7 @@ use crate::storage::output::OutputSink;
 use crate::storage::writer::TransferWriter;
 use std::sync::Arc;
 
-/// Where bytes end up.
+/// A place where bytes end up.
 #[derive(Debug)]
 pub(crate) enum Sink {
     /// In files beneath a root.

@@ -48,11 +48,11 @@ pub(super) struct Unpacking<'a> {
     pub(super) is_ending: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// What has become of the contents of an archive.
+/// The fate of an archive's contents.
 #[derive(Debug)]
 pub(super) struct Unpacked {
     pub(super) done: Done,
-    /// What was listed and is not in the archive.
+    /// Entries that were listed and are not in the archive.
     pub(super) unlisted: Vec<Failed>,
 }
 

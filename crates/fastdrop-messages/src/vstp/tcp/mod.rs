@@ -25,10 +25,10 @@ pub struct TcpConfig {
     /// The most bytes of a frame that comes, all of it counted. Default 8 MiB. A connection keeps
     /// at most one such frame, and 256 KiB; while it waits for an acknowledgement, one or two more.
     pub frame_max: usize,
-    /// How often something is to be heard, if the peer agrees in its HELLO or WELCOME; a peer that
-    /// is silent for three times as long is gone. From 100 ms to an hour. Default: not asked for,
-    /// as programs of version 0.2 answer no PING; the operating system then finds a dead peer
-    /// within some two minutes.
+    /// The interval at which something is to be heard, if the peer agrees in its HELLO or WELCOME;
+    /// a peer that is silent for three times as long is gone. From 100 ms to an hour. Default: not
+    /// asked for, as programs of version 0.2 answer no PING; the operating system then finds a dead
+    /// peer within some two minutes.
     pub keep_alive: Option<Duration>,
     /// A frame that has begun must go on within this. Default 60 seconds.
     pub frame_timeout: Duration,

@@ -11,8 +11,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 /// Bytes in the order in which they leave. Small frames are gathered, large payloads stay where
 /// they are.
 ///
-/// What has not been written stays here when the future that writes is dropped; the next one goes
-/// on.
+/// Bytes that have not been written stay here when the future that writes is dropped; the next one
+/// goes on.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     parts: VecDeque<Bytes>,

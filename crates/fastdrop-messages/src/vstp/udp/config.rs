@@ -18,7 +18,7 @@ pub struct UdpConfig {
     pub ack_timeout: Duration,
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
     pub use_crc: bool,
-    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
+    /// Says whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
     /// 65,507 bytes. Default true.
     pub allow_frag: bool,
 }
@@ -53,7 +53,7 @@ impl UdpConfig {
 pub struct UdpServerConfig {
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
     pub use_crc: bool,
-    /// Whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
+    /// Says whether frames of more than 1,200 bytes are cut. If not, they go as one datagram, up to
     /// 65,507 bytes. Default true.
     pub allow_frag: bool,
     /// Unfinished messages at once. Default 1,000.

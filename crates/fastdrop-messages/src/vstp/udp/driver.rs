@@ -129,7 +129,7 @@ impl Handle {
         Ok((frame, from))
     }
 
-    /// What the frames that it takes are settled with.
+    /// The outcomes with which the frames that it takes are settled.
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

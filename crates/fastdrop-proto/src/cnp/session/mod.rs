@@ -240,8 +240,8 @@ pub struct Session {
 impl Session {
     /// How long the peer has to answer a disconnect request on a stream.
     const DISCONNECT_WAIT: Duration = Duration::from_secs(5);
-    /// How long the end that was asked to close stays at least, in case that its acknowledgement is
-    /// lost.
+    /// The time that the end that was asked to close stays at least, in case that its
+    /// acknowledgement is lost.
     const LINGER_MIN: Duration = Duration::from_secs(1);
     const HOLD: Duration = Duration::from_secs(1);
 
@@ -298,7 +298,7 @@ impl Session {
 
     // ---- what the driver asks ----
 
-    /// How long a packet that has begun to come on a stream may pause, before
+    /// The time that a packet that has begun to come on a stream may pause, before
     /// [`Self::handle_stalled`] is to be called.
     pub fn packet_timeout(&self) -> Duration {
         self.config.packet_timeout
@@ -340,9 +340,9 @@ impl Session {
         self.channel.as_ref().is_some_and(|channel| channel.sender.memory() < self.config.limits.send_max)
     }
 
-    /// Whether more should be read from a stream: not while the application does not take what
-    /// came, or the peer its acknowledgements. While this end waits for acknowledgements itself it
-    /// reads on, and drops data for which there is no room.
+    /// Reports whether more should be read from a stream: not while the application does not take
+    /// what came, or the peer its acknowledgements. While this end waits for acknowledgements
+    /// itself it reads on, and drops data for which there is no room.
     pub fn wants_input(&self) -> bool {
         self.channel.as_ref().filter(|_| self.state == State::Open).is_none_or(|channel| {
             channel.acks.len() < channel.acks_max()
@@ -372,8 +372,8 @@ impl Session {
         self.state == State::Over
     }
 
-    /// Whether nothing more is sent or received but, perhaps, an acknowledgement of the peer's
-    /// farewell.
+    /// Reports whether nothing more is sent or received but, perhaps, an acknowledgement of the
+    /// peer's farewell.
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Lingering { .. } | State::Over)
     }

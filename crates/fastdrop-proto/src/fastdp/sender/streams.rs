@@ -14,10 +14,12 @@ impl StreamId {
     pub const CONTROL: StreamId = StreamId(0);
 }
 
+/// The life of a stream.
+///
 /// ```text
-///          bytes near checkpoint       another joined         CHECKPOINT sent         CHECKPOINTED
-///   Open ────────────────────▶ Replace ───────────────▶ Retire ──────────────▶ Syncing ───────────▶ Closing
-///    └──────────────────── more streams than wanted ──────▲
+///       near a checkpoint      another joined      CHECKPOINT sent       CHECKPOINTED
+///   Open ───────────────▶ Replace ────────▶ Retire ──────────▶ Syncing ──────────▶ Closing
+///    └────────── more streams than wanted ────▲
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {

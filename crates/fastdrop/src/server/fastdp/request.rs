@@ -1,4 +1,4 @@
-//! What a get or a list asks for, and entries that are left out of the answer.
+//! The target of a get or a list, and entries that are left out of the answer.
 
 use crate::error::Error;
 use crate::server::fastdp::Serving;

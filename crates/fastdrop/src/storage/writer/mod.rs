@@ -55,7 +55,7 @@ struct Ready {
 pub(crate) struct VerifiedChunk<'a> {
     pub(crate) content: ChunkContent,
     pub(crate) bytes: &'a [u8],
-    /// Where there is data among zeros, if the sender said so.
+    /// The places of data among zeros, if the sender said so.
     pub(crate) extents: Option<&'a Extents>,
     pub(crate) checksum: Checksum,
     /// The files of a pack, with their sizes and checksums.
@@ -84,14 +84,15 @@ pub(crate) struct TransferWriter {
     stage: Stage,
     mounts: Mounts,
     options: ReceiveOptions,
-    /// What is there, and gets its time and permissions.
+    /// Entries that are there, and get their times and permissions.
     adjust: Vec<EntryIndex>,
-    /// What the sender calls its files.
+    /// The sender's identities of its files.
     identities: Mutex<IdentityTable>,
     open: Mutex<HashMap<EntryIndex, Slot>>,
     ready: Mutex<Vec<Ready>>,
     /// Held for reading from before a chunk counts until what it completes is readied or named; the
-    /// end of the transfer waits for all of them. True after the end: there is nothing left to sync.
+    /// end of the transfer waits for all of them. True after the end: there is nothing left to
+    /// sync.
     working: RwLock<bool>,
     /// The temporary file of the stream.
     stream: Mutex<Option<u32>>,
@@ -108,9 +109,9 @@ pub(crate) struct WriterPlan {
     pub(crate) placement: Placement,
     pub(crate) mounts: Mounts,
     pub(crate) options: ReceiveOptions,
-    /// What does not simply go to its place.
+    /// Entries that do not simply go to their places.
     pub(crate) exceptions: HashMap<EntryIndex, Verdict>,
-    /// What is there, and gets its time and permissions.
+    /// Entries that are there, and get their times and permissions.
     pub(crate) adjust: Vec<EntryIndex>,
 }
 
@@ -148,7 +149,7 @@ impl TransferWriter {
         self.options.durability
     }
 
-    /// What the receiving side decides by itself.
+    /// The settings that the receiving side decides by itself.
     pub(crate) fn options(&self) -> &ReceiveOptions {
         &self.options
     }
@@ -158,7 +159,7 @@ impl TransferWriter {
         self.namer.root()
     }
 
-    /// Where entries go.
+    /// The places of entries.
     pub(crate) fn placement(&self) -> &Placement {
         self.namer.placement()
     }
@@ -186,7 +187,7 @@ impl TransferWriter {
         FileKey::new(self.namer.placement().of(entry.path), entry.size(), entry.mtime)
     }
 
-    /// What the sender calls the file of `index`; 0 as long as that is not known.
+    /// The sender's identity of the file of `index`; 0 as long as that is not known.
     fn identity(&self, index: EntryIndex) -> u64 {
         lock(&self.identities).get(index)
     }
@@ -260,7 +261,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says; 413 for more bytes than one transfer may have.
+    /// An error of the system; 413 for more bytes than one transfer may have.
     pub(crate) fn write(&self, chunk: &VerifiedChunk<'_>) -> Result<Working<'_>, Error> {
         let mut working = self.begin();
         match chunk.content {
@@ -567,7 +568,7 @@ impl TransferWriter {
         Ok(())
     }
 
-    /// Whether anything here is worth keeping for another attempt.
+    /// Reports whether anything here is worth keeping for another attempt.
     pub(crate) fn has_something(&self) -> bool {
         // Not a stream, which cannot be continued: its beginning would have to be read again.
         // If names have been given beneath a name of its own, the
@@ -576,8 +577,8 @@ impl TransferWriter {
         begun || self.stage.temps_count() > usize::from(lock(&self.stream).is_some())
     }
 
-    /// Leaves what can be continued to another attempt, and takes the stage away if there is nothing
-    /// to continue, or nothing of it can be trusted (`hopeless`); whether it stays.
+    /// Leaves what can be continued to another attempt, and takes the stage away if there is
+    /// nothing to continue, or nothing of it can be trusted (`hopeless`); whether it stays.
     pub(crate) fn give_up(&self, hopeless: bool) -> bool {
         if hopeless || !self.has_something() {
             self.stage.remove();

@@ -18,7 +18,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says. What has been moved in stays.
+    /// The answer of the system. What has been moved in stays.
     pub(crate) fn take_over(
         &self,
         found: Vec<Leftovers>,

@@ -15,7 +15,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The answer of the system.
     pub(crate) fn open(&self, index: EntryIndex) -> Result<File, Error> {
         let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
         let opened = self.staged(index, &entry).and_then(|staged| self.stage.open_temp(staged.temp));
@@ -26,7 +26,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The answer of the system.
     pub(crate) fn write_whole(&self, index: EntryIndex, bytes: &[u8]) -> Result<(), Error> {
         let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
         let made = self.make_small(index, &entry, bytes);
@@ -39,7 +39,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The answer of the system.
     pub(crate) fn write_part(&self, index: EntryIndex, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let Some(entry) = self.manifest.get(index) else { return Err(no_entry()) };
         let written = self.staged(index, &entry).and_then(|staged| {
@@ -54,7 +54,7 @@ impl TransferWriter {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// The answer of the system.
     pub(crate) fn complete(&self, index: EntryIndex) -> Result<(), Error> {
         self.ready_staged(index)
     }
