@@ -58,7 +58,9 @@ fn what_is_not_accepted_is_refused_in_its_own_words() {
     assert!(answer.starts_with("404 "), "{answer}");
     // It may find the connection closed before it has sent all.
     Peer::start("ultradp.py", args!["send", server.port.to_string(), file, "x"]).end();
-    eventually("a line about UltraDP", || server.stderr().contains("is not accepted here").then_some(()));
+    eventually("a line about UltraDP", || {
+        server.stderr().contains("ultradp is not accepted here").then_some(())
+    });
     server.assert_serves("protocols that are not accepted");
     let server = serve(dir.path(), &["--accept", "ultradp,fastdp1.1"]);
     let out = client(args!["send", "--retries", "0", file, server.target("")]).expect(1);

@@ -11,6 +11,7 @@ use fastdrop_proto::fastdp::{
     Version, Versions, Violation, head_len, is_endpoint, parse_request, v1,
 };
 use fastdrop_proto::port::{self, Begins};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,16 +57,17 @@ pub(super) async fn begin(
             Some((protocol, serve)) if accept.has(protocol) => {
                 return Some(Accepted::Line { serve, socket: socket.into_std().ok()?, peer, early });
             }
-            _ => "its protocol is not accepted here",
+            Some((protocol, _)) => Cow::from(format!("{protocol} is not accepted here")),
+            None => "nothing that is spoken here".into(),
         },
         Begins::UltraDpSecured => {
-            "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt"
+            "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt".into()
         }
-        Begins::Tls => "TLS is not spoken here",
-        Begins::Undecided => "its first line did not come in time",
-        Begins::Unknown { .. } => "nothing that is spoken here",
+        Begins::Tls => "TLS is not spoken here".into(),
+        Begins::Undecided => "its first line did not come in time".into(),
+        Begins::Unknown { .. } => "nothing that is spoken here".into(),
     };
-    tracing::info!(%peer, why, "refused");
+    tracing::info!(%peer, why = %why, "refused");
     if matches!(begins, Begins::Tls | Begins::Unknown { .. }) {
         // Nobody who speaks one of these takes that for success.
         reset_on_close(&socket, false);
