@@ -34,7 +34,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 ///
 /// # Errors
 ///
-/// As of [`spawn_scoped`], and if the thread has panicked.
+/// As of [`spawn_scoped`]; [`io::ErrorKind::Other`] if the thread has panicked.
 pub(crate) async fn run_blocking<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,

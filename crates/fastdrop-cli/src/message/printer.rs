@@ -77,6 +77,10 @@ impl Printer {
                     text.push_str(&line);
                     count += 1;
                 }
+                // Whoever sent it has been refused: it is not written after that.
+                if lock(&for_lines).given_up {
+                    return;
+                }
                 if let Err(error) = write_all(text.as_bytes()) {
                     // Senders are told before the listener ends.
                     give_up(&for_lines);

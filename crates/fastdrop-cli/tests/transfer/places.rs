@@ -105,6 +105,21 @@ fn getting_places_as_cp_does() {
     assert_same_tree(&tree, &cwd.path().join("tree"));
 }
 
+/// One slash too many after the host is the served folder, as without it.
+#[test]
+fn a_slash_alone_is_the_served_folder() {
+    let (served, own) = served_and_own();
+    write_file(&served.path().join("file"), 10, 1);
+    let server = serve(served.path(), &[]);
+    let listed = client(args!["list", server.target("/")]).expect(0);
+    assert!(listed.text().contains("file"), "{listed}");
+    client(args!["get", server.target("/"), own.path()]).expect(0);
+    assert_same_file(&served.path().join("file"), &own.path().join("file"));
+    write_file(&own.path().join("sent"), 10, 2);
+    client(args!["send", own.path().join("sent"), server.target("/")]).expect(0);
+    assert_same_file(&own.path().join("sent"), &served.path().join("sent"));
+}
+
 /// A path that is not there is said so, and nothing is made.
 #[test]
 fn getting_what_is_not_there_is_exit_4() {

@@ -486,11 +486,13 @@ impl Client {
         tally.kept = grant.keeps_archive;
         if let Some(read) = input.open()? {
             // Nobody joins this thread: a read of standard input cannot be called back.
-            let transfer = Arc::clone(&transfer);
+            let fed = Arc::clone(&transfer);
             // An archive takes its time in compressing.
             let packed = matches!(input, Input::Archive { .. });
-            let feed = move || transfer.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
-            spawn("input", feed).map_err(refused)?;
+            let feed = move || fed.feed(read, |clocks| if packed { &clocks.cpu } else { &clocks.read });
+            if let Err(error) = spawn("input", feed) {
+                transfer.fail(refused(error));
+            }
         }
         let join = || self.join(&grant);
         let result = transfer.run(agreed.reader, &Opener::Connect(&join));

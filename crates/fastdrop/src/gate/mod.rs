@@ -52,7 +52,11 @@ impl Gate {
     /// As [`Self::admit`].
     pub(crate) fn admit_file(&self, who: &Principal, path: &[u8]) -> Result<(ServedPath, Existing), Error> {
         let existing = self.rules.existing;
-        Ok((self.admit(who, Action::Write(existing), path)?, existing))
+        let path = self.admit(who, Action::Write(existing), path)?;
+        if path.means_contents() {
+            return Err(Error::failed(Code::Forbidden, "the name of a file does not end in a slash"));
+        }
+        Ok((path, existing))
     }
 
     /// Checks whether `who` may do `action` anywhere, before it is known where.
@@ -147,7 +151,7 @@ mod tests {
             b".fastdrop/x",
             b"a/.fastdrop/x",
             b"//",
-            b"/",
+            b"a//",
         ] {
             for action in [Action::Read, Action::List, Action::Write(Existing::Error)] {
                 let refused = gate.admit(&who(), action, path).map(|path| path.to_string());
@@ -155,10 +159,20 @@ mod tests {
             }
         }
         for (path, bytes, contents) in
-            [(&b""[..], &b""[..], true), (b"a", b"a", false), (b"a/b/", b"a/b", true)]
+            [(&b""[..], &b""[..], true), (b"/", b"", true), (b"a", b"a", false), (b"a/b/", b"a/b", true)]
         {
             let served = gate.admit(&who(), Action::Read, path).unwrap();
             assert_eq!((served.as_bytes(), served.means_contents()), (bytes, contents));
         }
+    }
+
+    #[test]
+    fn a_file_has_a_name_that_is_no_folders() {
+        let gate = gate(false, false, Existing::Error);
+        for path in [&b""[..], b"/", b"a/", b"a/b/"] {
+            let refused = gate.admit_file(&who(), path).map(|(path, _)| path.to_string());
+            assert_eq!(refused.unwrap_err().code(), Code::Forbidden, "{}", path.escape_ascii());
+        }
+        assert_eq!(gate.admit_file(&who(), b"a/b").unwrap().0.as_bytes(), b"a/b");
     }
 }

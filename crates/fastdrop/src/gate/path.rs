@@ -21,7 +21,7 @@ impl ServedPath {
     pub(super) fn parse(path: &[u8]) -> Result<Self, Error> {
         let contents = path.is_empty() || path.ends_with(b"/");
         let bytes = path.strip_suffix(b"/").unwrap_or(path);
-        if !path.is_empty() {
+        if !bytes.is_empty() {
             RelPath::new(bytes).map_err(|error| Error::failed(Code::Forbidden, error.to_string()))?;
         }
         Ok(Self { bytes: bytes.to_vec(), contents })

@@ -327,6 +327,17 @@ impl Stage {
         })
     }
 
+    /// Has a sync fail.
+    #[cfg(test)]
+    pub(super) fn poison(&self) {
+        self.sync(|| Err(Errno::IO)).unwrap_err();
+    }
+
+    /// Returns true if a sync has failed: nothing of what was written can be trusted.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        *self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn open_with(&self, temp: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
         let (folder, name) = (self.folder_of(temp), self.temp_name(temp));
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -28,10 +28,18 @@ enum State {
     Running,
     /// DONE has been said, with this.
     Done(Done),
-    Failed {
-        error: Error,
-        peer_knows: bool,
-    },
+    Failed(Error, Reason),
+}
+
+/// The origin of a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// This end could not go on, or something newer takes over. The sender is told.
+    Own,
+    /// The control stream broke the rules. The sender is told.
+    Breach,
+    /// The control stream was lost, or the sender ended it.
+    Lost,
 }
 
 /// A transfer's state, and the data streams that end with it.
@@ -39,8 +47,25 @@ enum State {
 struct Course {
     state: State,
     data: Vec<Arc<Connection>>,
+    /// The control stream is being read.
+    is_controlled: bool,
     /// Every thread has left, and the journal is free for others.
     has_left: bool,
+}
+
+impl Course {
+    /// Notes why the transfer ends. The first reason counts, but what this end finds out while its
+    /// control stream is gone weighs more: a failed sync must not pass for a lost connection.
+    fn end(&mut self, error: Error, reason: Reason) {
+        let weighs_more = match &self.state {
+            State::Running => true,
+            State::Failed(_, earlier) => *earlier != Reason::Own && reason == Reason::Own,
+            State::Done(_) => false,
+        };
+        if weighs_more {
+            self.state = State::Failed(error, reason);
+        }
+    }
 }
 
 /// The limits under which a transfer is received.
@@ -83,7 +108,12 @@ impl ReceiveTransfer {
             control,
             throttle: limits.rate_max.map(Throttle::new),
             turns: limits.turns,
-            course: Mutex::new(Course { state: State::Running, data: Vec::new(), has_left: false }),
+            course: Mutex::new(Course {
+                state: State::Running,
+                data: Vec::new(),
+                is_controlled: false,
+                has_left: false,
+            }),
             changed: Condvar::new(),
             joins: StreamQueue::default(),
         })
@@ -132,6 +162,7 @@ impl ReceiveTransfer {
     ) -> Result<Done, Error> {
         self.observer.set_phase(Phase::Moving);
         self.stop.watch(&self.control);
+        lock(&self.course).is_controlled = true;
         std::thread::scope(|scope| {
             let _end = EndOnDrop(self);
             let take_streams = || {
@@ -152,11 +183,16 @@ impl ReceiveTransfer {
             if let Err(error) = started {
                 return self.fail(refused(error));
             }
-            match self.serve(control, &mut |frame| self.control_frame(frame, more)) {
-                Ok(()) => self.end(Ended::Closed.into(), true),
-                // Refused by the sender, or lost.
-                Err(Fault::Stream(error @ (Error::Network(_) | Error::Refused(_)))) => self.end(error, true),
-                Err(Fault::Stream(error) | Fault::Transfer(error)) => self.fail(error),
+            let result = self.serve(control, &mut |frame| self.control_frame(frame, more));
+            // What is still to be said over it is not to be cut off.
+            lock(&self.course).is_controlled = false;
+            match result {
+                Ok(()) => self.end(Ended::Closed.into(), Reason::Lost),
+                Err(Fault::Stream(error @ (Error::Network(_) | Error::Refused(_)))) => {
+                    self.end(error, Reason::Lost);
+                }
+                Err(Fault::Stream(error)) => self.end(error, Reason::Breach),
+                Err(Fault::Transfer(error)) => self.end(error, Reason::Own),
             }
         });
         let result = self.conclude();
@@ -167,14 +203,12 @@ impl ReceiveTransfer {
     }
 
     fn conclude(&self) -> Result<Done, Error> {
-        let (error, peer_knows) = match &mut lock(&self.course).state {
+        let (error, reason) = match &mut lock(&self.course).state {
             State::Done(done) => return Ok(done.clone()),
-            State::Failed { error, peer_knows } => {
-                (std::mem::replace(error, Error::Interrupted), *peer_knows)
-            }
-            State::Running => (Error::Interrupted, false),
+            State::Failed(error, reason) => (std::mem::replace(error, Error::Interrupted), *reason),
+            State::Running => (Error::Interrupted, Reason::Own),
         };
-        if !peer_knows {
+        if reason != Reason::Lost {
             let _ = self.control.send_control(&Control::Refuse(error.refusal()));
             self.control.finish_writing();
         }
@@ -182,19 +216,18 @@ impl ReceiveTransfer {
         Err(error)
     }
 
-    /// Ends the transfer, if it is not done: the first reason counts. All its streams end.
+    /// Ends the transfer, if it is not done, and all its streams.
     pub(crate) fn fail(&self, error: Error) {
-        self.end(error, false);
+        self.end(error, Reason::Own);
     }
 
-    /// The same; `peer_knows` if the sender need not be told.
-    fn end(&self, error: Error, peer_knows: bool) {
+    fn end(&self, error: Error, reason: Reason) {
         {
             let mut course = lock(&self.course);
-            if let State::Running = course.state {
-                course.state = State::Failed { error, peer_knows };
+            course.end(error, reason);
+            if course.is_controlled {
+                self.control.stop();
             }
-            self.control.stop();
             course.data.iter().for_each(|connection| connection.stop());
         }
         self.joins.end();
@@ -229,7 +262,13 @@ impl ReceiveTransfer {
     }
 
     fn has_failed(&self) -> bool {
-        matches!(lock(&self.course).state, State::Failed { .. })
+        matches!(lock(&self.course).state, State::Failed(..))
+    }
+
+    /// Reports whether what has arrived whole is not wanted any more: a control stream that was
+    /// lost is no reason to drop it.
+    fn is_given_up(&self) -> bool {
+        matches!(lock(&self.course).state, State::Failed(_, Reason::Own))
     }
 
     fn is_done(&self) -> bool {
@@ -351,7 +390,7 @@ impl ReceiveTransfer {
     }
 
     fn finish_if_complete(&self) -> Result<(), Error> {
-        let Some(done) = self.assembly.finish_if_complete(&|| self.has_failed())? else { return Ok(()) };
+        let Some(done) = self.assembly.finish_if_complete(&|| self.is_given_up())? else { return Ok(()) };
         let data = {
             let mut course = lock(&self.course);
             // What is done stays done, whoever wanted to end it a moment before.
@@ -381,6 +420,39 @@ struct EndOnDrop<'a>(&'a ReceiveTransfer);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.fail(Error::failed(Code::Internal, "a thread of the transfer has ended"));
+        if !self.0.is_over() {
+            self.0.fail(Error::failed(Code::Internal, "a thread of the transfer has ended"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    fn course() -> Course {
+        Course { state: State::Running, data: Vec::new(), is_controlled: true, has_left: false }
+    }
+
+    #[test]
+    fn what_this_end_finds_out_weighs_more_than_a_lost_connection() {
+        let lost = || Error::from(Ended::Closed);
+        for first in [Reason::Lost, Reason::Breach] {
+            let mut course = course();
+            course.end(lost(), first);
+            course.end(lost(), Reason::Breach);
+            assert!(matches!(course.state, State::Failed(Error::Network(_), reason) if reason == first));
+            // Nothing of what was written can be trusted, whoever has left meanwhile.
+            course.end(Error::sync(Errno::IO), Reason::Own);
+            assert!(matches!(&course.state, State::Failed(error, Reason::Own) if error.is_distrust()));
+            course.end(Error::Interrupted, Reason::Own);
+            course.end(lost(), Reason::Lost);
+            assert!(matches!(&course.state, State::Failed(error, Reason::Own) if error.is_distrust()));
+        }
+        let mut course = course();
+        course.state = State::Done(Done::default());
+        course.end(Error::Interrupted, Reason::Own);
+        assert!(matches!(course.state, State::Done(_)));
     }
 }

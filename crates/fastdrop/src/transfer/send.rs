@@ -267,9 +267,13 @@ impl SendTransfer {
             .and_then(|_| spawn_scoped(scope, "send", pump));
         if let Err(error) = started {
             tracing::warn!(%error, "no thread for a data stream");
-            // Who reads it, if there is one, sees that and says that it is lost.
+            // Who reads it, if there is one, sees that and says that it is lost. There may be none for
+            // the next one either.
             joined.close();
-            self.proto().handle_stream_lost(id, Instant::now());
+            let mut proto = self.proto();
+            proto.handle_stream_lost(id, Instant::now());
+            proto.handle_open_failed(Instant::now());
+            drop(proto);
             lock(&self.connections).remove(&id);
         }
     }

@@ -120,8 +120,8 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
         return Ok(None);
     }
     let Some(name) = choice(server, &mut reader)? else { return Ok(None) };
-    let file =
-        if listed.contains(&name) { open(server, &gate.admit(&who, Action::Read, &name)?) } else { None };
+    let admitted = gate.admit(&who, Action::Read, &name).ok().filter(|_| listed.contains(&name));
+    let file = admitted.and_then(|path| open(server, &path));
     let Some((file, found)) = file else {
         say(&connection, WRONG_INPUT.as_bytes())?;
         connection.linger();

@@ -275,8 +275,10 @@ pub(crate) async fn receive(
         let bytes = if server.context.options.nextdp_gzip { gunzip(&body)? } else { body };
         take(&server, key, &chunk, &bytes, peer)
     });
-    let written =
-        written.await.map_err(|error| Refusal::new(503, format!("no thread to be had: {error}")))?;
+    let written = written.await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::Other => Refusal::new(500, "writing failed"),
+        _ => Refusal::new(503, format!("no thread to be had: {error}")),
+    })?;
     drop(place);
     written
 }

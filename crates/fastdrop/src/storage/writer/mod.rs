@@ -580,7 +580,8 @@ impl TransferWriter {
     /// Leaves what can be continued to another attempt, and takes the stage away if there is
     /// nothing to continue, or nothing of it can be trusted (`hopeless`); whether it stays.
     pub(crate) fn give_up(&self, hopeless: bool) -> bool {
-        if hopeless || !self.has_something() {
+        // Whatever the reason was: a sync that failed is not tried again.
+        if hopeless || self.stage.is_poisoned() || !self.has_something() {
             self.stage.remove();
             return false;
         }
@@ -596,5 +597,70 @@ impl TransferWriter {
     /// Lets others have the journal.
     pub(crate) fn unlock(&self) {
         self.stage.journal().unlock();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastdrop_proto::checksum::Algorithm;
+    use fastdrop_proto::fastdp::{Existing, ManifestBuilder, Place, RelPath};
+    use fastdrop_proto::units::Mtime;
+
+    /// A writer of one file of two pieces, of which the first has been written.
+    fn begun(root: &Arc<Root>) -> TransferWriter {
+        let one_chunk = ChunkSize::COMMON;
+        let mut builder = ManifestBuilder::new(1);
+        let kind = EntryKind::File { size: 2 * u64::from(one_chunk.bytes()) };
+        let path = RelPath::new(b"f").unwrap();
+        builder.push(&Entry { path, kind, mode: 0o644, mtime: Mtime::default() }).unwrap();
+        let manifest = Arc::new(builder.finish().unwrap());
+        let options = ReceiveOptions {
+            existing: Existing::Error,
+            advice: "",
+            check: false,
+            durability: Durability::Commit,
+            times: true,
+            mode: true,
+            resume: true,
+            size_max: None,
+            free_min: 0,
+            unpack: None,
+        };
+        let (algorithm, durability) = (Algorithm::Xxh3, options.durability);
+        let stage = Stage::create(Arc::clone(root), algorithm, one_chunk, durability, None).unwrap();
+        let plan = WriterPlan {
+            placement: Placement::resolve(root, b"", Place::Into, &manifest).unwrap(),
+            manifest,
+            one_chunk,
+            root: Arc::clone(root),
+            mounts: Mounts::default(),
+            options,
+            exceptions: HashMap::new(),
+            adjust: Vec::new(),
+        };
+        let writer = TransferWriter::new(plan, stage);
+        let (bytes, entry) = (vec![7; one_chunk.bytes() as usize], EntryIndex(0));
+        let content = ChunkContent::Piece { entry, offset: 0, len: one_chunk.bytes(), whole: false };
+        let checksum = algorithm.of_piece(&bytes, 0, false);
+        let chunk =
+            VerifiedChunk { content, bytes: &bytes, extents: None, checksum, slices: &[], slice_sums: &[] };
+        writer.completed(writer.write(&chunk).unwrap(), Completed::Nothing).unwrap();
+        writer
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_kept_whatever_ended_the_transfer() {
+        for poisoned in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let root = Arc::new(Root::open(dir.path()).unwrap());
+            let writer = begun(&root);
+            if poisoned {
+                writer.stage.poison();
+            }
+            // As when the connection is lost before the failure is known.
+            assert_eq!(writer.give_up(false), !poisoned);
+            assert_eq!(dir.path().join(".fastdrop").exists(), !poisoned);
+        }
     }
 }
