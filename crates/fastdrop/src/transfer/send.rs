@@ -267,8 +267,8 @@ impl SendTransfer {
             .and_then(|_| spawn_scoped(scope, "send", pump));
         if let Err(error) = started {
             tracing::warn!(%error, "no thread for a data stream");
-            // Who reads it, if there is one, sees that and says that it is lost. There may be none for
-            // the next one either.
+            // Who reads it, if there is one, sees that and says that it is lost. There may be no
+            // thread for the next one either.
             joined.close();
             let mut proto = self.proto();
             proto.handle_stream_lost(id, Instant::now());
