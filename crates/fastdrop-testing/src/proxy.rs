@@ -112,7 +112,7 @@ impl Proxy {
         target(self.port, path.as_ref())
     }
 
-    /// Where it listens.
+    /// The port on which it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -147,7 +147,7 @@ impl Proxy {
         self.state().down
     }
 
-    /// How often bytes from the server followed bytes from the client: round trips, if nothing
+    /// The times that bytes from the server followed bytes from the client: round trips, if nothing
     /// overlaps.
     pub fn answers(&self) -> u64 {
         self.state().answers
@@ -158,22 +158,22 @@ impl Proxy {
         self.state().total()
     }
 
-    /// How often all connections were cut.
+    /// The times that all connections were cut.
     pub fn cuts(&self) -> u64 {
         self.state().cuts
     }
 
-    /// How many bits were flipped.
+    /// The number of bits that were flipped.
     pub fn flipped(&self) -> u64 {
         self.state().flipped
     }
 
-    /// Whether a DONE was kept from the client.
+    /// Returns true if a DONE was kept from the client.
     pub fn swallowed(&self) -> bool {
         self.state().swallowed
     }
 
-    /// How many connections are dark.
+    /// The number of connections that are dark.
     pub fn dark(&self) -> usize {
         self.state().connections.iter().filter(|c| c.dark).count()
     }
@@ -464,7 +464,7 @@ fn may_pass(way: Way, index: usize, wanted: usize, shared: &Shared) -> Option<Pa
     }
 }
 
-/// Where in `now` a DONE begins, looking across the border to what came before.
+/// The place in `now` where a DONE begins, looking across the border to what came before.
 fn position_of_done(tail: &mut Vec<u8>, now: &[u8]) -> Option<usize> {
     let before = tail.len();
     tail.extend_from_slice(now);

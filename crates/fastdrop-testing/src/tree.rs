@@ -86,7 +86,7 @@ pub fn small_tree(root: &Path, folders: u64, files_each: u64, seed: u64) {
     }
 }
 
-/// What an entry of a tree is.
+/// The kind of an entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A file by its size and contents.

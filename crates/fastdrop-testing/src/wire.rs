@@ -153,7 +153,7 @@ fn entry(kind: u8, path: &[u8], mode: u32) -> Vec<u8> {
     bytes
 }
 
-/// What a client offers to put, right or wrong.
+/// An offer of a client to put something, right or wrong.
 #[derive(Clone)]
 pub struct Offer {
     entries: Vec<u8>,
@@ -162,7 +162,7 @@ pub struct Offer {
     pub chunks: u64,
     pub one_chunk: u64,
     pack: Option<(u64, u32)>,
-    /// What goes into OPEN.
+    /// The fields that go into OPEN.
     pub open: Value,
 }
 
@@ -268,7 +268,7 @@ impl Offer {
     }
 }
 
-/// What the server said to an offer.
+/// The answers of the server to an offer.
 #[derive(Debug)]
 pub struct Granted {
     /// The transfer's id.

@@ -12,7 +12,7 @@ use fastdrop_messages::cnp::{
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
-/// What a listener takes.
+/// The settings with which a listener takes sessions.
 pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
     let mut server = Server::builder().tcp(tcp).udp(udp);
     if let Some(size) = listen.max_size {

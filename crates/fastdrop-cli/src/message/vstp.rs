@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// How long a listener may take to read what it was sent.
+/// The time that a listener may take to read what it was sent.
 const LISTENER_ENDS: Duration = Duration::from_secs(30);
 
 /// The longest time for telling a client that the listener ends.

@@ -154,7 +154,7 @@ impl TransferWriter {
         &self.options
     }
 
-    /// Beneath which everything goes.
+    /// The root beneath which everything goes.
     pub(crate) fn root(&self) -> &Arc<Root> {
         self.namer.root()
     }
