@@ -256,8 +256,14 @@ impl Receiver {
 
     /// Numbers were taken to begin at 1, and now there is a 0.
     fn shift(&mut self) -> Result<(), Violation> {
+        // What is held in the last place has none to move to; what is held before it moves there, and must be as long.
         let last = self.chunks().and_then(|chunks| chunks.checked_sub(1));
-        if self.compression != Compression::None || last.is_none_or(|last| self.is_held(last)) {
+        let moves = |last: u32| match last.checked_sub(1) {
+            Some(before) if self.is_held(before) => self.due(before) == self.due(last),
+            _ => true,
+        };
+        if self.compression != Compression::None || last.is_none_or(|last| self.is_held(last) || !moves(last))
+        {
             return Err(Violation::protocol("numbers that begin at 1 and yet contain 0"));
         }
         let mut carry = 0;
@@ -423,11 +429,45 @@ mod tests {
         {
             handle(bad).expect_err(&format!("{bad:?}"));
         }
+        // Taken as the first of two where numbers begin at 1, and too long for the place that it has beside a 0.
+        let mut receiver =
+            Receiver::new(&Header { version: Version::V1_0, full_size: 17, ..header.clone() }).unwrap();
+        assert_eq!(receiver.judge(ChunkPrefix { number: 1, size: 10 }, &[]), Ok(Verdict::Take(0)));
+        receiver.handle_received(ChunkPrefix { number: 1, size: 10 });
+        receiver.judge(ChunkPrefix { number: 0, size: 10 }, &[]).unwrap_err();
         let packed = Header { version: Version::V1_0, compression: Compression::Zip, ..header.clone() };
         let endless = ChunkPrefix { number: 200_000, size: 10 };
         Receiver::new(&packed).unwrap().expect(endless).unwrap_err();
         let many = Header { full_size: 10 * (u64::from(CHUNKS_MAX) + 1), ..header.clone() };
         assert_eq!(Receiver::new(&many).unwrap_err().code, Code::OverLimit);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        /// Whatever is announced, in any order: each chunk that is held has the bytes that are due in its place.
+        #[test]
+        fn what_is_held_is_never_more_than_the_payload(
+            (version, compression) in versions(),
+            full_size in 0..40u64,
+            chunks in prop::collection::vec((0..5u32, prop_oneof![4 => Just(10), 1 => 0..11u32], any::<bool>()), 0..8),
+        ) {
+            let header = header(version, compression, full_size);
+            let mut receiver = Receiver::new(&header).unwrap();
+            for (number, size, begins) in chunks {
+                let beginning = if begins { &[0x28, 0xb5, 0x2f, 0xfd][..] } else { b"none" };
+                let prefix = ChunkPrefix { number, size };
+                match receiver.judge(prefix, beginning) {
+                    Ok(Verdict::Known) => continue,
+                    Ok(Verdict::Take(_) | Verdict::Wait) => receiver.handle_received(prefix),
+                    Err(_) => break,
+                }
+                while let Ok(Some(_)) = receiver.poll_waiting() {}
+                let held = (0..receiver.end()).filter(|index| receiver.is_held(*index));
+                let bytes: u64 = held.map(|index| u64::from(receiver.size_of(index))).sum();
+                prop_assert_eq!(receiver.bytes(), bytes);
+                prop_assert!(receiver.payload.is_none_or(|payload| bytes <= payload));
+            }
+        }
     }
 
     #[test]
