@@ -272,7 +272,7 @@ fn case_105_a_nextdp_chunk_that_comes_again_behind_the_end_is_answered_as_before
     }
     assert_eq!(fs::read_to_string(server.path("f")).unwrap(), "abc");
     // A refusal is repeated as well, and an id that is used again begins anew.
-    let refused = post(0, &named("f", "two"), "ab");
+    let refused = post(0, &named("f", "two"), "abcd");
     assert!(refused.contains(" 409 "), "{refused}");
     let refused = post(1, "X-Transfer-Id: two\r\n", "c");
     assert!(refused.contains(" 409 "), "{refused}");

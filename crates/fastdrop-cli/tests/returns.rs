@@ -145,7 +145,7 @@ fn case_106_a_stranger_of_the_same_identity_is_told_apart_once_the_first_sender_
 fn case_106_a_connection_that_waits_when_the_transfer_is_complete_is_a_new_transfer() {
     let dir = scratch();
     let server = serve(dir.path(), &[]);
-    let contents = contents(1_000_000, 1);
+    let (contents, other) = (contents(1_000_000, 1), contents(1_000_000, 2));
     let chunks = contents.len().div_ceil(CHUNK);
     let mut first = Sender::connect(server.port, "f", contents.len());
     first.send(&contents, 0..1).unwrap();
@@ -153,9 +153,11 @@ fn case_106_a_connection_that_waits_when_the_transfer_is_complete_is_a_new_trans
     first.send(&contents, 1..chunks).unwrap();
     assert!(first.finish(), "{}", server.stderr());
     assert!(fs::read(server.path("f")).unwrap() == contents);
-    // The name is taken by now.
-    assert!(!second.is_ended_well());
+    // The name is taken by now, and this is another file.
+    second.send(&other, 0..chunks).unwrap();
+    assert!(!second.finish());
     eventually("a line about it", || server.stderr().contains("exists").then_some(()));
+    assert!(fs::read(server.path("f")).unwrap() == contents);
 }
 
 #[test]

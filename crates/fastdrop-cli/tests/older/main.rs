@@ -5,6 +5,7 @@
 
 mod fastdownloader;
 mod fastdp1;
+mod identical;
 mod nextdp;
 mod one_port;
 #[path = "../support/mod.rs"]

@@ -9,6 +9,7 @@ use crate::net::connection::Connection;
 use crate::net::frames::FrameReader;
 use crate::net::listen::canonical;
 use crate::storage::options::ReceiveOptions;
+use crate::storage::present::Announced;
 use crate::storage::single::StagedFile;
 use fastdrop_proto::fastdp::{Code, Durability};
 use std::net::{SocketAddr, TcpStream};
@@ -50,7 +51,7 @@ pub(crate) struct LegacyUpload {
 }
 
 impl LegacyUpload {
-    /// Begins to receive `path`, with `size` bytes as far as that is known.
+    /// Begins to receive `path`, as far as it was announced.
     ///
     /// # Errors
     ///
@@ -59,7 +60,7 @@ impl LegacyUpload {
         context: &Arc<ServerContext>,
         who: &Principal,
         path: &[u8],
-        size: u64,
+        announced: &Announced,
     ) -> Result<Self, Error> {
         let options = &context.options;
         let (path, existing) = context.gate.admit_file(who, path)?;
@@ -78,7 +79,7 @@ impl LegacyUpload {
             free_min: options.free_min,
             unpack: None,
         };
-        let incoming = StagedFile::create(&context.root, path.as_bytes(), size, receive)?;
+        let incoming = StagedFile::create(&context.root, path.as_bytes(), announced, receive)?;
         let placed = context.registry.add_placed(incoming.folder());
         Ok(Self { context: Arc::clone(context), incoming: Some(incoming), _placed: placed })
     }
@@ -88,7 +89,7 @@ impl LegacyUpload {
         self.incoming.as_ref().ok_or_else(|| Error::failed(Code::Internal, "the file has been named already"))
     }
 
-    /// Syncs it and gives it its name.
+    /// Syncs it and gives it its name, as [`StagedFile::commit`].
     pub(crate) fn commit(mut self) -> Result<(), Error> {
         let incoming = self.incoming.take();
         incoming.map_or(Ok(()), StagedFile::commit)?;

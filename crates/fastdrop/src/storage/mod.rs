@@ -12,6 +12,7 @@ pub(crate) mod options;
 pub(crate) mod output;
 mod part;
 pub(crate) mod placement;
+pub(crate) mod present;
 pub(crate) mod recovery;
 pub(crate) mod root;
 pub(crate) mod single;

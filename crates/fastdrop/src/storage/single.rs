@@ -8,7 +8,8 @@ use crate::storage::mounts::{Mounts, Refusal};
 use crate::storage::namer::Namer;
 use crate::storage::options::ReceiveOptions;
 use crate::storage::part::PartIndex;
-use crate::storage::placement::{Placement, Rules, Verdict, judge};
+use crate::storage::placement::{DIFFERS, Placement, Rules, Verdict, judge};
+use crate::storage::present::{Announced, Comparison, compare, could_be_same};
 use crate::storage::root::{Dirs, Root, split};
 use crate::storage::stage::Stage;
 use crate::thread::{refused, spawn_scoped};
@@ -37,19 +38,25 @@ pub(crate) struct StagedFile {
     manifest: Manifest,
     temp: u32,
     fd: OwnedFd,
+    /// What stands at its place may be the same file, and stays.
+    contested: bool,
     keep: bool,
 }
 
 impl StagedFile {
-    /// Begins the file `path` beneath `root`; `size` is what it will have, as far as
-    /// that is known, and is made sure of.
+    /// Begins the file `path` beneath `root`, as far as it was announced; there is room for that.
     ///
-    /// An error if the name leads elsewhere, if something is there that
-    /// has to stay, or if there is no room.
+    /// A file that is there and has to stay, but could be the same one, is compared by
+    /// [`Self::commit`].
+    ///
+    /// # Errors
+    ///
+    /// The name leads elsewhere, something is there that has to stay and is no such file, or there
+    /// is no room.
     pub(crate) fn create(
         root: &Arc<Root>,
         path: &[u8],
-        size: u64,
+        announced: &Announced,
         options: ReceiveOptions,
     ) -> Result<Self, Error> {
         let path =
@@ -60,12 +67,14 @@ impl StagedFile {
         let placement = Placement::resolve(root, &folder, Place::Into, &manifest)?;
         let entry = only(&manifest)?;
         let mut dirs = Dirs::default();
-        let exceptions = match judge_name(root, &mut dirs, path, &entry, options.existing)? {
-            verdict @ (Verdict::Replace | Verdict::Renamed) => HashMap::from([(ONLY, verdict)]),
-            Verdict::Conflict(_) | Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
-                return Err(Error::failed(Code::Conflict, format!("{}: it exists", crate::shown(path))));
+        let (exceptions, contested) = match judge_name(root, &mut dirs, path, &entry, options.existing)? {
+            verdict @ (Verdict::Replace | Verdict::Renamed) => (HashMap::from([(ONLY, verdict)]), false),
+            Verdict::Conflict(DIFFERS) if could_be_same(root, path, announced) => (HashMap::new(), true),
+            Verdict::Conflict(why) => return Err(conflict(path, why)),
+            Verdict::Identical | Verdict::Adjust | Verdict::Ask | Verdict::Left => {
+                return Err(conflict(path, "it exists"));
             }
-            Verdict::New => HashMap::new(),
+            Verdict::New => (HashMap::new(), false),
         };
         let mut mounts = Mounts::default();
         mounts.note(root, &mut dirs, ONLY, path, true)?;
@@ -78,12 +87,14 @@ impl StagedFile {
         let namer = Namer::new(Arc::clone(root), placement, &options, exceptions);
         let made = staged.and_then(|part| {
             let (_, free) = stage.free(part).unwrap_or((0, u64::MAX));
-            options.check_room(size, free, size, stage.place_of(part))?;
+            options.check_room(announced.room, free, announced.room, stage.place_of(part))?;
             let made = stage.new_temp(part, 0o600);
             made.map(|(temp, fd)| (part, temp, fd)).map_err(|errno| namer.error(&entry, errno))
         });
         match made {
-            Ok((part, temp, fd)) => Ok(Self { namer, stage, part, manifest, temp, fd, keep: false }),
+            Ok((part, temp, fd)) => {
+                Ok(Self { namer, stage, part, manifest, temp, fd, contested, keep: false })
+            }
             Err(error) => {
                 stage.remove();
                 Err(error)
@@ -126,23 +137,49 @@ impl StagedFile {
         }
     }
 
-    /// Syncs the file and gives it its name.
+    /// Syncs the file and gives it its name. Where a file is that has to stay, it is compared: the
+    /// same bytes are as good as these.
+    ///
+    /// # Errors
+    ///
+    /// Another file is there, or the system fails.
     pub(crate) fn commit(self) -> Result<(), Error> {
         let entry = only(&self.manifest)?;
+        let path = self.namer.placement().of(entry.path);
+        if self.contested && self.is_present(&path, DIFFERS)? {
+            return Ok(());
+        }
         self.namer.set_file_attributes(&self.fd, &entry, true).map_err(|errno| self.failed(errno))?;
         self.stage.sync_temps(&[self.temp])?;
-        self.namer.name_file(&self.stage, &mut Dirs::default(), ONLY, &entry, self.temp).map_err(
-            |errno| {
-                let path = crate::shown(&self.namer.placement().of(entry.path));
-                match errno {
-                    Errno::EXIST => {
-                        Error::failed(Code::Conflict, format!("{path}: another one was put there meanwhile"))
-                    }
-                    errno => Error::system(format!("naming {path}: {}", reason(errno)), errno),
-                }
-            },
-        )?;
-        self.namer.sync(&self.stage)
+        match self.namer.name_file(&self.stage, &mut Dirs::default(), ONLY, &entry, self.temp) {
+            Ok(()) => self.namer.sync(&self.stage),
+            Err(Errno::EXIST) => {
+                let why = "another one was put there meanwhile";
+                if self.is_present(&path, why)? { Ok(()) } else { Err(conflict(&path, why)) }
+            }
+            Err(errno) => {
+                let path = crate::shown(&path);
+                Err(Error::system(format!("naming {path}: {}", reason(errno)), errno))
+            }
+        }
+    }
+
+    /// Returns true if this file is at `path` already, synced; false if nothing is.
+    ///
+    /// # Errors
+    ///
+    /// Something else is there: the reason is `differs`.
+    fn is_present(&self, path: &[u8], differs: &str) -> Result<bool, Error> {
+        match compare(self.namer.root(), path, &self.fd)? {
+            Comparison::Gone => Ok(false),
+            Comparison::Differs => Err(conflict(path, differs)),
+            Comparison::Same(present) => {
+                self.stage.sync_file(present.as_fd())?;
+                self.stage.sync_dirs(&[split(path).0.to_vec()])?;
+                tracing::info!(path = crate::shown(path), "the same file was there already");
+                Ok(true)
+            }
+        }
     }
 
     /// Has `receive` fill buffers, which another thread writes at the places that they are given.
@@ -274,11 +311,16 @@ pub(crate) fn destination(root: &Root, path: &[u8], name: &[u8]) -> Result<Vec<u
 ///
 /// # Errors
 ///
-/// If the name leads elsewhere, or something is there that may not be replaced.
-pub(crate) fn is_left(root: &Root, path: &[u8], existing: Existing) -> Result<bool, Error> {
+/// If the name leads elsewhere, or something is there that may not be replaced; unless that is a
+/// file and is `compared` later.
+pub(crate) fn is_left(root: &Root, path: &[u8], existing: Existing, compared: bool) -> Result<bool, Error> {
+    let any = Announced::packed(0);
     let manifest = single(split(path).1)?;
-    let verdict = judge_name(root, &mut Dirs::default(), path, &only(&manifest)?, existing)?;
-    Ok(matches!(verdict, Verdict::Left))
+    match judge_name(root, &mut Dirs::default(), path, &only(&manifest)?, existing)? {
+        Verdict::Conflict(DIFFERS) if compared && could_be_same(root, path, &any) => Ok(false),
+        Verdict::Conflict(why) => Err(conflict(path, why)),
+        verdict => Ok(verdict == Verdict::Left),
+    }
 }
 
 /// Compares a file, of which nothing but the name is known, with what is at its place.
@@ -289,12 +331,11 @@ fn judge_name(
     entry: &Entry<'_>,
     existing: Existing,
 ) -> Result<Verdict, Error> {
-    match judge(root, dirs, path, entry, &Rules::of_names(existing))? {
-        Verdict::Conflict(why) => {
-            Err(Error::failed(Code::Conflict, format!("{}: {why}", crate::shown(path))))
-        }
-        verdict => Ok(verdict),
-    }
+    judge(root, dirs, path, entry, &Rules::of_names(existing))
+}
+
+fn conflict(path: &[u8], why: &str) -> Error {
+    Error::failed(Code::Conflict, format!("{}: {why}", crate::shown(path)))
 }
 
 /// A manifest of one file, of which nothing but the name is known.

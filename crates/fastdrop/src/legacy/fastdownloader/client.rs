@@ -12,6 +12,7 @@ use crate::net::frames::FrameReader;
 use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::storage::options::ReceiveOptions;
+use crate::storage::present::Announced;
 use crate::storage::single::{BUFFER, StagedFile, WriteBehind, destination, is_left};
 use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
@@ -112,8 +113,8 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
         return Err(Error::failed(Code::Internal, "a place that is none"));
     };
     let path = destination(&root, &path, &name)?;
-    let is_left = is_left(&root, &path, client.options.existing)?;
-    if is_left {
+    // A file that has to stay may still be the same one: that is seen once this one is here.
+    if is_left(&root, &path, client.options.existing, !dry_run)? {
         let size = root.stat(&path).map_or(0, |there| u64::try_from(there.st_size).unwrap_or(0));
         tally.note_skipped(1, 1, size, 0);
         if dry_run {
@@ -142,7 +143,8 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
         free_min: 0,
         unpack: None,
     };
-    let incoming = StagedFile::create(&root, &path, least, options)?;
+    let announced = Announced::within(least..=least + CHUNK_BYTES as u64 - 1);
+    let incoming = StagedFile::create(&root, &path, &announced, options)?;
     client.observer.files_total.store(1, Ordering::Relaxed);
     client.observer.bytes_total.store(least, Ordering::Relaxed);
     client.observer.set_phase(Phase::Moving);

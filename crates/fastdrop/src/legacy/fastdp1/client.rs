@@ -15,7 +15,7 @@ use crate::net::throttle::Throttle;
 use crate::observe::Phase;
 use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdp::v1::{
-    ChunkPrefix, Compression, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
+    ChunkPrefix, Compression, FAILURE, Header, HeaderAnswer, RECONNECT, RECONNECT_EVERY, Refusal, SUCCESS,
     one_chunk_for, parse_failure,
 };
 use fastdrop_proto::fastdp::{Code, Refuse, UpgradeRequest, Version};
@@ -411,9 +411,12 @@ fn send_and_return(
             connection.finish_writing();
         }
         let farewell = farewell(client, &mut reader, confirms)?;
-        let has_gained = lacking.note_sent(&sent, farewell == Farewell::Reconnect);
+        let asks_again = farewell == Farewell::Reconnect;
+        let is_broken = farewell == Farewell::Broken;
+        let has_gained = lacking.note_sent(&sent, asks_again);
         match farewell {
             Farewell::Confirmed => return Ok(Delivery::Confirmed),
+            Farewell::Failed(code, reason) => return Err(refused(code, reason)),
             // It would have said so. Somebody between has ended the connection.
             Farewell::Closed if confirms => {}
             Farewell::Closed if is_fastdrop => return Ok(Delivery::Confirmed),
@@ -424,15 +427,16 @@ fn send_and_return(
             Farewell::Broken if were_all_sent && !is_fastdrop => return Ok(Delivery::Unconfirmed),
             Farewell::Closed | Farewell::Broken | Farewell::Reconnect => {}
         }
-        if farewell == Farewell::Reconnect || (has_gained && is_ended) {
+        if asks_again || (has_gained && is_ended) {
             in_vain = 0;
             continue;
         }
         in_vain += 1;
         if in_vain > client.options.retries {
-            return Err(match farewell {
-                Farewell::Broken if is_fastdrop => refused_by_reset(),
-                _ => Error::Network("the receiver ends the connection again and again".into()),
+            return Err(if is_broken && is_fastdrop {
+                refused_by_reset()
+            } else {
+                Error::Network("the receiver ends the connection again and again".into())
             });
         }
         if is_fastdrop && !is_ended {
@@ -445,12 +449,14 @@ fn send_and_return(
 }
 
 /// The end of a connection, as the receiver made it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Farewell {
     /// It asks for another connection.
     Reconnect,
     /// It says that it has the file.
     Confirmed,
+    /// It says that it does not have the file, and why.
+    Failed(Code, String),
     /// In good order.
     Closed,
     /// By a reset, or by silence.
@@ -475,6 +481,11 @@ fn farewell(client: &ClientContext, reader: &mut FrameReader, confirms: bool) ->
                 return Ok(Farewell::Reconnect);
             }
             _ if confirms && said == SUCCESS.as_bytes() => return Ok(Farewell::Confirmed),
+            _ if confirms && said.starts_with(FAILURE.as_bytes()) => {
+                let text = String::from_utf8_lossy(&said);
+                let (code, reason) = parse_failure(&text).unwrap_or((Code::BadRequest, &text));
+                return Ok(Farewell::Failed(code, reason.to_owned()));
+            }
             // What looks like an end in good order is none if a write has
             // been told of a reset before.
             Ok(_) if reader.connection().was_reset() => return Ok(Farewell::Broken),

@@ -10,6 +10,7 @@ use crate::legacy::fastdp1::receiving::receive;
 use crate::legacy::fastdp1::returns::{Arrived, Identity, Return, Returns};
 use crate::legacy::upload::{LegacyConnection, LegacyUpload};
 use crate::net::connection::{Connection, Ended};
+use crate::storage::present::Announced;
 use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{Header, Receiver, Refusal, SUCCESS, UNNAMED, encode_failure};
 use std::io::IoSlice;
@@ -71,7 +72,7 @@ fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Ve
     report(peer, &header, started, &result);
     let answer = match &result {
         Ok(()) => SUCCESS.to_owned(),
-        Err(error) => encode_failure(error.code(), &crate::shown(error.to_string().as_bytes())),
+        Err(error) => failure(error),
     };
     let _ = send(&connection, answer.as_bytes());
     connection.linger();
@@ -127,16 +128,37 @@ fn serve_1_0(
         drop(connection);
         let mut chunks =
             Chunks::new(&server.context, arrived, header.clone(), header_bytes, Some(joined), proto);
-        receive(&server.context, &mut chunks, placed)?;
-        let connection = chunks.reader.connection();
-        connection.reset_on_close(false);
-        if header.confirm {
-            let _ = send(connection, SUCCESS.as_bytes());
-        }
-        connection.linger();
-        Ok(())
+        let result = receive(&server.context, &mut chunks, placed);
+        say_the_end(chunks.reader.connection(), &header, &result);
+        result
     });
     report(peer, &header, started, &result);
+}
+
+/// Ends a connection of 1.0.0 in good order if the file has its name; else it is reset. Whoever asked
+/// for a confirmation hears either in words.
+fn say_the_end(connection: &Connection, header: &Header, result: &Result<(), Error>) {
+    match result {
+        Ok(()) => {
+            connection.reset_on_close(false);
+            if header.confirm {
+                let _ = send(connection, SUCCESS.as_bytes());
+            }
+            connection.linger();
+        }
+        // What was only cut short can be continued elsewhere.
+        Err(Error::Network(_) | Error::Interrupted) => {}
+        Err(error) if header.confirm => {
+            let _ = send(connection, failure(error).as_bytes());
+            // A moment to read it, before the reset.
+            connection.drain();
+        }
+        Err(_) => {}
+    }
+}
+
+fn failure(error: &Error) -> String {
+    encode_failure(error.code(), &crate::shown(error.to_string().as_bytes()))
 }
 
 fn report(peer: SocketAddr, header: &Header, started: Instant, result: &Result<(), Error>) {
@@ -155,10 +177,12 @@ fn path_of(header: &Header) -> &[u8] {
 /// Makes the place of the file, before anything of it is taken.
 fn prepare(server: &Server, peer: SocketAddr, header: &Header) -> Result<(LegacyUpload, Receiver), Error> {
     let proto = Receiver::new(header)?;
-    Ok((
-        LegacyUpload::create(&server.context, &Principal::of(peer), path_of(header), header.full_size)?,
-        proto,
-    ))
+    let announced = match header.file_size() {
+        Some(bytes) => Announced::exactly(bytes),
+        None => Announced::packed(header.full_size),
+    };
+    let placed = LegacyUpload::create(&server.context, &Principal::of(peer), path_of(header), &announced)?;
+    Ok((placed, proto))
 }
 
 fn send(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {

@@ -9,6 +9,7 @@ use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
 use crate::storage::io::read_exact_at;
 use crate::storage::io::write_all_at;
+use crate::storage::present::Announced;
 use crate::thread::run_blocking;
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::nextdp::{Assembly, CHUNK_MAX, ChunkRequest, Refusal, Verdict};
@@ -429,7 +430,9 @@ impl Transfer {
                 None => {
                     // How long the last chunk is, is known only if this one is the last.
                     let least = bytes.len() as u64 * u64::from(chunks.saturating_sub(1).max(1));
-                    let placed = LegacyUpload::create(&server.context, who, name.as_bytes(), least);
+                    let most = bytes.len() as u64 * u64::from(*chunks);
+                    let announced = Announced::within(least..=most.max(least));
+                    let placed = LegacyUpload::create(&server.context, who, name.as_bytes(), &announced);
                     this.placed = Some(placed.map_err(refusal).map_err(|refusal| this.fail(refusal))?);
                     this.name = name.clone();
                     let mut glance = lock(&self.glance);

@@ -8,6 +8,7 @@ use crate::gate::principal::Principal;
 use crate::legacy::upload::{LegacyConnection, LegacyUpload};
 use crate::net::connection::Ended;
 use crate::net::frames::{FrameReader, Payload};
+use crate::storage::present::Announced;
 use crate::storage::single::{BUFFER, WriteBehind};
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::ultradp::{Announcement, Receiver, UltraDpError};
@@ -39,8 +40,9 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     let (mut reader, peer, _permit) = legacy.connect(context)?;
     let connection = Arc::clone(reader.connection());
     reader.fill(&mut vec![0; used])?;
+    let announced = Announced::exactly(announcement.size);
     let placed =
-        LegacyUpload::create(context, &Principal::of(peer), announcement.name.as_bytes(), announcement.size)?;
+        LegacyUpload::create(context, &Principal::of(peer), announcement.name.as_bytes(), &announced)?;
     let mut receiver = Receiver::new(&announcement);
     let compressed = announcement.compressed;
     let result =
