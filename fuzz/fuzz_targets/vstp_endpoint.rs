@@ -104,7 +104,7 @@ fuzz_target!(|steps: Vec<Step>| {
                     flags |= Flags::REQ_ACK;
                     header(&mut headers, "msg-id", &id.to_string());
                 }
-                let bytes = encode(FrameType::Data, flags, headers, &vec![fill; usize::from(len) * 4]);
+                let bytes = encode(FrameType::Data, flags, headers, &vec![fill; usize::from(len) * 12]);
                 endpoint.handle_datagram(now, address(from), &bytes);
             }
             Step::Report { from, id, payload } => {

@@ -187,6 +187,69 @@ async fn their_acknowledged_datagrams_and_our_udp_server() {
     assert_eq!(ours_of(&soon(client.recv()).await.unwrap().0), sample(500));
 }
 
+/// Their fragments carry the whole payload each, and all that want no acknowledgement have one number.
+#[tokio::test]
+async fn their_large_messages_and_our_udp_server() {
+    let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let mut client = vstp::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    for size in [1150, 1200, 1201, 2400, 5000, 20_000, 50_000, 63_000] {
+        for contents in [sample(size), sample(0).with_payload(vec![0; size])] {
+            let theirs = theirs_of(&contents);
+            client.send(theirs.clone(), address).await.unwrap();
+            assert_eq!(soon(server.recv()).await.unwrap().0, contents, "{size}");
+            let (sending, received) =
+                tokio::join!(client.send_with_ack(theirs, address), soon(server.recv()));
+            sending.unwrap();
+            let (frame, from) = received.unwrap();
+            assert_eq!(from, client.local_addr().unwrap());
+            assert_eq!((frame.typ, frame.payload), (contents.typ, contents.payload), "{size}");
+            assert!(frame.headers.starts_with(&contents.headers), "{size}: {:?}", frame.headers);
+        }
+    }
+    // Nothing else came, and nothing but one ACK for each went back.
+    client.send(theirs_of(&sample(1)), address).await.unwrap();
+    assert_eq!(soon(server.recv()).await.unwrap().0, sample(1));
+    server.send(sample(2), client.local_addr().unwrap()).await.unwrap();
+    assert_eq!(ours_of(&soon(client.recv()).await.unwrap().0), sample(2));
+    assert_eq!(server.reassembly_session_count().await, 0);
+    let counters = server.counters();
+    assert_eq!((counters.malformed, counters.refused, counters.duplicates), (0, 0, 0));
+}
+
+/// A client of ours is spoken to by their server, and by their client, which alone cuts.
+#[tokio::test]
+async fn their_frames_of_any_size_and_our_udp_client() {
+    let client = ours::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let address = client.local_addr().unwrap();
+    let server = vstp::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let other = vstp::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    for size in [0, 1000, 1200, 5000, 50_000, 65_000] {
+        server.send(theirs_of(&sample(size)), address).await.unwrap();
+        let (frame, from) = soon(client.recv_bytes()).await.unwrap();
+        assert_eq!((ours::Frame::from(frame), from), (sample(size), server.local_addr().unwrap()));
+        other.send(theirs_of(&sample(size)), address).await.unwrap();
+        let (frame, from) = soon(client.recv_bytes()).await.unwrap();
+        assert_eq!((ours::Frame::from(frame), from), (sample(size), other.local_addr().unwrap()));
+    }
+}
+
+/// Their client receives what our server sends to an address that has proved itself by being spoken
+/// to first.
+#[tokio::test]
+async fn our_fragments_and_their_udp_client() {
+    let mut client = vstp::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let address = client.local_addr().unwrap();
+    let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    for size in [1200, 5000, 50_000, 250_000] {
+        let (sending, received) = tokio::join!(server.send(sample(size), address), soon(client.recv()));
+        sending.unwrap();
+        let mut frame = ours_of(&received.unwrap().0);
+        frame.flags -= ours::Flags::FRAG;
+        assert_eq!(frame, sample(size), "{size}");
+    }
+}
+
 fn frames() -> impl Strategy<Value = ours::Frame> {
     let header = (prop::collection::vec(any::<u8>(), 0..40), prop::collection::vec(any::<u8>(), 0..256));
     let headers = prop::collection::vec(header, 0..6);

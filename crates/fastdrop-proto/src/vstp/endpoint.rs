@@ -339,11 +339,7 @@ impl Endpoint {
                 }
             }
             Got::Message(message) => {
-                let crc = if message.flags.contains(Flags::REQ_ACK) {
-                    crc32fast::hash(&message.payload)
-                } else {
-                    0
-                };
+                let crc = acknowledged_crc(&message);
                 let wanted = self.receive(now, from, message, crc);
                 if let (Some(wanted), Some(peer)) = (wanted, self.peers.get_mut(&from)) {
                     peer.receiving.on_wanted(fragment.id, wanted);
@@ -468,11 +464,19 @@ impl Endpoint {
             peer.timer = None;
             peer.sending.handle_timeout(now);
             let before = (peer.receiving.unfinished(), peer.receiving.memory());
-            let expired = peer.receiving.handle_timeout(now, &self.config.limits);
+            let limits = &self.config.limits;
+            let sufficient: Vec<_> =
+                std::iter::from_fn(|| peer.receiving.poll_sufficient(now, limits)).collect();
+            let expired = peer.receiving.handle_timeout(now, limits);
             self.unfinished = self.unfinished + peer.receiving.unfinished() - before.0;
             self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
             self.counters.expired += expired as u64;
             self.counters.withheld += peer.drop_withheld(now);
+            for message in sufficient {
+                let crc = acknowledged_crc(&message);
+                self.receive(now, address, message, crc);
+            }
+            let Some(peer) = self.peers.get(&address) else { continue };
             if peer.is_idle() && now.saturating_duration_since(peer.heard_at) >= Self::IDLE_MAX {
                 self.peers.remove(&address);
                 continue;
@@ -571,6 +575,11 @@ impl Endpoint {
             peer.timer = timer;
         }
     }
+}
+
+/// The CRC by which a message that came in fragments is known again, if it is acknowledged.
+fn acknowledged_crc(message: &FrameBytes) -> u32 {
+    if message.flags.contains(Flags::REQ_ACK) { crc32fast::hash(&message.payload) } else { 0 }
 }
 
 #[cfg(test)]

@@ -55,6 +55,11 @@ impl Fragment {
         (index < total).then_some(Self { id, index, total, wants_reports, nested, replaces, probe })
     }
 
+    /// The headers that a sender of version 0.2 puts behind those of the message.
+    pub(super) fn plain_fields(&self) -> HeadersBuf {
+        HeadersBuf::default().with(ID, self.id).with(INDEX, self.index).with(TOTAL, self.total)
+    }
+
     /// Whether a header belongs to the fragment and not to its message.
     pub fn is_own(key: &[u8]) -> bool {
         [ID, INDEX, TOTAL, NESTED, REPLACES].iter().any(|own| own.as_bytes() == key)

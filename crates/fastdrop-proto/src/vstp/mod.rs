@@ -21,6 +21,7 @@ mod sending;
 mod session;
 /// TCP or UDP, message by message.
 pub mod transport;
+mod whole;
 
 pub use acknowledgement::Acknowledgement;
 pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};

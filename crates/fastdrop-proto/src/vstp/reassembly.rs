@@ -1,7 +1,7 @@
 //! One message that arrives in fragments.
 
 use super::fragment::{Fragment, Report, WINDOW_MAX};
-use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
+use super::frame::{Flags, FrameBytes, FrameRef, FrameType, Headers, HeadersBuf};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub(super) struct Reassembly {
     urgent: bool,
     /// Fragments from here on were not taken when the last report was made.
     reported_limit: Option<u32>,
+    /// Every fragment may carry the whole payload.
+    may_repeat: bool,
 }
 
 impl Reassembly {
@@ -77,6 +79,7 @@ impl Reassembly {
             unreported: 0,
             urgent: false,
             reported_limit: None,
+            may_repeat: true,
         }
     }
 
@@ -95,6 +98,28 @@ impl Reassembly {
     /// Whether all fragments are there.
     pub(super) fn is_complete(&self) -> bool {
         self.base == self.fragment.total
+    }
+
+    /// Returns true if a frame has the type, the flags and these headers of the message.
+    pub(super) fn has_front(&self, frame: &FrameRef<'_>, headers: Headers<'_>) -> bool {
+        (self.typ, self.flags) == (frame.typ, frame.flags - Flags::FRAG)
+            && self.headers.as_headers() == headers
+    }
+
+    /// Records that a fragment of this message carries a slice, and not the whole payload.
+    pub(super) fn on_slice(&mut self) {
+        self.may_repeat = false;
+    }
+
+    /// Returns true if all fragments are there and each of them carries the whole payload.
+    pub(super) fn repeats(&self) -> bool {
+        let slice = self.slice.unwrap_or_default();
+        let (first, rest) = self.data.split_at_checked(slice).unwrap_or_default();
+        self.may_repeat
+            && self.is_complete()
+            && slice > 0
+            && self.last == Some(slice)
+            && rest.chunks(slice).all(|other| other == first)
     }
 
     /// Takes a fragment of this message, if it fits into `room` more bytes of memory.
@@ -221,8 +246,11 @@ impl Reassembly {
 
     /// The message, when all of it is there; None if it is a frame in fragments and that frame is
     /// bad.
-    pub(super) fn finish(self) -> Option<FrameBytes> {
+    pub(super) fn finish(mut self) -> Option<FrameBytes> {
         debug_assert!(self.is_complete());
+        if self.repeats() {
+            self.data.truncate(self.slice.unwrap_or_default());
+        }
         if self.fragment.nested {
             let (frame, used) = FrameRef::decode(&self.data, usize::MAX).ok()??;
             let payload_at = used - super::frame::CRC_BYTES - frame.payload.len();
@@ -239,7 +267,6 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vstp::Headers;
     use crate::vstp::fragment::Writer;
     use bytes::Bytes;
 

@@ -6,6 +6,7 @@ use super::fragment::{Fragment, Report, write_refusal};
 use super::frame::{FrameBytes, FrameRef};
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
+use super::whole::{Outcome, Room, WholePayload, WholePayloads};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,10 @@ enum Ended {
 pub(super) struct Receiving {
     incoming: BTreeMap<u64, Reassembly>,
     memory: usize,
+    /// Unfinished messages whose fragments carry the whole payload each.
+    whole: WholePayloads,
+    /// The address has sent a message so, and then sends all so.
+    sends_whole: bool,
     /// Messages that ended, for those who send a fragment of them again.
     ended: HashMap<u64, (Instant, Ended)>,
     ended_order: VecDeque<(Instant, u64)>,
@@ -84,17 +89,17 @@ impl Receiving {
 
     /// How many messages are unfinished.
     pub(super) fn unfinished(&self) -> usize {
-        self.incoming.len()
+        self.incoming.len() + self.whole.len()
     }
 
     /// Bytes that unfinished messages keep.
     pub(super) fn memory(&self) -> usize {
-        self.memory
+        self.memory + self.whole.memory()
     }
 
     /// Returns true if nothing is under way, to be said, or unacknowledged.
     pub(super) fn is_idle(&self) -> bool {
-        self.incoming.is_empty() && self.answers.is_empty() && self.seen.is_settled()
+        self.unfinished() == 0 && self.answers.is_empty() && self.seen.is_settled()
     }
 
     /// Takes a fragment. `others` is what unfinished messages of other addresses are and keep.
@@ -107,6 +112,10 @@ impl Receiving {
         limits: &ReassemblyLimits,
     ) -> Got {
         let id = fragment.id;
+        let whole = WholePayload::recognize(frame, &fragment);
+        if let Some(whole) = whole.filter(|whole| whole.is_certain() || self.sends_whole) {
+            return self.handle_whole(now, frame, fragment, &whole, others, limits);
+        }
         if fragment.probe {
             if fragment.wants_reports {
                 let report = Report { id, base: 1, limit: 1, delay_us: 0, bitmap: Vec::new() };
@@ -139,8 +148,23 @@ impl Receiving {
         }
         let room = self.room(others.1, limits);
         let before = self.incoming.get(&id).map_or(0, Reassembly::memory);
-        let reassembly = self.incoming.entry(id).or_insert_with(|| Reassembly::new(now, frame, fragment));
-        let taken = reassembly.handle_fragment(now, fragment, frame.payload, room);
+        let begin = || Reassembly::new(now, frame, fragment);
+        let reassembly = self.incoming.entry(id).or_insert_with(begin);
+        let same = whole.is_none_or(|whole| reassembly.has_front(frame, whole.headers()));
+        let mut taken = if same {
+            reassembly.handle_fragment(now, fragment, frame.payload, room)
+        } else {
+            Taken::Contradiction
+        };
+        match whole {
+            None => reassembly.on_slice(),
+            // The number has come again, with another message of a sender that does not count.
+            Some(_) if taken == Taken::Contradiction => {
+                *reassembly = begin();
+                taken = reassembly.handle_fragment(now, fragment, frame.payload, room);
+            }
+            Some(_) => {}
+        }
         self.memory = self.memory + reassembly.memory() - before;
         let complete = reassembly.is_complete();
         match taken {
@@ -152,6 +176,38 @@ impl Receiving {
                 self.refuse(now, fragment, ErrorCode::Malformed)
             }
         }
+    }
+
+    /// Takes a fragment that carries the whole payload. A message that is too large is refused when
+    /// it is complete, in words.
+    fn handle_whole(
+        &mut self,
+        now: Instant,
+        frame: &FrameRef<'_>,
+        fragment: Fragment,
+        whole: &WholePayload<'_>,
+        others: (usize, usize),
+        limits: &ReassemblyLimits,
+    ) -> Got {
+        let messages = limits.messages_max.saturating_sub(others.0).min(limits.peer_messages_max);
+        let messages = messages.saturating_sub(self.unfinished());
+        let room = Room { messages, bytes: self.room(others.1, limits) };
+        match self.whole.handle_fragment(now, frame, fragment, whole, room) {
+            Outcome::Kept => Got::Kept,
+            Outcome::Refused => Got::Refused,
+            Outcome::Complete(message) => {
+                self.sends_whole = true;
+                Got::Message(message)
+            }
+        }
+    }
+
+    /// The next message that is handed on although fragments are missing, which carry what is there
+    /// already.
+    pub(super) fn poll_sufficient(&mut self, now: Instant, limits: &ReassemblyLimits) -> Option<FrameBytes> {
+        let message = self.whole.poll_sufficient(now, limits.age_max)?;
+        self.sends_whole = true;
+        Some(message)
     }
 
     /// Why a message may not begin; None if it has begun or may.
@@ -171,8 +227,8 @@ impl Receiving {
         if self.incoming.contains_key(&fragment.id) {
             return None;
         }
-        let full = self.incoming.len() >= limits.peer_messages_max
-            || self.incoming.len() + messages >= limits.messages_max;
+        let full = self.unfinished() >= limits.peer_messages_max
+            || self.unfinished() + messages >= limits.messages_max;
         full.then_some(ErrorCode::Busy)
     }
 
@@ -198,13 +254,14 @@ impl Receiving {
     }
 
     fn room(&self, others: usize, limits: &ReassemblyLimits) -> usize {
-        let of_all = limits.bytes_max.saturating_sub(others).saturating_sub(self.memory);
-        of_all.min(limits.peer_bytes_max.saturating_sub(self.memory))
+        let of_all = limits.bytes_max.saturating_sub(others).saturating_sub(self.memory());
+        of_all.min(limits.peer_bytes_max.saturating_sub(self.memory()))
     }
 
     fn complete(&mut self, now: Instant, id: u64, fragment: Fragment, limits: &ReassemblyLimits) -> Got {
         let Some(mut reassembly) = self.remove(id) else { return Got::Refused };
         let report = reassembly.report(now, 0);
+        self.sends_whole |= reassembly.repeats();
         let Some(message) = reassembly.finish() else {
             return self.refuse(now, fragment, ErrorCode::Malformed);
         };
@@ -270,7 +327,7 @@ impl Receiving {
         let expired: Vec<u64> =
             self.incoming.iter().filter(|(_, message)| old(message)).map(|(id, _)| *id).collect();
         expired.iter().for_each(|id| drop(self.remove(*id)));
-        expired.len()
+        expired.len() + self.whole.drop_expired(now, limits.age_max)
     }
 
     /// There is room for more than there was.
@@ -300,6 +357,6 @@ impl Receiving {
     pub(super) fn poll_timeout(&self, limits: &ReassemblyLimits) -> Option<Instant> {
         let expiry = self.incoming.values().map(|message| message.progress_at() + limits.age_max).min();
         let report = self.incoming.values().filter_map(Reassembly::report_at).min();
-        [expiry, report].into_iter().flatten().min()
+        [expiry, report, self.whole.poll_timeout(limits.age_max)].into_iter().flatten().min()
     }
 }
