@@ -5,6 +5,7 @@
 
 mod fastdownloader;
 mod fastdp1;
+mod fastdp1_field;
 mod identical;
 mod nextdp;
 mod one_port;

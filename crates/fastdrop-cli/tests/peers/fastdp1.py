@@ -2,10 +2,19 @@
 """A sender and a receiver of fastdp 1.0.0 and 1.1.0, written from docs/protocol/fastdp1.md alone.
 
     fastdp1.py send PORT FILE [--version V] [--compress TYPE] [--name NAME] [--first N] [--order ORDER] ...
-    fastdp1.py receive FOLDER [--version V] [--reconnect-after BYTES]
+    fastdp1.py receive FOLDER [--version V] [--reconnect-after BYTES] ...
 
 `receive` prints its port, takes one file, and prints what it was called. `send` prints what the receiver answers.
 Zstd needs the module zstandard.
+
+What the programs that were published do, and the page does not ask for:
+
+    send --two-headers          1.0.0 says its header twice, and reads one answer for each
+    send --late SECONDS         1.1.0 shakes hands first, and reads, compresses and hashes the file only then
+    receive --exact             1.0.0 waits for exactly FullSize / OneChunk + 1 chunks, rounded down
+    receive --forget            1.0.0 forgets everything when it has said RECONNECT, or lost the connection
+    receive --cannot-write HOW  1.1.0 that cannot write its file closes without a text: at once, amid the
+                                chunks, or at the end; it then waits for the next connection, for ever
 """
 
 import argparse
@@ -17,6 +26,7 @@ import random
 import socket
 import struct
 import tarfile
+import time
 import zipfile
 
 
@@ -93,6 +103,11 @@ def upgrade(args):
 
 
 def send(args):
+    early = None
+    if args.late is not None:
+        early = upgrade(args)
+        print("upgraded", flush=True)
+        time.sleep(args.late)
     with open(args.file, "rb") as file:
         content = file.read()
     name = args.name if args.name is not None else os.path.basename(args.file)
@@ -131,13 +146,15 @@ def send(args):
     first = args.first if args.first is not None else (0 if new else 1)
     done = 0
     while True:
-        connection = upgrade(args)
-        connection.sendall(header * (2 if args.two_headers else 1))
-        if not new:
-            (length,) = struct.unpack(">I", read_exactly(connection, 4))
-            answer = json.loads(read_exactly(connection, length))
-            assert answer["OneChunk"] == args.chunk and answer["CompressType"] == args.compress, answer
-            assert "FileName" not in answer, answer
+        connection = early or upgrade(args)
+        early = None
+        for _ in range(2 if args.two_headers else 1):
+            connection.sendall(header)
+            if not new:
+                (length,) = struct.unpack(">I", read_exactly(connection, 4))
+                answer = json.loads(read_exactly(connection, length))
+                assert answer["OneChunk"] == args.chunk and answer["CompressType"] == args.compress, answer
+                assert "FileName" not in answer, answer
         sent = 0
         # After a reconnection a program of 1.0.0 begins anew; one of ours goes on.
         start = 0 if args.begin_anew else done
@@ -183,22 +200,55 @@ def receive(args):
         if args.version == "1.0.0":
             own = json.dumps({name: header[name] for name in header if name != "FileName"}).encode()
             connection.sendall(struct.pack(">I", len(own)) + own)
+        if args.cannot_write:
+            print("connection", flush=True)
+            try:
+                if args.cannot_write != "at-once":
+                    # A part of the first chunk, or everything that there is.
+                    left = 8 + header["FullSize"] // 2 if args.cannot_write == "amid" else 1 << 60
+                    while left > 0 and (part := connection.recv(min(left, 1 << 16))):
+                        left -= len(part)
+            except ConnectionResetError:
+                pass
+            connection.close()
+            continue
         came = 0
         reconnect = False
+        received = 0
+        wanted = header["FullSize"] // header["OneChunk"] + 1 if args.exact else None
+        reset = lost = False
         try:
-            while args.version == "1.0.0" or sum(map(len, held.values())) < header["FullSize"]:
+            while received != wanted and (
+                args.version == "1.0.0" or sum(map(len, held.values())) < header["FullSize"]
+            ):
                 number, size = struct.unpack(">II", read_exactly(connection, 8))
                 assert size <= header["OneChunk"], size
-                held[number] = read_exactly(connection, size)
+                chunk = read_exactly(connection, size)
+                if size > 0 or args.version == "1.1.0":
+                    held[number] = chunk
+                received += 1
                 came += size
-                if args.reconnect_after and came >= args.reconnect_after:
+                if args.reset_when_complete and sum(map(len, held.values())) == header["FullSize"]:
+                    reset = True
+                    break
+                if args.lose_after and came >= args.lose_after:
+                    args.lose_after = None
+                    lost = True
+                    break
+                if args.reconnect_after and came >= args.reconnect_after and args.reconnect_times > 0:
+                    args.reconnect_times -= 1
                     connection.sendall(b"RECONNECT")
                     reconnect = True
                     break
         except (EOFError, ConnectionResetError):
-            pass
-        if not reconnect:
+            # Without all of them there is no file.
+            assert wanted is None, f"{received} of {wanted} chunks came"
+        if reset or lost:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if not reconnect and not lost:
             break
+        if args.forget:
+            held.clear()
         connection.close()
     payload = b"".join(held[number] for number in sorted(held))
     numbers = sorted(held)
@@ -236,6 +286,7 @@ def main():
     sender.add_argument("--checksum")
     sender.add_argument("--full-size", type=int)
     sender.add_argument("--two-headers", action="store_true")
+    sender.add_argument("--late", type=float)
     sender.add_argument("--after-another", action="store_true")
     sender.add_argument("--reconnect-every", type=int)
     sender.add_argument("--begin-anew", action="store_true")
@@ -245,6 +296,12 @@ def main():
     receiver.add_argument("folder")
     receiver.add_argument("--version", default="1.1.0")
     receiver.add_argument("--reconnect-after", type=int)
+    receiver.add_argument("--lose-after", type=int)
+    receiver.add_argument("--reconnect-times", type=int, default=1 << 30)
+    receiver.add_argument("--exact", action="store_true")
+    receiver.add_argument("--forget", action="store_true")
+    receiver.add_argument("--reset-when-complete", action="store_true")
+    receiver.add_argument("--cannot-write", choices=["at-once", "amid", "at-the-end"])
     receiver.add_argument("--answer", default="File received successfully.")
     receiver.set_defaults(run=receive)
     args = parser.parse_args()

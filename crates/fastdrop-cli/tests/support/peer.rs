@@ -89,6 +89,13 @@ impl Peer {
         text
     }
 
+    /// Ends it, and returns what it has printed until then.
+    #[allow(dead_code, reason = "not every test ends a peer")]
+    pub fn stop(mut self) -> String {
+        let _ = self.child.kill();
+        self.end().0
+    }
+
     /// What it prints until it ends, and whether it ended well.
     pub fn end(&mut self) -> (String, bool) {
         let mut text = String::new();

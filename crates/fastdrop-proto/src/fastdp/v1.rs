@@ -50,9 +50,39 @@ pub fn one_chunk_for(bytes: u64) -> u32 {
     }
 }
 
+/// Steps in which a chunk size is made to fit, in bytes.
+const FITTING: u32 = 64 << 10;
+
+/// The chunk size for a 1.0.0 payload of `packed` bytes that was made of a file of `bytes`: the usual
+/// one, or the next larger one with which the payload has no more chunks than the header announces,
+/// `bytes / OneChunk + 1`.
+pub fn one_chunk_within(bytes: u64, packed: u64) -> u32 {
+    let usual = one_chunk_for(packed);
+    let fits = |&one_chunk: &u32| packed.div_ceil(one_chunk.into()) <= bytes / u64::from(one_chunk) + 1;
+    let mut sizes = (usual..=ONE_CHUNK_MAX).step_by(FITTING as usize);
+    sizes.find(fits).unwrap_or(usual)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_has_no_more_chunks_than_the_size_of_its_file_announces() {
+        for bytes in [0, 1, 262_144, 1 << 20, 10 << 20, 100 << 20, 1 << 30, 10 << 30, 100 << 30] {
+            // Packing adds about so much to what cannot be packed.
+            for packed in [bytes / 2, bytes, bytes + 1, bytes + 200, bytes + bytes / 10_000 + 1024] {
+                let one_chunk = u64::from(one_chunk_within(bytes, packed));
+                assert!(
+                    packed.div_ceil(one_chunk) <= bytes / one_chunk + 1,
+                    "{bytes}, {packed}: {one_chunk}"
+                );
+                if packed <= bytes {
+                    assert_eq!(one_chunk, u64::from(one_chunk_for(packed)));
+                }
+            }
+        }
+    }
 
     #[test]
     fn case_105_a_failure_of_1_1_0_has_a_code_or_only_words() {

@@ -17,7 +17,7 @@ pub(crate) fn refused_by_reset() -> Error {
 
 /// Sends all of `bytes`.
 pub(crate) fn send_all(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {
-    connection.send(&mut [std::io::IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)
+    connection.send_bytes(bytes)
 }
 
 /// Sends all of `bytes`, not faster than the limit allows.

@@ -8,9 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Connection {
+    /// Sends all of `bytes`.
+    pub(crate) fn send_bytes(&self, bytes: &[u8]) -> Result<(), Ended> {
+        self.send(&mut [IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)
+    }
+
     /// Sends one control frame.
     pub(crate) fn send_control(&self, control: &Control) -> Result<(), Ended> {
-        self.send(&mut [IoSlice::new(&control.encode())], usize::MAX, |_| Duration::ZERO)
+        self.send_bytes(&control.encode())
     }
 
     /// Sends several control frames.

@@ -175,6 +175,16 @@ impl Header {
         (self.version == Version::V1_0 || self.compression == Compression::None).then_some(self.full_size)
     }
 
+    /// The number of chunks that the header announces. A receiver of 1.0.0 may wait for so many, also
+    /// where fewer carry the payload.
+    pub fn full_chunk(&self) -> u64 {
+        let one_chunk = u64::from(self.one_chunk.max(1));
+        match self.version {
+            Version::V1_1 => self.full_size.div_ceil(one_chunk),
+            _ => self.full_size / one_chunk + 1,
+        }
+    }
+
     /// As on the wire: length and JSON.
     pub fn encode(&self) -> Vec<u8> {
         self.json().encode()
@@ -191,10 +201,7 @@ impl Header {
         let one_chunk = u64::from(self.one_chunk.max(1));
         Json {
             one_chunk,
-            full_chunk: match self.version {
-                Version::V1_1 => self.full_size.div_ceil(one_chunk),
-                _ => self.full_size / one_chunk + 1,
-            },
+            full_chunk: self.full_chunk(),
             full_size: self.full_size,
             dp_version: self.version.name().into(),
             compress_type: self.compression,

@@ -9,12 +9,18 @@ use crate::net::connection::Ended;
 use crate::net::frames::FrameReader;
 use crate::storage::io::read_exact_at;
 use crate::storage::single::BUFFER;
+use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{ChunkPrefix, Header, Receiver};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Connections in a row that may bring nothing new.
 const IN_VAIN_MAX: u32 = 16;
+/// Repetitions of its header that a sender of 1.0.0 is answered.
+const REPEATED_MAX: u32 = 8;
+/// How long a sender of nothing may take to repeat its header.
+const REPEATED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The chunks of a transfer, from whichever connection brings them.
 pub(crate) struct Chunks<'a> {
@@ -23,8 +29,9 @@ pub(crate) struct Chunks<'a> {
     permit: ConnectionPermit,
     pub(crate) header: Header,
     header_bytes: Vec<u8>,
-    /// A second header may still come.
+    /// The header may still come again: no chunk has come.
     fresh: bool,
+    repeated: u32,
     /// The line in which its next connections wait; 1.1.0 has none.
     joined: Option<Joined>,
     pub(crate) proto: Receiver,
@@ -49,6 +56,7 @@ impl<'a> Chunks<'a> {
             header,
             header_bytes,
             fresh: true,
+            repeated: 0,
             joined,
             proto,
             in_vain: 0,
@@ -65,7 +73,9 @@ impl<'a> Chunks<'a> {
         loop {
             let mut bytes = [0; ChunkPrefix::LEN];
             match self.reader.fill(&mut bytes) {
-                Ok(()) if self.fresh && self.header_bytes.starts_with(&bytes) => self.second_header(bytes)?,
+                Ok(()) if self.fresh && self.header_bytes.starts_with(&bytes) => {
+                    self.repeated_header(bytes)?
+                }
                 Ok(()) => {
                     self.fresh = false;
                     let prefix = ChunkPrefix::decode(bytes);
@@ -77,15 +87,37 @@ impl<'a> Chunks<'a> {
         }
     }
 
-    /// The sender says its header twice: a chunk of that number would be far too large.
-    fn second_header(&mut self, first: [u8; ChunkPrefix::LEN]) -> Result<(), Error> {
+    /// The sender says its header once more, which no chunk can be taken for: one of that number
+    /// would be far too large. A sender of 1.0.0 reads an answer for each.
+    fn repeated_header(&mut self, first: [u8; ChunkPrefix::LEN]) -> Result<(), Error> {
         let mut rest = vec![0; self.header_bytes.len() - first.len()];
         self.reader.fill(&mut rest)?;
-        self.fresh = false;
-        if self.header_bytes.ends_with(&rest) {
-            Ok(())
-        } else {
-            Err(Error::protocol("a second header that differs from the first"))
+        self.repeated += 1;
+        if !self.header_bytes.ends_with(&rest) {
+            return Err(Error::protocol("a second header that differs from the first"));
+        }
+        if self.repeated > REPEATED_MAX {
+            return Err(Error::protocol("the same header again and again"));
+        }
+        if self.header.version == Version::V1_0 {
+            self.reader.connection().send_bytes(&self.header.encode_answer())?;
+        }
+        Ok(())
+    }
+
+    /// Answers what a sender of 1.0.0 may still ask once an empty file has its name: of that nobody
+    /// waits for a chunk.
+    pub(crate) fn answer_repeated_headers(&mut self) {
+        let until = Instant::now() + REPEATED_TIMEOUT;
+        while self.fresh && Instant::now() < until && !self.context.stop.is_stopped() {
+            if !self.reader.comes_within(Duration::from_millis(100)) {
+                continue;
+            }
+            let mut bytes = [0; ChunkPrefix::LEN];
+            let came = self.reader.fill(&mut bytes).is_ok() && self.header_bytes.starts_with(&bytes);
+            if !came || self.repeated_header(bytes).is_err() {
+                return;
+            }
         }
     }
 
@@ -121,7 +153,8 @@ impl<'a> Chunks<'a> {
         let next = joined.next(&self.context.stop);
         let Return { reader, permit } =
             next.ok_or_else(|| Error::Network("the sender did not come back".into()))?;
-        (self.reader, self.permit, self.fresh) = (reader, permit, true);
+        (self.reader, self.permit) = (reader, permit);
+        (self.fresh, self.repeated) = (true, 0);
         Ok(())
     }
 

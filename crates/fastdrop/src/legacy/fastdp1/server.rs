@@ -9,14 +9,13 @@ use crate::legacy::fastdp1::chunks::Chunks;
 use crate::legacy::fastdp1::receiving::receive;
 use crate::legacy::fastdp1::returns::{Arrived, Identity, Return, Returns};
 use crate::legacy::upload::{LegacyConnection, LegacyUpload};
-use crate::net::connection::{Connection, Ended};
+use crate::net::connection::Connection;
 use crate::storage::present::Announced;
 use fastdrop_proto::fastdp::Version;
 use fastdrop_proto::fastdp::v1::{Header, Receiver, Refusal, SUCCESS, UNNAMED, encode_failure};
-use std::io::IoSlice;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The server of both versions.
 pub(crate) struct Server {
@@ -74,7 +73,7 @@ fn serve_1_1(server: &Server, peer: SocketAddr, header: Header, header_bytes: Ve
         Ok(()) => SUCCESS.to_owned(),
         Err(error) => failure(error),
     };
-    let _ = send(&connection, answer.as_bytes());
+    let _ = connection.send_bytes(answer.as_bytes());
     connection.linger();
 }
 
@@ -97,7 +96,7 @@ fn serve_1_0(
     let mut arrived = server.returns.arrive(&identity, arrived);
     if !matches!(arrived, Arrived::Begins(..)) {
         // If this fails, so does reading it, wherever that happens.
-        let _ = send(&connection, &answer);
+        let _ = connection.send_bytes(&answer);
         is_answered = true;
     }
     if let Arrived::Waits(number, before) = arrived {
@@ -116,7 +115,7 @@ fn serve_1_0(
         }
     };
     if !is_answered {
-        let _ = send(&connection, &words);
+        let _ = connection.send_bytes(&words);
         if prepared.is_err() {
             // A moment to read them, before the reset.
             connection.drain();
@@ -129,6 +128,9 @@ fn serve_1_0(
         let mut chunks =
             Chunks::new(&server.context, arrived, header.clone(), header_bytes, Some(joined), proto);
         let result = receive(&server.context, &mut chunks, placed);
+        if result.is_ok() {
+            chunks.answer_repeated_headers();
+        }
         say_the_end(chunks.reader.connection(), &header, &result);
         result
     });
@@ -142,14 +144,14 @@ fn say_the_end(connection: &Connection, header: &Header, result: &Result<(), Err
         Ok(()) => {
             connection.reset_on_close(false);
             if header.confirm {
-                let _ = send(connection, SUCCESS.as_bytes());
+                let _ = connection.send_bytes(SUCCESS.as_bytes());
             }
             connection.linger();
         }
         // What was only cut short can be continued elsewhere.
         Err(Error::Network(_) | Error::Interrupted) => {}
         Err(error) if header.confirm => {
-            let _ = send(connection, failure(error).as_bytes());
+            let _ = connection.send_bytes(failure(error).as_bytes());
             // A moment to read it, before the reset.
             connection.drain();
         }
@@ -183,8 +185,4 @@ fn prepare(server: &Server, peer: SocketAddr, header: &Header) -> Result<(Legacy
     };
     let placed = LegacyUpload::create(&server.context, &Principal::of(peer), path_of(header), &announced)?;
     Ok((placed, proto))
-}
-
-fn send(connection: &Connection, bytes: &[u8]) -> Result<(), Ended> {
-    connection.send(&mut [IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)
 }
