@@ -3,8 +3,10 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
-use fastdrop_proto::cnp::{Acceptor, Carrier, Checksum, Event, Head, Seq, Session, SessionConfig, SessionId};
+use fastdrop_proto::cnp::packet::{append, append_marked};
+use fastdrop_proto::cnp::{
+    Acceptor, Carrier, Checksum, Event, Seq, Session, SessionConfig, SessionId, SynForm,
+};
 use libfuzzer_sys::fuzz_target;
 use std::time::{Duration, Instant};
 
@@ -30,22 +32,36 @@ enum Input {
     },
     End,
     Close,
+    /// A packet as the fourth generation writes it, whose checksum is right.
+    Marked {
+        typ: u8,
+        seq: u16,
+        is_last: bool,
+        payload: Vec<u8>,
+    },
+    /// The beginning of that generation's handshake, or the end.
+    MarkedHandshake {
+        which: u8,
+    },
 }
 
 #[derive(Debug, Arbitrary)]
 struct Script {
     server: bool,
     stream: bool,
+    /// The form of a client's SYN.
+    form: u8,
     steps: Vec<Input>,
 }
 
-const HANDSHAKES: [(u8, &[u8]); 7] = [
+const HANDSHAKES: [(u8, &[u8]); 8] = [
     (1, br#"{"operation_mode":"step-by-step","max_packet_size":1024}"#),
     (1, br#"{"operation_mode":"burst","max_size":100,"window_size":4}"#),
     (1, br#"{"protocol":"gbn","max_fragment_size":100,"window_size":4}"#),
     (1, br#"{"operation_mode":"burst","max_packet_size":9,"fragmentation":true,"max_message_size":99,"keep_alive":200}"#),
     (3, br#"{"session_id":"x"}"#),
     (2, br#"{"status":"ok","session_id":"x","max_packet_size":64,"operation_mode":"burst","window_size":4}"#),
+    (2, br#"{"status":"ok","session_id":"x","max_fragment_size":3,"protocol":"sr"}"#),
     (2, br#"{"status":"ok","session_id":"x","max_size":64,"fragmentation":true,"max_message_size":4096,"protocol":"gbn"}"#),
 ];
 
@@ -53,6 +69,11 @@ fuzz_target!(|script: Script| {
     let mut now = Instant::now();
     let carrier = if script.stream { Carrier::Stream } else { Carrier::Datagrams };
     let mut config = SessionConfig::client(carrier);
+    config.syn_form = match script.form % 3 {
+        0 => SynForm::Full,
+        1 => SynForm::Third,
+        _ => SynForm::Fourth,
+    };
     config.limits.message_max = 10_000;
     config.limits.receive_max = 10_000;
     config.limits.send_max = 10_000;
@@ -73,6 +94,13 @@ fuzz_target!(|script: Script| {
                 let (typ, payload) = HANDSHAKES[usize::from(which) % HANDSHAKES.len()];
                 append(&mut packet, typ, Seq(0), 0, &Checksum::Md5, payload);
             }
+            Input::Marked { typ, seq, is_last, payload } => {
+                append_marked(&mut packet, is_last, typ, Seq(seq), &payload);
+            }
+            Input::MarkedHandshake { which } => {
+                let (typ, payload) = HANDSHAKES[usize::from(which) % HANDSHAKES.len()];
+                append_marked(&mut packet, false, typ, Seq(0), payload);
+            }
             Input::Send { len } => {
                 if session.can_send() {
                     let _ = session.send(now, vec![0; len.into()].into());
@@ -89,10 +117,10 @@ fuzz_target!(|script: Script| {
         let _ = acceptor.handle_datagram(now, from, &packet, || Some(SessionId::Text("x".into())));
         if carrier == Carrier::Datagrams {
             session.handle_datagram(now, &packet);
-        } else if let Ok(Some(head)) = Head::parse(&packet, session.payload_max())
-            && let Some(payload) = packet.get(HEAD_BYTES..head.packet_len())
+        } else if let Ok(Some(head)) = session.parse_head(&packet)
+            && packet.len() >= head.packet_len()
         {
-            session.handle_packet(now, &head, payload);
+            session.handle_packet(now, &head, head.payload(&packet));
         }
         let mut out = Vec::new();
         let mut left = 0;

@@ -5,7 +5,10 @@
 use arbitrary::Arbitrary;
 use fastdrop_fuzz::{CHUNK, Shape, sum};
 use fastdrop_proto::checksum::Checksum;
-use fastdrop_proto::fastdp::{ChunkContent, ChunkVerdict, Completed, Control, EntryKind, FrameKind, Proven, Receiver, SkipReason, Transcript, Violation, root_digest, Code};
+use fastdrop_proto::fastdp::{
+    ChunkContent, ChunkVerdict, Code, Completed, Control, EntryKind, FrameKind, Proven, Receiver, SkipReason,
+    Transcript, Violation, root_digest,
+};
 use fastdrop_proto::units::{ChunkIndex, EntryIndex};
 use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
@@ -222,7 +225,10 @@ fuzz_target!(|input: Input| {
             }
         };
         if let Err(violation) = done {
-            assert!([Code::BadRequest, Code::Conflict, Code::Integrity].contains(&violation.code), "{violation}");
+            assert!(
+                [Code::BadRequest, Code::Conflict, Code::Integrity].contains(&violation.code),
+                "{violation}"
+            );
             // A driver ends the transfer here; what comes in the same moment on other streams does no harm either.
             over = true;
         }

@@ -5,7 +5,10 @@
 use arbitrary::Arbitrary;
 use fastdrop_fuzz::{CHUNK, Shape, sum};
 use fastdrop_proto::checksum::Checksum;
-use fastdrop_proto::fastdp::{Action, ChunkContent, Control, Done, Held, NeedTotals, Outcome, Proven, Receiver, Refuse, Sender, SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table, Code};
+use fastdrop_proto::fastdp::{
+    Action, ChunkContent, Code, Control, Done, Held, NeedTotals, Outcome, Proven, Receiver, Refuse, Sender,
+    SenderConfig, SkipReason, SkipRun, StreamId, Streams, Table,
+};
 use fastdrop_proto::units::{ChunkIndex, ChunkSize, EntryIndex};
 use libfuzzer_sys::fuzz_target;
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,7 +222,9 @@ fuzz_target!(|input: Input| {
                     Said::Checkpointed => Control::Checkpointed,
                     Said::Abandoned(entry) => Control::Abandoned(EntryIndex((*entry).into())),
                     Said::Done => Control::Done(Done::default()),
-                    Said::Refuse => Control::Refuse(Refuse { code: Code::BadRequest, message: "x".into(), paths: vec![] }),
+                    Said::Refuse => {
+                        Control::Refuse(Refuse { code: Code::BadRequest, message: "x".into(), paths: vec![] })
+                    }
                     Said::Alive => Control::Alive,
                     Said::Compare(first, count, more) => Control::Compare(Held {
                         first: ChunkIndex((*first).into()),

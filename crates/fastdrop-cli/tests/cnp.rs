@@ -94,16 +94,18 @@ const STALLS_MAX: usize = 5;
 /// A peer that is kept from the processor is silent as well, and to one of the field what is sent
 /// again is another message: a session that lasted long enough for that proves nothing.
 fn assert_peer_takes_six(peer: &str, extra: &str) {
+    // One that calls the size `max_size` may be of the second generation, and is asked as such first.
+    let asked = u64::from(peer.contains("max_size"));
     for stalls in 1.. {
         let start = Instant::now();
         let (output, printed) = send_to_peer(peer, &["one", "two", "3", "4", "5", "6"], extra);
-        let is_done = output.code() == 0 && output.number("retransmissions") == 0;
+        let is_done = output.code() == 0 && output.number("retransmissions") == asked;
         if !is_done && start.elapsed() >= SILENCE_MIN && stalls < STALLS_MAX {
             continue;
         }
         let output = output.expect(0).expect_summary(&[("messages", 6), ("acknowledged", 6)]);
         assert_eq!(printed, "one\ntwo\n3\n4\n5\n6\nclosed", "{peer}");
-        assert_eq!(output.number("retransmissions"), 0, "{peer}");
+        assert_eq!(output.number("retransmissions"), asked, "{peer}");
         return;
     }
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use fastdrop_proto::cnp::handshake::{write_ack, write_syn};
 use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
 use fastdrop_proto::cnp::{
-    Accepted, Acceptor, Carrier, Checksum, ChecksumKind, Ending, Event, Head, MessageLimits, ReceiveId,
-    SendError, Seq, Session, SessionConfig, SessionId,
+    Accepted, Acceptor, Carrier, Checksum, ChecksumKind, Ending, Event, MessageLimits, ReceiveId, SendError,
+    Seq, Session, SessionConfig, SessionId,
 };
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -65,6 +65,7 @@ fn by_tcp(now: Instant, syn: &[u8]) -> Session {
 
 /// A client's end by TCP, answered with this SYN-ACK.
 fn client(now: Instant, config: SessionConfig, syn_ack: &[u8]) -> Session {
+    let config = SessionConfig { unanswered_pause: Duration::ZERO, ..config };
     let mut session = Session::connect(now, config);
     output(&mut session, now);
     give(&mut session, now, &md5(2, 0, syn_ack));
@@ -74,8 +75,8 @@ fn client(now: Instant, config: SessionConfig, syn_ack: &[u8]) -> Session {
 }
 
 fn give(session: &mut Session, now: Instant, packet: &[u8]) {
-    let head = Head::parse(packet, session.payload_max()).unwrap().unwrap();
-    session.handle_packet(now, &head, &packet[HEAD_BYTES..]);
+    let head = session.parse_head(packet).unwrap().unwrap();
+    session.handle_packet(now, &head, head.payload(packet));
 }
 
 fn output(session: &mut Session, now: Instant) -> Vec<Vec<u8>> {

@@ -1,13 +1,14 @@
 //! The command line of `fastdrop message` as it is typed.
 
 use crate::address::Address;
-use crate::units::parse_size;
+use crate::units::{parse_duration, parse_size};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use fastdrop_messages::cnp::WINDOW_MAX;
 use fastdrop_messages::vstp::tcp::tls::Fingerprint;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Send and receive messages
 #[derive(Debug, Subcommand)]
@@ -101,6 +102,10 @@ pub(crate) struct Listen {
     /// cnp: bytes of a message that comes in fragments, 16M unless said
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_message: Option<u64>,
+    /// cnp: the pause between a packet that nothing answers and data behind it, towards programs
+    /// that take one packet a read [default: 50ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) packet_pause: Option<Duration>,
     /// Send each message back
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) echo: bool,
@@ -147,6 +152,10 @@ pub(crate) struct Send {
     /// cnp: how this end calls itself
     #[arg(long, value_name = "NAME")]
     pub(crate) client_id: Option<String>,
+    /// cnp: the pause between a packet that nothing answers and data behind it, towards programs
+    /// that take one packet a read [default: 50ms]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) packet_pause: Option<Duration>,
     /// cnp: say at the end how long round trips took, what was sent again, and how much arrived a
     /// second
     #[arg(long, value_parser = FalseyValueParser::new())]

@@ -23,6 +23,9 @@ pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
         let limits = MessageLimits { message_max, ..MessageLimits::default() };
         server = server.limits(limits);
     }
+    if let Some(pause) = listen.packet_pause {
+        server = server.unanswered_pause(pause);
+    }
     server
 }
 
@@ -40,7 +43,8 @@ pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
             let session = delivery.session().clone();
             let id = session.agreed().id.text().into_owned();
             let (from, transport) = (session.peer_addr(), session.transport());
-            let origin = Origin { protocol: "cnp", transport, session: &id, from };
+            let generation = Some(session.generation().as_str());
+            let origin = Origin { protocol: "cnp", transport, session: &id, from, generation };
             let (message, headers) = (delivery.message().clone(), serde_json::Map::new());
             // What is not written is not acknowledged, and then the listener ends.
             if !printer.echo {
@@ -86,6 +90,9 @@ fn client(send: &Send) -> ClientBuilder {
     if let Some(id) = &send.client_id {
         client = client.client_id(id.clone());
     }
+    if let Some(pause) = send.packet_pause {
+        client = client.unanswered_pause(pause);
+    }
     client
 }
 
@@ -121,6 +128,7 @@ pub(super) async fn send(
     let stats = client.stats();
     let time = *result.as_ref().unwrap_or(&begin.elapsed());
     sent.acknowledged = stats.counters.messages_acknowledged;
+    sent.generation = Some(client.generation().as_str());
     sent.stats = Some(Stats { rtt: stats.rtt, rtt_min: stats.rtt_min, counters: stats.counters, time });
     result.map(drop)?;
     let closed = tokio::select! {

@@ -59,9 +59,9 @@ fn code_of_cnp(error: &cnp::Error) -> ExitCode {
     use cnp::Ending;
     match error {
         cnp::Error::Io(error) => code_of_io(error),
-        cnp::Error::TooLarge(_) | cnp::Error::Ended(Ending::Refused(_) | Ending::PeerError(_)) => {
-            ExitCode::Policy
-        }
+        cnp::Error::TooLarge(_)
+        | cnp::Error::NotText
+        | cnp::Error::Ended(Ending::Refused(_) | Ending::PeerError(_)) => ExitCode::Policy,
         cnp::Error::Ended(
             Ending::PeerClosed
             | Ending::Unreachable

@@ -48,6 +48,8 @@ pub(super) struct Origin<'a> {
     pub(super) transport: &'a str,
     pub(super) session: &'a str,
     pub(super) from: SocketAddr,
+    /// The generation of the peer's program, where the protocol has several.
+    pub(super) generation: Option<&'a str>,
 }
 
 impl Printer {
@@ -151,7 +153,7 @@ impl Printer {
 
     fn line_of(
         &self,
-        Origin { protocol, transport, session, from }: Origin<'_>,
+        Origin { protocol, transport, session, from, generation }: Origin<'_>,
         headers: Map<String, Value>,
         message: &Bytes,
     ) -> String {
@@ -162,6 +164,9 @@ impl Printer {
             "protocol": protocol, "transport": transport, "session": session, "from": from.to_string(),
             "headers": headers,
         });
+        if let Some(generation) = generation {
+            fields["generation"] = generation.into();
+        }
         match std::str::from_utf8(message) {
             Ok(text) => fields["text"] = text.into(),
             Err(_) => fields["base64"] = STANDARD.encode(message).into(),

@@ -63,10 +63,13 @@ fn authority(target: &Target) -> Result<String, Refused> {
 }
 
 fn summarise(send: &Send, output: Output, sent: &Sent, time: Duration) -> Result<(), OutputError> {
-    let Sent { messages, bytes: count, acknowledged, stats } = *sent;
+    let Sent { messages, bytes: count, acknowledged, generation, stats } = *sent;
     let mut fields = json!({
         "messages": messages, "bytes": count, "acknowledged": acknowledged, "seconds": time.as_secs_f64(),
     });
+    if let Some(generation) = generation {
+        fields["generation"] = generation.into();
+    }
     let confirmed = send.ack || send.protocol == Protocol::Cnp;
     let of_them = if confirmed { format!(", {acknowledged} acknowledged") } else { String::new() };
     let mut lines = vec![format!("sent {messages} messages, {}{of_them}", bytes(count))];
@@ -147,6 +150,7 @@ impl Send {
                 (self.packet_checksum.is_some(), "--packet-checksum"),
                 (self.client_id.is_some(), "--client-id"),
                 (self.stats, "--stats"),
+                (self.packet_pause.is_some(), "--packet-pause"),
             ],
             Protocol::Cnp => vec![
                 (!self.header.is_empty(), "--header"),

@@ -22,6 +22,8 @@ pub(super) struct Sent {
     pub(super) messages: u64,
     pub(super) bytes: u64,
     pub(super) acknowledged: u64,
+    /// The generation of the listener's program, where the protocol has several.
+    pub(super) generation: Option<&'static str>,
     /// Those of the session, where they were taken.
     pub(super) stats: Option<Stats>,
 }

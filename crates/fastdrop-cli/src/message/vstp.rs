@@ -68,7 +68,12 @@ async fn handle_next(
         }
     };
     if let Some(message) = &message {
-        message.print(printer, Origin { protocol: "vstp", transport: "tcp", session: &id, from }).await?;
+        message
+            .print(
+                printer,
+                Origin { protocol: "vstp", transport: "tcp", session: &id, from, generation: None },
+            )
+            .await?;
     }
     delivery.acknowledge().await?;
     if let Some(message) = message.filter(|_| printer.echo) {
@@ -104,7 +109,8 @@ pub(super) async fn serve_datagrams(
         };
         if let Some(message) = &message {
             let session = from.to_string();
-            let origin = Origin { protocol: "vstp", transport: "udp", session: &session, from };
+            let origin =
+                Origin { protocol: "vstp", transport: "udp", session: &session, from, generation: None };
             if let Err(error) = message.print(&printer, origin).await {
                 // The listener ends.
                 delivery.refuse(ErrorCode::Unhandled, &error.to_string());

@@ -8,7 +8,7 @@ use super::session::{Handle, Session};
 use crate::datagrams::{Room, Socket};
 use crate::incoming::set_options;
 use fastdrop_proto::cnp::{
-    Carrier, ChecksumKind, Ending, MessageLimits, Mode, Protocol, Session as Machine, SessionConfig,
+    Carrier, ChecksumKind, Ending, MessageLimits, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
 use std::io;
 use std::net::SocketAddr;
@@ -98,6 +98,14 @@ impl ClientBuilder {
     }
 
     /// Asks for the session.
+    ///
+    /// A server that does not answer by TCP, or not with what an answer is, is asked again in the
+    /// forms that other
+    /// published programs understand.
+    ///
+    /// # Errors
+    ///
+    /// What became of the first attempt, if none has led to a session.
     pub async fn connect(self, addr: impl ToSocketAddrs) -> Result<Client, Error> {
         let mut config = self.config;
         config.packet_max =
@@ -108,25 +116,61 @@ impl ClientBuilder {
         });
         config.check()?;
         let until = Instant::now() + config.handshake_timeout;
-        let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addr)).await;
-        let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
-        let shared = Shared::new(Machine::connect(Instant::now(), config));
-        // The task ends by itself, after what the last caller left to be done.
-        tokio::spawn(drive(Arc::clone(&shared), link, None));
-        Ok(Client(open(shared, peer).await?))
+        let resolved = tokio::time::timeout_at(until.into(), tokio::net::lookup_host(addr)).await;
+        let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
+        let first = match ask(&config, &addresses, until).await {
+            Err(error) if config.carrier == Carrier::Stream && may_know_another_form(&error) => error,
+            result => return result,
+        };
+        for syn_form in [SynForm::Fourth, SynForm::Third] {
+            let config = SessionConfig { syn_form, ..config.clone() };
+            tracing::debug!(?syn_form, "asking in another form");
+            if let Ok(client) = ask(&config, &addresses, until).await {
+                return Ok(client);
+            }
+        }
+        Err(first)
     }
 }
 
-async fn link(carrier: Carrier, addr: impl ToSocketAddrs) -> io::Result<(Link, SocketAddr)> {
+/// The time that a server has to answer a form of the SYN, before another one is tried.
+const ANSWER_TIME: Duration = Duration::from_secs(3);
+
+/// Reports whether a server that ended a handshake so may be a program that does not understand
+/// this form of a SYN. One that says no in words understands it.
+fn may_know_another_form(error: &Error) -> bool {
+    let ending = match error {
+        Error::Ended(ending) => ending,
+        _ => return false,
+    };
+    matches!(ending, Ending::ConnectionLost | Ending::HandshakeTimeout | Ending::Protocol(_))
+}
+
+/// Asks for a session in one form.
+async fn ask(config: &SessionConfig, addresses: &[SocketAddr], until: Instant) -> Result<Client, Error> {
+    let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addresses)).await;
+    let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
+    let mut config = config.clone();
+    if config.carrier == Carrier::Stream {
+        let left = until.saturating_duration_since(Instant::now());
+        config.handshake_timeout = left.min(ANSWER_TIME);
+    }
+    let shared = Shared::new(Machine::connect(Instant::now(), config));
+    // The task ends by itself, after what the last caller left to be done.
+    tokio::spawn(drive(Arc::clone(&shared), link, None));
+    Ok(Client(open(shared, peer).await?))
+}
+
+async fn link(carrier: Carrier, addresses: &[SocketAddr]) -> io::Result<(Link, SocketAddr)> {
     match carrier {
         Carrier::Stream => {
-            let stream = TcpStream::connect(addr).await?;
+            let stream = TcpStream::connect(addresses).await?;
             set_options(&stream)?;
             let peer = stream.peer_addr()?;
             Ok((Link::stream(stream), peer))
         }
         Carrier::Datagrams => {
-            let peer = tokio::net::lookup_host(addr).await?.next();
+            let peer = addresses.first().copied();
             let peer = peer.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
             let any = if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             let socket = Socket::bind(any).await?;

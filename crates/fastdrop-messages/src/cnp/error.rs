@@ -14,6 +14,9 @@ pub enum Error {
     /// The peer would not take a message of that size; nothing of it was sent.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// The peer's program takes text alone, and this message is none; nothing of it was sent.
+    #[error("a message that is no text, where the peer takes text alone")]
+    NotText,
     /// The configuration cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -39,7 +42,7 @@ impl Error {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::TooLarge(_) | Self::Config(_) => Fault::Caller,
+            Self::TooLarge(_) | Self::NotText | Self::Config(_) => Fault::Caller,
             Self::Io(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::ConnectionReset

@@ -2,8 +2,7 @@
 
 use crate::datagrams::{Room, Socket, Transmit};
 use bytes::{Buf, BytesMut};
-use fastdrop_proto::cnp::packet::HEAD_BYTES;
-use fastdrop_proto::cnp::{Head, Session};
+use fastdrop_proto::cnp::Session;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -217,10 +216,9 @@ impl Stream {
     fn give(&mut self, now: Instant, session: &mut Session) -> bool {
         self.stalls_at = None;
         while session.wants_input() {
-            match Head::parse(&self.read, session.payload_max()) {
+            match session.parse_head(&self.read) {
                 Ok(Some(head)) if self.read.len() >= head.packet_len() => {
-                    let payload = self.read.get(HEAD_BYTES..head.packet_len()).unwrap_or_default();
-                    session.handle_packet(now, &head, payload);
+                    session.handle_packet(now, &head, head.payload(&self.read));
                     self.read.advance(head.packet_len());
                 }
                 Ok(_) => {

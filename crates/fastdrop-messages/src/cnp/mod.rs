@@ -65,8 +65,8 @@ pub use client::{Client, ClientBuilder};
 pub use delivery::Delivery;
 pub use error::{Error, Fault};
 pub use fastdrop_proto::cnp::{
-    Agreed, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, MessageLimits, Mode, PeerError, Protocol,
-    SessionId, WINDOW_MAX,
+    Agreed, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, Generation, MessageLimits, Mode,
+    PeerError, Protocol, SessionId, WINDOW_MAX,
 };
 pub use server::{Server, ServerBuilder};
 pub use session::{Messages, Receipt, Session, Stats};

@@ -35,6 +35,14 @@ macro_rules! options_of_both_ends {
             self
         }
 
+        /// The time between a packet that nothing answers and data behind it, towards a program of
+        /// the field that may read both together and take them for one packet. Default 50 ms, at
+        /// most a second; 0 where every peer reads packets by their lengths.
+        pub fn unanswered_pause(mut self, pause: Duration) -> Self {
+            self.config.unanswered_pause = pause;
+            self
+        }
+
         /// How often in a row nothing may come back until the peer is taken for gone. Default 15.
         pub fn timeouts_max(mut self, count: u32) -> Self {
             self.config.timeouts_max = count;

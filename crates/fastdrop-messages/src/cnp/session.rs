@@ -3,7 +3,7 @@
 use super::driver::{Shared, State};
 use super::error::Error;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, ReceiveId, SendError};
+use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, Generation, ReceiveId, SendError};
 use futures_core::Stream;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -67,6 +67,11 @@ impl Session {
         &self.0.agreed
     }
 
+    /// The generation of the peer's program, as far as it has shown.
+    pub fn generation(&self) -> Generation {
+        self.0.shared.lock().session.generation().unwrap_or(self.0.agreed.generation)
+    }
+
     /// The peer's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.0.peer
@@ -123,6 +128,7 @@ impl Session {
                     match state.session.send(Instant::now(), message) {
                         Ok(id) => state.receipts.push(id, tell.take()),
                         Err(SendError::TooLarge(error)) => return Err(error.into()),
+                        Err(SendError::NotText) => return Err(Error::NotText),
                         // It is being closed.
                         Err(SendError::Over | SendError::NotOpen) => return Err(Ending::Closed.into()),
                     }

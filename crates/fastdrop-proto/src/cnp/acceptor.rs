@@ -4,7 +4,7 @@
 use super::checksum::Checksum;
 use super::config::SessionConfig;
 use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, HANDSHAKE_TYPES, Syn, read_ack, write_refusal};
-use super::header::{HEAD_BYTES, Head, TYPE_AT};
+use super::header::{HEAD_BYTES, Head, Layout, TYPE_AT};
 use super::packet::{PacketType, append};
 use super::params::SessionId;
 use super::seq::Seq;
@@ -120,10 +120,13 @@ impl Acceptor {
         if let Some(waiting) = self.waiting.get(&from).filter(|waiting| *waiting.handshake.syn == *payload) {
             return answer(waiting.answer.clone());
         }
-        let syn = match Syn::parse(payload) {
+        let syn = match Syn::parse(payload, Layout::Plain) {
             Ok(syn) => syn,
             Err(error) => return answer(syn_ack(&write_refusal(&error.to_string()))),
         };
+        if syn.cuts_characters() {
+            return answer(syn_ack(&write_refusal("by TCP alone")));
+        }
         self.forget(from);
         if self.by_ip.get(&from.ip()).is_some_and(|count| *count >= Self::WAITING_MAX_BY_IP) {
             return Accepted::Nothing;

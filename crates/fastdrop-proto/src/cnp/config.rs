@@ -1,5 +1,6 @@
 //! What one end of a session wants and bears.
 
+use super::handshake::SynForm;
 use super::header::HEAD_BYTES;
 use super::params::{ChecksumKind, Mode, Protocol};
 use std::time::Duration;
@@ -87,6 +88,12 @@ pub struct SessionConfig {
     pub handshake_timeout: Duration,
     /// How long a packet that has begun to come on a stream may pause. Default 30 seconds.
     pub packet_timeout: Duration,
+    /// The form of a client's SYN. Default full.
+    pub syn_form: SynForm,
+    /// The time between a packet that nothing answers (the end of the handshake, an acknowledgement)
+    /// and data behind it, on a stream to a peer of the field that may read them together and take
+    /// them for one packet. At most a second. Default 50 ms.
+    pub unanswered_pause: Duration,
 }
 
 /// A configuration that cannot be.
@@ -101,6 +108,7 @@ impl SessionConfig {
     const TIME_MAX: Duration = Duration::from_secs(86_400);
     const PACKET_MAX: usize = 16 << 20;
     const DATAGRAM_MAX: usize = 65_000;
+    const PAUSE_MAX: Duration = Duration::from_secs(1);
     pub(super) const KEEP_ALIVE_MIN: Duration = Duration::from_millis(100);
     pub(super) const KEEP_ALIVE_MAX: Duration = Duration::from_secs(3600);
 
@@ -124,6 +132,8 @@ impl SessionConfig {
             gone_after: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),
             packet_timeout: Duration::from_secs(30),
+            syn_form: SynForm::Full,
+            unanswered_pause: Duration::from_millis(50),
         }
     }
 
@@ -156,6 +166,10 @@ impl SessionConfig {
             (keep_alive_fits, "a keep-alive is from 100 ms to an hour"),
             (self.timeouts_max > 0, "a packet may time out at least once"),
             (times_fit, "times are longer than nothing and at most a day"),
+            (
+                self.unanswered_pause <= Self::PAUSE_MAX,
+                "the pause behind a packet that nothing answers is at most a second",
+            ),
             (self.client_id.as_ref().is_none_or(|id| id.len() <= 128), "a client's id has at most 128 bytes"),
         ];
         rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, why)| Err(ConfigError(why)))

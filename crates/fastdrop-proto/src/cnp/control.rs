@@ -9,6 +9,8 @@ pub(super) const ACK: &[u8] = b"ACK";
 pub(super) const ACK_BEFORE_LEN: usize = ACK.len() + size_of::<u64>();
 /// An acknowledgement of Go-Back-N about what is before a gap.
 pub(super) const GAP: &[u8] = b"GAP";
+/// The payload of a negative acknowledgement.
+pub(super) const NACK_PAYLOAD: &[u8] = b"NACK";
 /// A request to close.
 pub(super) const DISCONNECT: &[u8] = b"Disconnect";
 /// A sign of life.

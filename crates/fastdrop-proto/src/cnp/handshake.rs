@@ -1,7 +1,10 @@
 //! The three packets with which a session begins, and what they agree on (docs/protocol/cnp.md,
 //! section 2).
 
-use super::config::{SessionConfig, WINDOW_MAX};
+use super::config::{Carrier, SessionConfig, WINDOW_MAX};
+use super::cut::Cut;
+use super::generation::Generation;
+use super::header::{HEAD_BYTES, Layout};
 use super::params::{ChecksumKind, Mode, Protocol, SessionId};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,16 @@ pub const FIRST_BYTE: u8 = 0;
 /// The types of SYN, SYN-ACK and ACK.
 pub(super) const HANDSHAKE_TYPES: RangeInclusive<u8> = 0x01..=0x03;
 const TEXT_MAX: usize = 128;
+/// Bytes that programs of the field read at once, and take for a packet.
+const READ_BYTES: usize = 1024;
+/// Bytes of the longest character.
+const CHARACTER_BYTES: usize = 4;
+/// Characters of a fragment that such a program reads, whichever they are.
+pub(super) const CHARACTERS_MAX: usize = (READ_BYTES - HEAD_BYTES - 1) / CHARACTER_BYTES;
+/// Characters of a fragment where nothing is said of them.
+const CHARACTERS_DEFAULT: usize = 3;
+/// Fragments of a message that have numbers of their own.
+const FRAGMENTS_MAX: usize = 1 << 16;
 
 /// What both ends have agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +53,12 @@ pub struct Agreed {
     /// An acknowledgement of a packet says only that it was received, and a packet of its own that
     /// messages were handled.
     pub handled: bool,
-    /// Says whether the peer is a later program, whose data have the type 0x04, and which knows no
-    /// keep-alive.
-    pub later: bool,
+    /// The generation of the peer's program, as far as the handshake tells.
+    pub generation: Generation,
+    /// Characters of a fragment, where messages are cut by characters.
+    pub(super) characters: Option<usize>,
+    /// The peer is a server that takes data of one of two types, and does not say which.
+    pub(super) data_unknown: bool,
 }
 
 impl Agreed {
@@ -64,8 +80,19 @@ impl Agreed {
         self.strict() || self.checksum == ChecksumKind::Crc32c
     }
 
-    /// The longest message that can be sent.
+    /// Reports whether a message can be sent.
+    pub(super) fn fits(&self, message: &[u8]) -> bool {
+        let few = || self.characters.is_some_and(|max| Cut::Characters(max).pieces(message) <= FRAGMENTS_MAX);
+        message.len() <= self.message_max() || few()
+    }
+
+    /// The longest message that can be sent, in bytes; towards programs that count characters, one
+    /// with longer characters may be longer.
     pub fn message_max(&self) -> usize {
+        if let Some(characters) = self.characters {
+            // As many characters, of which each has a byte at least.
+            return characters * FRAGMENTS_MAX;
+        }
         // One that says nothing of it takes what one packet has.
         self.fragments.filter(|max| *max > 0).unwrap_or(self.packet_max)
     }
@@ -205,10 +232,40 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The form of a SYN. A server that does not know one of them may know another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SynForm {
+    /// With everything that FastDrop knows; the first three generations understand it.
+    #[default]
+    Full,
+    /// With the fields of the third generation alone.
+    Third,
+    /// The same, behind the longer header of the fourth.
+    Fourth,
+}
+
+impl SynForm {
+    /// The layout of its packet.
+    pub(super) fn layout(self) -> Layout {
+        if self == Self::Fourth { Layout::Marked } else { Layout::Plain }
+    }
+}
+
 /// The payload of a SYN that asks for what `config` says.
 pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
     let burst = config.mode == Mode::Burst;
+    let window = if burst { config.window } else { 1 };
+    if config.syn_form != SynForm::Full {
+        return json::write(&Fields {
+            protocol: Some(config.protocol),
+            max_fragment_size: Some(CHARACTERS_MAX as u64),
+            window_size: Some(window.into()),
+            client_id: config.client_id.clone().map(SessionId::Text),
+            ..Fields::default()
+        });
+    }
     json::write(&Fields {
+        max_fragment_size: (config.carrier == Carrier::Stream).then_some(CHARACTERS_MAX as u64),
         operation_mode: Some(config.mode),
         max_packet_size: Some(config.packet_max.min(config.limits.message_max) as u64),
         window_size: burst.then(|| config.window.into()),
@@ -227,23 +284,32 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Syn {
     mode: Mode,
-    later: bool,
+    generation: Generation,
     size_name: SizeName,
     size: Option<usize>,
     fields: Fields,
 }
 
 impl Syn {
-    /// Reads the payload of a SYN.
-    pub fn parse(payload: &[u8]) -> Result<Self, HandshakeError> {
+    /// Reads the payload of a SYN that came in a packet of this layout.
+    pub fn parse(payload: &[u8], layout: Layout) -> Result<Self, HandshakeError> {
         let fields = Fields::read(payload)?;
         let (size_name, size) = fields.size()?;
-        let (mode, later) = match (fields.operation_mode, fields.protocol) {
-            (Some(mode), _) => (mode, false),
-            (None, Some(_)) => (Mode::Burst, true),
+        let (mode, generation) = match (fields.operation_mode, fields.protocol) {
+            _ if layout == Layout::Marked => (Mode::Burst, Generation::Fourth),
+            (Some(mode), _) if fields.fragments().is_some() => (mode, Generation::FastDrop),
+            // The first has no protocol, and says max_size as well.
+            (Some(mode), Some(_)) if size_name == SizeName::Size => (mode, Generation::Second),
+            (Some(mode), _) => (mode, Generation::First),
+            (None, Some(_)) => (Mode::Burst, Generation::Third),
             (None, None) => return malformed("neither operation_mode nor protocol"),
         };
-        Ok(Self { mode, later, size_name, size, fields })
+        Ok(Self { mode, generation, size_name, size, fields })
+    }
+
+    /// Reports whether its sender cuts messages by characters, which no program does by UDP.
+    pub(super) fn cuts_characters(&self) -> bool {
+        self.generation.cuts_characters()
     }
 
     /// The terms that a server with this configuration agrees to, and the payload of the SYN-ACK
@@ -251,24 +317,28 @@ impl Syn {
     pub fn answer(&self, config: &SessionConfig, id: SessionId) -> (Agreed, Vec<u8>) {
         let fields = &self.fields;
         let burst = self.mode == Mode::Burst;
+        let cuts_characters = self.generation.cuts_characters();
+        let size = if cuts_characters { None } else { self.size }.unwrap_or(usize::MAX);
         let agreed = Agreed {
             id,
             client_id: fields.client_id.as_ref().map(|id| id.text().into_owned()),
             mode: self.mode,
             protocol: fields.protocol.filter(|_| burst),
             window: if burst { fields.window(config.window) } else { 1 },
-            packet_max: self.size.unwrap_or(usize::MAX).min(config.packet_max).min(config.limits.message_max),
-            checksum: fields.checksum(),
-            fragments: fields.fragments(),
-            keep_alive: if self.later { None } else { fields.keep_alive(config.keep_alive) },
-            handled: config.handled && fields.handled(),
-            later: self.later,
+            packet_max: size.min(config.packet_max).min(config.limits.message_max),
+            checksum: if cuts_characters { ChecksumKind::Md5 } else { fields.checksum() },
+            fragments: fields.fragments().filter(|_| !cuts_characters),
+            keep_alive: if cuts_characters { None } else { fields.keep_alive(config.keep_alive) },
+            handled: config.handled && fields.handled() && !cuts_characters,
+            generation: self.generation,
+            characters: cuts_characters.then(|| characters(self.size)),
+            data_unknown: false,
         };
         let ours = agreed.strict();
         let mut answer = Fields {
             status: Some("ok".into()),
             session_id: Some(agreed.id.clone()),
-            operation_mode: Some(agreed.mode),
+            operation_mode: (!cuts_characters).then_some(agreed.mode),
             window_size: burst.then(|| agreed.window.into()),
             protocol: agreed.protocol,
             fragmentation: ours.then_some(true),
@@ -278,9 +348,14 @@ impl Syn {
             handled: agreed.handled.then_some(true),
             ..Fields::default()
         };
-        answer.set_size(self.size_name, agreed.packet_max);
+        answer.set_size(self.size_name, agreed.characters.unwrap_or(agreed.packet_max));
         (agreed, json::write(&answer))
     }
+}
+
+/// Characters of a fragment, where the peer says so many, or nothing.
+fn characters(said: Option<usize>) -> usize {
+    said.unwrap_or(CHARACTERS_DEFAULT).min(CHARACTERS_MAX)
 }
 
 /// The payload of a SYN-ACK that says no.
@@ -297,23 +372,37 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         None => return malformed("no status"),
     }
     let Some(id) = fields.session_id.clone() else { return malformed("no session_id") };
-    let (_, size) = fields.size()?;
+    let (size_name, size) = fields.size()?;
+    let generation = match config.syn_form {
+        SynForm::Third => Generation::Third,
+        SynForm::Fourth => Generation::Fourth,
+        SynForm::Full if fields.fragments().is_some() => Generation::FastDrop,
+        // The later ones have no such mode, and the second generation has another name for sizes.
+        SynForm::Full if fields.operation_mode.is_some() || size_name == SizeName::Size => Generation::First,
+        SynForm::Full if fields.protocol.is_some() || size_name == SizeName::Fragment => Generation::Third,
+        SynForm::Full => Generation::First,
+    };
+    let cuts_characters = generation.cuts_characters();
     // A server may agree to less than was asked for; what it says beyond that is not meant for us.
     let burst = config.mode == Mode::Burst && fields.operation_mode != Some(Mode::StepByStep);
-    let checksum =
-        if config.checksum == ChecksumKind::Crc32c { fields.checksum() } else { ChecksumKind::Md5 };
+    let crc32c = config.checksum == ChecksumKind::Crc32c && !cuts_characters;
+    let said = if cuts_characters { None } else { size }.unwrap_or(usize::MAX);
     Ok(Agreed {
         id,
         client_id: config.client_id.clone(),
         mode: if burst { Mode::Burst } else { Mode::StepByStep },
         protocol: fields.protocol.filter(|_| burst),
         window: if burst { fields.window(config.window) } else { 1 },
-        packet_max: size.unwrap_or(usize::MAX).min(config.packet_max).min(config.limits.message_max),
-        checksum,
-        fragments: fields.fragments(),
-        keep_alive: fields.keep_alive(config.keep_alive),
-        handled: config.handled && fields.handled(),
-        later: fields.operation_mode.is_none() && fields.protocol.is_some(),
+        packet_max: said.min(config.packet_max).min(config.limits.message_max),
+        checksum: if crc32c { fields.checksum() } else { ChecksumKind::Md5 },
+        fragments: fields.fragments().filter(|_| !cuts_characters),
+        keep_alive: fields.keep_alive(config.keep_alive).filter(|_| !cuts_characters),
+        handled: config.handled && fields.handled() && !cuts_characters,
+        generation,
+        characters: cuts_characters.then(|| characters(size)),
+        data_unknown: generation == Generation::First
+            && size_name == SizeName::Size
+            && config.carrier == Carrier::Stream,
     })
 }
 
@@ -338,7 +427,7 @@ mod tests {
 
     fn answer(syn: &str) -> (Agreed, String) {
         let (agreed, answer) =
-            Syn::parse(syn.as_bytes()).unwrap().answer(&server(), SessionId::Text("x".into()));
+            Syn::parse(syn.as_bytes(), Layout::Plain).unwrap().answer(&server(), SessionId::Text("x".into()));
         (agreed, String::from_utf8(answer).unwrap())
     }
 
@@ -355,7 +444,7 @@ mod tests {
             ),
             (
                 r#"{"protocol": "gbn", "max_fragment_size": 3, "window_size": 400}"#,
-                r#"{"status":"ok","session_id":"x","operation_mode":"burst","protocol":"gbn","max_fragment_size":3,"window_size":100}"#,
+                r#"{"status":"ok","session_id":"x","protocol":"gbn","max_fragment_size":3,"window_size":100}"#,
             ),
         ] {
             let (agreed, text) = answer(syn);
@@ -365,7 +454,51 @@ mod tests {
                 (ChecksumKind::Md5, None, None)
             );
         }
-        assert!(answer(r#"{"protocol": "sr"}"#).0.later);
+    }
+
+    #[test]
+    fn generations_are_told_apart_by_what_they_say() {
+        use Generation::{FastDrop, First, Fourth, Second, Third};
+        let of_syn = |syn: &str, layout| {
+            let syn = Syn::parse(syn.as_bytes(), layout).unwrap();
+            let (agreed, answer) = syn.answer(&server(), SessionId::Text("x".into()));
+            let answer = String::from_utf8(answer).unwrap();
+            assert_eq!(answer.contains("operation_mode"), !agreed.generation.cuts_characters(), "{answer}");
+            (agreed.generation, agreed.characters)
+        };
+        for (syn, expected) in [
+            (r#"{"operation_mode":"burst","max_packet_size":9}"#, (First, None)),
+            (r#"{"operation_mode":"step-by-step","max_size":9}"#, (First, None)),
+            (r#"{"operation_mode":"burst","max_size":9,"protocol":"sr"}"#, (Second, None)),
+            (r#"{"operation_mode":"burst","max_packet_size":9,"fragmentation":true}"#, (FastDrop, None)),
+            (r#"{"protocol":"gbn","max_fragment_size":7,"window_size":4}"#, (Third, Some(7))),
+            (r#"{"protocol":"sr"}"#, (Third, Some(3))),
+            (r#"{"protocol":"sr","max_fragment_size":4000}"#, (Third, Some(CHARACTERS_MAX))),
+        ] {
+            assert_eq!(of_syn(syn, Layout::Plain), expected, "{syn}");
+            assert_eq!(of_syn(syn, Layout::Marked).0, Fourth, "{syn}");
+        }
+        let of_answer = |answer: &str, syn_form| {
+            let config = SessionConfig { syn_form, ..SessionConfig::client(Carrier::Stream) };
+            let agreed = read_syn_ack(answer.as_bytes(), &config).unwrap();
+            (agreed.generation, agreed.characters, agreed.data_unknown)
+        };
+        for (answer, expected) in [
+            (r#""operation_mode":"burst","max_packet_size":9"#, (First, None, false)),
+            (r#""operation_mode":"burst","max_size":9"#, (First, None, true)),
+            (r#""max_size":9,"protocol":"sr""#, (First, None, true)),
+            (r#""protocol":"sr","max_fragment_size":5,"window_size":2"#, (Third, Some(5), false)),
+            (r#""max_fragment_size":5"#, (Third, Some(5), false)),
+            (r#""protocol":"sr""#, (Third, Some(3), false)),
+        ] {
+            let answer = format!(r#"{{"status":"ok","session_id":"x",{answer}}}"#);
+            assert_eq!(of_answer(&answer, SynForm::Full), expected, "{answer}");
+            assert_eq!(of_answer(&answer, SynForm::Fourth).0, Fourth);
+            assert_eq!(of_answer(&answer, SynForm::Third).0, Third);
+        }
+        // Its packets fit into what those programs read at once.
+        let longest = Layout::Marked.head_bytes() + CHARACTERS_MAX * CHARACTER_BYTES;
+        assert!(longest <= READ_BYTES && longest + CHARACTER_BYTES > READ_BYTES);
     }
 
     #[test]
@@ -379,7 +512,7 @@ mod tests {
             };
             let syn = write_syn(&client);
             let (agreed, syn_ack) =
-                Syn::parse(&syn).unwrap().answer(&server(), SessionId::from_random([7; 16]));
+                Syn::parse(&syn, Layout::Plain).unwrap().answer(&server(), SessionId::from_random([7; 16]));
             assert!(syn_ack.len() <= 3 * syn.len());
             assert_eq!(read_syn_ack(&syn_ack, &client).unwrap(), agreed);
             assert_eq!(agreed.packet_max, 5000);
@@ -411,11 +544,14 @@ mod tests {
             r#"{"operation_mode":"burst","client_id":"\ud800"}"#,
             r#"{"operation_mode":"burst"} x"#,
         ] {
-            assert!(matches!(Syn::parse(syn.as_bytes()), Err(HandshakeError::Malformed(_))), "{syn}");
+            assert!(
+                matches!(Syn::parse(syn.as_bytes(), Layout::Plain), Err(HandshakeError::Malformed(_))),
+                "{syn}"
+            );
         }
-        assert!(Syn::parse(b"{\"operation_mode\":\"burst\",\"client_id\":\"\xff\"}").is_err());
+        assert!(Syn::parse(b"{\"operation_mode\":\"burst\",\"client_id\":\"\xff\"}", Layout::Plain).is_err());
         let long = format!(r#"{{"operation_mode":"burst","client_id":"{}"}}"#, "x".repeat(129));
-        assert!(Syn::parse(long.as_bytes()).is_err());
+        assert!(Syn::parse(long.as_bytes(), Layout::Plain).is_err());
         // Case 20: what is too much is cut down.
         let (agreed, _) =
             answer(r#"{"operation_mode":"burst","max_packet_size":9007199254740992,"window_size":70000}"#);

@@ -1,8 +1,34 @@
 //! The packet that a sequence number means, also from peers that number otherwise
 //! (docs/protocol/cnp.md, section 4).
 
+use super::generation::Generation;
 use super::params::Mode;
+use super::per_message::PerMessage;
 use super::seq::Seq;
+
+/// The place of data among all packets of their direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// This one.
+    At(u64),
+    /// This one, as the first of a message; what came before is whole.
+    Begins(u64),
+    /// None that is known: they are as good as lost.
+    Nowhere,
+    /// In a message that was taken for whole.
+    TooLate,
+}
+
+/// What is known of data beside their number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Context {
+    /// The place of the next packet.
+    pub(super) expected: u64,
+    /// They are the same bytes as the last ones, whose acknowledgement has not left yet.
+    pub(super) again: bool,
+    /// Everything that came has been acknowledged.
+    pub(super) settled: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
@@ -12,6 +38,8 @@ enum Rule {
     StepByStep,
     /// A peer of the field that sends several.
     Burst,
+    /// One that begins at 0 with each message.
+    PerMessage,
 }
 
 /// The numbers of one peer.
@@ -20,6 +48,7 @@ pub(super) struct Numbering {
     rule: Rule,
     /// The first and the last number of data that were taken.
     taken: Option<(Seq, Seq)>,
+    per_message: PerMessage,
     /// Whether all data that were taken had the number 0.
     constant: bool,
     acks: Acks,
@@ -40,21 +69,26 @@ enum Acks {
 }
 
 impl Numbering {
-    pub(super) fn new(strict: bool, mode: Mode) -> Self {
+    pub(super) fn new(strict: bool, mode: Mode, generation: Generation) -> Self {
         let rule = match mode {
             _ if strict => Rule::Strict,
+            _ if generation.cuts_characters() => Rule::PerMessage,
             Mode::StepByStep => Rule::StepByStep,
             Mode::Burst => Rule::Burst,
         };
-        Self { rule, taken: None, constant: true, acks: Acks::Zero, surplus: 0 }
+        let per_message = PerMessage::new(generation == Generation::Fourth);
+        Self { rule, taken: None, per_message, constant: true, acks: Acks::Zero, surplus: 0 }
     }
 
-    /// The number of data that came. `again`: whether they are the same bytes as the last ones,
-    /// whose acknowledgement has not left yet.
-    pub(super) fn of_data(&self, seq: Seq, expected: u64, again: bool) -> Option<u64> {
+    /// The place of data that came.
+    pub(super) fn of_data(&self, seq: Seq, context: Context) -> Place {
+        let Context { expected, again, settled } = context;
+        if self.rule == Rule::PerMessage {
+            return self.per_message.of_data(seq, expected, settled);
+        }
         let zero_again = self.constant && seq == Seq(0);
-        match (self.rule, self.taken) {
-            (Rule::Strict, _) => seq.nearest(expected),
+        let number = match (self.rule, self.taken) {
+            (Rule::Strict | Rule::PerMessage, _) => seq.nearest(expected),
             (_, None) => Some(expected),
             (Rule::StepByStep, Some((_, last))) => {
                 let is_new = seq != last || (zero_again && !again);
@@ -62,20 +96,44 @@ impl Numbering {
             }
             (Rule::Burst, Some(_)) if zero_again => Some(expected),
             (Rule::Burst, Some((first, _))) => Seq(seq.0.wrapping_sub(first.0)).nearest(expected),
-        }
+        };
+        number.map_or(Place::Nowhere, Place::At)
     }
 
-    /// Data with this number were taken.
-    pub(super) fn on_taken(&mut self, seq: Seq) {
+    /// Data with this number were taken: as the first of a message, at that place, or not.
+    /// `complete`: all of that message is there.
+    pub(super) fn on_taken(&mut self, seq: Seq, begins: Option<u64>, complete: bool) {
         let (first, _) = self.taken.unwrap_or((seq, seq));
         self.taken = Some((first, seq));
         self.constant &= seq == Seq(0);
+        self.per_message.on_taken(seq, begins, complete);
+    }
+
+    /// What came of the last message is all of it.
+    pub(super) fn on_silence(&mut self) {
+        self.per_message.on_silence();
+    }
+
+    /// The place of the packet that can be acknowledged by one before the next message: packets
+    /// before it have numbers of another message.
+    pub(super) fn base(&self) -> u64 {
+        if self.rule == Rule::PerMessage { self.per_message.base() } else { 0 }
     }
 
     /// The packet that an acknowledgement is for, where `base` is the oldest number that waits for
-    /// one, and `waits` says whether another does.
-    pub(super) fn of_ack(&mut self, seq: Seq, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
-        let number = seq.nearest(base);
+    /// one, which left with the number `oldest`, and `waits` says whether another does.
+    pub(super) fn of_ack(
+        &mut self,
+        seq: Seq,
+        base: u64,
+        oldest: Seq,
+        waits: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let number = match self.rule {
+            // One at a time is under way.
+            Rule::PerMessage => (seq == oldest).then_some(base),
+            _ => seq.nearest(base),
+        };
         if self.rule == Rule::Strict {
             return number;
         }
@@ -106,18 +164,23 @@ mod tests {
 
     /// What becomes of numbers that come: for each, whether it was a new message.
     fn take(mode: Mode, seqs: &[(u16, bool)]) -> Vec<bool> {
-        let mut numbering = Numbering::new(false, mode);
+        let mut numbering = Numbering::new(false, mode, Generation::First);
         let mut expected = 0;
         let mut news = Vec::new();
         for &(seq, again) in seqs {
-            let is_new = numbering.of_data(Seq(seq), expected, again) == Some(expected);
+            let context = Context { expected, again, settled: true };
+            let is_new = numbering.of_data(Seq(seq), context) == Place::At(expected);
             if is_new {
                 expected += 1;
-                numbering.on_taken(Seq(seq));
+                numbering.on_taken(Seq(seq), None, true);
             }
             news.push(is_new);
         }
         news
+    }
+
+    fn of_ack(numbering: &mut Numbering, seq: u16, base: u64, waits: impl Fn(u64) -> bool) -> Option<u64> {
+        numbering.of_ack(Seq(seq), base, Seq::of(base), waits)
     }
 
     #[test]
@@ -144,27 +207,27 @@ mod tests {
 
     #[test]
     fn acknowledgements_that_always_say_0_are_for_the_oldest() {
-        let mut numbering = Numbering::new(false, Mode::Burst);
+        let mut numbering = Numbering::new(false, Mode::Burst, Generation::First);
         for base in 0..3 {
-            assert_eq!(numbering.of_ack(Seq(0), base, |number| (base..4).contains(&number)), Some(base));
+            assert_eq!(of_ack(&mut numbering, 0, base, |number| (base..4).contains(&number)), Some(base));
         }
-        assert_eq!(numbering.of_ack(Seq(3), 3, |_| true), Some(3));
-        assert_eq!(numbering.of_ack(Seq(0), 4, |_| false), Some(0));
-        let mut numbering = Numbering::new(false, Mode::StepByStep);
-        assert_eq!(numbering.of_ack(Seq(77), 5, |_| true), Some(5));
+        assert_eq!(of_ack(&mut numbering, 3, 3, |_| true), Some(3));
+        assert_eq!(of_ack(&mut numbering, 0, 4, |_| false), Some(0));
+        let mut numbering = Numbering::new(false, Mode::StepByStep, Generation::First);
+        assert_eq!(of_ack(&mut numbering, 77, 5, |_| true), Some(5));
     }
 
     #[test]
     fn the_second_acknowledgement_of_a_repeated_message_is_not_for_the_next_one() {
         // A peer that counts says which it means.
-        let mut numbering = Numbering::new(false, Mode::StepByStep);
-        assert_eq!(numbering.of_ack(Seq(5), 5, |_| true), Some(5));
-        assert_eq!(numbering.of_ack(Seq(5), 6, |_| true), Some(5));
+        let mut numbering = Numbering::new(false, Mode::StepByStep, Generation::First);
+        assert_eq!(of_ack(&mut numbering, 5, 5, |_| true), Some(5));
+        assert_eq!(of_ack(&mut numbering, 5, 6, |_| true), Some(5));
         // One that does not has as many to send as it got copies.
-        let mut numbering = Numbering::new(false, Mode::StepByStep);
-        assert_eq!(numbering.of_ack(Seq(0), 1, |_| true), Some(1));
+        let mut numbering = Numbering::new(false, Mode::StepByStep, Generation::First);
+        assert_eq!(of_ack(&mut numbering, 0, 1, |_| true), Some(1));
         numbering.on_acknowledged(2);
-        assert_eq!(numbering.of_ack(Seq(0), 2, |_| true), None);
-        assert_eq!(numbering.of_ack(Seq(0), 2, |_| true), Some(2));
+        assert_eq!(of_ack(&mut numbering, 0, 2, |_| true), None);
+        assert_eq!(of_ack(&mut numbering, 0, 2, |_| true), Some(2));
     }
 }

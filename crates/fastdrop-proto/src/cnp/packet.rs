@@ -4,7 +4,7 @@ use super::checksum::Checksum;
 use super::seq::Seq;
 
 pub use super::control::CONTROL_PAYLOAD_MAX;
-pub use super::header::{HEAD_BYTES, Head, PacketError};
+pub use super::header::{HEAD_BYTES, Head, Layout, PacketError};
 
 /// What a packet is, once the handshake is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum PacketType {
     Ack,
     /// An error, after which its sender closes.
     Error,
-    /// A sign of life. Data, where the peer is a later program.
+    /// A sign of life; with a payload, data of the second generation.
     KeepAlive,
     /// Its sender wants to close.
     Disconnect,
@@ -56,14 +56,34 @@ impl PacketType {
     }
 }
 
-/// Appends a packet. `number` is what the checksum covers, of which the header has the lower bits.
+/// Appends a packet with a plain header. `number` is what the checksum covers, of which the header
+/// has the lower bits.
 pub fn append(out: &mut Vec<u8>, typ: u8, seq: Seq, number: u64, checksum: &Checksum, payload: &[u8]) {
+    append_as(out, None, typ, seq, number, checksum, payload);
+}
+
+/// Appends a packet of the fourth generation, whose header says whether it is the last one of a
+/// message.
+pub fn append_marked(out: &mut Vec<u8>, is_last: bool, typ: u8, seq: Seq, payload: &[u8]) {
+    append_as(out, Some(is_last), typ, seq, 0, &Checksum::Md5, payload);
+}
+
+fn append_as(
+    out: &mut Vec<u8>,
+    mark: Option<bool>,
+    typ: u8,
+    seq: Seq,
+    number: u64,
+    checksum: &Checksum,
+    payload: &[u8],
+) {
     let len = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
-    out.reserve(HEAD_BYTES + payload.len());
+    out.reserve(Layout::Marked.head_bytes() + payload.len());
     out.extend_from_slice(&len);
     out.push(typ);
     out.extend_from_slice(&seq.0.to_be_bytes());
     out.extend_from_slice(&checksum.of(typ, number, payload));
+    out.extend(mark.map(u8::from));
     out.extend_from_slice(payload);
 }
 

@@ -44,6 +44,8 @@ struct Unhandled {
     /// Bytes that count until the application is done with it.
     bytes: usize,
     handled: bool,
+    /// The last packet was acknowledged before it was known to be the last.
+    acknowledged: bool,
 }
 
 /// A packet, and what its header says of its number.
@@ -65,8 +67,9 @@ pub(super) struct Receiver {
     /// What is behind a gap.
     ahead: BTreeMap<u64, Ahead>,
     ahead_bytes: usize,
-    /// The fragments of the message that is not complete.
+    /// The fragments of the message that is not complete, and the last of these.
     partial: Vec<u8>,
+    partial_last: Option<PacketId>,
     messages: VecDeque<Bytes>,
     /// All messages from `first_unhandled` on.
     unhandled: VecDeque<Unhandled>,
@@ -100,6 +103,7 @@ impl Receiver {
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
             partial: Vec::new(),
+            partial_last: None,
             messages: VecDeque::new(),
             unhandled: VecDeque::new(),
             first_unhandled: 0,
@@ -129,8 +133,10 @@ impl Receiver {
     /// All packets below this are acknowledged; the others are not, where one acknowledgement is
     /// for all before it.
     pub(super) fn acknowledged_below(&self) -> u64 {
-        let withheld = self.unhandled.front().filter(|_| self.withholds);
-        withheld.map_or(self.expected, |message| message.last.number)
+        let withheld = |message: &&Unhandled| self.withholds && !message.acknowledged;
+        // Behind one that was acknowledged before it was handled, only the last can wait for that.
+        let mut ends = [self.unhandled.front(), self.unhandled.back()].into_iter().flatten();
+        ends.find(withheld).map_or(self.expected, |message| message.last.number)
     }
 
     /// Returns true if the packet with this number has come and is to be acknowledged: not the last
@@ -145,7 +151,26 @@ impl Receiver {
         if !self.repeat.keeps_ahead() {
             return number < self.acknowledged_below();
         }
-        self.unhandled.binary_search_by_key(&number, |message| message.last.number).is_err()
+        let found = self.unhandled.binary_search_by_key(&number, |message| message.last.number);
+        found.ok().and_then(|index| self.unhandled.get(index)).is_none_or(|message| message.acknowledged)
+    }
+
+    /// Returns true if the last packet of a message waits for its acknowledgement.
+    pub(super) fn withholds(&self) -> bool {
+        self.withholds && self.unhandled.back().is_some_and(|message| !message.acknowledged)
+    }
+
+    /// Returns true if a message is under way of which more is to come.
+    pub(super) fn is_within(&self) -> bool {
+        self.partial_last.is_some()
+    }
+
+    /// What came of the message under way is all of it, though nothing has said so.
+    pub(super) fn complete(&mut self) {
+        if let Some(last) = self.partial_last.take() {
+            let message = std::mem::take(&mut self.partial);
+            self.hand_on(last, message.into(), true);
+        }
     }
 
     /// Returns true if a message has not been handled.
@@ -168,6 +193,7 @@ impl Receiver {
         self.ahead.clear();
         self.ahead_bytes = 0;
         self.partial = Vec::new();
+        self.partial_last = None;
     }
 
     pub(super) fn memory(&self) -> usize {
@@ -207,13 +233,14 @@ impl Receiver {
         self.unhandled.get_mut(usize::try_from(id.0.checked_sub(self.first_unhandled)?).ok()?)
     }
 
-    /// The last packet of the next message that has been handled, as have all before it.
-    pub(super) fn poll_released(&mut self) -> Option<PacketId> {
+    /// The last packet of the next message that has been handled, as have all before it, and whether
+    /// it is still to be acknowledged.
+    pub(super) fn poll_released(&mut self) -> Option<(PacketId, bool)> {
         self.unhandled.front().filter(|message| message.handled)?;
         let message = self.unhandled.pop_front()?;
         self.first_unhandled += 1;
         self.handled_below = message.last.number + 1;
-        Some(message.last)
+        Some((message.last, !message.acknowledged))
     }
 
     /// Returns true, once, if there is room again after something was dropped.
@@ -275,21 +302,23 @@ impl Receiver {
         let last = PacketId { seq, number: self.expected };
         self.expected += 1;
         if is_last && self.partial.is_empty() {
-            self.hand_on(last, Bytes::copy_from_slice(payload));
+            self.partial_last = None;
+            self.hand_on(last, Bytes::copy_from_slice(payload), false);
             return true;
         }
         self.partial.extend_from_slice(payload);
+        self.partial_last = (!is_last).then_some(last);
         if is_last {
             let message = std::mem::take(&mut self.partial);
-            self.hand_on(last, message.into());
+            self.hand_on(last, message.into(), false);
         }
         true
     }
 
-    fn hand_on(&mut self, last: PacketId, message: Bytes) {
+    fn hand_on(&mut self, last: PacketId, message: Bytes, acknowledged: bool) {
         let bytes = message.len() + Self::OVERHEAD;
         self.untaken += bytes;
-        self.unhandled.push_back(Unhandled { last, bytes, handled: false });
+        self.unhandled.push_back(Unhandled { last, bytes, handled: false, acknowledged });
         self.messages.push_back(message);
     }
 }

@@ -1,6 +1,7 @@
 //! The sending half of a session: a window of packets, when they are lost, and when they leave
 //! again.
 
+use super::cut::Cut;
 use super::header::HEAD_BYTES;
 use super::repeat::Repeat;
 use crate::congestion::{Flow, Leave, Stamp};
@@ -27,7 +28,11 @@ pub struct TooLarge {
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) number: u64,
+    /// Its place in its message.
+    pub(super) index: u64,
     pub(super) is_last: bool,
+    /// The number of times that it was sent before.
+    pub(super) before: u32,
     pub(super) payload: Bytes,
 }
 
@@ -47,6 +52,7 @@ struct Slot {
     payload: Bytes,
     is_last: bool,
     message: u64,
+    index: u64,
     state: SlotState,
     /// Whether the flow counts it.
     in_flight: bool,
@@ -54,6 +60,8 @@ struct Slot {
     /// Its place among everything that was sent.
     order: u64,
     sends: u32,
+    /// So many of these the peer has refused as damaged.
+    refused: u32,
 }
 
 impl Slot {
@@ -82,13 +90,15 @@ struct Question {
 pub(super) struct Sender {
     repeat: &'static dyn Repeat,
     window: usize,
-    packet_max: usize,
+    cut: Cut,
     timeouts_max: u32,
     /// The peer's way to say that a message is handled.
     handling: Handling,
     flow: Flow,
     /// What of messages is not in the window yet.
     waiting: VecDeque<(u64, Bytes)>,
+    /// Pieces of the first of these that are.
+    cut_before: u64,
     /// All messages that are not acknowledged, from `first_message` on.
     messages: VecDeque<Message>,
     first_message: u64,
@@ -137,7 +147,7 @@ impl Sender {
     pub(super) fn new(
         repeat: &'static dyn Repeat,
         window: u16,
-        packet_max: usize,
+        cut: Cut,
         timeouts_max: u32,
         handling: Handling,
         flow: Flow,
@@ -145,11 +155,12 @@ impl Sender {
         Self {
             repeat,
             window: window.into(),
-            packet_max,
+            cut,
             timeouts_max,
             handling,
             flow,
             waiting: VecDeque::new(),
+            cut_before: 0,
             messages: VecDeque::new(),
             first_message: 0,
             message_bytes: 0,
@@ -191,6 +202,16 @@ impl Sender {
         self.base
     }
 
+    /// The place in its message of the oldest packet that is not acknowledged; 0 if there is none.
+    pub(super) fn base_index(&self) -> u64 {
+        self.slots.front().map_or(0, |slot| slot.index)
+    }
+
+    /// So many packets may be under way from now on.
+    pub(super) fn set_window(&mut self, window: u16) {
+        self.window = window.into();
+    }
+
     /// The number of the next new packet.
     pub(super) fn next(&self) -> u64 {
         self.base + self.slots.len() as u64
@@ -201,9 +222,11 @@ impl Sender {
         self.slot(number).is_some_and(|slot| slot.state != SlotState::Acknowledged)
     }
 
-    /// How often the packet with this number was sent; 0 if it does not wait any more.
+    /// How often the packet with this number was sent and not refused; 0 if it does not wait any
+    /// more.
     pub(super) fn sends(&self, number: u64) -> u32 {
-        self.slot(number).filter(|slot| slot.state != SlotState::Acknowledged).map_or(0, |slot| slot.sends)
+        let waits = self.slot(number).filter(|slot| slot.state != SlotState::Acknowledged);
+        waits.map_or(0, |slot| slot.sends - slot.refused)
     }
 
     /// Nothing more will be sent or acknowledged.
@@ -245,7 +268,7 @@ impl Sender {
     /// Takes a message, to be sent when the window allows.
     pub(super) fn send(&mut self, now: Instant, message: Bytes) -> SendId {
         let id = self.first_message + self.messages.len() as u64;
-        let packets = message.len().div_ceil(self.packet_max).max(1);
+        let packets = self.cut.pieces(&message);
         self.message_bytes += message.len() + Self::OVERHEAD;
         self.messages.push_back(Message { len: message.len(), packets, last: None });
         self.waiting.push_back((id, message));
@@ -265,7 +288,7 @@ impl Sender {
         let is_new = again.is_none() && self.slots.len() < self.window && !self.waits_for_handling();
         let payload_len = match again {
             Some(number) => self.slot(number).map(|slot| slot.payload.len()),
-            None if is_new => self.waiting.front().map(|(_, rest)| rest.len().min(self.packet_max)),
+            None if is_new => self.waiting.front().map(|(_, rest)| self.cut.piece(rest)),
             None => None,
         };
         let Some(payload_len) = payload_len else {
@@ -306,10 +329,12 @@ impl Sender {
     /// Puts the next piece of what waits into the window.
     fn cut_next(&mut self, now: Instant) -> Option<u64> {
         let (message, rest) = self.waiting.front_mut()?;
-        let (message, payload) = (*message, rest.split_to(rest.len().min(self.packet_max)));
-        let is_last = rest.is_empty();
+        let (message, payload) = (*message, rest.split_to(self.cut.piece(rest)));
+        let (is_last, index) = (rest.is_empty(), self.cut_before);
+        self.cut_before += 1;
         if is_last {
             self.waiting.pop_front();
+            self.cut_before = 0;
         }
         let number = self.next();
         if is_last
@@ -321,7 +346,18 @@ impl Sender {
         let bytes = (HEAD_BYTES + payload.len()) as u64;
         let stamp = self.flow.on_sent(now, bytes);
         let (state, in_flight, order, sends) = (SlotState::OnItsWay, true, 0, 0);
-        self.slots.push_back(Slot { payload, is_last, message, state, in_flight, stamp, order, sends });
+        self.slots.push_back(Slot {
+            payload,
+            is_last,
+            message,
+            index,
+            state,
+            in_flight,
+            stamp,
+            order,
+            sends,
+            refused: 0,
+        });
         Some(number)
     }
 
@@ -339,7 +375,8 @@ impl Sender {
         slot.order = self.orders;
         slot.sends += 1;
         self.sent.push_back((self.orders, number));
-        Some(Outgoing { number, is_last: slot.is_last, payload: slot.payload.clone() })
+        let (index, is_last, before) = (slot.index, slot.is_last, slot.sends - 1);
+        Some(Outgoing { number, index, is_last, before, payload: slot.payload.clone() })
     }
 
     fn slot(&self, number: u64) -> Option<&Slot> {
@@ -550,6 +587,22 @@ impl Sender {
             }
         }
         self.gaps = 0;
+    }
+
+    /// The peer says that this packet came damaged: it goes again. A peer that says so too often in a
+    /// row is as good as gone.
+    pub(super) fn on_nack(&mut self, now: Instant, number: u64) -> Result<(), Gone> {
+        let Some(slot) = self.slot_mut(number).filter(|slot| slot.state == SlotState::OnItsWay) else {
+            return Ok(());
+        };
+        slot.refused += 1;
+        self.timeouts += 1;
+        if self.timeouts > self.timeouts_max {
+            return Err(Gone);
+        }
+        self.lose(now, number);
+        self.probes = true;
+        Ok(())
     }
 
     /// The peer has no room: it is not gone.

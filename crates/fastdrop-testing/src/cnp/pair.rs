@@ -275,10 +275,10 @@ impl Pair {
         let side = &mut self.sides[side];
         let Some(session) = &mut side.session else { return };
         while session.wants_input() {
-            match Head::parse(&side.read, session.payload_max()) {
+            match session.parse_head(&side.read) {
                 Ok(Some(head)) if side.read.len() >= head.packet_len() => {
                     let packet: Vec<u8> = side.read.drain(..head.packet_len()).collect();
-                    session.handle_packet(self.now, &head, &packet[HEAD_BYTES..]);
+                    session.handle_packet(self.now, &head, head.payload(&packet));
                 }
                 Ok(_) => break,
                 Err(error) => {

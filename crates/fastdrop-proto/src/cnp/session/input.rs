@@ -1,15 +1,19 @@
 //! What comes: the handshake's packets, data, acknowledgements, signs of life, and the end.
 
-use super::{Ack, Channel, Ending, Event, Session, State};
+use super::{Ack, AckSays, Channel, Ending, Event, Session, State};
 use crate::cnp::checksum::Checksum;
 use crate::cnp::config::Carrier;
 use crate::cnp::control::{ACK, ALIVE, GAP, HOLD, ROOM};
+use crate::cnp::cut::characters;
+use crate::cnp::generation::{CHANNEL, Generation, Meaning};
 use crate::cnp::handshake::{HandshakeError, Syn, read_ack, read_syn_ack, write_ack, write_refusal};
-use crate::cnp::header::{HEAD_BYTES, Head, PacketError};
+use crate::cnp::header::{Head, Layout, PacketError};
+use crate::cnp::numbering::{Context, Place};
 use crate::cnp::packet::{ErrorCode, PacketType, PeerError};
 use crate::cnp::params::Protocol;
 use crate::cnp::receiver::{PacketId, Taken};
 use crate::cnp::seq::Seq;
+use crate::rtt::Rtt;
 use std::time::Instant;
 
 /// A packet of a handshake that is over.
@@ -23,12 +27,35 @@ pub(super) enum Again {
     Nothing,
 }
 
+/// The place of data in their direction and in their message.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    number: u64,
+    /// They are the first of a message, and have this number.
+    begins: Option<u64>,
+    is_last: bool,
+}
+
+impl Channel {
+    /// Reports whether what has the type of a keep-alive is data of the second generation: from a
+    /// peer that has agreed to no keep-alives. Such data may be empty where others were not.
+    fn takes_for_data(&self, payload: &[u8], carrier: Carrier) -> bool {
+        carrier == Carrier::Stream
+            && self.agreed.keep_alive.is_none()
+            && match self.generation {
+                Generation::Second => true,
+                Generation::First => !payload.is_empty(),
+                _ => false,
+            }
+    }
+}
+
 impl Session {
     /// A datagram came.
     pub fn handle_datagram(&mut self, now: Instant, mut datagram: &[u8]) {
         while let Ok(Some(head)) = Head::parse(datagram, self.payload_max()) {
             let Some((packet, rest)) = datagram.split_at_checked(head.packet_len()) else { break };
-            let payload = packet.get(HEAD_BYTES..).unwrap_or_default();
+            let payload = head.payload(packet);
             if !self.in_handshake() && self.handshake_again(&head, payload) == Some(Again::OtherSession) {
                 // So is what comes with it.
                 return;
@@ -58,6 +85,8 @@ impl Session {
 
     /// The stream has ended, or broken.
     pub fn handle_end(&mut self) {
+        // A message whose end nothing marks: what came of it is all that comes.
+        self.complete_message();
         match self.state {
             State::Over => {}
             State::Lingering { .. } => self.state = State::Over,
@@ -106,11 +135,14 @@ impl Session {
             return;
         }
         let id = self.id.clone();
-        match (Syn::parse(payload), id) {
+        if head.layout() == Layout::Marked && head.typ == CHANNEL {
+            return;
+        }
+        match (Syn::parse(payload, head.layout()), id) {
             (Ok(syn), Some(id)) if head.typ == PacketType::Data.byte() => {
                 let (agreed, answer) = syn.answer(&self.config, id);
-                self.push_handshake(PacketType::Ack, &answer);
                 self.channel = Some(Channel::new(now, agreed, &self.config));
+                self.push_handshake(PacketType::Ack, &answer);
                 self.state = State::SynReceived;
             }
             (syn, _) => {
@@ -125,7 +157,11 @@ impl Session {
         if !self.is_good(now, head, payload) {
             return;
         }
+        if head.layout() != self.config.syn_form.layout() {
+            return self.end(Ending::Protocol("an answer with another header than was asked with".into()));
+        }
         match PacketType::of(head.typ) {
+            _ if head.layout() == Layout::Marked && head.typ == CHANNEL => return,
             Some(PacketType::Ack) => {}
             // A SYN-ACK whose type was damaged, which its checksum does not tell, is as good as
             // lost.
@@ -155,6 +191,9 @@ impl Session {
         if !self.is_good(now, head, payload) {
             return;
         }
+        if head.layout() == Layout::Marked && head.typ == CHANNEL {
+            return;
+        }
         let is_ack = [PacketType::Ack, PacketType::Error].map(PacketType::byte).contains(&head.typ);
         match read_ack(payload) {
             Ok(id) if is_ack && Some(&id) == self.id.as_ref() => self.open(),
@@ -180,22 +219,53 @@ impl Session {
         // Nothing is learned from a damaged packet; of CRC-32C that is known when the number is.
         let by_payload = channel.checksum == Checksum::Md5;
         if by_payload && !channel.checksum.verify(head, 0, payload) {
+            let nack = channel.generation.meaning(head.typ) == Some(Meaning::Is(PacketType::Data))
+                && channel.generation == Generation::Fourth;
+            if nack {
+                self.push_ack(Ack { seq: head.seq, number: 0, says: AckSays::Damaged });
+            }
             return self.count(now, false);
         }
-        let later = channel.agreed.later && head.typ == PacketType::KeepAlive.byte();
-        let typ = if later { Some(PacketType::Data) } else { PacketType::of(head.typ) };
-        let withholds = channel.withholds();
+        let mut typ = match channel.generation.meaning(head.typ) {
+            Some(Meaning::Is(typ)) => Some(typ),
+            Some(Meaning::Nack) => return self.handle_nack(now, head.seq),
+            Some(Meaning::Ignored) => return self.count(now, true),
+            None => None,
+        };
+        if typ == Some(PacketType::KeepAlive) && channel.takes_for_data(payload, self.config.carrier) {
+            channel.generation = Generation::Second;
+            typ = Some(PacketType::Data);
+        }
+        let settled = channel.is_settled();
         let (sender, numbering) = (&channel.sender, &mut channel.numbering);
+        let mut begins = None;
         let number = match typ {
             Some(PacketType::Data | PacketType::Fragment) => {
-                let open = !channel.acks.is_empty() || withholds;
-                let same = channel.last_data == Some(head.checksum) && open;
-                numbering.of_data(head.seq, channel.receiver.expected(), same)
+                let again = channel.last_data == Some(head.checksum) && !settled;
+                let expected = channel.receiver.expected();
+                match numbering.of_data(head.seq, Context { expected, again, settled }) {
+                    Place::At(number) => Some(number),
+                    Place::Begins(number) => {
+                        begins = Some(number);
+                        Some(number)
+                    }
+                    Place::Nowhere if by_payload => return self.count(now, true),
+                    Place::Nowhere => None,
+                    Place::TooLate => {
+                        let why = "a message that went on after a second of silence";
+                        return self.fail(ErrorCode::Timeout, why);
+                    }
+                }
             }
             Some(PacketType::Ack) => {
                 let closing = matches!(self.state, State::Closing { .. });
                 let base = if closing { sender.next() } else { sender.base() };
-                numbering.of_ack(head.seq, base, |number| closing || sender.waits_for(number))
+                if closing && channel.agreed.characters.is_some() {
+                    Some(base)
+                } else {
+                    let oldest = Seq::of(sender.base_index());
+                    numbering.of_ack(head.seq, base, oldest, |number| closing || sender.waits_for(number))
+                }
             }
             Some(PacketType::Disconnect) if channel.agreed.counts() => {
                 head.seq.nearest(channel.receiver.expected())
@@ -208,8 +278,13 @@ impl Session {
         // The server has this client's ACK, or it would say nothing.
         self.unconfirmed = None;
         match typ {
-            Some(PacketType::Data) => self.handle_data(now, head, number, true, payload),
-            Some(PacketType::Fragment) => self.handle_data(now, head, number, false, payload),
+            Some(PacketType::Data | PacketType::Fragment) => {
+                if begins.is_some() {
+                    self.complete_message();
+                }
+                let is_last = self.is_last(head, payload, typ == Some(PacketType::Data));
+                self.handle_data(now, head, Position { number, begins, is_last }, payload);
+            }
             Some(PacketType::Ack) => self.handle_ack(now, number, payload),
             Some(PacketType::Error) => self.end(Ending::PeerError(PeerError::parse(payload))),
             Some(PacketType::KeepAlive) => self.handle_keep_alive(now, head.seq, payload),
@@ -240,14 +315,29 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_data(
-        &mut self,
-        now: Instant,
-        head: &Head,
-        number: u64,
-        is_last: bool,
-        payload: &[u8],
-    ) {
+    /// Says whether data are the last of their message.
+    fn is_last(&self, head: &Head, payload: &[u8], by_type: bool) -> bool {
+        let fragment = self.channel.as_ref().and_then(|channel| channel.agreed.characters);
+        match (head.is_last, fragment) {
+            (Some(is_last), _) => is_last,
+            (None, Some(max)) => characters(payload) < max,
+            (None, None) => by_type,
+        }
+    }
+
+    /// What came of a message whose end nothing marks is all of it.
+    pub(super) fn complete_message(&mut self) {
+        let Some(channel) = &mut self.channel else { return };
+        if channel.generation == Generation::Third && channel.receiver.is_within() {
+            channel.receiver.complete();
+            channel.numbering.on_silence();
+            channel.fragment_at = None;
+            self.hand_on();
+        }
+    }
+
+    fn handle_data(&mut self, now: Instant, head: &Head, position: Position, payload: &[u8]) {
+        let Position { number, begins, is_last } = position;
         let Some(channel) = &mut self.channel else { return };
         if matches!(self.state, State::Lingering { .. }) {
             return;
@@ -255,19 +345,21 @@ impl Session {
         if payload.len() > channel.agreed.packet_max {
             return self.fail(ErrorCode::TooLarge, "more bytes in a packet than was agreed");
         }
-        if !is_last && !channel.agreed.strict() {
+        if !is_last && !channel.agreed.strict() && channel.agreed.characters.is_none() {
             return self.fail(ErrorCode::Malformed, "a fragment where none was agreed");
         }
         let packet = PacketId { seq: head.seq, number };
         match channel.receiver.handle_data(packet, is_last, payload) {
             Taken::New => {
-                channel.numbering.on_taken(head.seq);
+                let within = channel.receiver.is_within();
+                channel.numbering.on_taken(head.seq, begins, !within);
+                channel.fragment_at = (within && channel.generation == Generation::Third).then_some(now);
                 channel.last_data = Some(head.checksum);
                 if !channel.receiver.has_room() || channel.withholds() {
                     channel.hold_at.get_or_insert(now + Self::HOLD);
                 }
                 if channel.receiver.acknowledges(number) {
-                    self.push_ack(Ack { seq: head.seq, number, gap: false });
+                    self.push_ack(Ack { seq: head.seq, number, says: AckSays::Came });
                 }
                 self.hand_on();
             }
@@ -276,17 +368,19 @@ impl Session {
                 if channel.receiver.acknowledges(number) {
                     // What was said of it may have been lost.
                     channel.tells_handled |= channel.agreed.handled;
-                    self.push_ack(Ack { seq: head.seq, number, gap: false });
+                    self.push_ack(Ack { seq: head.seq, number, says: AckSays::Came });
                 } else {
                     self.sign(HOLD);
                 }
             }
             Taken::BehindGap => {
-                if let Some(before) = channel.receiver.acknowledged_below().checked_sub(1) {
+                if let Some(before) = channel.receiver.acknowledged_below().checked_sub(1)
+                    && before >= channel.numbering.base()
+                {
                     let back = u16::try_from(number - before).unwrap_or(0);
-                    let gap = channel.agreed.strict();
+                    let says = if channel.agreed.strict() { AckSays::Gap } else { AckSays::Came };
                     let seq = Seq(head.seq.0.wrapping_sub(back));
-                    self.push_ack(Ack { seq, number: before, gap });
+                    self.push_ack(Ack { seq, number: before, says });
                 }
             }
             Taken::NoRoom => {
@@ -306,7 +400,7 @@ impl Session {
         let joins = channel.joins_acks();
         let full = channel.acks.len() >= 2 * channel.acks_max();
         match channel.acks.back_mut() {
-            Some(last) if joins && !last.gap && last.number < ack.number => *last = ack,
+            Some(last) if joins && last.says == AckSays::Came && last.number < ack.number => *last = ack,
             // What comes again later is acknowledged then.
             _ if full => {}
             _ => channel.acks.push_back(ack),
@@ -339,7 +433,25 @@ impl Session {
             }
             return;
         }
-        channel.numbering.on_acknowledged(channel.sender.sends(number));
+        let sends = channel.sender.sends(number);
+        let answered = match &mut channel.data_type {
+            Some(data_type) if sends > 0 => {
+                let answered = data_type.on_acknowledged(sends);
+                channel.generation = data_type.next(0);
+                if data_type.is_sure() {
+                    channel.sender.set_window(channel.agreed.window);
+                }
+                answered
+            }
+            _ => sends,
+        };
+        if channel.agreed.characters.is_some() && answered > 1 {
+            // Numbers do not tell a second acknowledgement from that of the next message: it has its
+            // time to come while nothing waits for one.
+            self.quiet_until = Some(now + Rtt::TIMEOUT_FIRST);
+        } else {
+            channel.numbering.on_acknowledged(answered);
+        }
         match says_gap && channel.agreed.strict() {
             true => channel.sender.on_gap(now, number),
             false => channel.sender.on_ack(now, number, before.unwrap_or(0)),
@@ -363,6 +475,16 @@ impl Session {
         self.on_acknowledged(now);
     }
 
+    /// The peer asks for the packet with this number once more.
+    fn handle_nack(&mut self, now: Instant, seq: Seq) {
+        self.count(now, true);
+        let Some(channel) = &mut self.channel else { return };
+        let number = channel.sender.base();
+        if seq == Seq::of(channel.sender.base_index()) && channel.sender.on_nack(now, number).is_err() {
+            self.end(Ending::Gone);
+        }
+    }
+
     fn on_acknowledged(&mut self, now: Instant) {
         let Some(channel) = &mut self.channel else { return };
         while let Some(id) = channel.sender.poll_acknowledged() {
@@ -379,7 +501,7 @@ impl Session {
             // the acknowledgement of data. While a message is not acknowledged, this could be taken
             // for its acknowledgement.
             if self.config.carrier == Carrier::Stream && !channel.agreed.strict() && !channel.withholds() {
-                self.push_ack(Ack { seq, number: 0, gap: false });
+                self.push_ack(Ack { seq, number: 0, says: AckSays::Came });
             }
             return;
         }
@@ -392,6 +514,7 @@ impl Session {
     }
 
     pub(super) fn handle_disconnect(&mut self, now: Instant, seq: Seq, number: u64) {
+        self.complete_message();
         let Some(channel) = &mut self.channel else { return };
         if channel.agreed.counts() && number != channel.receiver.expected() {
             return;
@@ -407,7 +530,7 @@ impl Session {
     pub(super) fn on_disconnect(&mut self, now: Instant, seq: Seq, number: u64) {
         let Some(channel) = &mut self.channel else { return };
         let timeout = channel.sender.flow().rtt.timeout_after(0);
-        self.push_ack(Ack { seq, number, gap: false });
+        self.push_ack(Ack { seq, number, says: AckSays::Came });
         if !matches!(self.state, State::Lingering { .. }) {
             self.end(if matches!(self.state, State::Closing { .. }) {
                 Ending::Closed

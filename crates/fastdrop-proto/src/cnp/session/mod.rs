@@ -4,10 +4,13 @@ use super::acceptor::Handshake;
 use super::checksum::Checksum;
 use super::config::{Carrier, SessionConfig};
 use super::control::{ALIVE, CONTROL_PAYLOAD_MAX, HOLD, ROOM};
+use super::cut::Cut;
+use super::data_type::DataType;
+use super::generation::Generation;
 use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, write_syn};
-use super::header::HEAD_BYTES;
+use super::header::{HEAD_BYTES, Head, Layout, PacketError};
 use super::numbering::Numbering;
-use super::packet::{ErrorCode, PacketType, PeerError, append};
+use super::packet::{ErrorCode, PacketType, PeerError, append, append_marked};
 use super::params::{Mode, SessionId};
 use super::receiver::{PacketId, ReceiveId, Receiver};
 use super::repeat;
@@ -97,8 +100,18 @@ pub struct Counters {
 struct Ack {
     seq: Seq,
     number: u64,
-    /// Whether something behind it came that was dropped.
-    gap: bool,
+    says: AckSays,
+}
+
+/// What an acknowledgement says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AckSays {
+    /// The packet came.
+    Came,
+    /// It came, and something behind it that was dropped.
+    Gap,
+    /// It came damaged: it is to be sent again.
+    Damaged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +142,10 @@ enum State {
 #[derive(Debug)]
 struct Channel {
     agreed: Agreed,
+    /// The generation of the peer's program, as far as it has shown.
+    generation: Generation,
+    /// The type of this end's data, where the peer has not said which it takes.
+    data_type: Option<DataType>,
     checksum: Checksum,
     sender: Sender,
     receiver: Receiver,
@@ -143,6 +160,8 @@ struct Channel {
     tells_handled: bool,
     /// The peer's disconnect request, while something before it has not been handled.
     farewell: Option<PacketId>,
+    /// When the last fragment came of a message whose end nothing marks.
+    fragment_at: Option<Instant>,
 }
 
 impl Channel {
@@ -159,20 +178,47 @@ impl Channel {
             Mode::StepByStep => Handling::ToldOneByOne,
             Mode::Burst => Handling::Told,
         };
-        let (window, packet_max) = (agreed.window, agreed.packet_max);
+        let window = agreed.window;
+        let cut = agreed.characters.map_or(Cut::Bytes(agreed.packet_max), Cut::Characters);
+        let one_by_one = agreed.characters.is_some() || agreed.data_unknown;
+        let under_way = if one_by_one { 1 } else { window };
+        let strict = agreed.counts() || config.carrier == Carrier::Datagrams;
         Self {
             checksum: Checksum::new(agreed.checksum, &agreed.id),
-            sender: Sender::new(repeat, window, packet_max, config.timeouts_max, handling, flow),
+            sender: Sender::new(repeat, under_way, cut, config.timeouts_max, handling, flow),
             receiver: Receiver::new(repeat, window, !agreed.handled, config.limits),
-            numbering: Numbering::new(agreed.counts() || config.carrier == Carrier::Datagrams, agreed.mode),
+            numbering: Numbering::new(strict, agreed.mode, agreed.generation),
             acks: VecDeque::new(),
             last_data: None,
             sign: None,
             hold_at: None,
             tells_handled: false,
             farewell: None,
+            fragment_at: None,
+            generation: agreed.generation,
+            data_type: agreed.data_unknown.then(DataType::unknown),
             agreed,
         }
+    }
+
+    /// Appends a packet that is not data, if the peer's program knows its type.
+    fn append(&self, out: &mut Vec<u8>, typ: PacketType, seq: Seq, number: u64, payload: &[u8]) {
+        let Some(byte) = self.generation.byte(typ) else { return };
+        match self.generation.layout() {
+            Layout::Plain => append(out, byte, seq, number, &self.checksum, payload),
+            Layout::Marked => append_marked(out, false, byte, seq, payload),
+        }
+    }
+
+    /// Returns true if the peer may take what comes with a packet for a part of it: packets leave
+    /// one by one.
+    fn reads_once(&self) -> bool {
+        !self.agreed.strict()
+    }
+
+    /// Returns true if this end waits for an acknowledgement before it sends more.
+    fn goes_one_by_one(&self) -> bool {
+        self.reads_once() && (self.agreed.window == 1 || self.agreed.characters.is_some())
     }
 
     /// Acknowledgements that wait for a peer that does not read; then nothing more is read from it.
@@ -195,7 +241,12 @@ impl Channel {
 
     /// Returns true if a message waits to be handled before its last packet is acknowledged.
     fn withholds(&self) -> bool {
-        !self.agreed.handled && self.receiver.has_unhandled()
+        self.receiver.withholds()
+    }
+
+    /// Returns true if everything that came has been acknowledged.
+    fn is_settled(&self) -> bool {
+        !self.withholds() && !self.acks.iter().any(|ack| ack.says == AckSays::Came)
     }
 
     /// Nothing more is sent or received: what was kept for that is dropped.
@@ -234,6 +285,8 @@ pub struct Session {
     deadline: Instant,
     heard_at: Instant,
     sent_at: Instant,
+    /// Until then no data leave: the peer may not have read what left before and has no answer.
+    quiet_until: Option<Instant>,
     counters: Counters,
 }
 
@@ -244,6 +297,8 @@ impl Session {
     /// acknowledgement is lost.
     const LINGER_MIN: Duration = Duration::from_secs(1);
     const HOLD: Duration = Duration::from_secs(1);
+    /// The silence that ends a message whose end nothing marks.
+    const MESSAGE_SILENCE: Duration = Duration::from_secs(1);
 
     /// How often a disconnect request is sent.
     fn disconnects(carrier: Carrier) -> u32 {
@@ -268,6 +323,7 @@ impl Session {
             deadline,
             heard_at: now,
             sent_at: now,
+            quiet_until: None,
             counters: Counters::default(),
             config,
         }
@@ -312,6 +368,35 @@ impl Session {
     /// What was agreed on, once it was.
     pub fn agreed(&self) -> Option<&Agreed> {
         self.channel.as_ref().map(|channel| &channel.agreed).filter(|_| !self.in_handshake())
+    }
+
+    /// The generation of the peer's program, as far as it has shown; None in the handshake.
+    pub fn generation(&self) -> Option<Generation> {
+        self.channel.as_ref().filter(|_| !self.in_handshake()).map(|channel| channel.generation)
+    }
+
+    /// The header of the packet at the beginning of what came from a stream; None while it is not
+    /// all there.
+    ///
+    /// # Errors
+    ///
+    /// A payload that is longer than may come now ([`Self::handle_bad_packet`]).
+    pub fn parse_head(&self, bytes: &[u8]) -> Result<Option<Head>, PacketError> {
+        let payload_max = self.payload_max();
+        let layout = match (self.state, &self.channel) {
+            (State::SynSent { .. } | State::Listening, _) => {
+                // Whatever the layout, the length is in its place.
+                let plain = Head::parse(bytes, payload_max)?;
+                let Some(layout) = Layout::of_first(bytes) else { return Ok(None) };
+                if layout == Layout::Plain {
+                    return Ok(plain);
+                }
+                layout
+            }
+            (_, Some(channel)) => channel.generation.layout(),
+            (_, None) => Layout::Plain,
+        };
+        Head::parse_as(layout, bytes, payload_max)
     }
 
     /// What was counted until now.
@@ -393,8 +478,11 @@ impl Session {
         let channel =
             self.channel.as_mut().filter(|_| self.state == State::Open).ok_or(SendError::NotOpen)?;
         let (len, max) = (message.len(), channel.agreed.message_max());
-        if len > max {
+        if !channel.agreed.fits(&message) {
             return Err(SendError::TooLarge(TooLarge { len, max }));
+        }
+        if channel.agreed.characters.is_some() && std::str::from_utf8(&message).is_err() {
+            return Err(SendError::NotText);
         }
         Ok(channel.sender.send(now, message))
     }
@@ -404,7 +492,8 @@ impl Session {
     pub fn acknowledge(&mut self, now: Instant, message: ReceiveId) {
         self.on_freed(now, |receiver| receiver.on_handled(message));
         let Some(channel) = &mut self.channel else { return };
-        let released: Vec<PacketId> = std::iter::from_fn(|| channel.receiver.poll_released()).collect();
+        let released: Vec<(PacketId, bool)> =
+            std::iter::from_fn(|| channel.receiver.poll_released()).collect();
         channel.update_hold();
         if released.is_empty() || matches!(self.state, State::Lingering { .. } | State::Over) {
             return;
@@ -414,10 +503,10 @@ impl Session {
         } else if channel.joins_acks() {
             // Fragments behind it could not be acknowledged before it.
             let number = channel.receiver.acknowledged_below().saturating_sub(1);
-            self.push_ack(Ack { seq: Seq::of(number), number, gap: false });
+            self.push_ack(Ack { seq: Seq::of(number), number, says: AckSays::Came });
         } else {
-            for PacketId { seq, number } in released {
-                self.push_ack(Ack { seq, number, gap: false });
+            for (PacketId { seq, number }, _) in released.into_iter().filter(|(_, waits)| *waits) {
+                self.push_ack(Ack { seq, number, says: AckSays::Came });
             }
         }
         if let Some(channel) = &mut self.channel
@@ -482,7 +571,15 @@ impl Session {
 
     fn push_handshake(&mut self, typ: PacketType, payload: &[u8]) {
         let mut packet = Vec::new();
-        append(&mut packet, typ.byte(), Seq(0), 0, &Checksum::Md5, payload);
+        let layout = match &self.channel {
+            Some(channel) => channel.generation.layout(),
+            None if self.is_server => Layout::Plain,
+            None => self.config.syn_form.layout(),
+        };
+        match layout {
+            Layout::Plain => append(&mut packet, typ.byte(), Seq(0), 0, &Checksum::Md5, payload),
+            Layout::Marked => append_marked(&mut packet, false, typ.byte(), Seq(0), payload),
+        }
         self.control.push_back(packet);
     }
 
@@ -497,7 +594,7 @@ impl Session {
     /// A sign of life is due, unless the peer knows none.
     fn sign(&mut self, says: &'static [u8]) {
         let Some(channel) = &mut self.channel else { return };
-        let confirms = self.config.carrier == Carrier::Datagrams && self.is_server && !channel.agreed.later;
+        let confirms = self.config.carrier == Carrier::Datagrams && self.is_server;
         let known = channel.agreed.keep_alive.is_some() || (confirms && says == ALIVE);
         // That there is no room says also that this end is alive.
         if known && !(channel.sign == Some(HOLD) && says != ROOM) {
@@ -530,8 +627,10 @@ impl Session {
             Some(channel) if !self.in_handshake() => channel.checksum,
             _ => Checksum::Md5,
         };
+        let generation = self.channel.as_ref().map(|channel| channel.generation);
+        let Some(byte) = generation.unwrap_or(Generation::First).byte(PacketType::Error) else { return };
         let mut packet = Vec::new();
-        append(&mut packet, PacketType::Error.byte(), Seq(0), 0, &checksum, text.as_bytes());
+        append(&mut packet, byte, Seq(0), 0, &checksum, text.as_bytes());
         self.control.push_back(packet);
     }
 
@@ -559,4 +658,7 @@ pub enum SendError {
     /// The peer takes none of that size.
     #[error(transparent)]
     TooLarge(TooLarge),
+    /// The peer's program counts the characters of a message, and this is no UTF-8.
+    #[error("a message that is no text, where the peer takes text alone")]
+    NotText,
 }

@@ -1,10 +1,12 @@
 //! What leaves, and what time does.
 
-use super::{Ack, Ending, Event, Session, State};
+use super::{Ack, AckSays, Channel, Ending, Event, Session, State};
 use crate::cnp::config::{Carrier, SessionConfig};
-use crate::cnp::control::{ACK, ACK_BEFORE_LEN, CONTROL_LEN, DISCONNECT, GAP, HOLD};
-use crate::cnp::header::HEAD_BYTES;
-use crate::cnp::packet::{ErrorCode, PacketType, append};
+use crate::cnp::control::{ACK, ACK_BEFORE_LEN, CONTROL_LEN, DISCONNECT, GAP, HOLD, NACK_PAYLOAD};
+use crate::cnp::generation::NACK;
+use crate::cnp::header::{HEAD_BYTES, Layout};
+use crate::cnp::packet::{ErrorCode, PacketType, append, append_marked};
+use crate::cnp::sender::Outgoing;
 use crate::cnp::seq::Seq;
 use crate::rtt::Rtt;
 use std::time::Instant;
@@ -59,6 +61,7 @@ impl Session {
             && let Some(packet) = self.control.pop_front()
         {
             out.extend_from_slice(&packet);
+            self.pause_after_handshake(now);
             return true;
         }
         let Some(channel) = self.channel.as_mut().filter(|_| self.state != State::SynReceived) else {
@@ -66,42 +69,35 @@ impl Session {
         };
         let control_fits = HEAD_BYTES + CONTROL_LEN <= room;
         let disconnects = Self::disconnects(self.config.carrier);
-        if control_fits && let Some(Ack { seq, number, gap }) = channel.acks.pop_front() {
-            if !gap && self.config.carrier == Carrier::Datagrams && channel.agreed.names_before() {
-                let mut payload = [0; ACK_BEFORE_LEN];
-                let before = channel.receiver.before(number).to_be_bytes();
-                payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
-                append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, &payload);
-                return true;
+        if control_fits && let Some(ack) = channel.acks.pop_front() {
+            append_ack(out, ack, channel, self.config.carrier);
+            if channel.goes_one_by_one() && self.config.carrier == Carrier::Stream {
+                self.quiet_until = Some(now + self.config.unanswered_pause);
             }
-            let says = if gap { GAP } else { ACK };
-            append(out, PacketType::Ack.byte(), seq, number, &channel.checksum, says);
             return true;
         }
         if control_fits && std::mem::take(&mut channel.tells_handled) {
             let count = channel.receiver.handled_below().to_be_bytes();
-            append(out, PacketType::Handled.byte(), Seq(0), 0, &channel.checksum, &count);
+            channel.append(out, PacketType::Handled, Seq(0), 0, &count);
             return true;
         }
         if !matches!(self.state, State::Open | State::Closing { .. }) {
             return false;
         }
         if control_fits && channel.sender.poll_question(now) {
-            append(out, PacketType::Handled.byte(), Seq(0), 0, &channel.checksum, b"");
+            channel.append(out, PacketType::Handled, Seq(0), 0, b"");
             return true;
         }
         if control_fits && let Some(sign) = channel.sign.take() {
-            append(out, PacketType::KeepAlive.byte(), Seq(0), 0, &channel.checksum, sign);
+            channel.append(out, PacketType::KeepAlive, Seq(0), 0, sign);
             return true;
         }
+        if self.quiet_until.is_some_and(|until| until > now) {
+            return false;
+        }
+        self.quiet_until = None;
         if let Some(data) = channel.sender.poll_packet(now, room) {
-            let typ = match data.is_last {
-                // A client has said `operation_mode`, and so its data are what they always were.
-                true if channel.agreed.later && self.is_server => PacketType::KeepAlive,
-                true => PacketType::Data,
-                false => PacketType::Fragment,
-            };
-            append(out, typ.byte(), Seq::of(data.number), data.number, &channel.checksum, &data.payload);
+            append_data(out, &data, channel);
             return true;
         }
         if let State::Closing { sends, again_at } = &mut self.state
@@ -110,14 +106,9 @@ impl Session {
             && *sends < disconnects
         {
             let number = channel.sender.next();
-            append(
-                out,
-                PacketType::Disconnect.byte(),
-                Seq::of(number),
-                number,
-                &channel.checksum,
-                DISCONNECT,
-            );
+            let counts = channel.agreed.characters.is_none();
+            let seq = if counts { Seq::of(number) } else { Seq(0) };
+            channel.append(out, PacketType::Disconnect, seq, number, DISCONNECT);
             *again_at = now
                 + match self.config.carrier {
                     Carrier::Stream => Self::DISCONNECT_WAIT,
@@ -129,6 +120,14 @@ impl Session {
         false
     }
 
+    /// Nothing answers the end of the handshake: data behind it wait until the peer has read it.
+    fn pause_after_handshake(&mut self, now: Instant) {
+        let waits = |channel: &Channel| channel.reads_once() && self.config.carrier == Carrier::Stream;
+        if self.state == State::Open && !self.is_server && self.channel.as_ref().is_some_and(waits) {
+            self.quiet_until = Some(now + self.config.unanswered_pause);
+        }
+    }
+
     /// What happened next.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -138,7 +137,7 @@ impl Session {
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         let of_state = match self.state {
             State::SynSent { again_at, .. } => again_at,
-            State::Closing { again_at, .. } => Some(again_at),
+            State::Closing { again_at, .. } => Some(self.quiet_until.map_or(again_at, |at| at.max(again_at))),
             State::Lingering { until } => return Some(until),
             State::Over => return None,
             State::Listening | State::SynReceived | State::Open => None,
@@ -148,9 +147,12 @@ impl Session {
         let gone = self.gone_at();
         let keep_alive = self.keep_alive_at();
         let channel = self.channel.as_mut().filter(|_| handshake.is_none());
-        let (hold, sender) =
-            channel.map_or((None, None), |channel| (channel.hold_at, channel.sender.poll_timeout()));
-        [of_state, handshake, confirm, gone, keep_alive, hold, sender].into_iter().flatten().min()
+        let (hold, sender, silence) = channel.map_or((None, None, None), |channel| {
+            let silence = channel.fragment_at.map(|at| at + Self::MESSAGE_SILENCE);
+            (channel.hold_at, channel.sender.poll_timeout(), silence)
+        });
+        let times = [of_state, handshake, confirm, gone, keep_alive, hold, sender, silence, self.quiet_until];
+        times.into_iter().flatten().min()
     }
 
     pub(super) fn keep_alive_at(&self) -> Option<Instant> {
@@ -194,9 +196,11 @@ impl Session {
             }
             _ => {}
         }
+        self.quiet_until = self.quiet_until.filter(|until| *until > now);
         if !matches!(self.state, State::Open | State::Closing { .. }) {
             return;
         }
+        self.look_for_silence(now);
         if self.gone_at().is_some_and(|at| at <= now) {
             return self.end(Ending::Gone);
         }
@@ -212,5 +216,46 @@ impl Session {
         if channel.sender.handle_timeout(now).is_err() {
             self.end(Ending::Gone);
         }
+    }
+
+    /// A message whose end nothing marks is whole when nothing more of it has come for a while. What
+    /// is not read is no silence.
+    fn look_for_silence(&mut self, now: Instant) {
+        let reads = self.wants_input();
+        let Some(channel) = &mut self.channel else { return };
+        match channel.fragment_at {
+            Some(at) if at + Self::MESSAGE_SILENCE > now => {}
+            Some(_) if !reads => channel.fragment_at = Some(now),
+            Some(_) => self.complete_message(),
+            None => {}
+        }
+    }
+}
+
+fn append_ack(out: &mut Vec<u8>, ack: Ack, channel: &Channel, carrier: Carrier) {
+    let Ack { seq, number, says } = ack;
+    match says {
+        AckSays::Came if carrier == Carrier::Datagrams && channel.agreed.names_before() => {
+            let mut payload = [0; ACK_BEFORE_LEN];
+            let before = channel.receiver.before(number).to_be_bytes();
+            payload.iter_mut().zip(ACK.iter().chain(&before)).for_each(|(to, from)| *to = *from);
+            channel.append(out, PacketType::Ack, seq, number, &payload);
+        }
+        AckSays::Came => channel.append(out, PacketType::Ack, seq, number, ACK),
+        AckSays::Gap => channel.append(out, PacketType::Ack, seq, number, GAP),
+        AckSays::Damaged => append_marked(out, false, NACK, seq, NACK_PAYLOAD),
+    }
+}
+
+fn append_data(out: &mut Vec<u8>, data: &Outgoing, channel: &Channel) {
+    let typ = if data.is_last { PacketType::Data } else { PacketType::Fragment };
+    let generation = channel.data_type.map_or(channel.generation, |data_type| data_type.next(data.before));
+    // Every generation has a byte for both.
+    let byte = generation.byte(typ).unwrap_or(typ.byte());
+    let counts = channel.agreed.characters.is_none();
+    let seq = Seq::of(if counts { data.number } else { data.index });
+    match generation.layout() {
+        Layout::Plain => append(out, byte, seq, data.number, &channel.checksum, &data.payload),
+        Layout::Marked => append_marked(out, data.is_last, byte, seq, &data.payload),
     }
 }
