@@ -109,8 +109,11 @@ pub enum FrameError {
     /// Headers that do not end where their length says.
     #[error("the headers do not end where they should")]
     Headers,
-    /// A key or value over 255 bytes, or headers over 65,535.
-    #[error("{0} is too long")]
+    /// A key or value over 255 bytes, headers over 65,535, or a payload over 2^32 − 1.
+    #[error(
+        "{0}: too long for a frame, which has at most 255 bytes in a header's key or value, 65,535 in \
+         all headers, and 4 GiB less one in its payload"
+    )]
     TooLong(&'static str),
 }
 

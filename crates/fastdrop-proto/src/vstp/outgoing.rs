@@ -121,6 +121,13 @@ impl Outgoing {
         self.in_flight
     }
 
+    /// Bytes that have not left, or have to leave again, at most.
+    pub(super) fn unsent_bytes(&self) -> u64 {
+        let Some(writer) = &self.writer else { return self.encoded_len() as u64 };
+        let left = u64::from(writer.total() - self.base) - self.slots.len() as u64 + self.lost.len() as u64;
+        left * writer.datagram_len(0) as u64
+    }
+
     /// When it is given up, if nothing new gets through.
     pub(super) fn give_up_at(&self) -> Instant {
         self.progress_at + self.give_up

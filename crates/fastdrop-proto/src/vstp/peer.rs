@@ -1,6 +1,6 @@
 //! One address of an endpoint, and the proof that somebody is there (section 7).
 
-use super::frame::{self, Flags, FrameError, FrameRef, FrameType, HeadersBuf};
+use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{ReassemblyLimits, Receiving};
@@ -135,7 +135,8 @@ impl Peer {
         if let Some(datagram) = self.sending.poll_transmit(now, budget, segments, random, out) {
             return Some(datagram);
         }
-        let waits = budget < frame::FRAME_MAX as u64 && !self.sending.is_idle();
+        // Programs of version 0.2 show their applications the question, so it is not asked for nothing.
+        let waits = budget < self.sending.unsent_bytes();
         if waits { self.poll_challenge(now, budget, random, out) } else { None }
     }
 

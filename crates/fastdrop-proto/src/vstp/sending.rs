@@ -20,8 +20,14 @@ pub enum Failure {
     #[error("no answer in time")]
     TimedOut,
     /// The peer does not report, and so takes no message of more than 255 fragments.
-    #[error("the peer takes no message of this size over UDP")]
+    #[error(
+        "the peer takes no message of this size over UDP: it reports no fragments, as programs of \
+         version 0.2, or is not there; TCP carries it"
+    )]
     TooLarge,
+    /// It does not fit a datagram, and fragments are not allowed here.
+    #[error("no datagram carries a frame of this size, and it must not be cut")]
+    NotCut,
     /// The peer said so.
     #[error("the peer refused it: {0}")]
     Refused(String),
@@ -170,6 +176,13 @@ impl Sending {
         self.outgoing.is_empty() && self.waiting.is_empty() && self.outcomes.is_empty()
     }
 
+    /// Bytes that wait for their turn to leave, at most.
+    pub(super) fn unsent_bytes(&self) -> u64 {
+        let resend = self.resend.iter().filter_map(|id| self.waiting.get(id));
+        let resend: u64 = resend.map(|waiting| waiting.bytes.len() as u64).sum();
+        resend + self.outgoing.iter().map(Outgoing::unsent_bytes).sum::<u64>()
+    }
+
     /// The smoothed round-trip time; None before the first measurement.
     pub(super) fn rtt(&self) -> Option<Duration> {
         self.flow.rtt.smoothed()
@@ -210,7 +223,7 @@ impl Sending {
         };
         if frame.as_ref().encoded_len() > datagram {
             if datagram > Self::DATAGRAM {
-                return Err(Failure::TooLarge);
+                return Err(Failure::NotCut);
             }
             if self.outgoing.len() >= Self::OUTGOING_MAX {
                 return Err(Failure::Busy);
