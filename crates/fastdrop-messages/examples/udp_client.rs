@@ -9,7 +9,7 @@ use std::time::Instant;
 async fn main() -> Result<(), VstpError> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:6969".into());
     let server = address.parse().map_err(|_| VstpError::InvalidAddress)?;
-    let mut client = VstpUdpClient::bind("0.0.0.0:0").await?;
+    let client = VstpUdpClient::bind("0.0.0.0:0").await?;
     let data = |payload: &[u8]| {
         Frame::new(FrameType::Data).with_header("from", "udp_client").with_payload(payload.into())
     };

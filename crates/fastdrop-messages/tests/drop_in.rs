@@ -113,7 +113,7 @@ async fn a_udp_server_runs_and_acknowledges_and_puts_fragments_together() {
             }
         }))
     };
-    let mut client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
     let small = Frame::new(FrameType::Data).with_payload(b"Reliable message!".to_vec());
     soon(client.send_with_ack(small, address)).await.unwrap();
     let large = Frame {
@@ -153,7 +153,7 @@ async fn nobody_there_is_a_timeout() {
         use_crc: true,
         allow_frag: true,
     };
-    let mut client = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
+    let client = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
     let frame = Frame::new(FrameType::Data).with_payload(b"x".to_vec());
     let outcome = soon(client.send_with_ack(frame, hole.local_addr().unwrap())).await;
     assert!(matches!(outcome, Err(VstpError::Timeout)), "{outcome:?}");
@@ -161,6 +161,40 @@ async fn nobody_there_is_a_timeout() {
     let server = VstpUdpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
     assert_eq!(server.reassembly_session_count().await, 0);
     assert_eq!(client.reassembly_session_count().await, 0);
+}
+
+/// The paths under which version 0.2 has them, some of which its documentation does not name.
+#[test]
+fn every_module_of_0_2_has_its_types() {
+    fn same<T>(_: fn() -> T, _: fn() -> T) {}
+    same::<UdpConfig>(vstp::udp::client::UdpConfig::default, UdpConfig::default);
+    same::<UdpServerConfig>(vstp::udp::server::UdpServerConfig::default, UdpServerConfig::default);
+    fn accept(server: &vstp::tcp::server::VstpTcpServer) -> impl Future<Output = Accepted> {
+        server.accept()
+    }
+    type Accepted = Result<vstp::tcp::server::VstpTcpConnection, VstpError>;
+    let _ = (accept, vstp::tcp::client::VstpTcpClient::send_hello, vstp::udp::client::VstpUdpClient::recv);
+    let _ = vstp::udp::server::VstpUdpServer::recv;
+}
+
+/// Several callers share a client, and each waits for its own acknowledgement.
+#[tokio::test]
+async fn acknowledged_frames_are_sent_by_several_at_once() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let running = tokio::spawn(server.run(|_addr, _frame| async move {}));
+    let client = Arc::new(VstpUdpClient::bind("127.0.0.1:0").await.unwrap());
+    let send = |len: usize| {
+        let client = Arc::clone(&client);
+        tokio::spawn(async move {
+            let frame = Frame::new(FrameType::Data).with_payload(vec![7; len]);
+            client.send_with_ack(frame, address).await
+        })
+    };
+    for sent in [10, 50_000, 0, 3000].map(send) {
+        soon(sent).await.unwrap().unwrap();
+    }
+    running.abort();
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -144,7 +144,7 @@ async fn our_datagrams_and_fragments_and_their_udp_server() {
 async fn our_acknowledged_frames_and_their_udp_server() {
     let server = vstp::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
     let address = server.local_addr().unwrap();
-    let mut client = ours::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let client = ours::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
     for size in [0, 1000, 5000, 100_000] {
         let (sending, received) =
             tokio::join!(client.send_with_ack(sample(size), address), soon(server.recv()));
@@ -167,6 +167,26 @@ async fn what_is_too_large_for_a_peer_that_does_not_report_is_refused_in_words()
     }
     assert!(!receiving.is_finished(), "their application sees nothing of it");
     receiving.abort();
+}
+
+/// They close without a word when a frame is larger than they take.
+#[tokio::test]
+async fn what_is_too_large_for_their_tcp_server_is_explained() {
+    let server = vstp::VstpTcpServer::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(server.run(|_session, _frame| async move {}));
+    for _ in 0..5 {
+        let mut client = ours::VstpTcpClient::connect(&address).await.unwrap();
+        let sent = async {
+            client.send(sample(60_000_000)).await?;
+            client.recv().await
+        };
+        let error = soon(sent).await.unwrap_err().to_string();
+        for words in ["60000000 bytes", "8388608", "TcpConfig::frame_max", "--max-size"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+    serving.abort();
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ async fn a_hundred_megabytes_arrive() {
 async fn case_95_a_large_message_arrives_through_a_relay_that_loses_a_fifth() {
     let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
     let relay = Relay::start(server.local_addr().unwrap(), 0.2, 1).await;
-    let mut client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
     let sent = Frame::new(FrameType::Data).with_header("name", "large").with_payload(payload(5_000_000));
     let (sending, received) =
         soon(async { tokio::join!(client.send_with_ack(sent.clone(), relay.address), server.recv()) }).await;

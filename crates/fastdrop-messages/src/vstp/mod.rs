@@ -35,6 +35,8 @@
 //! | typed messages as JSON over either | [`VstpServer`], [`VstpClient`] |
 //! | no copies | [`FrameBytes`], and the methods that end in `_bytes` |
 //! | a codec alone | [`encode_frame`], [`try_decode_frame`], [`VstpFrameCodec`] |
+//!
+#![doc = include_str!("programs.md")]
 
 /// A codec for `tokio_util`.
 pub mod codec;

@@ -150,6 +150,10 @@ impl From<FrameBytes> for Frame {
     }
 }
 
+/// The settings with which a receiver takes larger messages. It is short enough for a header.
+pub(super) const LARGER: &str = "`fastdrop message listen` takes more with --max-size, a program with \
+     TcpConfig::frame_max, by UDP with ReassemblyLimits::message_bytes_max";
+
 /// What went wrong.
 #[derive(Error, Debug)]
 pub enum VstpError {
@@ -188,7 +192,7 @@ pub enum VstpError {
         needed: usize,
     },
     /// Larger than is taken.
-    #[error("{size} bytes, where at most {limit} are taken")]
+    #[error("{size} bytes, where at most {limit} are taken; {LARGER}")]
     FrameTooLarge {
         /// Of the frame.
         size: usize,
@@ -236,6 +240,14 @@ impl From<FrameError> for VstpError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_with_the_settings_fits_into_a_header() {
+        let error = VstpError::FrameTooLarge { size: usize::MAX, limit: usize::MAX };
+        let reason = error.to_string();
+        assert!(reason.contains("--max-size") && reason.contains("TcpConfig::frame_max"), "{reason}");
+        assert!(reason.len() <= frame::HEADER_PART_MAX, "{} bytes", reason.len());
+    }
 
     #[test]
     fn compression_comes_back_and_a_bomb_is_refused() {

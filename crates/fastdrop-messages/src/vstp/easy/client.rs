@@ -49,12 +49,21 @@ impl VstpClient {
 
     /// Connects to `host:port` by TCP.
     pub async fn connect_tcp(addr: impl Into<String>) -> Result<Self, VstpError> {
-        Ok(Self::new(Ways::Tcp(connect(&addr.into(), None).await?)))
+        Self::connect_tcp_with_config(addr, TcpConfig::default()).await
+    }
+
+    /// The same, set up otherwise: for values of more than 8 MiB that come, with a larger
+    /// [`TcpConfig::frame_max`].
+    pub async fn connect_tcp_with_config(
+        addr: impl Into<String>,
+        config: TcpConfig,
+    ) -> Result<Self, VstpError> {
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), None, config).await?)))
     }
 
     /// Connects to `host:port` by TCP with TLS 1.3.
     pub async fn connect_tls(addr: impl Into<String>, trust: &tls::Trust) -> Result<Self, VstpError> {
-        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(trust)).await?)))
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(trust), TcpConfig::default()).await?)))
     }
 
     /// Speaks to `host:port` by UDP.
@@ -68,7 +77,7 @@ impl VstpClient {
     /// may overtake each other. Where datagrams do not come through, all go by TCP.
     pub async fn connect_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
         let addr = addr.into();
-        let tcp = connect(&addr, None).await?;
+        let tcp = connect(&addr, None, TcpConfig::default()).await?;
         let server = resolve(&addr).await?;
         let udp = open(server).await?;
         let pings = tokio::spawn(ping(Arc::clone(&udp), server));
@@ -155,13 +164,13 @@ impl VstpClient {
     }
 }
 
-async fn connect(addr: &str, trust: Option<&tls::Trust>) -> Result<Connected, VstpError> {
+async fn connect(addr: &str, trust: Option<&tls::Trust>, config: TcpConfig) -> Result<Connected, VstpError> {
     let (stream, _) = dial(addr).await?;
     let stream = match trust {
         None => Stream::Plain(stream),
         Some(trust) => Stream::Tls(Box::new(tls::connect(stream, addr, trust).await?)),
     };
-    Ok(Connected::new(Connection::new(stream, TcpConfig::default(), None, false)))
+    Ok(Connected::new(Connection::new(stream, config, None, false)))
 }
 
 async fn open(server: SocketAddr) -> Result<Arc<Handle>, VstpError> {

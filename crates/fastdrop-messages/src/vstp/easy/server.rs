@@ -26,7 +26,13 @@ impl VstpServer {
 
     /// Listens by TCP.
     pub async fn bind_tcp(addr: impl Into<String>) -> Result<Self, VstpError> {
-        let tcp = VstpTcpServer::bind(addr.into()).await?;
+        Self::bind_tcp_with_config(addr, TcpConfig::default()).await
+    }
+
+    /// The same, set up otherwise: for values of more than 8 MiB with a larger
+    /// [`TcpConfig::frame_max`].
+    pub async fn bind_tcp_with_config(addr: impl Into<String>, config: TcpConfig) -> Result<Self, VstpError> {
+        let tcp = VstpTcpServer::bind_with_config(addr.into(), config).await?;
         Ok(Self { tcp: Some(tcp), udp: None, timeout: TIMEOUT })
     }
 

@@ -3,9 +3,9 @@
 use super::TcpConfig;
 use super::outbox::Outbox;
 use super::stream::Stream;
-use crate::vstp::types::{Frame, FrameType, VstpError};
+use crate::vstp::types::{Frame, FrameType, LARGER, VstpError};
 use bytes::{BufMut, Bytes, BytesMut};
-use fastdrop_proto::vstp::frame::{CRC_BYTES, HEAD_BYTES, check_crc};
+use fastdrop_proto::vstp::frame::{CRC_BYTES, FRAME_MAX, HEAD_BYTES, check_crc};
 use fastdrop_proto::vstp::{
     Acknowledgement, ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session,
     SessionConfig, Verdict,
@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     /// Whether the last frame was large: then the next one probably is, and little is read ahead.
     after_large: bool,
     outbox: Outbox,
+    /// Bytes of the largest payload that was sent.
+    sent_max: usize,
     /// What has been read and not yet handed on.
     ready: Option<Next>,
     /// Frames that came while an acknowledgement was waited for.
@@ -68,6 +70,7 @@ impl Connection {
             large: None,
             after_large: false,
             outbox: Outbox::default(),
+            sent_max: 0,
             ready: None,
             early: VecDeque::new(),
             early_bytes: 0,
@@ -89,11 +92,13 @@ impl Connection {
     /// Takes a frame, to be written with others; waits only when much is waiting already.
     pub(crate) async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
         let typ = frame.typ;
+        self.sent_max = self.sent_max.max(frame.payload.len());
         self.outbox.push(frame)?;
         self.fed(typ).await
     }
 
     pub(crate) async fn feed_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.sent_max = self.sent_max.max(frame.payload.len());
         self.outbox.push_bytes(frame)?;
         self.fed(frame.typ).await
     }
@@ -130,7 +135,21 @@ impl Connection {
         };
         let _ = tokio::time::timeout(Self::LINGER, read_on).await;
         self.ended = true;
-        said.unwrap_or(VstpError::Io(error))
+        said.unwrap_or_else(|| self.explain(error))
+    }
+
+    /// An error with its probable reason: programs of version 0.2 close without a word when a frame
+    /// is larger than they take.
+    fn explain(&self, error: io::Error) -> VstpError {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        let closed = matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset);
+        if !closed || self.sent_max <= FRAME_MAX {
+            return VstpError::Io(error);
+        }
+        let size = self.sent_max;
+        let words =
+            format!("{error}, after a frame of {size} bytes, where {FRAME_MAX} are usually taken; {LARGER}");
+        VstpError::Io(io::Error::new(error.kind(), words))
     }
 
     pub(crate) async fn hello(&mut self) -> Result<(), VstpError> {
@@ -302,7 +321,10 @@ impl Connection {
                 Err(error) => {
                     self.ended = true;
                     self.say_error(&error).await;
-                    return Err(error);
+                    return Err(match error {
+                        VstpError::Io(error) => self.explain(error),
+                        other => other,
+                    });
                 }
             }
             self.answer().await?;

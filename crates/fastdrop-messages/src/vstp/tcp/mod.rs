@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-mod client;
+pub mod client;
 mod connection;
 mod delivery;
 mod outbox;
-mod server;
+pub mod server;
 mod stream;
 pub(super) use stream::Stream;
 /// TLS 1.3.

@@ -1,9 +1,9 @@
 //! The end that speaks first.
 
-use super::config::UdpConfig;
+pub use super::config::UdpConfig;
 use super::delivery::Delivery;
 use super::driver::Handle;
-use crate::vstp::types::{Frame, VstpError};
+use crate::vstp::types::{Frame, LARGER, VstpError};
 use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes};
 use std::net::SocketAddr;
 
@@ -23,6 +23,7 @@ impl From<Failure> for VstpError {
             Failure::TimedOut => Self::Timeout,
             Failure::Refused(code) => Self::ServerError(words_of(&code)),
             Failure::Frame(error) => error.into(),
+            Failure::NotCut => Self::Protocol(format!("{failure}; UdpConfig::allow_frag allows it")),
             other => Self::Protocol(other.to_string()),
         }
     }
@@ -37,7 +38,8 @@ fn words_of(code: &str) -> String {
         (ErrorCode::Unhandled, "the message could not be handled"),
     ];
     let words = known.into_iter().find(|(known, _)| known.as_str() == code);
-    words.map_or_else(|| code.to_owned(), |(_, words)| format!("{code}: {words}"))
+    let settings = if code == ErrorCode::TooLarge.as_str() { format!("; {LARGER}") } else { String::new() };
+    words.map_or_else(|| code.to_owned(), |(_, words)| format!("{code}: {words}{settings}"))
 }
 
 impl VstpUdpClient {
@@ -78,13 +80,12 @@ impl VstpUdpClient {
     }
 
     /// Sends a frame until its receiver has acknowledged it; [`VstpError::Timeout`] if that does
-    /// not happen in the time that [`UdpConfig`] gives.
-    pub async fn send_with_ack(&mut self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
+    /// not happen in the time that [`UdpConfig`] gives. Several may be under way at once.
+    pub async fn send_with_ack(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
         Ok(self.deliver(frame.try_into()?, dest).await?)
     }
 
-    /// The same without copying the payload, for several frames at once, and with a reason for
-    /// every failure.
+    /// The same without copying the payload, and with a reason for every failure.
     pub async fn deliver(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
         self.handle.send(frame, dest, true).await
     }

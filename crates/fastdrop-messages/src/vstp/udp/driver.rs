@@ -2,7 +2,7 @@
 //! that send.
 
 use crate::datagrams::{Room, Socket, Transmit as Leaving};
-use crate::vstp::types::{VSTP_MAGIC, VstpError};
+use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, SendId,
@@ -304,7 +304,15 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
         let now = Instant::now();
         let received = shared.socket.try_recv(room, |from, bytes| match others {
             Some(others) if bytes.first() != VSTP_MAGIC.first() => others(from, bytes),
-            _ => state.endpoint.handle_datagram(now, from, bytes),
+            _ => {
+                let before = state.endpoint.counters().refused;
+                state.endpoint.handle_datagram(now, from, bytes);
+                let refused = state.endpoint.counters().refused;
+                // Whoever sends such datagrams does not decide how much is logged.
+                if refused > before && refused.is_power_of_two() {
+                    tracing::info!(%from, refused, "no room, or too large a message; {LARGER}");
+                }
+            }
         });
         match received {
             Ok(()) => shared.pump(&mut state),

@@ -1,10 +1,10 @@
 //! Frames over UDP, and messages of any size: in fragments, acknowledged where that is wanted.
 
-mod client;
+pub mod client;
 mod config;
 mod delivery;
 mod driver;
-mod server;
+pub mod server;
 
 pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig};

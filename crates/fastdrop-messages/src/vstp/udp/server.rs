@@ -1,6 +1,6 @@
 //! The end that is spoken to.
 
-use super::config::UdpServerConfig;
+pub use super::config::UdpServerConfig;
 use super::delivery::Delivery;
 use super::driver::{Handle, Others};
 use crate::datagrams::Socket;
