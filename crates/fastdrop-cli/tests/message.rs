@@ -74,6 +74,8 @@ fn is_refused(listener: &Listener, len: usize, options: &str, words: &str) {
         let said = output.events.iter().find(|event| event["event"] == "error").expect("an error");
         let said = said["message"].as_str().unwrap();
         assert!(said.contains(words), "{len} bytes, {options}, round {round}: {said}");
+        let names_flag = said.contains("--max-size") || options.contains("cnp");
+        assert!(names_flag, "{len} bytes, {options}, round {round}: {said}");
     }
 }
 

@@ -132,6 +132,9 @@ pub(super) async fn serve_datagrams(
     }
 }
 
+/// Bytes of a frame that a sender reads at most, one at a time, and drops.
+const ECHO_MAX: usize = 256 << 20;
+
 /// Echoes that may be under way.
 const ECHOES_MAX: usize = 256;
 
@@ -195,9 +198,11 @@ pub(super) async fn by_tcp(
         (None, Some(ca)) => Some(Trust::from_pem(ca)?),
         (None, None) => None,
     };
+    // A listener may echo whatever it takes.
+    let config = TcpConfig { frame_max: ECHO_MAX, ..TcpConfig::default() };
     let mut client = match &trust {
-        Some(trust) => VstpTcpClient::connect_tls(address, trust, TcpConfig::default()).await?,
-        None => VstpTcpClient::connect(address).await?,
+        Some(trust) => VstpTcpClient::connect_tls(address, trust, config).await?,
+        None => VstpTcpClient::connect_with_config(address, config).await?,
     };
     let mut batch = Vec::new();
     while messages.recv_many(&mut batch, BATCH).await > 0 {
@@ -260,7 +265,9 @@ pub(super) async fn by_udp(
             let sent = if ack { client.deliver(frame, to).await } else { client.dispatch(frame, to).await };
             sent.map_err(|failure| match failure {
                 udp::Failure::TooLarge => {
-                    VstpError::ServerError("it takes no message of this size by UDP".into())
+                    let words = "it takes no message of this size by UDP, or is not there; \
+                                 without --udp the message goes by TCP";
+                    VstpError::ServerError(words.into())
                 }
                 other => other.into(),
             })
