@@ -1,7 +1,7 @@
 //! The command line as it is typed.
 
 use crate::address::Address;
-use crate::units::{Checkpoint, parse_checkpoint, parse_duration, parse_rate, parse_size};
+use crate::units::{Checkpoint, parse_checkpoint, parse_duration, parse_rate, parse_size, parse_timeout};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fastdrop::{Accept, Algorithm, Durability, Existing, Links, Protocol, Streams};
@@ -111,6 +111,9 @@ pub(crate) struct Serve {
     /// Serve fastdownloader too, on a port of its own
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1337")]
     pub(crate) fastdownloader: Option<u16>,
+    /// How long a client of fastdp1.0 or fastdp1.1 may take to its header: it may compress first
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
+    pub(crate) header_timeout: Duration,
     /// Chunks of nextdp are gzip members
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) nextdp_gzip: bool,

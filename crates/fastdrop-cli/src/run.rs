@@ -94,6 +94,7 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     options.bind = serve.bind.iter().map(|address| address.with_port(serve.port)).collect();
     options.accept = serve.accept.clone();
     options.fastdownloader = serve.fastdownloader;
+    options.header_timeout = serve.header_timeout;
     options.nextdp_gzip = serve.nextdp_gzip;
     options.keep_archive = serve.keep_archive;
     options.read_only = serve.read_only;

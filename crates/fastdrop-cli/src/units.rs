@@ -45,6 +45,15 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
 }
 
+/// A time of at most a day that is not 0: a bound for waiting.
+pub(crate) fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let day = Duration::from_secs(24 * 3600);
+    match parse_duration(text)? {
+        time if time.is_zero() || time > day => Err("it is not within 1ms and 1day".into()),
+        time => Ok(time),
+    }
+}
+
 /// Bytes with three digits and a unit.
 pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;

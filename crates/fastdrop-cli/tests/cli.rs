@@ -128,6 +128,8 @@ fn usage_errors_are_exit_2() {
         args!["serve", "--port", "70000", own.path()],
         args!["serve", "--read-only", "--write-only", own.path()],
         args!["serve", "--existing", "skip-it-all", own.path()],
+        args!["serve", "--header-timeout", "0s", own.path()],
+        args!["serve", "--header-timeout", "2days", own.path()],
         args!["serve", "--bind", "not an address", own.path()],
     ] {
         let out = plain(args).expect(2);

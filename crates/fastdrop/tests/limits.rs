@@ -125,6 +125,60 @@ fn case_105_a_handshake_that_is_ended_for_another_is_reset() {
     assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
 }
 
+/// The upgrade of an older version that is answered, also as the second request of a connection, and
+/// nothing behind it.
+fn upgrade(served: &Served, version: &str, after_another: bool) -> TcpStream {
+    let mut stream = TcpStream::connect(served.address).unwrap();
+    let answer_to = |stream: &mut TcpStream, request: &str| {
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend_from_slice(&byte);
+        }
+        String::from_utf8(head).unwrap().to_lowercase()
+    };
+    if after_another {
+        let head = answer_to(&mut stream, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        stream.read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+    }
+    let head = answer_to(
+        &mut stream,
+        &format!(
+            "GET /fastdp-endpoint HTTP/1.1\r\nHost: x\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n\
+             Sec-FastDP-Key: fastdp-key\r\nSec-FastDP-Version: {version}\r\n\r\n"
+        ),
+    );
+    assert!(head.starts_with("http/1.1 101"), "{head}");
+    stream
+}
+
+/// A client that compresses first keeps a place only as long as nobody else wants it.
+#[test]
+fn a_connection_that_waits_for_its_header_goes_first_where_places_are_short() {
+    for version in ["1.0.0", "1.1.0"] {
+        for after_another in [false, true] {
+            let served = Served::start(|options| options.connections_max = 3);
+            let mut waiting: Vec<_> = (0..3).map(|_| upgrade(&served, version, after_another)).collect();
+            let source = TempDir::new().unwrap();
+            let file = source.path().join("f");
+            std::fs::write(&file, "content").unwrap();
+            served.put(Protocol::FastDp11, &file).unwrap();
+            assert_eq!(served.names(), ["f"]);
+            // The one that has waited longest was ended, and the others were not.
+            let ended = waiting.remove(0).read(&mut [0]);
+            assert!(ended.is_err() || ended.is_ok_and(|count| count == 0), "{version}, {after_another}");
+            for mut other in waiting {
+                other.set_nonblocking(true).unwrap();
+                let waits = other.read(&mut [0]).map_err(|error| error.kind());
+                assert_eq!(waits, Err(std::io::ErrorKind::WouldBlock), "{version}, {after_another}");
+            }
+        }
+    }
+}
+
 /// A server that stops ends what it has not served with a reset as well.
 #[test]
 fn case_105_whoever_is_under_way_when_a_server_stops_is_reset() {

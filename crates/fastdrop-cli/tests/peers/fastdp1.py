@@ -242,7 +242,8 @@ def receive(args):
                     break
         except (EOFError, ConnectionResetError):
             # Without all of them there is no file.
-            assert wanted is None, f"{received} of {wanted} chunks came"
+            if wanted is not None:
+                raise SystemExit(f"{received} of {wanted} chunks came") from None
         if reset or lost:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if not reconnect and not lost:

@@ -23,7 +23,9 @@ use tokio::time::{Instant, timeout_at};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer that is refused may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// How long header and OPEN may take after that.
+/// The most that may be set for the header of an older version.
+const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How long header and OPEN of version 2 may take after that.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds out what a connection speaks; None if that was refused, which has been said and logged.
@@ -115,7 +117,7 @@ async fn handshake(
         Err(error) => return end(&mut socket, peer, Some(error), versions).await,
     };
     socket.write_all(&request.accept()).await.ok()?;
-    upgraded(Upgraded { socket, request, key, early: Vec::new() }, peer).await
+    upgraded(dispatcher, Upgraded { socket, request, key, early: Vec::new() }, peer).await
 }
 
 /// Ends a connection whose request is refused, or did not come.
@@ -137,12 +139,17 @@ async fn end(
 
 /// What follows an upgrade that was accepted; None if it was
 /// refused, which has been said and logged.
-pub(super) async fn upgraded(upgraded: Upgraded, peer: SocketAddr) -> Option<Accepted> {
+pub(super) async fn upgraded(
+    dispatcher: &Dispatcher,
+    upgraded: Upgraded,
+    peer: SocketAddr,
+) -> Option<Accepted> {
     let Upgraded { mut socket, request, key, early } = upgraded;
     let Some(key) = key else {
         // 1.0.0 has no words behind its upgrade.
         reset_on_close(&socket, request.version == Version::V1_0);
-        let shaken = older(&mut socket, peer, request, early).await?;
+        let deadline = Instant::now() + dispatcher.context.options.header_timeout.min(HEADER_TIMEOUT_MAX);
+        let shaken = older(&mut socket, peer, request, early, deadline).await?;
         return shaken.finish(socket);
     };
     match timeout_at(Instant::now() + OPEN_TIMEOUT, opening(&mut socket, early)).await {
@@ -278,15 +285,16 @@ impl Shaken1 {
     }
 }
 
-/// Reads the header of an older version; None if there is none, which has been said and logged.
+/// Reads the header of an older version, whose client may compress its file first; None if there is
+/// none, which has been said and logged. A thread is needed only once it is there.
 async fn older(
     socket: &mut TcpStream,
     peer: SocketAddr,
     request: UpgradeRequest,
     mut bytes: Vec<u8>,
+    deadline: Instant,
 ) -> Option<Shaken1> {
     let version = request.version;
-    let deadline = Instant::now() + OPEN_TIMEOUT;
     let refused = loop {
         match v1::Header::decode(&bytes, version) {
             Ok(Some((header, used))) => {

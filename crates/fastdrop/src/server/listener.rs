@@ -70,11 +70,17 @@ pub(super) async fn accept(
             let dispatcher = Arc::clone(&dispatcher);
             async move {
                 let mut begun = handshake::begin(&dispatcher, socket, peer).await;
-                lock(&dispatcher.handshaking).remove(&id);
+                let idle = lock(&dispatcher.handshaking).remove(&id);
                 if let Some(Accepted::Http { socket, peer, early }) = begun {
                     // Here it stays asynchronous, unless it upgrades.
                     begun = match http::serve(&dispatcher, socket, peer, early).await {
-                        Some(upgraded) => handshake::upgraded(upgraded, peer).await,
+                        Some(upgraded) => {
+                            // Until it has said what it wants it may be ended for another again.
+                            lock(&dispatcher.handshaking).extend(idle.map(|idle| (id, idle)));
+                            let begun = handshake::upgraded(&dispatcher, upgraded, peer).await;
+                            lock(&dispatcher.handshaking).remove(&id);
+                            begun
+                        }
                         None => None,
                     };
                 }

@@ -16,6 +16,11 @@ pub struct ServerOptions {
     pub bind: Vec<SocketAddr>,
     /// The protocols that are answered. Default: all.
     pub accept: Accept,
+    /// How long a client of fastdp 1.0.0 or 1.1.0 may take from its upgrade to its header: it may
+    /// compress a file first. Default 10 minutes,
+    /// at most a day; meanwhile it costs a descriptor and some 10 KiB,
+    /// and is the first to go where there are too many.
+    pub header_timeout: Duration,
     /// Chunks of NextDP are gzip members. Default: no.
     pub nextdp_gzip: bool,
     /// The port of FastDownloader on every address, 0 to pick one. Default: none.
@@ -61,6 +66,7 @@ impl ServerOptions {
             folder,
             bind: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
             accept: Accept::all(),
+            header_timeout: Duration::from_secs(600),
             nextdp_gzip: false,
             fastdownloader: None,
             keep_archive: false,
