@@ -177,6 +177,19 @@ fn every_module_of_0_2_has_its_types() {
     let _ = vstp::udp::server::VstpUdpServer::recv;
 }
 
+#[tokio::test]
+async fn what_must_not_be_cut_goes_as_one_datagram_or_names_its_setting() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let config = UdpConfig { allow_frag: false, ..UdpConfig::default() };
+    let client = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
+    let frame = |len| Frame::new(FrameType::Data).with_payload(vec![7; len]);
+    client.send(frame(60_000), address).await.unwrap();
+    assert_eq!(soon(server.recv()).await.unwrap().0, frame(60_000));
+    let error = client.send(frame(70_000), address).await.unwrap_err().to_string();
+    assert!(error.contains("allow_frag"), "{error}");
+}
+
 /// Several callers share a client, and each waits for its own acknowledgement.
 #[tokio::test]
 async fn acknowledged_frames_are_sent_by_several_at_once() {

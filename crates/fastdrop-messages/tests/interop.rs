@@ -115,7 +115,86 @@ async fn their_easy_client_and_our_easy_server_and_the_other_way() {
     let client = vstp::VstpClient::connect_udp(address).await.unwrap();
     client.send(1_u32).await.unwrap();
     assert_eq!(soon(client.receive::<u32>()).await.unwrap(), 2);
+    soon(client.send_with_ack(5_u32)).await.unwrap();
+    assert_eq!(soon(client.receive::<u32>()).await.unwrap(), 6);
     serving.abort();
+
+    // A message that is cut goes there, and its answer comes back.
+    let server = ours::VstpServer::bind_udp("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(server.serve(|text: String| async move { Ok(text + "!") }));
+    let client = vstp::VstpClient::connect_udp(address).await.unwrap();
+    let text = "x".repeat(50_000);
+    client.send(text.clone()).await.unwrap();
+    assert_eq!(soon(client.receive::<String>()).await.unwrap(), text + "!");
+    serving.abort();
+}
+
+/// A port of which nobody hears but the caller: their easy server does not say where it is.
+async fn on_a_free_port<T, F: Future<Output = Result<T, vstp::VstpError>>>(
+    bind: impl Fn(String) -> F,
+) -> (T, String) {
+    for _ in 0..20 {
+        let probe = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = probe.local_addr().unwrap().to_string();
+        drop(probe);
+        if let Ok(server) = bind(address.clone()).await {
+            return (server, address);
+        }
+    }
+    panic!("no port is free");
+}
+
+#[tokio::test]
+async fn our_easy_client_and_their_easy_server() {
+    let text = "x".repeat(1000);
+    let (server, address) = on_a_free_port(vstp::VstpServer::bind_tcp).await;
+    let serving = tokio::spawn(server.serve(|text: String| async move { Ok(text + "!") }));
+    let client = ours::VstpClient::connect_tcp(address).await.unwrap();
+    for text in [&text, &"y".repeat(1_000_000)] {
+        client.send(text.clone()).await.unwrap();
+        assert_eq!(soon(client.receive::<String>()).await.unwrap(), text.clone() + "!");
+    }
+    serving.abort();
+
+    let (server, address) = on_a_free_port(vstp::VstpServer::bind_udp).await;
+    let serving = tokio::spawn(server.serve(|text: String| async move { Ok(text + "!") }));
+    let client = ours::VstpClient::connect_udp(address).await.unwrap();
+    // Their server answers with one datagram, whatever its size.
+    for text in [&text, &"y".repeat(50_000)] {
+        client.send(text.clone()).await.unwrap();
+        assert_eq!(soon(client.receive::<String>()).await.unwrap(), text.clone() + "!");
+        client.send_with_ack(text.clone()).await.unwrap();
+        assert_eq!(soon(client.receive::<String>()).await.unwrap(), text.clone() + "!");
+    }
+    serving.abort();
+}
+
+#[tokio::test]
+async fn what_is_larger_than_8_mib_comes_from_their_tcp_client_if_it_may() {
+    let config = ours::tcp::TcpConfig { frame_max: 32 << 20, ..Default::default() };
+    let large = sample(20_000_000);
+    for takes in [true, false] {
+        let config = if takes { config.clone() } else { Default::default() };
+        let server = ours::VstpTcpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let receiving = tokio::spawn(async move { server.accept().await.unwrap().recv().await });
+        let mut client = vstp::VstpTcpClient::connect(&address).await.unwrap();
+        let sent = soon(client.send(theirs_of(&large))).await;
+        match soon(receiving).await.unwrap() {
+            Ok(received) => assert_eq!((received.as_ref(), takes), (Some(&large), true)),
+            Err(ours::VstpError::FrameTooLarge { limit, .. }) => assert_eq!((limit, takes), (8 << 20, false)),
+            Err(other) => panic!("{other}"),
+        }
+        if takes {
+            sent.unwrap();
+        } else if sent.is_ok() {
+            // Their client has it all in the kernel's buffers, and reads why it was in vain.
+            let said = soon(client.recv()).await.unwrap().unwrap();
+            assert_eq!((said.typ, said.get_header("code")), (vstp::FrameType::Err, Some("too-large")));
+            assert!(said.get_header("reason").unwrap().contains("TcpConfig::frame_max"));
+        }
+    }
 }
 
 #[tokio::test]

@@ -104,7 +104,20 @@ impl Receiver {
         self.now = end;
     }
 
-    fn drain(&mut self) {
+    /// The same, whatever is answered.
+    fn pass_silently(&mut self, time: Duration) {
+        let (end, mut out) = (self.now + time, Vec::new());
+        loop {
+            while self.endpoint.poll_transmit(self.now, 1, &mut out).is_some() {}
+            self.take_events();
+            let Some(at) = self.endpoint.poll_timeout().filter(|at| *at <= end) else { break };
+            self.now = self.now.max(at);
+            self.endpoint.handle_timeout(self.now);
+        }
+        self.now = end;
+    }
+
+    fn take_events(&mut self) {
         while let Some(event) = self.endpoint.poll_event() {
             let Event::Received { from, frame, acknowledgement } = event else { continue };
             self.endpoint.handle_taken(&frame);
@@ -113,6 +126,10 @@ impl Receiver {
             }
             self.received.push(frame);
         }
+    }
+
+    fn drain(&mut self) {
+        self.take_events();
         let mut out = Vec::new();
         while let Some(transmit) = self.endpoint.poll_transmit(self.now, 1, &mut out) {
             assert_eq!(transmit.datagram, out.len());
@@ -423,6 +440,78 @@ proptest! {
             }
         }
         prop_assert_eq!(received, [sent]);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A fragment of either kind, with a total that fits a whole payload or with any.
+    Fragment {
+        from: u8,
+        id: u8,
+        reports: bool,
+        index: usize,
+        total: Option<usize>,
+        len: usize,
+        fill: u8,
+    },
+    Pass(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let len =
+        prop_oneof![Just(0_usize), Just(1190), Just(1200), 1_usize..1300, 1_usize..4000, 1_usize..60_000];
+    let total = prop_oneof![4 => Just(None), 1 => (1_usize..6).prop_map(Some)];
+    let fragment = (0_u8..3, 0_u8..3, prop::bool::weighted(0.2), 0_usize..6, total, len, 0_u8..2);
+    let fragment = fragment.prop_map(|(from, id, reports, index, total, len, fill)| Step::Fragment {
+        from,
+        id,
+        reports,
+        index,
+        total,
+        len,
+        fill,
+    });
+    prop::collection::vec(prop_oneof![8 => fragment, 1 => (0_u64..3000).prop_map(Step::Pass)], 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    /// Anything from anybody: what is kept is bounded and counted, and in the end nothing is kept.
+    #[test]
+    fn case_73_fragments_of_both_kinds_keep_the_bounds(steps in steps()) {
+        let (peer_bytes_max, bytes_max) = (150_000, 250_000);
+        let limits = ReassemblyLimits {
+            message_bytes_max: 50_000,
+            peer_messages_max: 5,
+            peer_bytes_max,
+            messages_max: 8,
+            bytes_max,
+            ..ReassemblyLimits::default()
+        };
+        let mut receiver = Receiver::with_limits(limits);
+        let sources = [0, 1, 2].map(|from| SocketAddr::from(([10, 0, 1, from], 7000)));
+
+        for step in steps {
+            match step {
+                Step::Pass(ms) => receiver.pass_silently(Duration::from_millis(ms)),
+                Step::Fragment { from, id, reports, index, total, len, fill } => {
+                    let message = frame(&[], vec![fill; len]);
+                    let total = total.unwrap_or_else(|| encode(&message).len().div_ceil(CUT));
+                    let id = if reports { format!("0{id}") } else { id.to_string() };
+                    let datagram = encode(&fragment(&message, &id, index % total.max(1), total));
+                    receiver.endpoint.handle_datagram(receiver.now, sources[usize::from(from)], &datagram);
+                    receiver.take_events();
+                }
+            }
+            prop_assert!(receiver.endpoint.unfinished() <= 8);
+            // Each may have a first buffer that is not full.
+            prop_assert!(receiver.endpoint.memory() <= bytes_max + 8 * 66_000);
+        }
+        receiver.pass_silently(SECOND * 70);
+        prop_assert_eq!((receiver.endpoint.unfinished(), receiver.endpoint.memory()), (0, 0));
+        prop_assert!(receiver.received.iter().all(|frame| frame.payload.len() <= 50_000));
     }
 }
 
