@@ -114,8 +114,11 @@ pub(crate) struct Serve {
     /// How long a client of fastdp1.0 or fastdp1.1 may take to its header: it may compress first
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
     pub(crate) header_timeout: Duration,
-    /// Chunks of nextdp are gzip members
-    #[arg(long, value_parser = FalseyValueParser::new())]
+    /// How senders of nextdp compress, which their requests do not tell
+    #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
+    pub(crate) nextdp_compression: NextDpCompression,
+    /// The same as --nextdp-compression gzip
+    #[arg(long, conflicts_with = "nextdp_compression", value_parser = FalseyValueParser::new())]
     pub(crate) nextdp_gzip: bool,
     /// Keep the archives that clients send with --compress zip or targz instead of unpacking them
     #[arg(long, value_parser = FalseyValueParser::new())]
@@ -165,6 +168,26 @@ impl From<Ceiling> for Existing {
             Ceiling::Error => Existing::Error,
             Ceiling::Rename => Existing::Rename,
             Ceiling::Overwrite => Existing::Overwrite,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NextDpCompression {
+    /// Each chunk is one gzip member
+    Gzip,
+    /// Each chunk is one Zstandard frame
+    Zstd,
+    /// Not at all
+    None,
+}
+
+impl From<NextDpCompression> for fastdrop::NextDpCompression {
+    fn from(compression: NextDpCompression) -> Self {
+        match compression {
+            NextDpCompression::Gzip => fastdrop::NextDpCompression::Gzip,
+            NextDpCompression::Zstd => fastdrop::NextDpCompression::Zstd,
+            NextDpCompression::None => fastdrop::NextDpCompression::None,
         }
     }
 }

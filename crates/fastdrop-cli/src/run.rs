@@ -10,8 +10,8 @@ use crate::progress::Shown;
 use crate::signals::Signals;
 use clap::FromArgMatches;
 use fastdrop::{
-    Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, Observer, Protocol, Put,
-    PutOptions, Server, ServerOptions, Summary, Target, shown,
+    Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, NextDpCompression, Observer,
+    Protocol, Put, PutOptions, Server, ServerOptions, Summary, Target, shown,
 };
 use serde_json::json;
 use signal_hook::consts::SIGPIPE;
@@ -95,7 +95,10 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     options.accept = serve.accept.clone();
     options.fastdownloader = serve.fastdownloader;
     options.header_timeout = serve.header_timeout;
-    options.nextdp_gzip = serve.nextdp_gzip;
+    options.nextdp_compression = match serve.nextdp_gzip {
+        true => NextDpCompression::Gzip,
+        false => serve.nextdp_compression.into(),
+    };
     options.keep_archive = serve.keep_archive;
     options.read_only = serve.read_only;
     options.write_only = serve.write_only;

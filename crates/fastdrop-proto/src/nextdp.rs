@@ -1,7 +1,12 @@
 //! NextDP: one file, pushed as one HTTP request a chunk. The specification is
 //! `docs/protocol/nextdp.md`.
 
-use std::collections::BTreeMap;
+mod activity;
+mod assembly;
+
+pub use activity::{Activity, GIVEN_UP_AFTER, STALE_AFTER, Settled};
+pub use assembly::{Assembly, AssemblyError, ChunkPlace, EARLY_BYTES_MAX, EARLY_MAX};
+
 use thiserror::Error;
 
 /// Where chunks are posted.
@@ -12,10 +17,6 @@ pub const CHUNK: u64 = 1 << 20;
 pub const CHUNK_MAX: u64 = 16 << 20;
 /// More chunks are not taken.
 pub const CHUNKS_MAX: u32 = 1 << 24;
-/// Chunks that may come before chunk 0, and their bytes.
-pub const EARLY_MAX: usize = 256;
-/// See [`EARLY_MAX`].
-pub const EARLY_BYTES_MAX: u64 = 256 << 20;
 /// What is answered to a chunk that is here.
 pub const RECEIVED: &str = "Chunk received";
 const TRANSFER_ID_MAX: usize = 64;
@@ -72,11 +73,8 @@ impl ChunkRequest {
         }
         let first = match (number, field("x-filename")?, field("x-total-chunks")?) {
             (0, Some(name), Some(chunks)) => {
-                let name = percent_encoding::percent_decode_str(name)
-                    .decode_utf8()
-                    .map_err(|_| bad("X-Filename"))?;
                 let chunks = count(chunks).filter(|chunks| (1..=CHUNKS_MAX).contains(chunks));
-                Some((name.into_owned(), chunks.ok_or_else(|| bad("X-Total-Chunks"))?))
+                Some((name.to_owned(), chunks.ok_or_else(|| bad("X-Total-Chunks"))?))
             }
             (0, None, _) => return Err(bad("X-Filename")),
             (0, _, None) => return Err(bad("X-Total-Chunks")),
@@ -92,27 +90,31 @@ fn count(text: &str) -> Option<u32> {
 }
 
 impl ChunkRequest {
-    /// The head of the request for a server called `host`, before `bytes` of body.
-    pub fn encode(&self, host: &str, bytes: u64) -> Vec<u8> {
+    /// Encodes the head of the request for a server called `host`, before `bytes` of body; None
+    /// if the file's name cannot stand in one.
+    pub fn encode(&self, host: &str, bytes: u64) -> Option<Vec<u8>> {
         let mut head = format!(
             "POST {PATH}?chunk_number={} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/octet-stream\r\nContent-Length: {bytes}\r\n",
             self.number
         );
         if let Some((name, chunks)) = &self.first {
-            head += &format!("X-Filename: {}\r\nX-Total-Chunks: {chunks}\r\n", encode_name(name));
+            if !is_field(name) {
+                return None;
+            }
+            head += &format!("X-Filename: {name}\r\nX-Total-Chunks: {chunks}\r\n");
         }
         if let Some(id) = &self.transfer {
             head += &format!("X-Transfer-Id: {id}\r\n");
         }
         head += "\r\n";
-        head.into_bytes()
+        Some(head.into_bytes())
     }
 }
 
-/// A file name as a field of a request: what is not visible ASCII, and `%`, is percent-encoded.
-pub fn encode_name(name: &str) -> String {
-    const SET: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b' ');
-    percent_encoding::utf8_percent_encode(name, SET).to_string()
+/// Returns true for a text that the field of a request can carry as it is (RFC 9110, section 5.5):
+/// without controls, and without blanks at its edges, which the receiver cannot see.
+pub fn is_field(text: &str) -> bool {
+    !text.is_empty() && text.trim_matches(' ') == text && !text.bytes().any(|byte| byte.is_ascii_control())
 }
 
 /// The answer to a request.
@@ -163,114 +165,9 @@ pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer>, Refusal> {
     Ok(Some(Answer { status, head, body, keep_alive, is_fastdrop, is_complete }))
 }
 
-/// What becomes of a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It belongs there, in bytes from the file's beginning.
-    Take(u64),
-    /// It is held already.
-    Known,
-    /// Chunk 0, which tells where it belongs, has not come.
-    Wait,
-}
-
-/// Puts a file together from chunks in any order.
-#[derive(Debug, Clone, Default)]
-pub struct Assembly {
-    chunks: Option<u32>,
-    /// Bytes of chunk 0.
-    one_chunk: Option<u64>,
-    /// Bytes of those that came before it.
-    early: BTreeMap<u32, u64>,
-    early_bytes: u64,
-    held: Vec<u64>,
-    count: u32,
-    /// Bytes of the last chunk.
-    last: u64,
-}
-
-impl Assembly {
-    /// Decides about a chunk of `size` bytes, which is here as a whole. What is taken or waits
-    /// counts from now on.
-    pub fn handle_chunk(&mut self, number: u32, chunks: Option<u32>, size: u64) -> Result<Verdict, Refusal> {
-        if number == 0 {
-            match (self.chunks, chunks) {
-                (Some(known), Some(chunks)) if known == chunks && self.one_chunk == Some(size) => {
-                    return Ok(Verdict::Known);
-                }
-                (None, Some(chunks)) => {
-                    if self.early.keys().any(|&early| early >= chunks) {
-                        return Err(Refusal::new(400, "a chunk beyond the last has come before"));
-                    }
-                    (self.chunks, self.one_chunk) = (Some(chunks), Some(size));
-                }
-                _ => return Err(Refusal::new(409, "another transfer from this address is under way")),
-            }
-        }
-        let (Some(chunks), Some(one_chunk)) = (self.chunks, self.one_chunk) else {
-            if self.early.contains_key(&number) {
-                return Ok(Verdict::Known);
-            }
-            if self.early.len() >= EARLY_MAX || self.early_bytes + size > EARLY_BYTES_MAX {
-                return Err(Refusal::new(429, "too much came before chunk 0"));
-            }
-            self.early.insert(number, size);
-            self.early_bytes += size;
-            return Ok(Verdict::Wait);
-        };
-        self.place(number, size, chunks, one_chunk)
-    }
-
-    /// A chunk that waited: its number, and where it belongs.
-    pub fn poll_early(&mut self) -> Result<Option<(u32, Verdict)>, Refusal> {
-        let (Some(chunks), Some(one_chunk)) = (self.chunks, self.one_chunk) else { return Ok(None) };
-        let Some((number, size)) = self.early.pop_first() else { return Ok(None) };
-        self.place(number, size, chunks, one_chunk).map(|verdict| Some((number, verdict)))
-    }
-
-    fn place(&mut self, number: u32, size: u64, chunks: u32, one_chunk: u64) -> Result<Verdict, Refusal> {
-        let is_last = number + 1 == chunks;
-        if number >= chunks {
-            return Err(Refusal::new(400, format!("chunk {number} is beyond the last")));
-        }
-        if size > one_chunk || (!is_last && size != one_chunk) || (chunks > 1 && one_chunk == 0) {
-            return Err(Refusal::new(
-                400,
-                format!("chunk {number} of {size} bytes, where chunk 0 has {one_chunk}"),
-            ));
-        }
-        let (at, bit) = (number as usize / 64, 1 << (number % 64));
-        if at >= self.held.len() {
-            self.held.resize(at + 1, 0);
-        }
-        let Some(word) = self.held.get_mut(at) else { return Ok(Verdict::Known) };
-        if *word & bit != 0 {
-            return Ok(Verdict::Known);
-        }
-        *word |= bit;
-        self.count += 1;
-        if is_last {
-            self.last = size;
-        }
-        Ok(Verdict::Take(u64::from(number) * one_chunk))
-    }
-
-    /// Whether every chunk is here.
-    pub fn is_complete(&self) -> bool {
-        self.chunks == Some(self.count)
-    }
-
-    /// Bytes of the file, once it is complete.
-    pub fn size(&self) -> u64 {
-        let before = u64::from(self.chunks.unwrap_or(1).saturating_sub(1));
-        before * self.one_chunk.unwrap_or(0) + self.last
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn parse(query: &str, fields: &[(&str, &'static str)]) -> Result<ChunkRequest, Refusal> {
         ChunkRequest::parse(Some(query), |name| {
@@ -278,18 +175,34 @@ mod tests {
         })
     }
 
-    const FIRST: [(&str, &str); 2] = [("x-filename", "a%20b"), ("x-total-chunks", "3")];
+    const FIRST: [(&str, &str); 2] = [("x-filename", "ä%20 b"), ("x-total-chunks", "3")];
 
     #[test]
     fn a_request_says_which_chunk_of_what() {
         let request = parse("chunk_number=0", &FIRST).unwrap();
-        assert_eq!((request.number, request.first), (0, Some(("a b".into(), 3))));
+        assert_eq!((request.number, request.first), (0, Some(("ä%20 b".into(), 3))));
         assert_eq!(parse("x=1&chunk_number=7", &[]).unwrap().number, 7);
         assert_eq!(
             parse("chunk_number=7", &[("x-transfer-id", "a-1")]).unwrap().transfer.as_deref(),
             Some("a-1")
         );
-        assert_eq!(encode_name("ä %.txt"), "%C3%A4%20%25.txt");
+    }
+
+    #[test]
+    fn a_name_is_sent_as_it_is_or_not_at_all() {
+        let encode = |name: &str| {
+            let first = Some((name.to_owned(), 1));
+            ChunkRequest { number: 0, first, transfer: None }.encode("h", 0)
+        };
+        for name in ["a", "ä %.txt", "%C3%A4", "a\u{a0}", "日本/語:1", "\u{85}", "a\u{80}b", "~"] {
+            let head = String::from_utf8(encode(name).expect(name)).unwrap();
+            assert!(head.contains(&format!("\r\nX-Filename: {name}\r\n")), "{head}");
+        }
+        let controls = (0..=0x1f).chain([0x7f]).map(|byte| format!("a{}b", char::from(byte)));
+        let blanks = ["", " ", " a", "a ", "\ta", "a\t", "a\r", "a\nX-Total-Chunks: 9"].map(String::from);
+        for name in controls.chain(blanks) {
+            assert_eq!(encode(&name), None, "{name:?}");
+        }
     }
 
     #[test]
@@ -303,7 +216,7 @@ mod tests {
             let first = (name != "-").then(|| (name.to_owned(), chunks.parse().unwrap()));
             let transfer = (transfer != "-").then(|| transfer.to_owned());
             let request = ChunkRequest { number: number.parse().unwrap(), first, transfer };
-            let encoded = request.encode("example.net:4321", bytes.parse().unwrap());
+            let encoded = request.encode("example.net:4321", bytes.parse().unwrap()).unwrap();
             assert_eq!(
                 String::from_utf8_lossy(&encoded),
                 String::from_utf8_lossy(&hex::decode(head).unwrap())
@@ -352,69 +265,11 @@ mod tests {
         for fields in [
             &[("x-filename", "a")][..],
             &[("x-total-chunks", "3")],
-            &[("x-filename", "%ff"), ("x-total-chunks", "3")],
             &[("x-filename", "a"), ("x-total-chunks", "0")],
             &[("x-filename", "a"), ("x-total-chunks", "99999999999")],
             &[("x-filename", "a"), ("x-total-chunks", "1"), ("x-transfer-id", "a b")],
         ] {
             assert_eq!(parse("chunk_number=0", fields).unwrap_err().status, 400, "{fields:?}");
-        }
-    }
-
-    #[test]
-    fn cases_21_26_and_27_chunks_that_contradict_are_refused() {
-        let mut assembly = Assembly::default();
-        assert_eq!(assembly.handle_chunk(0, Some(3), 10), Ok(Verdict::Take(0)));
-        assert_eq!(assembly.handle_chunk(0, Some(3), 10), Ok(Verdict::Known));
-        assert_eq!(assembly.handle_chunk(0, Some(4), 10).unwrap_err().status, 409);
-        assert_eq!(assembly.handle_chunk(3, None, 10).unwrap_err().status, 400);
-        assert_eq!(assembly.handle_chunk(1, None, 9).unwrap_err().status, 400);
-        assert_eq!(assembly.handle_chunk(2, None, 11).unwrap_err().status, 400);
-        assert_eq!(assembly.handle_chunk(2, None, 0), Ok(Verdict::Take(20)));
-        assert!(!assembly.is_complete());
-        assert_eq!(assembly.handle_chunk(1, None, 10), Ok(Verdict::Take(10)));
-        assert!(assembly.is_complete() && assembly.size() == 20);
-    }
-
-    #[test]
-    fn what_comes_before_chunk_0_is_bounded() {
-        let mut assembly = Assembly::default();
-        for number in 1..=EARLY_MAX as u32 {
-            assert_eq!(assembly.handle_chunk(number, None, 1), Ok(Verdict::Wait));
-        }
-        assert_eq!(assembly.handle_chunk(1, None, 1), Ok(Verdict::Known));
-        assert_eq!(assembly.handle_chunk(1000, None, 1).unwrap_err().status, 429);
-        let mut assembly = Assembly::default();
-        assert_eq!(assembly.handle_chunk(1, None, EARLY_BYTES_MAX + 1).unwrap_err().status, 429);
-    }
-
-    proptest! {
-        #[test]
-        fn cases_22_28_and_32_any_order_gives_the_file(
-            (order, len) in (0..100usize).prop_flat_map(|len| {
-                let order = (0..len.div_ceil(10).max(1)).collect::<Vec<_>>();
-                (Just(order).prop_shuffle(), Just(len))
-            }),
-        ) {
-            let file: Vec<u8> = (0..len as u8).collect();
-            let chunks: Vec<&[u8]> = if len == 0 { vec![&[]] } else { file.chunks(10).collect() };
-            let mut assembly = Assembly::default();
-            let mut out = vec![0; len];
-            let mut put = |number: usize, verdict| {
-                if let Verdict::Take(at) = verdict {
-                    out[at as usize..][..chunks[number].len()].copy_from_slice(chunks[number]);
-                }
-            };
-            for &number in &order {
-                let first = (number == 0).then_some(chunks.len() as u32);
-                let verdict = assembly.handle_chunk(number as u32, first, chunks[number].len() as u64).unwrap();
-                put(number, verdict);
-                while let Some((number, verdict)) = assembly.poll_early().unwrap() {
-                    put(number as usize, verdict);
-                }
-            }
-            prop_assert!(assembly.is_complete());
-            prop_assert_eq!((assembly.size(), out), (len as u64, file));
         }
     }
 }

@@ -8,6 +8,7 @@ mod fastdp1;
 mod fastdp1_field;
 mod identical;
 mod nextdp;
+mod nextdp_two_clients;
 mod one_port;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,14 +1,22 @@
 //! NextDP.
 
 use crate::support::*;
-use crate::{SIZES, assert_arrives, assert_clean, assert_same_bytes, send, source};
+use crate::{SIZES, assert_arrives, assert_clean, assert_same_bytes, send, source, text};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 
 pub(crate) fn send_nextdp(server: &Server, file: &Path, extra: &[&str]) -> String {
-    let extra = extra.iter().map(OsString::from).collect();
-    Peer::start("nextdp.py", [args!["send", server.port.to_string(), file], extra].concat()).finish()
+    start_nextdp(server, file, extra).finish()
+}
+
+pub(crate) fn start_nextdp(server: &Server, file: &Path, extra: &[&str]) -> Peer {
+    let extra: Vec<_> = extra.iter().map(OsString::from).collect();
+    let arguments = [args!["send", server.port.to_string(), file], extra.clone()].concat();
+    if extra.iter().any(|argument| argument == "zstd") {
+        return Peer::start_zstd("nextdp.py", arguments);
+    }
+    Peer::start("nextdp.py", arguments)
 }
 
 #[test]
@@ -27,34 +35,148 @@ fn cases_22_28_and_32_nextdp_files_arrive_from_a_peer_in_any_order() {
 }
 
 #[test]
-fn nextdp_gzip_members_are_decoded_when_the_switch_says_so() {
+fn nextdp_chunks_are_decoded_as_the_switch_says() {
+    for switch in [&["--nextdp-gzip"][..], &["--nextdp-compression", "gzip"]] {
+        let dir = scratch();
+        let server = serve(dir.path(), switch);
+        nextdp_from_a_compressing_peer(&server, "gzip");
+    }
     let dir = scratch();
-    let server = serve(dir.path(), &["--nextdp-gzip"]);
-    let (_own, file) = source(3_000_000);
-    assert_eq!(send_nextdp(&server, &file, &["--gzip", "--threads", "3"]), "done");
-    assert_arrives(&server, "source.bin", &file);
-    let (_other, file) = source(100);
-    let answer = send_nextdp(&server, &file, &["--name", "plain"]);
-    assert!(answer.starts_with("400 "), "{answer}");
-    assert_clean(&server);
+    let arguments = args!["serve", "--nextdp-gzip", "--nextdp-compression", "zstd", dir.path()];
+    plain(arguments).expect(2);
 }
 
 #[test]
-fn nextdp_goes_to_a_peer_and_to_our_server() {
-    for size in SIZES {
-        let (_own, file) = source(size);
-        let there = scratch();
-        let mut peer = Peer::start("nextdp.py", args!["receive", there.path()]);
-        let port = peer.port();
-        send("nextdp", &file, port, &[]).expect(0).expect_summary(&[("files", 1), ("bytes", size)]);
-        assert_eq!(peer.finish(), "source.bin");
-        assert_same_bytes(&file, &there.path().join("source.bin"));
-    }
+#[ignore = "needs the Python package zstandard"]
+fn nextdp_chunks_are_decoded_as_the_switch_says_with_zstandard() {
     let dir = scratch();
-    let server = serve(dir.path(), &["--nextdp-gzip"]);
-    let (_own, file) = source(20_000_000);
-    send("nextdp", &file, server.port, &["--compress", "gzip"]).expect(0);
-    assert_arrives(&server, "source.bin", &file);
+    let server = serve(dir.path(), &["--nextdp-compression", "zstd"]);
+    nextdp_from_a_compressing_peer(&server, "zstd");
+}
+
+fn nextdp_from_a_compressing_peer(server: &Server, how: &str) {
+    for size in SIZES {
+        for (kind, (_own, file)) in [("random", source(size)), ("text", text(size as usize))] {
+            let name = format!("{kind}-{size}");
+            let args = ["--name", &name, "--compress", how, "--threads", "3"];
+            assert_eq!(send_nextdp(server, &file, &args), "done", "{name}");
+            assert_arrives(server, &name, &file);
+        }
+    }
+    let (_own, file) = source(100);
+    let answer = send_nextdp(server, &file, &["--name", "plain"]);
+    assert!(answer.starts_with("400 ") && answer.contains("--nextdp-compression"), "{answer}");
+    // Nobody has to wait because of it.
+    assert_eq!(send_nextdp(server, &file, &["--name", "next", "--compress", how]), "done");
+    assert_arrives(server, "next", &file);
+}
+
+#[test]
+fn nextdp_goes_to_a_peer() {
+    nextdp_to_a_peer("none");
+    nextdp_to_a_peer("gzip");
+}
+
+#[test]
+#[ignore = "needs the Python package zstandard"]
+fn nextdp_goes_to_a_peer_with_zstandard() {
+    nextdp_to_a_peer("zstd");
+}
+
+fn nextdp_to_a_peer(how: &str) {
+    for size in SIZES {
+        for (name, (_own, file)) in [("source.bin", source(size)), ("source.txt", text(size as usize))] {
+            let there = scratch();
+            let receive = args!["receive", there.path()];
+            let mut peer = match how {
+                "none" => Peer::start("nextdp.py", receive),
+                "gzip" => Peer::start("nextdp.py", [receive, args!["--compress", how]].concat()),
+                _ => Peer::start_zstd("nextdp.py", [receive, args!["--compress", how]].concat()),
+            };
+            let port = peer.port();
+            send("nextdp", &file, port, &["--compress", how])
+                .expect(0)
+                .expect_summary(&[("files", 1), ("bytes", size)]);
+            assert_eq!(peer.finish(), name);
+            assert_same_bytes(&file, &there.path().join(name));
+        }
+    }
+}
+
+#[test]
+fn nextdp_goes_from_our_client_to_our_server_with_each_compression() {
+    for how in ["none", "gzip", "zstd"] {
+        let dir = scratch();
+        let server = serve(dir.path(), &["--nextdp-compression", how]);
+        let (_own, file) = source(20_000_000);
+        send("nextdp", &file, server.port, &["--compress", how]).expect(0);
+        assert_arrives(&server, "source.bin", &file);
+    }
+    // Neither end guesses.
+    let dir = scratch();
+    let server = serve(dir.path(), &["--nextdp-compression", "gzip"]);
+    let (_own, file) = source(3_000_000);
+    let refused = send("nextdp", &file, server.port, &["--compress", "zstd"]);
+    assert!(refused.code() != 0 && refused.stderr.contains("--nextdp-compression"), "{refused}");
+    assert_clean(&server);
+}
+
+/// A plain server that is sent Zstandard says so, where that cannot be a file of frames; everything
+/// else is stored as it is.
+#[test]
+fn nextdp_a_plain_server_refuses_what_cannot_be_plain_and_stores_the_rest() {
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    let (_own, file) = text(3_000_000);
+    let refused = send("nextdp", &file, server.port, &["--compress", "zstd"]);
+    assert!(refused.code() != 0 && refused.stderr.contains("--nextdp-compression zstd"), "{refused}");
+    assert_clean(&server);
+    assert_eq!(names_in(dir.path()), Vec::<String>::new());
+    // Files that are compressed themselves.
+    let own = scratch();
+    let frame = zstd::bulk::compress(&std::fs::read(&file).unwrap()[..1 << 20], 1).unwrap();
+    for (name, content) in [("one.zst", frame.clone()), ("many.zst", frame.repeat(100_000))] {
+        let content = &content[..content.len().min(3 << 20)];
+        std::fs::write(own.path().join(name), content).unwrap();
+        assert_eq!(send_nextdp(&server, &own.path().join(name), &[]), "done", "{name}");
+        assert_arrives(&server, name, &own.path().join(name));
+    }
+}
+
+/// Names that are told apart only by how they are encoded.
+const NAMES: [&str; 8] =
+    ["ü.txt", "%C3%BC.txt", "100%", "a%20b", "a b", "日本語/ключ", "semi;colon: \"quoted\"", "%2e%2e"];
+
+#[test]
+fn nextdp_names_are_raw_utf_8_in_both_directions() {
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    let there = scratch();
+    for (at, name) in NAMES.iter().enumerate() {
+        let (_own, file) = source(at as u64 + 1);
+        assert_eq!(send_nextdp(&server, &file, &["--name", name]), "done", "{name}");
+        assert_arrives(&server, name, &file);
+        let mut peer = Peer::start("nextdp.py", args!["receive", there.path()]);
+        let target = format!("127.0.0.1:{}/{}", peer.port(), name.replace('%', "%25"));
+        client(args!["send", "--protocol", "nextdp", file, format!("http://{target}")]).expect(0);
+        assert_eq!(peer.finish(), *name);
+    }
+}
+
+#[test]
+fn nextdp_names_that_a_header_cannot_carry_are_refused_before_anything_is_sent() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    nobody.set_nonblocking(true).unwrap();
+    let own = scratch();
+    for name in [" a", "a ", "a\tb", "a\nX-Total-Chunks: 9", "\u{7f}", "\u{1}"] {
+        let file = own.path().join(name);
+        std::fs::write(&file, "content").unwrap();
+        let out = send("nextdp", &file, nobody.local_addr().unwrap().port(), &[]);
+        // As of every other protocol's names.
+        assert_eq!(out.code(), 1, "{name:?}: {out}");
+        assert!(out.stderr.contains("NextDP cannot carry this name"), "{name:?}: {out}");
+        assert!(nobody.accept().is_err(), "{name:?}");
+    }
 }
 
 #[test]
@@ -102,9 +224,9 @@ fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
             403,
         ),
         (
-            "an encoded name that leads outside",
+            "a name that leads outside further down",
             "?chunk_number=0",
-            "X-Filename: %2e%2e/x\r\nX-Total-Chunks: 1\r\n",
+            "X-Filename: a/../../x\r\nX-Total-Chunks: 1\r\n",
             "x",
             403,
         ),
@@ -114,12 +236,23 @@ fn cases_16_21_27_and_47_nextdp_that_lies_is_refused_in_http() {
     ] {
         assert_eq!(post(query, fields, body), Some(status), "{what}");
     }
-    let huge = "POST /upload?chunk_number=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n";
+    let huge = "POST /upload?chunk_number=1 HTTP/1.1\r\nHost: x\r\nX-Transfer-Id: huge\r\nContent-Length: 99999999999\r\n\r\n";
     assert_eq!(wire::http(server.port, huge.as_bytes()).map(|(status, _)| status), Some(413));
-    assert_eq!(post("?chunk_number=0", first, "ab"), Some(200));
-    assert_eq!(post("?chunk_number=1", "", "abc"), Some(400), "longer than chunk 0");
-    assert_eq!(post("?chunk_number=7", "", "ab"), Some(200), "of whatever comes next");
-    assert_eq!(post("?chunk_number=0", first, "ab"), Some(400), "a chunk beyond the last came before");
+    for (id, chunks) in [
+        ("longer", &[(0, "ab", 200), (1, "abc", 409), (1, "ab", 409)][..]),
+        ("beyond", &[(0, "ab", 200), (2, "ab", 409), (1, "ab", 409)]),
+        ("early and beyond", &[(7, "ab", 200), (0, "ab", 409), (1, "ab", 409)]),
+        ("early and longer", &[(1, "abc", 200), (0, "ab", 409)]),
+        ("other bytes", &[(0, "ab", 200), (0, "ab", 200), (0, "ax", 409), (1, "ab", 409)]),
+        ("early and other bytes", &[(1, "ab", 200), (1, "ab", 200), (1, "ax", 409), (1, "ab", 409)]),
+    ] {
+        let id = format!("X-Transfer-Id: {}\r\n", id.replace(' ', "-"));
+        for &(number, body, status) in chunks {
+            let fields = if number == 0 { format!("{id}{first}") } else { id.clone() };
+            let answer = post(&format!("?chunk_number={number}"), &fields, body);
+            assert_eq!(answer, Some(status), "{id}chunk {number}: {body}");
+        }
+    }
     assert_clean(&server);
     assert_eq!(names_in(dir.path()), Vec::<String>::new());
     server.assert_serves("lies in NextDP");

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""A NextDP sender and receiver, written from docs/protocol/nextdp.md alone.
+"""A NextDP sender and receiver that behave as the program in use, written from docs/protocol/nextdp.md alone.
 
-    nextdp.py send PORT FILE [--name NAME] [--order ORDER] [--threads N] [--gzip] [--id ID] [--skip N]
-    nextdp.py receive FOLDER [--gzip]
+    nextdp.py send PORT FILE [--name NAME] [--order ORDER] [--threads N] [--compress gzip|zstd] [--skip N] [--id ID]
+    nextdp.py receive FOLDER [--compress gzip|zstd]
 
-`receive` prints its port, takes one file, and prints what it was called. `send` prints every answer that is not 200, then `done`.
+Names are raw UTF-8 both ways, and a percent sign is one. Requests do not tell how they are compressed, nor to which
+transfer they belong, unless --id is given. zstd needs the module zstandard.
+
+`receive` prints its port, takes one file, and prints what it was called. `send` prints every answer that is not 200,
+then `done`.
 """
 
 import argparse
@@ -13,11 +17,32 @@ import http.client
 import http.server
 import os
 import random
+import sys
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 CHUNK = 1 << 20
+
+
+def compress(how, plain):
+    if how == "gzip":
+        return gzip.compress(plain)
+    if how == "zstd":
+        import zstandard
+
+        return zstandard.ZstdCompressor().compress(plain)
+    return plain
+
+
+def decompress(how, body):
+    if how == "gzip":
+        return gzip.decompress(body)
+    if how == "zstd":
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=CHUNK)
+    return body
 
 
 def send(args):
@@ -38,17 +63,16 @@ def send(args):
             local.connection = http.client.HTTPConnection("127.0.0.1", args.port, timeout=30)
         fields = {}
         if number == 0:
-            fields = {"X-Filename": urllib.parse.quote(name, safe="/"), "X-Total-Chunks": str(args.total or len(chunks))}
+            fields = {"X-Filename": name.encode(), "X-Total-Chunks": str(args.total or len(chunks))}
         if args.id:
             fields["X-Transfer-Id"] = args.id
-        body = chunks[number]
-        if args.gzip:
-            body = gzip.compress(body)
+        body = compress(args.compress, chunks[number])
         local.connection.request("POST", f"/upload?chunk_number={number}", body, fields)
         answer = local.connection.getresponse()
         text = answer.read().decode().strip()
         if answer.status != 200 or text != "Chunk received":
-            print(f"{answer.status} {text}", flush=True)
+            # At once: other threads write too.
+            sys.stdout.write(f"{answer.status} {text}\n")
             local.connection.close()
 
     if args.threads == 1:
@@ -72,12 +96,11 @@ def receive(args):
             url = urllib.parse.urlsplit(self.path)
             assert url.path == "/upload", self.path
             number = int(urllib.parse.parse_qs(url.query)["chunk_number"][0])
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if args.gzip:
-                body = gzip.decompress(body)
+            body = decompress(args.compress, self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 if number == 0:
-                    said["name"] = urllib.parse.unquote(self.headers["X-Filename"])
+                    # The module has decoded it as Latin-1.
+                    said["name"] = self.headers["X-Filename"].encode("latin-1").decode()
                     said["total"] = int(self.headers["X-Total-Chunks"])
                 chunks[number] = body
                 is_whole = len(chunks) == said.get("total")
@@ -112,14 +135,14 @@ def main():
     sender.add_argument("--chunk", type=int, default=CHUNK)
     sender.add_argument("--order", default="in-order")
     sender.add_argument("--threads", type=int, default=1)
-    sender.add_argument("--gzip", action="store_true")
+    sender.add_argument("--compress", choices=["gzip", "zstd"])
     sender.add_argument("--id")
     sender.add_argument("--skip", type=int)
     sender.add_argument("--total", type=int)
     sender.set_defaults(run=send)
     receiver = commands.add_parser("receive")
     receiver.add_argument("folder")
-    receiver.add_argument("--gzip", action="store_true")
+    receiver.add_argument("--compress", choices=["gzip", "zstd"])
     receiver.set_defaults(run=receive)
     args = parser.parse_args()
     args.run(args)

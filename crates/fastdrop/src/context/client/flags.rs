@@ -93,7 +93,13 @@ const ROWS: [Row; 17] = [
                 Protocol::UltraDp,
                 Only(&["auto", "none", "zstd"], "it compresses with Zstandard or not at all"),
             ),
-            (Protocol::NextDp, Only(&["auto", "none", "gzip"], "it compresses with gzip or not at all")),
+            (
+                Protocol::NextDp,
+                Only(
+                    &["auto", "none", "gzip", "zstd"],
+                    "it compresses with gzip, with Zstandard or not at all",
+                ),
+            ),
         ],
         get: NO_COMPRESSION,
     },

@@ -6,6 +6,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Compression of the chunks that a server takes by NextDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NextDpCompression {
+    /// None.
+    None,
+    /// Each is one gzip member.
+    Gzip,
+    /// Each is one Zstandard frame, as of version 2 of the program in use.
+    Zstd,
+}
+
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -21,8 +33,8 @@ pub struct ServerOptions {
     /// at most a day; meanwhile it costs a descriptor and some 10 KiB,
     /// and is the first to go where there are too many.
     pub header_timeout: Duration,
-    /// Chunks of NextDP are gzip members. Default: no.
-    pub nextdp_gzip: bool,
+    /// How chunks of NextDP are compressed: its requests do not tell. Default: not at all.
+    pub nextdp_compression: NextDpCompression,
     /// The port of FastDownloader on every address, 0 to pick one. Default: none.
     pub fastdownloader: Option<u16>,
     /// Archives that clients send natively stay archives instead of being unpacked. Default: no.
@@ -67,7 +79,7 @@ impl ServerOptions {
             bind: vec![SocketAddr::from(([127, 0, 0, 1], 8888))],
             accept: Accept::all(),
             header_timeout: Duration::from_secs(600),
-            nextdp_gzip: false,
+            nextdp_compression: NextDpCompression::None,
             fastdownloader: None,
             keep_archive: false,
             read_only: false,

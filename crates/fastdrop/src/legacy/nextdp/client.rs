@@ -1,5 +1,6 @@
 //! NextDP: sends one file as requests, several at the same time.
 
+use crate::codec::encode::ZSTD_LEVEL;
 use crate::context::client::ClientContext;
 use crate::context::client::options::Compress;
 use crate::context::client::summary::Delivery;
@@ -13,7 +14,7 @@ use crate::observe::Phase;
 use crate::random::random;
 use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdp::{Code, Refuse, Streams};
-use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, parse_answer};
+use fastdrop_proto::nextdp::{ANSWER_HEAD_MAX, CHUNK, CHUNKS_MAX, ChunkRequest, is_field, parse_answer};
 use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,6 +27,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of an answer's body that are shown.
 const BODY_MAX: u64 = 4096;
 
+/// Ways in which a chunk is compressed.
+#[derive(Debug, Clone, Copy)]
+enum Compression {
+    /// One gzip member.
+    Gzip,
+    /// One Zstandard frame.
+    Zstd,
+}
+
 /// What all connections share.
 struct Sending<'a> {
     client: &'a ClientContext,
@@ -33,7 +43,7 @@ struct Sending<'a> {
     throttle: Option<&'a Throttle>,
     chunks: u32,
     id: String,
-    gzip: bool,
+    compression: Option<Compression>,
     next: AtomicU32,
     /// The server will say when it has the file, and has said so.
     is_fastdrop: AtomicBool,
@@ -61,12 +71,18 @@ pub(crate) fn send(
 
 /// Sends the file as one transfer. False if the server does not have it in the end.
 fn send_once(client: &ClientContext, file: &SourceFile, throttle: Option<&Throttle>) -> Result<bool, Error> {
-    let gzip = match client.options.compress {
-        Compress::Auto | Compress::None => false,
-        Compress::Gzip => true,
-        _ => return Err(Error::failed(Code::BadRequest, "NextDP compresses with gzip or not at all")),
+    let compression = match client.options.compress {
+        Compress::Auto | Compress::None => None,
+        Compress::Gzip => Some(Compression::Gzip),
+        Compress::Zstd => Some(Compression::Zstd),
+        _ => {
+            let why = "NextDP compresses with gzip, with Zstandard or not at all";
+            return Err(Error::failed(Code::BadRequest, why));
+        }
     };
-    file.name_text()?;
+    if !is_field(file.name_text()?) {
+        return Err(unsendable(file));
+    }
     let chunks = u32::try_from(file.size.div_ceil(CHUNK).max(1)).ok().filter(|&chunks| chunks <= CHUNKS_MAX);
     let chunks = chunks.ok_or_else(|| Error::failed(Code::OverLimit, "more chunks than NextDP can count"))?;
     let sending = Sending {
@@ -75,7 +91,7 @@ fn send_once(client: &ClientContext, file: &SourceFile, throttle: Option<&Thrott
         throttle,
         chunks,
         id: hex::encode(random::<16>()?),
-        gzip,
+        compression,
         next: AtomicU32::new(1),
         is_fastdrop: AtomicBool::new(false),
         is_complete: AtomicBool::new(false),
@@ -163,14 +179,15 @@ impl Sending<'_> {
         let request = ChunkRequest { number, first, transfer: Some(self.id.clone()) };
         let host = client.target.authority();
         let connection = reader.connection();
-        let sent = if self.gzip {
-            let body = self.gzipped(offset, size)?;
-            let sent = send_all(connection, &request.encode(&host, body.len() as u64));
+        let head = |bytes| request.encode(&host, bytes).ok_or_else(|| unsendable(self.file));
+        let sent = if let Some(compression) = self.compression {
+            let body = self.compressed(compression, offset, size)?;
+            let sent = send_all(connection, &head(body.len() as u64)?);
             sent.and_then(|()| send_paced(connection, &body, self.throttle))
                 .map_err(Error::from)
                 .inspect(|()| client.note_moved(size))
         } else {
-            let sent = send_all(connection, &request.encode(&host, size)).map_err(Error::from);
+            let sent = send_all(connection, &head(size)?).map_err(Error::from);
             sent.and_then(|()| send_part(client, connection, self.file, offset, size, self.throttle))
         };
         match sent {
@@ -185,11 +202,16 @@ impl Sending<'_> {
         Ok(())
     }
 
-    fn gzipped(&self, offset: u64, size: u64) -> Result<Vec<u8>, Error> {
+    fn compressed(&self, compression: Compression, offset: u64, size: u64) -> Result<Vec<u8>, Error> {
         let mut plain = vec![0; size as usize];
         self.file.read_at(&mut plain, offset)?;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        let packed = encoder.write_all(&plain).and_then(|()| encoder.finish());
+        let packed = match compression {
+            Compression::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(&plain).and_then(|()| encoder.finish())
+            }
+            Compression::Zstd => zstd::bulk::compress(&plain, ZSTD_LEVEL),
+        };
         packed.map_err(|error| Error::failed(Code::Internal, format!("compressing: {error}")))
     }
 
@@ -234,4 +256,10 @@ impl Sending<'_> {
             }
         }
     }
+}
+
+fn unsendable(file: &SourceFile) -> Error {
+    let name = crate::shown(&file.name);
+    let why = "NextDP cannot carry this name: it has a control character, or a blank at an edge";
+    Error::failed(Code::BadRequest, format!("{name}: {why}; send it under another one"))
 }

@@ -1,4 +1,7 @@
-//! NextDP: numbered chunks, each in a request of HTTP.
+//! NextDP: requests that carry a chunk each.
 
+mod body;
 pub(crate) mod client;
 pub(crate) mod server;
+mod transfer;
+mod transfers;
