@@ -28,8 +28,8 @@ fuzz_target!(|input: Input| {
     }
     if let Ok(Some((announcement, used))) = ultradp::Announcement::parse(bytes) {
         assert!(used <= bytes.len());
-        // `a:5:01:0` can be read, but what it says, written as we do, would be the secured variant: that is refused.
-        if let Some(line) = announcement.encode() {
+        // A name with a colon is read, and never written.
+        if let Ok(line) = announcement.encode() {
             assert_eq!(ultradp::Announcement::parse(&line), Ok(Some((announcement.clone(), line.len()))));
         }
         let mut receiver = ultradp::Receiver::new(&announcement);
@@ -112,12 +112,12 @@ fn next(input: &Input) {
     let chunks = u32::from(input.full_size % 50) + 1;
     for &(number, size, _) in &input.chunks {
         let first = (number == 0).then_some(chunks);
-        let Ok(verdict) = assembly.handle_chunk(number.into(), first, size.into()) else { return };
-        if let nextdp::Verdict::Take(at) = verdict {
+        let Ok(place) = assembly.handle_chunk(number.into(), first, size.into()) else { return };
+        if let nextdp::ChunkPlace::New(at) = place {
             assert!(taken.insert(at) || size == 0);
         }
-        while let Ok(Some((_, verdict))) = assembly.poll_early() {
-            if let nextdp::Verdict::Take(at) = verdict {
+        while let Ok(Some((_, place))) = assembly.poll_early() {
+            if let nextdp::ChunkPlace::New(at) = place {
                 assert!(taken.insert(at));
             }
         }

@@ -120,6 +120,10 @@ pub(crate) struct Serve {
     /// The same as --nextdp-compression gzip
     #[arg(long, conflicts_with = "nextdp_compression", value_parser = FalseyValueParser::new())]
     pub(crate) nextdp_gzip: bool,
+    /// Take ultradp's secured variant too, by the password in this file, which should be readable by
+    /// its owner alone (0600): encrypted, not authenticated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ultradp_password_file: Option<PathBuf>,
     /// Keep the archives that clients send with --compress zip or targz instead of unpacking them
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) keep_archive: bool,
@@ -198,6 +202,10 @@ pub(crate) struct Send {
     /// alone), then host[:port][/path] or http://host[:port][/path]
     #[arg(required = true, num_args = 1.., value_names = ["PATH", "TARGET"])]
     pub(crate) paths: Vec<OsString>,
+    /// With ultradp: encrypt by the password in this file, which should be readable by its owner
+    /// alone (0600): encrypted, not authenticated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ultradp_password_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) transfer: Transfer,
 }
@@ -348,7 +356,7 @@ pub(crate) enum Compress {
     Zip,
     /// As a gzipped tar archive, unpacked where it arrives
     Targz,
-    /// As gzip members, with nextdp only
+    /// As gzip members, with nextdp only: the server has to be told
     Gzip,
 }
 

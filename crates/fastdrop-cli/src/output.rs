@@ -231,6 +231,7 @@ fn fields(summary: &Summary) -> Value {
         "bytes_per_second": rate(summary),
         "protocol": summary.protocol.name(),
         "confirmed": summary.confirmed,
+        "encryption": summary.encrypted.then_some("not authenticated"),
         "unkept": summary.unkept.iter().map(|setting| setting.flag.name()).collect::<Vec<_>>(),
         "checksum": summary.checksum,
         "durability": summary.durability.map(|durability| match durability {
@@ -314,6 +315,9 @@ fn line(verb: &str, summary: &Summary) -> String {
         parts.push(TOO_OLD.to_owned());
     } else if !summary.confirmed {
         parts.push(format!("sent, not confirmed: {} does not tell whether it arrived", summary.protocol));
+    }
+    if summary.encrypted {
+        parts.push("encrypted, not authenticated".to_owned());
     }
     // Nothing is said of what nobody looked at.
     if verified > 0 {

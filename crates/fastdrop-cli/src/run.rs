@@ -11,7 +11,7 @@ use crate::signals::Signals;
 use clap::FromArgMatches;
 use fastdrop::{
     Asked, Client, ClientOptions, Destination, Error, Filter, Flag, GetOptions, NextDpCompression, Observer,
-    Protocol, Put, PutOptions, Server, ServerOptions, Summary, Target, shown,
+    Password, Protocol, Put, PutOptions, Server, ServerOptions, Summary, Target, shown,
 };
 use serde_json::json;
 use signal_hook::consts::SIGPIPE;
@@ -22,7 +22,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,6 +99,7 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
         true => NextDpCompression::Gzip,
         false => serve.nextdp_compression.into(),
     };
+    options.ultradp_password = serve.ultradp_password_file.as_deref().map(password).transpose()?;
     options.keep_archive = serve.keep_archive;
     options.read_only = serve.read_only;
     options.write_only = serve.write_only;
@@ -201,9 +202,21 @@ fn options(transfer: &Transfer, mut asked: Asked) -> Result<ClientOptions, Refus
         checkpoint: transfer.checkpoint.0,
         filter: filter.map_err(|error| Refused::Usage(error.to_string()))?,
         bytes_per_second_max: transfer.bwlimit,
+        ultradp_password: None,
         retries: transfer.retries,
         asked,
     })
+}
+
+/// The password in a file. Whoever else can read the file is warned of.
+fn password(file: &Path) -> Result<Password, Refused> {
+    let password = Password::read(file).map_err(|error| Refused::Usage(error.to_string()))?;
+    if std::fs::metadata(file).is_ok_and(|found| found.mode() & 0o077 != 0) {
+        let file = shown(file.as_os_str().as_bytes());
+        let why = "others may read this password; chmod 600 keeps it from them";
+        let _ = writeln!(anstream::stderr(), "warning: {file}: {why}");
+    }
+    Ok(password)
 }
 
 /// The paths in a file, one a line; None for all.
@@ -256,7 +269,8 @@ fn send(common: &Common, mut send: Send, asked: Asked) -> Result<ExitCode, Refus
             path.push("/");
         }
     }
-    let options = options(&send.transfer, asked)?;
+    let mut options = options(&send.transfer, asked)?;
+    options.ultradp_password = send.ultradp_password_file.as_deref().map(password).transpose()?;
     let what = sources(&send.paths, &target)?;
     let (dry_run, unconfirmed_ok) = (send.transfer.dry_run, send.transfer.unconfirmed_ok);
     let put = |client: &Client| client.put(what, PutOptions { dry_run });

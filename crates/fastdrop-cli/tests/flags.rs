@@ -49,7 +49,7 @@ const ROWS: [Row; 43] = [
     ("streams", Some("4"), &["nextdp"], false),
     ("compress", Some("auto"), ALL, true),
     ("compress", Some("none"), ALL, true),
-    ("compress", Some("zstd"), &["fastdp1.0", "fastdp1.1", "ultradp"], false),
+    ("compress", Some("zstd"), ALL, false),
     ("compress", Some("zip"), &["fastdp1.0", "fastdp1.1"], false),
     ("compress", Some("targz"), &["fastdp1.0", "fastdp1.1"], false),
     ("compress", Some("gzip"), &["nextdp"], false),
@@ -68,7 +68,7 @@ const ROWS: [Row; 43] = [
 ];
 
 /// Flags that only one command has: which, and who keeps them.
-const SEND_ONLY: [Row; 0] = [];
+const SEND_ONLY: [Row; 1] = [("ultradp-password-file", Some("list"), &["ultradp"], false)];
 const GET_ONLY: [Row; 1] = [("keep-archive", None, ALL, false)];
 
 /// Ways to ask for something.
@@ -177,7 +177,8 @@ fn case_109_every_flag_is_kept_or_refused_by_every_protocol_that_sends() {
         for protocol in OLDER {
             asking.check("send", protocol, row, keeps.contains(&protocol));
         }
-        asking.check("send", "fastdp", row, (flag, value) != ("compress", Some("gzip")));
+        let is_others = (flag, value) == ("compress", Some("gzip")) || flag == "ultradp-password-file";
+        asking.check("send", "fastdp", row, !is_others);
     }
 }
 

@@ -32,8 +32,6 @@ pub enum Begins {
     Http,
     /// The first line of a protocol that has one of its own.
     Line(LineProtocol),
-    /// An announcement of UltraDP's secured variant.
-    UltraDpSecured,
     /// A TLS handshake.
     Tls,
     /// Nothing that is known; `like_http` if it begins with a letter, so that an HTTP answer may be
@@ -65,9 +63,6 @@ pub fn begins(bytes: &[u8]) -> Begins {
     if request.ends_with(b" HTTP/1.1") || request.ends_with(b" HTTP/1.0") {
         return Begins::Http;
     }
-    if ultradp::is_secured(line) {
-        return Begins::UltraDpSecured;
-    }
     let found = LINES.iter().find(|(_, is_its_line)| is_its_line(line));
     found.map_or(unknown, |&(protocol, _)| Begins::Line(protocol))
 }
@@ -88,7 +83,8 @@ mod tests {
             (b"a HTTP/1.1:12:1\nrest", Begins::Line(LineProtocol::UltraDp)),
             (b"a:b:12:1\n\0", Begins::Line(LineProtocol::UltraDp)),
             (b"\xffx:0:0\n", Begins::Line(LineProtocol::UltraDp)),
-            (b"a:12:0:1\n", Begins::UltraDpSecured),
+            (b"a:12:0:1\n", Begins::Line(LineProtocol::UltraDp)),
+            (b"a:12:1:0\n", Begins::Line(LineProtocol::UltraDp)),
             (b":12:0\n", Begins::Line(LineProtocol::UltraDp)),
             (b"12:0\n", Begins::Unknown { like_http: false }),
             (b"a:12:2\n", Begins::Unknown { like_http: true }),

@@ -1,5 +1,9 @@
 //! UltraDP: one file, pushed without an answer. The specification is `docs/protocol/ultradp.md`.
 
+mod cipher;
+
+pub use cipher::{Decryptor, Encryptor, Key, Prelude, SALT_LEN};
+
 use crate::json::INTEGER_MAX;
 use thiserror::Error;
 
@@ -17,9 +21,10 @@ pub enum UltraDpError {
     /// The line is no announcement.
     #[error("not an UltraDP announcement: {0}")]
     Announcement(&'static str),
-    /// The secured variant.
+    /// The secured variant, where no password was given.
     #[error(
-        "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt"
+        "the secured variant of UltraDP is not taken without --ultradp-password-file: its cipher \
+         authenticates nothing; TLS is the way to encrypt"
     )]
     Secured,
     /// A chunk is longer than any may be, or than what is left of the file.
@@ -47,6 +52,8 @@ pub struct Announcement {
     pub size: u64,
     /// Whether chunks are Zstandard frames.
     pub compressed: bool,
+    /// Whether their contents are encrypted: the secured variant. A [`Prelude`] follows the line.
+    pub encrypted: bool,
 }
 
 impl Announcement {
@@ -63,9 +70,10 @@ impl Announcement {
         };
         let line = std::str::from_utf8(within.get(..end).unwrap_or_default())
             .map_err(|_| UltraDpError::Announcement("it is not UTF-8"))?;
-        if is_secured(line.as_bytes()) {
-            return Err(UltraDpError::Secured);
-        }
+        let (line, encrypted) = match line.rsplit_once(':') {
+            Some((plain, encrypted)) if has_four_fields(line.as_bytes()) => (plain, encrypted == "1"),
+            _ => (line, false),
+        };
         let mut fields = line.rsplitn(3, ':');
         let (Some(compressed), Some(size), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
             return Err(UltraDpError::Announcement("it has fewer than three fields"));
@@ -80,33 +88,51 @@ impl Announcement {
         }
         let size = size.parse().ok().filter(|&size| size <= INTEGER_MAX);
         let size = size.ok_or(UltraDpError::Announcement("the size is beyond 2^53"))?;
-        Ok(Some((Self { name: name.into(), size, compressed }, end + 1)))
+        Ok(Some((Self { name: name.into(), size, compressed, encrypted }, end + 1)))
     }
 
-    /// The line; None if the name cannot stand in one.
-    pub fn encode(&self) -> Option<Vec<u8>> {
-        let line = format!("{}:{}:{}\n", self.name, self.size, u8::from(self.compressed));
-        let is_told = is_announcement(line.trim_end_matches('\n').as_bytes());
-        (is_told && line.len() <= LINE_MAX && !self.name.contains('\n')).then(|| line.into_bytes())
+    /// Encodes the line, with a fourth field only where that says something.
+    ///
+    /// # Errors
+    ///
+    /// The name cannot stand in a line that is understood.
+    pub fn encode(&self) -> Result<Vec<u8>, NameError> {
+        let is_printable = self.name.bytes().next().is_some_and(|first| first >= b' ');
+        if self.name.contains(':') {
+            return Err(NameError::Colon);
+        }
+        let secured = if self.encrypted { ":1" } else { "" };
+        let line = format!("{}:{}:{}{secured}\n", self.name, self.size, u8::from(self.compressed));
+        if !is_printable || self.name.contains('\n') || line.len() > LINE_MAX {
+            return Err(NameError::Line);
+        }
+        Ok(line.into_bytes())
     }
+}
+
+/// Reason for which a name cannot be announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NameError {
+    /// Receivers in use split their line at every colon.
+    #[error("it has a colon, at which receivers split the line")]
+    Colon,
+    /// It would not stand in one line.
+    #[error("it is empty, begins with a control character, has a line feed, or is too long")]
+    Line,
 }
 
 /// Returns true for the first line of a connection, without its LF, that announces a file.
 pub(crate) fn is_announcement(line: &[u8]) -> bool {
     let mut fields = line.rsplit(|&byte| byte == b':');
     let is_printable = line.first().is_some_and(|&first| first >= b' ');
-    is_printable
-        && is_flag(fields.next())
-        && is_size(fields.next())
-        && fields.next().is_some()
-        && !is_secured(line)
+    is_printable && is_flag(fields.next()) && is_size(fields.next()) && fields.next().is_some()
 }
 
-/// Returns true for an announcement of the secured variant.
-pub(crate) fn is_secured(line: &[u8]) -> bool {
+/// Returns true for the line of the secured program, which says in a fourth field whether the
+/// contents are encrypted. `a:1:0:0` may be that, or the file `a:1` without contents, which is the
+/// rarer thing.
+fn has_four_fields(line: &[u8]) -> bool {
     let mut fields = line.rsplit(|&byte| byte == b':');
-    // `a:1:0:1` may be the secured variant, or the file `a:1`; a size of 0 or 1 with a number
-    // before it is the rarer thing.
     is_flag(fields.next()) && is_flag(fields.next()) && is_size(fields.next()) && fields.next().is_some()
 }
 
@@ -175,47 +201,78 @@ mod tests {
         Announcement::parse(line.as_bytes())
     }
 
+    fn announcement(name: &str, size: u64, compressed: bool, encrypted: bool) -> Announcement {
+        Announcement { name: name.into(), size, compressed, encrypted }
+    }
+
     #[test]
     fn the_vectors_of_the_specification_are_what_the_code_writes() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/vectors/ultradp.txt");
         let text = std::fs::read_to_string(path).unwrap();
-        let vectors = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let mut count = 0;
-        for vector in vectors {
+        for vector in text.lines().filter(|line| !line.starts_with('#')) {
             let fields: Vec<_> = vector.split_whitespace().collect();
-            let [name, size, compressed, bytes] = fields[..] else { panic!("{vector}") };
-            let (size, compressed) = (size.parse().unwrap(), compressed == "1");
-            let announcement = Announcement { name: name.into(), size, compressed };
-            assert_eq!(hex::encode(announcement.encode().unwrap()), bytes);
-            let parsed = Announcement::parse(&hex::decode(bytes).unwrap()).unwrap();
-            assert_eq!(parsed, Some((announcement, bytes.len() / 2)));
+            // Others are the cipher's.
+            let [name, size, compressed, encrypted, bytes] = fields[..] else { continue };
+            let encrypts = encrypted == "1";
+            let announcement = announcement(name, size.parse().unwrap(), compressed == "1", encrypts);
+            let line = hex::decode(bytes).unwrap();
+            assert_eq!(Announcement::parse(&line), Ok(Some((announcement.clone(), line.len()))));
+            // What others send may be more than what we do.
+            let is_ours = !name.contains(':') && (encrypted == "-" || encrypts);
+            assert_eq!(announcement.encode().ok().filter(|_| is_ours), is_ours.then_some(line));
             count += 1;
         }
-        assert!(count >= 3);
+        assert!(count >= 6);
     }
 
     #[test]
-    fn a_name_with_colons_is_split_from_the_right() {
-        let (announcement, used) = parse("a:b 7:12:1\nrest").unwrap().unwrap();
-        assert_eq!((&announcement.name[..], announcement.size, announcement.compressed), ("a:b 7", 12, true));
-        assert_eq!(used, 11);
+    fn a_name_with_colons_is_split_from_the_right_and_never_sent() {
+        let parsed = parse("a:b 7:12:1\nrest");
+        assert_eq!(parsed, Ok(Some((announcement("a:b 7", 12, true, false), 11))));
         assert_eq!(parse("a:1"), Ok(None));
-        // It would be read as another variant.
-        let name = "a:5".to_owned();
-        assert_eq!(Announcement { name, size: 1, compressed: false }.encode(), None);
+        for name in ["a:5", "a:b", ":", "a:"] {
+            assert_eq!(announcement(name, 1, false, false).encode(), Err(NameError::Colon));
+        }
+        for name in ["", "\ta", "a\nb:1:0", "\u{1}"] {
+            announcement(name, 1, false, false).encode().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_fourth_field_says_whether_the_contents_are_encrypted() {
+        for (line, expected) in [
+            ("a:5:0:0\n", announcement("a", 5, false, false)),
+            ("a:5:1:0\n", announcement("a", 5, true, false)),
+            ("a:5:0:1\n", announcement("a", 5, false, true)),
+            ("a:b:5:1:1\n", announcement("a:b", 5, true, true)),
+            // Read as the fourth field, which it may not have been.
+            ("a:0:0:0\n", announcement("a", 0, false, false)),
+            ("a:5:7:0\n", announcement("a:5", 7, false, false)),
+            ("a:x:1:0\n", announcement("a:x", 1, false, false)),
+            ("5:1:0\n", announcement("5", 1, false, false)),
+        ] {
+            assert_eq!(parse(line), Ok(Some((expected, line.len()))), "{line}");
+        }
     }
 
     #[test]
     fn cases_12_16_17_and_18_bad_announcements_and_lengths_are_refused() {
-        assert_eq!(parse("x:1:0:1\n"), Err(UltraDpError::Secured));
-        for bad in
-            ["x:1\n", "x:-1:0\n", "x:1.5:0\n", "x:1e3:0\n", "x:1:2\n", "x::0\n", "x:99999999999999999999:0\n"]
-        {
+        for bad in [
+            "x:1\n",
+            "x:-1:0\n",
+            "x:1:0:2\n",
+            "x:1.5:0\n",
+            "x:1e3:0\n",
+            "x:1:2\n",
+            "x::0\n",
+            "x:99999999999999999999:0\n",
+        ] {
             parse(bad).unwrap_err();
         }
         Announcement::parse(b"\xff:1:0\n").unwrap_err();
         Announcement::parse(&[b'a'; LINE_MAX]).unwrap_err();
-        let announcement = Announcement { name: "x".into(), size: 10, compressed: false };
+        let announcement = announcement("x", 10, false, false);
         let mut receiver = Receiver::new(&announcement);
         receiver.handle_length(u64::MAX.to_be_bytes()).unwrap_err();
         receiver.handle_length(11u64.to_be_bytes()).unwrap_err();

@@ -29,6 +29,7 @@ pub use context::client::flags::{Action, Setting};
 pub use context::client::options::{ClientOptions, Compress};
 pub use context::client::summary::{Listed, ListedKind, Listing, Summary};
 pub use context::client::target::{Target, TargetError};
+pub use context::password::Password;
 pub use context::server::options::{NextDpCompression, ServerOptions};
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;

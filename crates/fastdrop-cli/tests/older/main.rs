@@ -13,6 +13,7 @@ mod one_port;
 #[path = "../support/mod.rs"]
 mod support;
 mod ultradp;
+mod ultradp_secured;
 
 use std::ffi::OsString;
 use std::fs;

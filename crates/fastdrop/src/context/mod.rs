@@ -2,4 +2,5 @@
 //! are.
 
 pub(crate) mod client;
+pub(crate) mod password;
 pub(crate) mod server;

@@ -62,9 +62,6 @@ pub(super) async fn begin(
             Some((protocol, _)) => Cow::from(format!("{protocol} is not accepted here")),
             None => "nothing that is spoken here".into(),
         },
-        Begins::UltraDpSecured => {
-            "the secured variant of UltraDP is not taken: its cipher authenticates nothing; TLS is the way to encrypt".into()
-        }
         Begins::Tls => "TLS is not spoken here".into(),
         Begins::Undecided => "its first line did not come in time".into(),
         Begins::Unknown { .. } => "nothing that is spoken here".into(),

@@ -34,6 +34,8 @@ pub enum Flag {
     FilesFrom,
     /// Bytes a second at most.
     Bwlimit,
+    /// What UltraDP sends is encrypted.
+    UltradpPasswordFile,
     /// Attempts after a loss.
     Retries,
     /// Only what would be done is told.

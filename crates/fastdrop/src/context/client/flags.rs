@@ -58,11 +58,12 @@ const NO_CHECKPOINTS: Keeps = Only(&["off"], "it has no checkpoints");
 const ONE_STREAM: Keeps = Only(&["auto", "1"], "it has one stream");
 const ONE_FILE: Keeps = Only(&["none"], "it fetches one file, by its name");
 const NO_COMPRESSION: Keeps = Only(&["auto", "none"], "it does not compress");
+const NO_PASSWORD: Keeps = Only(&["none"], "it does not encrypt with a password");
 const ARCHIVES: Keeps =
     Only(&["auto", "none", "zstd", "zip", "targz"], "it does not compress with gzip alone; targz does");
 
-/// All flags. The native protocol keeps every value of each but `--compress gzip`.
-const ROWS: [Row; 17] = [
+/// All flags. The native protocol keeps every value of each but `--compress gzip`, and has no password.
+const ROWS: [Row; 18] = [
     Row { flag: Flag::Existing, put: RECEIVER_DECIDES, but: &[], get: All },
     Row {
         flag: Flag::Checksum,
@@ -107,6 +108,12 @@ const ROWS: [Row; 17] = [
     Row { flag: Flag::Include, put: All, but: &[], get: ONE_FILE },
     Row { flag: Flag::FilesFrom, put: All, but: &[], get: ONE_FILE },
     Row { flag: Flag::Bwlimit, put: All, but: &[], get: All },
+    Row {
+        flag: Flag::UltradpPasswordFile,
+        put: NO_PASSWORD,
+        but: &[(Protocol::FastDp, NO_PASSWORD), (Protocol::UltraDp, All)],
+        get: NO_PASSWORD,
+    },
     Row { flag: Flag::Retries, put: All, but: &[], get: All },
     Row { flag: Flag::DryRun, put: NO_ANSWER, but: &[], get: All },
     Row { flag: Flag::KeepArchive, put: All, but: &[], get: Only(&["no"], "it carries no archives") },
@@ -147,6 +154,7 @@ impl Flag {
             Flag::Include => "include",
             Flag::FilesFrom => "files-from",
             Flag::Bwlimit => "bwlimit",
+            Flag::UltradpPasswordFile => "ultradp-password-file",
             Flag::Retries => "retries",
             Flag::DryRun => "dry-run",
             Flag::KeepArchive => "keep-archive",
@@ -282,6 +290,10 @@ impl Request<'_> {
             .into(),
             Flag::Exclude | Flag::Include | Flag::FilesFrom => self.filter(flag),
             Flag::Bwlimit => options.bytes_per_second_max.map_or("none".into(), |rate| rate.to_string()),
+            // Of the password nothing is shown.
+            Flag::UltradpPasswordFile => {
+                if options.ultradp_password.is_some() { "yes" } else { "none" }.into()
+            }
             Flag::Retries => options.retries.to_string(),
             Flag::DryRun => yes_or_no(self.dry_run),
             Flag::KeepArchive => yes_or_no(self.keep_archive),

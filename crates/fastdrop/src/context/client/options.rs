@@ -1,6 +1,7 @@
 //! The settings of a client.
 
 use crate::context::client::asked::Asked;
+use crate::context::password::Password;
 use crate::protocol::Protocol;
 use crate::source::filter::Filter;
 use fastdrop_proto::checksum::Algorithm;
@@ -39,6 +40,9 @@ pub struct ClientOptions {
     pub filter: Filter,
     /// Bytes a second that are sent at most. Default: no limit.
     pub bytes_per_second_max: Option<u64>,
+    /// The password by which UltraDP encrypts, without authenticating. Default: none, and it does
+    /// not encrypt.
+    pub ultradp_password: Option<Password>,
     /// Attempts after a loss without anything gained. Default: 5.
     pub retries: u32,
     /// The flags that were given, perhaps with their default value: what the protocol cannot keep
@@ -63,6 +67,7 @@ impl Default for ClientOptions {
             checkpoint: Some(512 << 20),
             filter: Filter::default(),
             bytes_per_second_max: None,
+            ultradp_password: None,
             retries: 5,
             asked: Asked::new(),
         }

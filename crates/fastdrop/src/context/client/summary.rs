@@ -67,6 +67,8 @@ pub struct Summary {
     /// tell: then it was sent, and no more is known; and in a get where the server is too old to
     /// say whether it left something out.
     pub confirmed: bool,
+    /// The contents were encrypted on the way; with UltraDP's cipher, which authenticates nothing.
+    pub encrypted: bool,
     /// Settings that are defaults, and that the protocol cannot keep.
     pub unkept: Vec<Setting>,
     /// Whether skipped files were compared by their contents instead of size and time.
@@ -207,6 +209,7 @@ impl Tally {
                 protocol: options.protocol,
                 checksum: checksum(options),
                 confirmed: true,
+                encrypted: options.ultradp_password.is_some(),
                 unkept: Vec::new(),
                 durability: tells_durability(options.protocol).then_some(options.durability),
                 retries: 0,

@@ -1,5 +1,6 @@
 //! The settings of a server.
 
+use crate::context::password::Password;
 use crate::protocol::Accept;
 use fastdrop_proto::fastdp::Existing;
 use std::net::SocketAddr;
@@ -35,6 +36,9 @@ pub struct ServerOptions {
     pub header_timeout: Duration,
     /// How chunks of NextDP are compressed: its requests do not tell. Default: not at all.
     pub nextdp_compression: NextDpCompression,
+    /// The password of UltraDP's secured variant, which is encrypted, and not authenticated.
+    /// Default: none, and the variant is refused.
+    pub ultradp_password: Option<Password>,
     /// The port of FastDownloader on every address, 0 to pick one. Default: none.
     pub fastdownloader: Option<u16>,
     /// Archives that clients send natively stay archives instead of being unpacked. Default: no.
@@ -80,6 +84,7 @@ impl ServerOptions {
             accept: Accept::all(),
             header_timeout: Duration::from_secs(600),
             nextdp_compression: NextDpCompression::None,
+            ultradp_password: None,
             fastdownloader: None,
             keep_archive: false,
             read_only: false,

@@ -2,18 +2,20 @@
 //! reset unless the file gets its name.
 
 use crate::codec::decode::{expect_end, fill, zstd_frame};
+use crate::context::password::Password;
 use crate::context::server::ServerContext;
 use crate::error::Error;
 use crate::gate::principal::Principal;
 use crate::legacy::upload::{LegacyConnection, LegacyUpload};
+use crate::lock::lock;
 use crate::net::connection::Ended;
 use crate::net::frames::{FrameReader, Payload};
 use crate::storage::present::Announced;
 use crate::storage::single::{BUFFER, WriteBehind};
 use fastdrop_proto::fastdp::Code;
-use fastdrop_proto::ultradp::{Announcement, Receiver, UltraDpError};
-use std::io::BufReader;
-use std::sync::Arc;
+use fastdrop_proto::ultradp::{Announcement, Decryptor, Key, Prelude, Receiver, UltraDpError};
+use std::io::{BufReader, Read};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a sender may keep its side open once everything has come.
@@ -37,16 +39,27 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     let Some((announcement, used)) = parsed else {
         return Err(refused(UltraDpError::Announcement("it is not complete")));
     };
+    let password = context.options.ultradp_password.as_ref();
+    if announcement.encrypted && password.is_none() {
+        return Err(refused(UltraDpError::Secured));
+    }
     let (mut reader, peer, _permit) = legacy.connect(context)?;
     let connection = Arc::clone(reader.connection());
     reader.fill(&mut vec![0; used])?;
     let announced = Announced::exactly(announcement.size);
     let placed =
         LegacyUpload::create(context, &Principal::of(peer), announcement.name.as_bytes(), &announced)?;
+    // Only for what may be put there.
+    let password = password.filter(|_| announcement.encrypted);
+    if password.is_some() {
+        tracing::info!(%peer, protocol = "ultradp", "what comes is encrypted, not authenticated");
+    }
+    let mut cipher = password.map(|password| decryptor(&mut reader, password)).transpose()?;
     let mut receiver = Receiver::new(&announcement);
     let compressed = announcement.compressed;
-    let result =
-        placed.incoming()?.write_behind(|behind| chunks(&mut reader, &mut receiver, compressed, behind));
+    let result = placed
+        .incoming()?
+        .write_behind(|behind| chunks(&mut reader, &mut receiver, compressed, cipher.as_mut(), behind));
     match result {
         Ok(()) => placed.commit()?,
         // What is only incomplete may be worth something to somebody; what is wrong is not.
@@ -65,11 +78,26 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     Ok((announcement.name, announcement.size))
 }
 
+/// Receives salt and initialisation vector, and derives the key.
+fn decryptor(reader: &mut FrameReader, password: &Password) -> Result<Decryptor, Error> {
+    // One at a time: strangers who ask for keys take one core at most.
+    static DERIVING: Mutex<()> = Mutex::new(());
+    let mut prelude = [0; Prelude::LEN];
+    reader.fill(&mut prelude)?;
+    let Prelude { salt, iv } = Prelude::decode(prelude);
+    let key = {
+        let _turn = lock(&DERIVING);
+        Key::derive(password.bytes(), &salt)
+    };
+    Ok(Decryptor::new(&key, &iv))
+}
+
 /// Receives chunks until the sender ends.
 fn chunks(
     reader: &mut FrameReader,
     receiver: &mut Receiver,
     compressed: bool,
+    mut cipher: Option<&mut Decryptor>,
     behind: &mut WriteBehind,
 ) -> Result<(), Error> {
     loop {
@@ -84,10 +112,11 @@ fn chunks(
             Err(_) => return receiver.handle_end().map_err(refused),
         }
         let length = receiver.handle_length(length).map_err(refused)?;
+        let cipher = cipher.as_deref_mut();
         if compressed {
-            frame(reader, receiver, length, behind)?;
+            frame(reader, receiver, length, cipher, behind)?;
         } else {
-            plain(reader, receiver, length, behind)?;
+            plain(reader, receiver, length, cipher, behind)?;
         }
     }
 }
@@ -107,12 +136,16 @@ fn plain(
     reader: &mut FrameReader,
     receiver: &mut Receiver,
     mut left: usize,
+    mut cipher: Option<&mut Decryptor>,
     behind: &mut WriteBehind,
 ) -> Result<(), Error> {
     while left > 0 {
         let mut buffer = behind.buffer()?;
         let count = left.min(BUFFER);
         reader.fill(&mut buffer[..count])?;
+        if let Some(cipher) = &mut cipher {
+            cipher.decrypt(&mut buffer[..count]);
+        }
         behind.write(buffer, count, receiver.came())?;
         receiver.handle_decoded(count as u64).map_err(refused)?;
         left -= count;
@@ -124,9 +157,15 @@ fn frame(
     reader: &mut FrameReader,
     receiver: &mut Receiver,
     length: usize,
+    cipher: Option<&mut Decryptor>,
     behind: &mut WriteBehind,
 ) -> Result<(), Error> {
-    let mut payload = BufReader::with_capacity(BUFFER, Payload::new(reader, length as u64));
+    let bad_frame = match cipher {
+        Some(_) => bad_secured_frame,
+        None => bad_frame,
+    };
+    let payload = Decrypted { payload: Payload::new(reader, length as u64), cipher };
+    let mut payload = BufReader::with_capacity(BUFFER, payload);
     let decoded = (|| {
         let mut decoder = zstd_frame(&mut payload).map_err(bad_frame)?;
         loop {
@@ -142,10 +181,31 @@ fn frame(
             behind.write(buffer, count, at)?;
         }
     })();
-    match payload.get_mut().ended.take() {
+    match payload.get_mut().payload.ended.take() {
         Some(ended) => Err(ended.into()),
         None => decoded,
     }
+}
+
+/// The contents of a chunk, decrypted where they are encrypted.
+struct Decrypted<'a> {
+    payload: Payload<'a>,
+    cipher: Option<&'a mut Decryptor>,
+}
+
+impl Read for Decrypted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.payload.read(buffer)?;
+        if let Some(cipher) = &mut self.cipher {
+            cipher.decrypt(buffer.get_mut(..count).unwrap_or_default());
+        }
+        Ok(count)
+    }
+}
+
+fn bad_secured_frame(error: std::io::Error) -> Error {
+    let why = "a chunk that is no Zstandard frame; is the password the same at both ends?";
+    Error::failed(Code::Integrity, format!("{why} ({error})"))
 }
 
 fn bad_frame(error: std::io::Error) -> Error {
