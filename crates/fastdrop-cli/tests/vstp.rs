@@ -145,7 +145,12 @@ fn a_frame_that_is_too_large_names_the_settings_at_either_end() {
     let output = small.process.wait().expect(143);
     assert!(of_udp.iter().all(|setting| output.stderr.contains(setting)), "{}", output.stderr);
 
-    // One of 0.2 says nothing.
+    // By UDP one of 0.2 takes up to 255 fragments.
+    let mut peer = Peer::start("vstp.py", args!["serve"]);
+    let said_of_old = said(&send(&format!("127.0.0.1:{}", peer.port()), "--udp").expect(9));
+    assert!(said_of_old.contains("without --udp"), "{said_of_old}");
+
+    // By TCP it says nothing.
     let mut peer = Peer::start("vstp.py", args!["serve", "--tcp"]);
     let output = send(&format!("127.0.0.1:{}", peer.port()), "");
     assert_ne!(output.code(), 0);

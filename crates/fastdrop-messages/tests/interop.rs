@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
+mod relay;
+
 use bytes::BytesMut;
 use fastdrop_messages::vstp as ours;
 use proptest::prelude::*;
@@ -314,6 +316,35 @@ async fn their_large_messages_and_our_udp_server() {
     assert_eq!(server.reassembly_session_count().await, 0);
     let counters = server.counters();
     assert_eq!((counters.malformed, counters.refused, counters.duplicates), (0, 0, 0));
+}
+
+/// What is acknowledged has come, and nothing that wants an acknowledgement comes twice.
+#[tokio::test]
+async fn case_95_their_large_messages_come_once_through_a_relay_that_loses_a_tenth() {
+    let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let relay = relay::Relay::start(server.local_addr().unwrap(), 0.1, 3).await;
+    let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
+    let receiving = tokio::spawn(async move {
+        let mut lens = Vec::new();
+        loop {
+            tokio::select! {
+                received = server.recv() => lens.push(received.unwrap().0.payload.len()),
+                _ = &mut ended => return lens,
+            }
+        }
+    });
+    let mut client = vstp::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let mut acknowledged = Vec::new();
+    for size in [1200, 2000, 5000, 20_000, 50_000] {
+        let sent = client.send_with_ack(theirs_of(&sample(size)), relay.address).await;
+        acknowledged.extend(sent.is_ok().then_some(size));
+    }
+    end.send(()).unwrap();
+    let received = soon(receiving).await.unwrap();
+    let count = |size: &usize| received.iter().filter(|len| *len == size).count();
+    assert!(acknowledged.iter().all(|size| count(size) == 1), "{acknowledged:?}, and came {received:?}");
+    assert!(received.iter().all(|size| count(size) == 1), "{received:?}");
+    assert!(!acknowledged.is_empty());
 }
 
 /// A client of ours is spoken to by their server, and by their client, which alone cuts.

@@ -226,6 +226,34 @@ fn lost_fragments_are_made_up_for_by_those_that_came() {
     }
 }
 
+#[test]
+fn a_message_that_is_too_large_is_refused_in_words_when_it_is_complete() {
+    let limits = ReassemblyLimits { message_bytes_max: 10_000, ..ReassemblyLimits::default() };
+    let mut receiver = Receiver::with_limits(limits);
+    let mut answers = Vec::new();
+    for (len, wants) in [(10_000, true), (10_001, true), (10_001, false)] {
+        let sent = frame(&[], payload(len, 1));
+        let sent = if wants { acknowledged(sent, len as u64) } else { sent };
+        for datagram in datagrams(&sent, 3) {
+            receiver.endpoint.handle_datagram(receiver.now, sender(), &datagram);
+        }
+        receiver.take_events();
+        let mut out = Vec::new();
+        while receiver.endpoint.poll_transmit(receiver.now, 1, &mut out).is_some() {
+            let (answer, _) = FrameRef::decode(&out, 70_000).unwrap().unwrap();
+            answers.push((
+                answer.typ,
+                answer.headers.number("msg-id"),
+                answer.headers.find("code").is_some(),
+            ));
+        }
+    }
+    assert_eq!(receiver.received.iter().map(|frame| frame.payload.len()).collect::<Vec<_>>(), [10_000]);
+    let expected = [(FrameType::Ack, Some(10_000), false), (FrameType::Err, Some(10_001), true)];
+    assert_eq!(answers, expected);
+    assert_eq!((receiver.counters().refused, receiver.endpoint.memory()), (2, 0));
+}
+
 /// An application of 0.2 sees every PING, also one that asks its address to prove itself.
 #[test]
 fn an_echo_within_the_budget_asks_for_no_proof() {
