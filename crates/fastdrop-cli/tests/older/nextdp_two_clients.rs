@@ -125,16 +125,16 @@ fn nextdp_a_file_that_a_foreign_chunk_completes_is_not_named() {
 /// nobody is told 200 for all chunks whose file is not there.
 #[test]
 fn nextdp_two_clients_of_one_address_never_make_a_mixture() {
-    let (_own, one) = source(2_000_001);
-    let (_other, two) = source(2_000_000);
+    let (_own, one) = source(12_000_001);
+    let (_other, two) = source(12_000_000);
     for (round, names) in [("a", "b"), ("a", "a")].into_iter().cycle().take(8).enumerate() {
         let dir = scratch();
         let server = serve(dir.path(), &["--existing", "overwrite"]);
-        let arguments = |name| ["--name", name, "--chunk", "100000", "--threads", "4"];
+        let arguments = |name| ["--name", name, "--chunk", "1000000", "--threads", "4"];
         let clients = [(&one, names.0), (&two, names.1)];
         let running: Vec<_> =
             clients.map(|(file, name)| start_nextdp(&server, file, &arguments(name))).into_iter().collect();
-        let told: Vec<_> = running.into_iter().map(|mut peer| peer.end().0).collect();
+        let told: Vec<_> = running.into_iter().map(Peer::finish).collect();
         for ((file, name), told) in clients.iter().zip(&told) {
             let what = format!("round {round}, {name}: {told}");
             if told == "done" && names.0 != names.1 {

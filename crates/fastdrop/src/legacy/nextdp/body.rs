@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 /// How long a body may stand still.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a body that is refused may take: who is answered before may not read it.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks that are in memory at once, of all transfers.
 const CHUNKS_AT_ONCE: usize = 16;
 /// While others wait for its place in memory, a body has to bring so
@@ -99,6 +101,24 @@ pub(super) async fn read_body(mut body: Body, room: &Room, note: impl Fn()) -> R
             note();
         }
     }
+}
+
+/// Receives a body that nobody wants, as far as a chunk may be long, and for a while.
+pub(super) async fn drain(mut body: Body) {
+    if body.size_hint().exact().is_some_and(|bytes| bytes > CHUNK_MAX) {
+        return;
+    }
+    let mut left = CHUNK_MAX as usize;
+    let _ = timeout(DRAIN_TIMEOUT, async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let count = frame.data_ref().map_or(0, |data| data.len());
+            match left.checked_sub(count) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    })
+    .await;
 }
 
 /// Decodes a chunk of a file; `chunks` says with chunk 0 of how many that consists.

@@ -4,13 +4,14 @@ use crate::admission::count::Counted;
 use crate::context::server::ServerContext;
 use crate::gate::action::Action;
 use crate::gate::principal::Principal;
-use crate::legacy::nextdp::body::{Room, decode, read_body};
+use crate::legacy::nextdp::body::{Room, decode, drain, read_body};
 use crate::legacy::nextdp::transfer::{Failure, State, Taken, Transfer, refusal};
 use crate::legacy::nextdp::transfers::{Bound, BoundRequest, TransferKey, Transfers};
 use crate::thread::run_blocking;
 use fastdrop_proto::nextdp::{ChunkRequest, Refusal};
 use hyper::Request;
 use hyper::body::Incoming as Body;
+use hyper::http::request::Parts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,30 +69,23 @@ pub(crate) async fn receive(
     peer: SocketAddr,
     request: Request<Body>,
 ) -> Result<bool, Refusal> {
-    let (gate, who) = (&server.context.gate, Principal::of(peer));
-    gate.allows(&who, Action::Write(gate.existing())).map_err(refusal)?;
-    let chunk = {
-        let headers = request.headers();
-        ChunkRequest::parse(request.uri().query(), |name| {
-            let mut values = headers.get_all(name).iter();
-            match (values.next(), values.next()) {
-                (None, _) => Ok(None),
-                (Some(value), None) => {
-                    let text = std::str::from_utf8(value.as_bytes());
-                    text.map(Some).map_err(|_| Refusal::new(400, format!("{name} is not UTF-8")))
-                }
-                _ => Err(Refusal::new(400, format!("{name} twice"))),
-            }
-        })?
+    let (head, body) = request.into_parts();
+    let admitted = match parse(server, peer, &head) {
+        Ok((key, chunk)) => bind(server, &key, &chunk).await.map(|bound| (key, chunk, bound)),
+        Err(refusal) => Err(refusal),
     };
-    let key = TransferKey { address: peer.ip(), id: chunk.transfer.clone() };
-    let body = request.into_body();
-    let bound = match bind(server, &key, &chunk).await? {
+    let (key, chunk, bound) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            // A sender that is cut off in the middle of its chunk may not read why.
+            drain(body).await;
+            return Err(refusal);
+        }
+    };
+    let bound = match bound {
         Ok(bound) => bound,
         Err(ended) => {
-            // Read all the same: who sends it again is to read the answer.
-            let _place = server.room.place().await?;
-            read_body(body, &server.room, || {}).await?;
+            drain(body).await;
             return ended.map(|()| true);
         }
     };
@@ -122,6 +116,24 @@ pub(crate) async fn receive(
         std::io::ErrorKind::Other => Refusal::new(500, "writing failed"),
         _ => Refusal::new(503, format!("no thread to be had: {error}")),
     })?
+}
+
+/// Reads the head of a request of somebody who may write here.
+fn parse(server: &Server, peer: SocketAddr, head: &Parts) -> Result<(TransferKey, ChunkRequest), Refusal> {
+    let (gate, who) = (&server.context.gate, Principal::of(peer));
+    gate.allows(&who, Action::Write(gate.existing())).map_err(refusal)?;
+    let chunk = ChunkRequest::parse(head.uri.query(), |name| {
+        let mut values = head.headers.get_all(name).iter();
+        match (values.next(), values.next()) {
+            (None, _) => Ok(None),
+            (Some(value), None) => {
+                let text = std::str::from_utf8(value.as_bytes());
+                text.map(Some).map_err(|_| Refusal::new(400, format!("{name} is not UTF-8")))
+            }
+            _ => Err(Refusal::new(400, format!("{name} twice"))),
+        }
+    })?;
+    Ok((TransferKey { address: peer.ip(), id: chunk.transfer.clone() }, chunk))
 }
 
 /// Finds the transfer of a request, or how that ended.
