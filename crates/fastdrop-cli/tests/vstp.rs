@@ -7,11 +7,17 @@ mod support;
 use std::ffi::OsString;
 use support::{FASTDROP, Output, Peer, args, fastdrop};
 
-/// The texts of the messages that a listener has printed, and how long they are.
+/// The letters of which the messages consist that a listener has printed, and how often.
 fn came(output: &Output) -> Vec<(String, usize)> {
-    let texts = output.events.iter().filter(|event| event["event"] == "message");
-    let texts = texts.map(|event| event["text"].as_str().unwrap());
-    texts.map(|text| (text.chars().take(1).collect(), text.len())).collect()
+    let messages = output.events.iter().filter(|event| event["event"] == "message");
+    let letters = messages.map(|event| {
+        assert_eq!(event["headers"]["k"], "v", "{event}");
+        let text = event["text"].as_str().unwrap();
+        let letter: String = text.chars().take(1).collect();
+        assert!(text.chars().all(|other| letter.starts_with(other)), "{letter}");
+        (letter, text.len())
+    });
+    letters.collect()
 }
 
 fn words(text: &str) -> impl Iterator<Item = OsString> {
@@ -63,7 +69,7 @@ fn words_of(flag: &'static str) -> &'static [&'static str] {
 #[test]
 fn senders_of_0_2_get_their_echoes() {
     let listener = FASTDROP.listen("vstp", &["--udp", "--echo"]);
-    for times in [1, 1190, 2300] {
+    for times in [1, 1190, 2300, 50_000] {
         let args =
             args!["send", listener.port().to_string(), "a", "b", "--times", times.to_string(), "--echo"];
         assert_eq!(Peer::start("vstp.py", args).finish(), "ok", "{times}");
