@@ -250,7 +250,7 @@ async fn what_is_too_large_for_a_peer_that_does_not_report_is_refused_in_words()
     receiving.abort();
 }
 
-/// They close without a word when a frame is larger than they take.
+/// Servers of 0.2 close without a word when a frame is larger than they take.
 #[tokio::test]
 async fn what_is_too_large_for_their_tcp_server_is_explained() {
     let server = vstp::VstpTcpServer::bind("127.0.0.1:0").await.unwrap();
@@ -318,7 +318,7 @@ async fn their_large_messages_and_our_udp_server() {
     assert_eq!((counters.malformed, counters.refused, counters.duplicates), (0, 0, 0));
 }
 
-/// What is acknowledged has come, and nothing that wants an acknowledgement comes twice.
+/// Acknowledged messages have come, and nothing that wants an acknowledgement comes twice.
 #[tokio::test]
 async fn case_95_their_large_messages_come_once_through_a_relay_that_loses_a_tenth() {
     let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();

@@ -104,7 +104,7 @@ impl Receiver {
         self.now = end;
     }
 
-    /// The same, whatever is answered.
+    /// Lets time pass, whatever is answered.
     fn pass_silently(&mut self, time: Duration) {
         let (end, mut out) = (self.now + time, Vec::new());
         loop {
@@ -277,7 +277,7 @@ fn an_echo_within_the_budget_asks_for_no_proof() {
     }
 }
 
-/// 0.2 gives all messages that want no acknowledgement the same number.
+/// Version 0.2 gives all messages that want no acknowledgement the same number.
 #[test]
 fn messages_with_one_number_are_not_mixed() {
     for len in [1190, 1200, 2000, 5000] {
@@ -411,8 +411,8 @@ fn case_95_messages_of_old_senders_come_once_over_a_bad_network() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Whatever its bytes are: of those that keep to datagrams of 1,200 bytes none is mistaken, and
-    /// of others only two equal slices of 1,151 to 1,200 bytes are.
+    /// Slices of any bytes: in datagrams of at most 1,200 bytes none is mistaken, in others only two
+    /// equal ones that have, with their headers, more than that.
     #[test]
     fn a_message_in_slices_is_never_taken_for_another(
         slice in prop_oneof![Just(1200_usize), 1_usize..2300],
@@ -443,7 +443,7 @@ proptest! {
         }
     }
 
-    /// What we send, to those that report and to those that do not, in any order.
+    /// Messages of ours, to those that report and to those that do not, in any order.
     #[test]
     fn what_we_send_is_never_taken_for_another(
         len in 1_usize..400_000,

@@ -135,7 +135,7 @@ impl Peer {
         if let Some(datagram) = self.sending.poll_transmit(now, budget, segments, random, out) {
             return Some(datagram);
         }
-        // Programs of version 0.2 show their applications the question, so it is not asked for nothing.
+        // Applications of version 0.2 see the question, so it is not asked for nothing.
         let waits = budget < self.sending.unsent_bytes();
         if waits { self.poll_challenge(now, budget, random, out) } else { None }
     }

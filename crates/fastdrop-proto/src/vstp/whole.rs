@@ -41,7 +41,7 @@ impl<'a> WholePayload<'a> {
         self.headers
     }
 
-    /// Returns true if no sender of slices whose fragments version 0.2 takes can have sent it.
+    /// Returns true if no sender that cuts payloads or datagrams at 1,200 bytes can have sent it.
     pub(super) fn is_certain(&self) -> bool {
         self.certain
     }
@@ -50,7 +50,7 @@ impl<'a> WholePayload<'a> {
 /// The outcome of a fragment.
 #[derive(Debug, PartialEq)]
 pub(super) enum Outcome {
-    /// It is kept, or was there already.
+    /// Kept, or there already.
     Kept,
     /// It completed this message.
     Complete(FrameBytes),
@@ -58,7 +58,7 @@ pub(super) enum Outcome {
     Refused,
 }
 
-/// What may be kept beside that which is.
+/// Room for more, beside what is kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     /// Unfinished messages.
