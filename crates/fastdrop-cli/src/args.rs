@@ -4,7 +4,7 @@ use crate::address::Address;
 use crate::units::{Checkpoint, parse_checkpoint, parse_duration, parse_rate, parse_size, parse_timeout};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fastdrop::{Accept, Algorithm, Durability, Existing, Links, Protocol, Streams};
+use fastdrop::{Accept, Algorithm, Durability, Existing, FastDownloaderDialect, Links, Protocol, Streams};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -111,6 +111,9 @@ pub(crate) struct Serve {
     /// Serve fastdownloader too, on a port of its own
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "1337")]
     pub(crate) fastdownloader: Option<u16>,
+    /// The form of fastdownloader's chunks, which its clients have to expect
+    #[arg(long, value_enum, default_value = "document", value_name = "DIALECT")]
+    pub(crate) fastdownloader_dialect: Dialect,
     /// How long a client of fastdp1.0 or fastdp1.1 may take to its header: it may compress first
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
     pub(crate) header_timeout: Duration,
@@ -154,6 +157,23 @@ pub(crate) struct Serve {
     /// Remove unfinished work that nobody came back for after this time
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = parse_duration)]
     pub(crate) expire: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Dialect {
+    /// As the protocol's document has it: ordinal, space, bytes
+    Document,
+    /// As the published program V1.0 has it: with $SEPARATOR$
+    V1,
+}
+
+impl From<Dialect> for FastDownloaderDialect {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Document => FastDownloaderDialect::Document,
+            Dialect::V1 => FastDownloaderDialect::V1,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

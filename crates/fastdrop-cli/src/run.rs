@@ -94,6 +94,7 @@ fn serve(common: &Common, serve: Serve) -> Result<ExitCode, Refused> {
     options.bind = serve.bind.iter().map(|address| address.with_port(serve.port)).collect();
     options.accept = serve.accept.clone();
     options.fastdownloader = serve.fastdownloader;
+    options.fastdownloader_dialect = serve.fastdownloader_dialect.into();
     options.header_timeout = serve.header_timeout;
     options.nextdp_compression = match serve.nextdp_gzip {
         true => NextDpCompression::Gzip,

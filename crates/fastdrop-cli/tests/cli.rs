@@ -129,6 +129,7 @@ fn usage_errors_are_exit_2() {
         args!["serve", "--read-only", "--write-only", own.path()],
         args!["serve", "--existing", "skip-it-all", own.path()],
         args!["serve", "--header-timeout", "0s", own.path()],
+        args!["serve", "--fastdownloader-dialect", "v2", own.path()],
         args!["serve", "--header-timeout", "2days", own.path()],
         args!["serve", "--bind", "not an address", own.path()],
     ] {

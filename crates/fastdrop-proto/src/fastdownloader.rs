@@ -1,6 +1,10 @@
 //! FastDownloader: one file, pulled over ports that the server names. The specification is
 //! `docs/protocol/fastdownloader.md`.
 
+mod dialect;
+
+pub use dialect::{Chunk, ChunkSplitter, Dialect, V1_CHUNK, V1_PORT_MIN, encode_v1};
+
 use thiserror::Error;
 
 /// Bytes of a chunk on the wire.
@@ -42,6 +46,11 @@ pub enum FastDownloaderError {
     /// A chunk beyond the last.
     #[error("chunk {0} is beyond the last")]
     Beyond(u64),
+    /// Bytes that the published client would split elsewhere.
+    #[error(
+        "it contains $SEPARATOR$, with which the dialect v1 cannot be split: the dialect document carries it"
+    )]
+    Unsplittable,
     /// A chunk came twice.
     #[error("chunk {0} came twice")]
     Twice(u64),
@@ -171,28 +180,51 @@ pub fn parse_chunk(chunk: &[u8]) -> Result<(u64, &[u8]), FastDownloaderError> {
     Ok((ordinal, bytes.get(..CHUNK_BYTES.min(bytes.len())).unwrap_or(bytes)))
 }
 
-/// Keeps count of the chunks of one file.
+/// Keeps count of the chunks of one file, whose ordinals begin at 0 or at 1.
 #[derive(Debug, Clone)]
 pub struct Receiver {
     chunks: u64,
     held: Vec<u64>,
     came: u64,
+    /// The first ordinal; None until a chunk has shown it.
+    first: Option<u64>,
     last: Option<usize>,
 }
 
 impl Receiver {
     /// Nothing has come yet.
     pub fn new(accepted: &Accepted) -> Self {
-        Self { chunks: accepted.chunks, held: Vec::new(), came: 0, last: None }
+        Self { chunks: accepted.chunks, held: Vec::new(), came: 0, first: None, last: None }
     }
 
-    /// Takes a chunk with `bytes` of the file: where they go.
+    /// Takes a chunk with `bytes` of the file, and returns where they go as long as ordinals are
+    /// taken to begin at 0: see [`Self::handle_end`].
+    ///
+    /// # Errors
+    ///
+    /// A chunk that does not fit those that came before.
     pub fn handle_chunk(&mut self, ordinal: u64, bytes: usize) -> Result<u64, FastDownloaderError> {
-        if ordinal >= self.chunks {
+        if ordinal > self.chunks {
             return Err(FastDownloaderError::Beyond(ordinal));
         }
-        let is_last = ordinal + 1 == self.chunks;
-        if bytes > CHUNK_BYTES || (!is_last && bytes != CHUNK_BYTES) || (is_last && bytes == CHUNK_BYTES) {
+        // The last chunk has fewer bytes than the others, and tells where ordinals begin, as does
+        // one that there is in one of the two cases only.
+        let is_short = bytes < CHUNK_BYTES;
+        let first = match ordinal {
+            0 => Some(0),
+            _ if ordinal == self.chunks => Some(1),
+            _ if ordinal + 1 == self.chunks => Some(u64::from(!is_short)),
+            _ => None,
+        };
+        if let Some(first) = first {
+            match *self.first.get_or_insert(first) {
+                known if known == first => {}
+                _ if ordinal == self.chunks => return Err(FastDownloaderError::Beyond(ordinal)),
+                _ => return Err(FastDownloaderError::Chunk),
+            }
+        }
+        let is_last = first.is_some_and(|first| ordinal + 1 == self.chunks + first);
+        if bytes > CHUNK_BYTES || is_short != is_last {
             return Err(FastDownloaderError::Chunk);
         }
         let (at, bit) = ((ordinal / 64) as usize, 1 << (ordinal % 64));
@@ -210,15 +242,35 @@ impl Receiver {
         Ok(ordinal * CHUNK_BYTES as u64)
     }
 
-    /// Takes the end of all streams: how many bytes the file has.
-    pub fn handle_end(&self) -> Result<u64, FastDownloaderError> {
-        match self.last {
-            Some(last) if self.came == self.chunks => {
-                Ok((self.chunks - 1) * CHUNK_BYTES as u64 + last as u64)
-            }
+    /// Returns true if every chunk is there.
+    pub fn is_complete(&self) -> bool {
+        self.came == self.chunks && self.last.is_some()
+    }
+
+    /// Takes the end of all streams: how many bytes the file has, and where they begin, which is
+    /// behind the place of a chunk 0 if ordinals began at 1.
+    ///
+    /// # Errors
+    ///
+    /// Chunks are missing.
+    pub fn handle_end(&self) -> Result<Whole, FastDownloaderError> {
+        match (self.last, self.first) {
+            (Some(last), Some(first)) if self.came == self.chunks => Ok(Whole {
+                begins_at: first * CHUNK_BYTES as u64,
+                bytes: (self.chunks - 1) * CHUNK_BYTES as u64 + last as u64,
+            }),
             _ => Err(FastDownloaderError::Incomplete { came: self.came, chunks: self.chunks }),
         }
     }
+}
+
+/// A file of which every chunk is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// The place of its first byte, by the places that its chunks were given.
+    pub begins_at: u64,
+    /// Its size.
+    pub bytes: u64,
 }
 
 #[cfg(test)]
@@ -300,18 +352,45 @@ mod tests {
     }
 
     #[test]
+    fn ordinals_begin_at_0_or_at_1_in_any_order() {
+        for first in [0, 1] {
+            for chunks in 1..5_u64 {
+                for last in [0, 1, 999] {
+                    let ordinals: Vec<_> = (first..first + chunks).collect();
+                    for turn in 0..ordinals.len() {
+                        let mut ordinals = ordinals.clone();
+                        ordinals.rotate_left(turn);
+                        let mut receiver = Receiver::new(&Accepted { chunks, ports: vec![1] });
+                        for ordinal in ordinals {
+                            let bytes = if ordinal + 1 == first + chunks { last } else { 1000 };
+                            assert!(!receiver.is_complete());
+                            assert_eq!(receiver.handle_chunk(ordinal, bytes), Ok(ordinal * 1000));
+                        }
+                        let whole =
+                            Whole { begins_at: first * 1000, bytes: (chunks - 1) * 1000 + last as u64 };
+                        assert!(receiver.is_complete());
+                        assert_eq!(receiver.handle_end(), Ok(whole));
+                        // Either is not taken for the other.
+                        receiver.handle_chunk(if first == 0 { chunks } else { 0 }, 1000).unwrap_err();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn cases_21_22_26_and_27_chunks_that_do_not_fit_are_refused() {
         let accepted = Accepted { chunks: 3, ports: vec![1] };
         let mut receiver = Receiver::new(&accepted);
         assert_eq!(receiver.handle_chunk(1, 1000), Ok(1000));
         assert_eq!(receiver.handle_chunk(1, 1000), Err(FastDownloaderError::Twice(1)));
-        assert_eq!(receiver.handle_chunk(3, 0), Err(FastDownloaderError::Beyond(3)));
-        assert_eq!(receiver.handle_chunk(0, 999), Err(FastDownloaderError::Chunk));
-        assert_eq!(receiver.handle_chunk(2, 1000), Err(FastDownloaderError::Chunk));
+        assert_eq!(receiver.handle_chunk(4, 0), Err(FastDownloaderError::Beyond(4)));
+        assert_eq!(receiver.clone().handle_chunk(0, 999), Err(FastDownloaderError::Chunk));
         assert_eq!(receiver.handle_chunk(2, 0), Ok(2000));
+        assert_eq!(receiver.handle_chunk(3, 0), Err(FastDownloaderError::Beyond(3)));
         assert_eq!(receiver.handle_end(), Err(FastDownloaderError::Incomplete { came: 2, chunks: 3 }));
         assert_eq!(receiver.handle_chunk(0, 1000), Ok(0));
-        assert_eq!(receiver.handle_end(), Ok(2000));
+        assert_eq!(receiver.handle_end(), Ok(Whole { begins_at: 0, bytes: 2000 }));
         for bad in [&b""[..], b"12", b" x", b"x y", b"111111111111111111111111 x"] {
             assert_eq!(parse_chunk(bad), Err(FastDownloaderError::Chunk), "{}", bad.escape_ascii());
         }

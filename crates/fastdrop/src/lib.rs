@@ -33,6 +33,7 @@ pub use context::password::Password;
 pub use context::server::options::{NextDpCompression, ServerOptions};
 pub use error::{Error, ErrorKind};
 pub use fastdrop_proto::checksum::Algorithm;
+pub use fastdrop_proto::fastdownloader::Dialect as FastDownloaderDialect;
 pub use fastdrop_proto::fastdp::{
     Code, Durability, Existing, Failed, Failure, Links, Refuse, Streams, Violation,
 };

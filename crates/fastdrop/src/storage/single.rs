@@ -2,7 +2,7 @@
 //! name, and named when it is complete.
 
 use crate::error::{Error, reason};
-use crate::storage::io::write_all_at;
+use crate::storage::io::{read_exact_at, write_all_at};
 use crate::storage::journal::{FileKey, Record};
 use crate::storage::mounts::{Mounts, Refusal};
 use crate::storage::namer::Namer;
@@ -116,6 +116,20 @@ impl StagedFile {
     pub(crate) fn spool(&self) -> Result<OwnedFd, Error> {
         let made = self.stage.new_temp(self.part, 0o600);
         made.map(|(_, fd)| fd).map_err(|errno| Error::system("making a spool file", errno))
+    }
+
+    /// Moves the `bytes` that begin at `from` to the beginning; the file has no others then.
+    pub(crate) fn cut(&self, from: u64, bytes: u64) -> Result<(), Error> {
+        let mut buffer = vec![0; BUFFER];
+        let mut at = 0;
+        while at < bytes {
+            let count = (bytes - at).min(BUFFER as u64) as usize;
+            let part = &mut buffer[..count];
+            read_exact_at(&self.fd, part, from + at).map_err(|errno| self.failed(errno))?;
+            write_all_at(self.file(), part, at).map_err(|errno| self.failed(errno))?;
+            at += count as u64;
+        }
+        rustix::fs::ftruncate(&self.fd, bytes).map_err(|errno| self.failed(errno))
     }
 
     /// Leaves the `bytes` that have come in the stage, where they expire.

@@ -2,6 +2,7 @@
 
 use crate::context::password::Password;
 use crate::protocol::Accept;
+use fastdrop_proto::fastdownloader::Dialect as FastDownloaderDialect;
 use fastdrop_proto::fastdp::Existing;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +42,9 @@ pub struct ServerOptions {
     pub ultradp_password: Option<Password>,
     /// The port of FastDownloader on every address, 0 to pick one. Default: none.
     pub fastdownloader: Option<u16>,
+    /// The form in which FastDownloader gives chunks: nothing in a request tells which one the
+    /// client reads. Default: that of the document.
+    pub fastdownloader_dialect: FastDownloaderDialect,
     /// Archives that clients send natively stay archives instead of being unpacked. Default: no.
     pub keep_archive: bool,
     /// Nothing is taken.
@@ -86,6 +90,7 @@ impl ServerOptions {
             nextdp_compression: NextDpCompression::None,
             ultradp_password: None,
             fastdownloader: None,
+            fastdownloader_dialect: FastDownloaderDialect::Document,
             keep_archive: false,
             read_only: false,
             write_only: false,

@@ -16,11 +16,12 @@ use crate::storage::present::Announced;
 use crate::storage::single::{BUFFER, StagedFile, WriteBehind, destination, is_left};
 use crate::thread::{refused as refused_thread, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
-    Accepted, CHUNK, CHUNK_BYTES, FastDownloaderError, LIST_BYTES_MAX, Receiver, parse_chunk, parse_list,
+    Accepted, CHUNK, CHUNK_BYTES, ChunkSplitter, FastDownloaderError, LIST_BYTES_MAX, Receiver, Whole,
+    parse_list,
 };
 use fastdrop_proto::fastdp::{Code, Done};
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
@@ -148,31 +149,49 @@ fn get_once(client: &ClientContext, path: &Path, dry_run: bool, tally: &mut Tall
     client.observer.files_total.store(1, Ordering::Relaxed);
     client.observer.bytes_total.store(least, Ordering::Relaxed);
     client.observer.set_phase(Phase::Moving);
-    let size = receive(client, &incoming, &accepted)?;
+    let Whole { begins_at, bytes: size } = receive(client, &incoming, &accepted)?;
     client.observer.set_phase(Phase::Finishing);
+    if begins_at > 0 {
+        incoming.cut(begins_at, size)?;
+    }
     incoming.commit()?;
     client.observer.files_done.store(1, Ordering::Relaxed);
     tally.note_file(size);
     Ok(Done::default())
 }
 
-/// Receives over all ports at the same time; how many bytes that was.
-fn receive(client: &ClientContext, incoming: &StagedFile, accepted: &Accepted) -> Result<u64, Error> {
+/// Receives over all ports at the same time.
+fn receive(client: &ClientContext, incoming: &StagedFile, accepted: &Accepted) -> Result<Whole, Error> {
     let throttle = client.options.bytes_per_second_max.map(Throttle::new);
     let proto = Mutex::new(Receiver::new(accepted));
+    let is_over = AtomicBool::new(false);
     let connections: Result<Vec<_>, Error> = accepted.ports.iter().map(|&port| client.bare(port)).collect();
     let connections = connections?;
     client.observer.set_streams(connections.len() as u64);
     let results: Vec<_> = std::thread::scope(|scope| {
         let start = |connection: &Arc<Connection>| {
             let (connection, connections) = (Arc::clone(connection), &connections);
-            let (proto, throttle) = (&proto, throttle.as_ref());
+            let (proto, throttle, is_over) = (&proto, throttle.as_ref(), &is_over);
             // Without one of them the others are worth nothing.
             let close_all = || connections.iter().for_each(|connection| connection.close());
             let receive = move || {
                 let result =
                     incoming.write_behind(|behind| stream(client, connection, proto, throttle, behind));
-                result.inspect_err(|_| close_all())
+                match result {
+                    // Every chunk told its own end: whoever has them all closes the streams, for
+                    // which a published server may wait.
+                    Ok(true) => {
+                        is_over.store(true, Ordering::SeqCst);
+                        close_all();
+                        Ok(())
+                    }
+                    Err(_) if is_over.load(Ordering::SeqCst) => Ok(()),
+                    Err(error) => {
+                        close_all();
+                        Err(error)
+                    }
+                    Ok(false) => Ok(()),
+                }
             };
             spawn_scoped(scope, "stream", receive).inspect_err(|_| close_all())
         };
@@ -193,50 +212,58 @@ fn receive(client: &ClientContext, incoming: &StagedFile, accepted: &Accepted) -
     lock(&proto).handle_end().map_err(refused)
 }
 
-/// Receives one stream to its end.
+/// Receives one stream to its end. True if the file is complete, whatever may still come.
 fn stream(
     client: &ClientContext,
     connection: Arc<Connection>,
     proto: &Mutex<Receiver>,
     throttle: Option<&Throttle>,
     behind: &mut WriteBehind,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let mut reader = FrameReader::new(connection, Vec::new());
+    let mut splitter = ChunkSplitter::new();
     let mut wire = vec![0; CHUNKS * CHUNK];
+    let mut filled = 0;
     loop {
-        // As much as comes: whole chunks, or at the end of the stream what is left.
-        let mut filled = 0;
-        while filled < wire.len() {
-            match reader.read_some(&mut wire[filled..])? {
-                0 => break,
-                count => {
-                    filled += count;
-                    if let Some(throttle) = throttle {
-                        std::thread::sleep(throttle.book(count, Instant::now()));
-                    }
-                }
+        let mut ended = false;
+        while !ended && filled < wire.len() {
+            let count = reader.read_some(&mut wire[filled..])?;
+            ended = count == 0;
+            filled += count;
+            if let Some(throttle) = throttle {
+                std::thread::sleep(throttle.book(count, Instant::now()));
+            }
+            // Nothing more may come where a stream does not end by itself.
+            if !splitter.ends() {
+                break;
             }
         }
-        write_chunks(client, &wire[..filled], proto, behind)?;
-        if filled < wire.len() {
-            return Ok(());
+        let used = write_chunks(client, &wire[..filled], ended, &mut splitter, proto, behind)?;
+        wire.copy_within(used..filled, 0);
+        filled -= used;
+        let is_over = splitter.is_v1() && lock(proto).is_complete();
+        if ended || is_over {
+            return Ok(is_over);
         }
     }
 }
 
-/// Writes chunks, those that follow each other together.
+/// Writes the chunks at the beginning of `wire`, those that follow each other together. Returns how
+/// many bytes they took.
 fn write_chunks(
     client: &ClientContext,
     wire: &[u8],
+    ended: bool,
+    splitter: &mut ChunkSplitter,
     proto: &Mutex<Receiver>,
     behind: &mut WriteBehind,
-) -> Result<(), Error> {
+) -> Result<usize, Error> {
     let mut buffer = behind.buffer()?;
-    let (mut start, mut len) = (0, 0);
+    let (mut start, mut len, mut used) = (0, 0, 0);
     let mut proto = lock(proto);
-    for chunk in wire.chunks(CHUNK) {
-        let (ordinal, bytes) = parse_chunk(chunk).map_err(refused)?;
-        let at = proto.handle_chunk(ordinal, bytes.len()).map_err(refused)?;
+    while let Some((chunk, taken)) = splitter.split(&wire[used..], ended).map_err(refused)? {
+        used += taken;
+        let at = proto.handle_chunk(chunk.ordinal, chunk.bytes.len()).map_err(refused)?;
         if len > 0 && at != start + len as u64 {
             let next = behind.buffer()?;
             behind.write(std::mem::replace(&mut buffer, next), len, start)?;
@@ -245,16 +272,17 @@ fn write_chunks(
         if len == 0 {
             start = at;
         }
-        buffer[len..len + bytes.len()].copy_from_slice(bytes);
-        len += bytes.len();
-        client.note_moved(bytes.len() as u64);
+        buffer[len..len + chunk.bytes.len()].copy_from_slice(chunk.bytes);
+        len += chunk.bytes.len();
+        client.note_moved(chunk.bytes.len() as u64);
     }
     drop(proto);
     if len == 0 {
         behind.give_back(buffer);
-        return Ok(());
+    } else {
+        behind.write(buffer, len, start)?;
     }
-    behind.write(buffer, len, start)
+    Ok(used)
 }
 
 fn refused(error: FastDownloaderError) -> Error {

@@ -15,15 +15,14 @@ use crate::storage::io::read_exact_at;
 use crate::storage::root::names;
 use crate::thread::{refused, spawn_scoped};
 use fastdrop_proto::fastdownloader::{
-    Accepted, CHUNK, CHUNK_BYTES, CHUNK_PREFIX, CHUNKS_MAX, NAME_MAX, WRONG_INPUT, chunks_of, encode_list,
-    encode_prefix, streams_for,
+    Accepted, CHUNK, CHUNK_BYTES, CHUNK_PREFIX, CHUNKS_MAX, Dialect, NAME_MAX, V1_CHUNK, V1_PORT_MIN,
+    WRONG_INPUT, chunks_of, encode_list, encode_prefix, encode_v1,
 };
 use fastdrop_proto::fastdp::Code;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Stat};
 use std::collections::BTreeMap;
-use std::io::IoSlice;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,6 +38,8 @@ const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 const CLIENTS_PER_ADDRESS_MAX: usize = 64;
 /// Chunks that are read, and sent, at once.
 const BATCH: u64 = 1024;
+/// What a segment has beside its bytes: the timestamps of TCP.
+const SEGMENT_OPTIONS: usize = 12;
 
 /// The server of FastDownloader.
 pub(crate) struct Server {
@@ -136,7 +137,8 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
             format!("{} is too large for this protocol", crate::shown(&name)),
         ));
     }
-    let listeners: Result<Vec<_>, _> = (0..streams_for(size)).map(|_| TcpListener::bind(local)).collect();
+    let dialect = server.context.options.fastdownloader_dialect;
+    let listeners = listen(local, dialect, dialect.streams_for(size));
     let listeners = listeners
         .map_err(|error| Error::failed(Code::Unavailable, format!("no ports to be had: {error}")))?;
     let ports: Result<Vec<_>, _> =
@@ -145,13 +147,20 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
         ports.map_err(|error| Error::failed(Code::Unavailable, format!("no ports to be had: {error}")))?;
     say(&connection, &Accepted { chunks, ports }.encode())?;
     let giving = Giving { file, found, size, chunks, next: AtomicU64::new(0) };
+    let streams = listeners.len() as u64;
     let results: Vec<_> = std::thread::scope(|scope| {
-        let start = |listener| {
+        let start = |(which, listener)| {
             let giving = &giving;
-            let give = move || giving.stream(server, &accept_from(server, listener, peer.ip())?);
+            let give = move || {
+                let socket = accept_from(server, listener, peer.ip())?;
+                giving.stream(server, &socket, dialect, |connection| match dialect {
+                    Dialect::Document => giving.take_batches(connection),
+                    Dialect::V1 => giving.take_turns(connection, &socket, which, streams),
+                })
+            };
             spawn_scoped(scope, "stream", give).map_err(refused)
         };
-        let streams: Vec<_> = listeners.into_iter().map(start).collect();
+        let streams: Vec<_> = (0..).zip(listeners).map(start).collect();
         streams
             .into_iter()
             .map(|stream| {
@@ -163,8 +172,31 @@ fn give(server: &Server, legacy: LegacyConnection) -> Result<Option<(Vec<u8>, u6
     Ok(Some((name, size)))
 }
 
+/// Listens on so many ports: those that the system picks, or those that the published server would.
+fn listen(local: SocketAddr, dialect: Dialect, streams: u16) -> std::io::Result<Vec<TcpListener>> {
+    if dialect == Dialect::Document {
+        return (0..streams).map(|_| TcpListener::bind(local)).collect();
+    }
+    let mut ports = V1_PORT_MIN..=u16::MAX;
+    let bind = |port| {
+        let mut address = local;
+        address.set_port(port);
+        TcpListener::bind(address)
+    };
+    let mut free = || ports.find_map(|port| bind(port).ok());
+    (0..streams)
+        .map(|_| {
+            let listener = free().map_or_else(|| TcpListener::bind(local), Ok)?;
+            // The published client takes what one call brings for a chunk: segments have one each.
+            let mss = (V1_CHUNK + SEGMENT_OPTIONS) as u32;
+            let _ = socket2::SockRef::from(&listener).set_tcp_mss(mss);
+            Ok(listener)
+        })
+        .collect()
+}
+
 fn say(connection: &Connection, bytes: &[u8]) -> Result<(), Error> {
-    Ok(connection.send(&mut [IoSlice::new(bytes)], usize::MAX, |_| Duration::ZERO)?)
+    Ok(connection.send_bytes(bytes)?)
 }
 
 /// The regular files in the served folder whose names can stand in a list.
@@ -230,6 +262,13 @@ fn accept_from(server: &Server, listener: TcpListener, address: IpAddr) -> Resul
     Err(Error::Network("the client did not connect to a port".into()))
 }
 
+fn changed() -> Error {
+    Error::failed(Code::SourceChanged, "the source changed while it was sent")
+}
+
+/// The next chunk of a file that is given up.
+const GIVEN_UP: u64 = u64::MAX / 2;
+
 /// A file on its way over several connections.
 struct Giving {
     file: OwnedFd,
@@ -241,32 +280,81 @@ struct Giving {
 }
 
 impl Giving {
-    /// Sends batches until there are none left.
-    fn stream(&self, server: &Server, socket: &TcpStream) -> Result<(), Error> {
+    /// Has `send` send over one connection, and ends it.
+    fn stream(
+        &self,
+        server: &Server,
+        socket: &TcpStream,
+        dialect: Dialect,
+        send: impl FnOnce(&Connection) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let lost = |error: std::io::Error| Error::Network(format!("the connection broke: {error}"));
         let here = socket.local_addr().and_then(|local| Ok(local.ip() == socket.peer_addr()?.ip()));
-        let rtt = if here.unwrap_or(false) { Duration::from_micros(100) } else { Duration::from_millis(10) };
+        let rtt = match dialect {
+            // Buffers that are kept small would be filled up by every reader.
+            Dialect::V1 => Duration::from_millis(1),
+            Dialect::Document if here.unwrap_or(false) => Duration::from_micros(100),
+            Dialect::Document => Duration::from_millis(10),
+        };
         let connection = Arc::new(Connection::new(socket.try_clone().map_err(lost)?, rtt).map_err(lost)?);
         server.context.stop.watch(&connection);
-        let mut plain = vec![0; BATCH as usize * CHUNK_BYTES];
-        let mut wire = vec![0; BATCH as usize * CHUNK];
-        let result = loop {
-            let first = self.next.fetch_add(BATCH, Ordering::Relaxed);
-            if first >= self.chunks {
-                break Ok(());
-            }
-            if let Err(error) = self.batch(&connection, first, &mut plain, &mut wire) {
-                // Nobody else need go on: it cannot be completed.
-                self.next.store(u64::MAX / 2, Ordering::Relaxed);
-                break Err(error);
-            }
-        };
+        let result = send(&connection);
         match result {
             Ok(()) => connection.linger(),
-            // Not in good order: the client is not to take it for the end.
-            Err(_) => connection.reset(),
+            // Not in good order: the client is not to take it for the end. And nobody else need go
+            // on: it cannot be completed.
+            Err(_) => {
+                self.next.store(GIVEN_UP, Ordering::Relaxed);
+                connection.reset();
+            }
         }
         result
+    }
+
+    /// Sends batches until there are none left.
+    fn take_batches(&self, connection: &Connection) -> Result<(), Error> {
+        let mut plain = vec![0; BATCH as usize * CHUNK_BYTES];
+        let mut wire = vec![0; BATCH as usize * CHUNK];
+        loop {
+            let first = self.next.fetch_add(BATCH, Ordering::Relaxed);
+            if first >= self.chunks {
+                return Ok(());
+            }
+            self.batch(connection, first, &mut plain, &mut wire)?;
+        }
+    }
+
+    /// Sends every chunk whose turn it is on this stream: one in `streams`, from `which` on. Each
+    /// leaves by itself, as the published client takes what one call brings for a chunk.
+    fn take_turns(
+        &self,
+        connection: &Connection,
+        socket: &TcpStream,
+        which: u64,
+        streams: u64,
+    ) -> Result<(), Error> {
+        let (mut plain, mut chunk) = ([0; CHUNK_BYTES], [0; V1_CHUNK]);
+        let mut ordinal = which;
+        while ordinal < self.chunks {
+            let offset = ordinal * CHUNK_BYTES as u64;
+            let bytes = &mut plain[..(self.size - offset).min(CHUNK_BYTES as u64) as usize];
+            read_exact_at(&self.file, bytes, offset).map_err(|_| changed())?;
+            encode_v1(ordinal, bytes, &mut chunk)
+                .map_err(|error| Error::failed(Code::BadRequest, format!("chunk {ordinal}: {error}")))?;
+            ordinal += streams;
+            if ordinal >= self.chunks {
+                self.check().map_err(|()| changed())?;
+            }
+            if self.next.load(Ordering::Relaxed) == GIVEN_UP {
+                return Err(Error::Network("another stream of this client has failed".into()));
+            }
+            // With room for all of it a chunk does not leave in two parts. If there is none for long,
+            // sending says why.
+            let tick = Timespec { tv_sec: 1, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&tick));
+            say(connection, &chunk)?;
+        }
+        Ok(())
     }
 
     fn batch(
@@ -278,7 +366,6 @@ impl Giving {
     ) -> Result<(), Error> {
         let offset = first * CHUNK_BYTES as u64;
         let bytes = (self.size - offset).min(plain.len() as u64) as usize;
-        let changed = || Error::failed(Code::SourceChanged, "the source changed while it was sent");
         read_exact_at(&self.file, &mut plain[..bytes], offset).map_err(|_| changed())?;
         let count = (self.chunks - first).min(BATCH) as usize;
         if first + count as u64 == self.chunks {
