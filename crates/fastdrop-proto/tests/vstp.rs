@@ -6,7 +6,8 @@
 
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
+    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, Patience,
+    SendId,
 };
 use fastdrop_testing::network::{Link, Random, Wire, payload};
 use std::collections::BTreeMap;
@@ -416,4 +417,56 @@ fn case_110_what_is_not_handled_is_not_acknowledged_and_nothing_comes_twice() {
         }
     }
     assert!(lost * 20 <= handled, "{lost} of {handled} acknowledgements were lost for good");
+}
+
+/// Small frames that are acknowledged, so many outstanding at once, over a link that loses this
+/// share: each has to come once, and to be acknowledged.
+fn once(frames: u64, outstanding: u64, loss: f64) {
+    let link = Link { loss, duplicate: 0.1, reorder: 0.1, ..Link::clean(1e9, Duration::from_millis(10)) };
+    // One that is lost so often that its sender gives up is another matter.
+    let patience = Patience { give_up: 600 * SECOND, ..Patience::default() };
+    let config = EndpointConfig { patience, ..EndpointConfig::default() };
+    let mut net = Net::with_config(frames + outstanding, link, 2, config);
+    let number = |frame: &FrameBytes| std::str::from_utf8(&frame.payload).unwrap().parse::<u64>().unwrap();
+    let mut times = vec![0_u8; frames as usize];
+    let (mut sent, mut acknowledged) = (0, 0);
+    while acknowledged < frames {
+        while sent < frames && sent - acknowledged < outstanding {
+            let frame = FrameBytes::new(FrameType::Data, HeadersBuf::default(), sent.to_string().into());
+            net.nodes[0].1.send(net.now, address(1), frame, true);
+            sent += 1;
+        }
+        net.drain(0);
+        assert!(net.step(), "{acknowledged} of {frames} acknowledged, and nothing happens any more");
+        for (_, frame) in std::mem::take(&mut net.received[1]) {
+            times[number(&frame) as usize] += 1;
+        }
+        for (send, result) in std::mem::take(&mut net.outcomes[0]) {
+            assert_eq!(result, Ok(()), "{send:?}");
+            acknowledged += 1;
+        }
+    }
+    let twice = times.iter().filter(|times| **times != 1).count();
+    assert_eq!(twice, 0, "{frames} frames, {outstanding} outstanding, {loss} lost");
+}
+
+#[test]
+fn case_122_frames_come_once_however_many_are_outstanding_and_lost() {
+    for (frames, outstanding, loss) in [
+        (20_000, 1, 0.2),
+        (60_000, 4_000, 0.1),
+        (60_000, 4_097, 0.2),
+        (60_000, 60_000, 0.1),
+        (30_000, 256, 0.0),
+    ] {
+        once(frames, outstanding, loss);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: a million frames"]
+fn case_122_a_million_frames_come_once() {
+    for (outstanding, loss) in [(4_000, 0.1), (100_000, 0.2), (100_000, 0.0)] {
+        once(1_000_000, outstanding, loss);
+    }
 }

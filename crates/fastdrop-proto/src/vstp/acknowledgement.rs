@@ -1,7 +1,7 @@
 //! The acknowledgement that a received frame asks for, and the refusal that it may get instead.
 
 use super::error_code::{CODE, ErrorCode};
-use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
+use super::frame::{Flags, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
 use super::ids::MSG_ID;
 
 /// Owed for one received frame, until its application has handled it.
@@ -9,15 +9,39 @@ use super::ids::MSG_ID;
 pub struct Acknowledgement {
     /// The frame's number; None where it had none, which is acknowledged without one.
     pub(super) msg_id: Option<u64>,
-    /// The frame's CRC, by which a repetition is told from another frame with the same number.
+    /// The frame's CRC, by which a repetition is told from another frame with the same number; 0
+    /// where no two have one.
     pub(super) crc: u32,
+    /// The number is one that its sender uses once: it was written with a leading zero, and is
+    /// given back so.
+    pub(super) unique: bool,
 }
 
 impl Acknowledgement {
+    /// Owed for a frame with these headers and this CRC; None if it has no number.
+    pub(super) fn of(headers: Headers<'_>, crc: u32) -> Option<Self> {
+        let msg_id = headers.number(MSG_ID)?;
+        let unique = headers.find(MSG_ID).is_some_and(|digits| digits.len() > 1 && digits.starts_with(b"0"));
+        Some(Self { msg_id: Some(msg_id), crc: if unique { 0 } else { crc }, unique })
+    }
+
+    /// The frame's number, if its sender uses it once.
+    pub(super) fn unique_number(&self) -> Option<u64> {
+        self.msg_id.filter(|_| self.unique)
+    }
+
+    /// The headers of its answer.
+    fn headers(&self) -> HeadersBuf {
+        match self.msg_id {
+            Some(id) if self.unique => HeadersBuf::default().with(MSG_ID, format_args!("0{id}")),
+            Some(id) => HeadersBuf::default().with(MSG_ID, id),
+            None => HeadersBuf::default(),
+        }
+    }
+
     /// Encodes the ACK frame.
     pub(super) fn encode(&self) -> Result<Vec<u8>, FrameError> {
-        let headers =
-            self.msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
+        let headers = self.headers();
         let (typ, flags, headers) = (FrameType::Ack, Flags::empty(), headers.as_headers());
         let mut bytes = Vec::new();
         FrameRef { typ, flags, headers, payload: b"" }.encode(&mut bytes)?;
@@ -26,8 +50,7 @@ impl Acknowledgement {
 
     /// Encodes the ERR frame that says why there is no acknowledgement.
     pub(super) fn encode_refusal(&self, code: ErrorCode, reason: &str) -> Result<Vec<u8>, FrameError> {
-        let headers =
-            self.msg_id.map_or_else(HeadersBuf::default, |id| HeadersBuf::default().with(MSG_ID, id));
+        let headers = self.headers();
         let reason = reason.get(..reason.floor_char_boundary(255)).unwrap_or_default();
         let headers = headers.with(CODE, code.as_str()).with("reason", reason);
         let (typ, flags, headers) = (FrameType::Err, Flags::empty(), headers.as_headers());

@@ -357,13 +357,13 @@ impl Endpoint {
         crc: u32,
     ) -> Option<Acknowledgement> {
         let peer = self.peers.get_mut(&from)?;
-        let msg_id = frame.headers().number(MSG_ID).filter(|_| frame.flags.contains(Flags::REQ_ACK));
         let memory = frame.memory();
         // What cannot be kept is not acknowledged either, and comes again.
         let full = self.waiting_count >= Self::WAITING_MAX
             || self.waiting + self.reassembling + memory > self.config.limits.bytes_max.max(memory);
-        let wanted = msg_id.filter(|_| !matches!(frame.typ, FrameType::Ack | FrameType::Err));
-        let wanted = wanted.map(|msg_id| Acknowledgement { msg_id: Some(msg_id), crc });
+        let asks =
+            frame.flags.contains(Flags::REQ_ACK) && !matches!(frame.typ, FrameType::Ack | FrameType::Err);
+        let wanted = Acknowledgement::of(frame.headers(), crc).filter(|_| asks);
         let sight = wanted.map_or(Sight::New, |wanted| peer.receiving.seen.peek(wanted));
         if sight != Sight::New {
             self.counters.duplicates += 1;

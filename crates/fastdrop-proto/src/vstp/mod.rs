@@ -19,6 +19,7 @@ mod receiving;
 mod seen;
 mod sending;
 mod session;
+mod streams;
 /// TCP or UDP, message by message.
 pub mod transport;
 mod whole;

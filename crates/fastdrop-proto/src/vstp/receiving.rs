@@ -3,9 +3,10 @@
 use super::acknowledgement::Acknowledgement;
 use super::error_code::ErrorCode;
 use super::fragment::{Fragment, Report, write_refusal};
-use super::frame::{FrameBytes, FrameRef};
+use super::frame::{Flags, FrameBytes, FrameRef};
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
+use super::streams::{Known, Streams};
 use super::whole::{Outcome, Room, WholePayload, WholePayloads};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -74,6 +75,8 @@ pub(super) struct Receiving {
     /// Messages that ended, for those who send a fragment of them again.
     ended: HashMap<u64, (Instant, Ended)>,
     ended_order: VecDeque<(Instant, u64)>,
+    /// Numbers of such messages, of senders that use each once: these are known for longer.
+    ended_numbers: Streams,
     /// Frames with REQ_ACK that were received.
     pub(super) seen: Seen,
     /// Answers about messages that are not under way.
@@ -136,6 +139,14 @@ impl Receiving {
                 Some(Ended::Refused(code)) => {
                     self.answer(|out| write_refusal(id, code, out));
                     return Got::Refused;
+                }
+                None if matches!(self.ended_numbers.peek(id), Known::Came { .. }) => {
+                    let total = fragment.total;
+                    let report = Report { id, base: total, limit: total, delay_us: 0, bitmap: Vec::new() };
+                    self.answer(|out| report.write(out));
+                    // The number of the message is among the headers of each fragment.
+                    let asks = frame.flags.contains(Flags::REQ_ACK);
+                    return Got::Complete(Acknowledgement::of(frame.headers, 0).filter(|_| asks));
                 }
                 _ => {}
             }
@@ -315,6 +326,9 @@ impl Receiving {
             if self.ended.get(&id).is_some_and(|(since, _)| *since <= at) {
                 self.ended.remove(&id);
             }
+        }
+        if id > u64::from(u32::MAX) && matches!(ended, Ended::Complete(..)) {
+            self.ended_numbers.settle(id, true);
         }
         self.ended.insert(id, (now, ended));
         self.ended_order.push_back((now, id));

@@ -1,6 +1,7 @@
 //! The frames with REQ_ACK that have been received, so that a repetition is known.
 
 use super::acknowledgement::Acknowledgement;
+use super::streams::{Known, Streams};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -26,13 +27,16 @@ pub(super) enum Settled {
     Refused(Vec<u8>),
 }
 
-/// The numbers and CRCs of the last frames that wanted an acknowledgement.
+/// The frames that wanted an acknowledgement: of senders that use a number once, all of them.
 ///
-/// The CRC belongs to it because programs of version 0.2 begin to count at 1 whenever they start.
+/// Of other senders the last ones, by their numbers and CRCs, because programs of version 0.2 begin
+/// to count at 1 whenever they start.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// As many as the application keeps; never forgotten, as a repetition must not be handed on.
     pending: HashSet<Acknowledgement>,
+    streams: Streams,
+    /// The fates of the last frames of other senders, and refusals.
     settled: HashMap<Acknowledgement, Settled>,
     order: VecDeque<(Instant, Acknowledgement)>,
 }
@@ -57,11 +61,19 @@ impl Seen {
         if self.pending.contains(&frame) {
             return Sight::Pending;
         }
-        if self.settled.contains_key(&frame) { Sight::Settled } else { Sight::New }
+        let settled = match frame.unique_number() {
+            Some(number) => self.streams.peek(number) != Known::New,
+            None => self.settled.contains_key(&frame),
+        };
+        if settled { Sight::Settled } else { Sight::New }
     }
 
     /// The answer to a frame that is settled: the ACK or ERR frame, if it has one.
     pub(super) fn answer(&self, frame: Acknowledgement) -> Option<Vec<u8>> {
+        let unique = frame.unique_number().map(|number| self.streams.peek(number));
+        if unique == Some(Known::Came { acknowledged: true }) {
+            return frame.encode().ok();
+        }
         match self.settled.get(&frame)? {
             Settled::Acknowledged => frame.encode().ok(),
             Settled::Dropped => None,
@@ -71,11 +83,18 @@ impl Seen {
 
     /// Records the fate of a pending frame.
     pub(super) fn settle(&mut self, now: Instant, frame: Acknowledgement, settled: Settled) {
-        if self.pending.remove(&frame) {
-            self.forget_old(now);
-            self.settled.insert(frame, settled);
-            self.order.push_back((now, frame));
+        if !self.pending.remove(&frame) {
+            return;
         }
+        self.forget_old(now);
+        if let Some(number) = frame.unique_number() {
+            self.streams.settle(number, settled == Settled::Acknowledged);
+            if !matches!(settled, Settled::Refused(_)) {
+                return;
+            }
+        }
+        self.settled.insert(frame, settled);
+        self.order.push_back((now, frame));
     }
 
     /// Returns true if the application has settled everything.
@@ -99,7 +118,7 @@ mod tests {
     use super::*;
 
     fn frame(msg_id: u64, crc: u32) -> Acknowledgement {
-        Acknowledgement { msg_id: Some(msg_id), crc }
+        Acknowledgement { msg_id: Some(msg_id), crc, unique: false }
     }
 
     #[test]
@@ -129,6 +148,36 @@ mod tests {
             seen.settle(now, frame(n, 0), Settled::Acknowledged);
         }
         assert!(seen.settled.len() <= Seen::COUNT_MAX && seen.order.len() <= Seen::COUNT_MAX);
+    }
+
+    #[test]
+    fn case_122_a_number_that_is_used_once_is_never_taken_twice() {
+        let now = Instant::now();
+        let mut seen = Seen::default();
+        let one = |n: u64| Acknowledgement { msg_id: Some((7 << 32) + n), crc: 0, unique: true };
+        for n in 1..=100_000 {
+            let later = now + Seen::AGE_MAX * u32::try_from(n / 10_000).unwrap();
+            assert_eq!(seen.receive(later, one(n)), Sight::New);
+            assert_eq!((seen.receive(later, one(n)), seen.answer(one(n))), (Sight::Pending, None));
+            let fate = match n % 100 {
+                0 => Settled::Dropped,
+                1 => Settled::Refused(b"no".to_vec()),
+                _ => Settled::Acknowledged,
+            };
+            seen.settle(later, one(n), fate);
+        }
+        for n in 100_001 - u64::from(super::super::streams::SPAN)..=100_000 {
+            assert_eq!(seen.peek(one(n)), Sight::Settled);
+            let answer = seen.answer(one(n));
+            match n % 100 {
+                0 => assert_eq!(answer, None),
+                // The words of a refusal may be forgotten; it never becomes an acknowledgement.
+                1 => assert!(answer.is_none_or(|answer| answer == b"no")),
+                _ => assert_eq!(answer, one(n).encode().ok()),
+            }
+        }
+        assert_eq!((seen.peek(one(1)), seen.answer(one(1))), (Sight::Settled, None));
+        assert!(seen.settled.len() <= Seen::COUNT_MAX);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use super::frame::FrameBytes;
 use super::ids::{MSG_ID, SendId};
 use super::outgoing::Outgoing;
 use super::random::Random;
+use super::streams::SPAN;
 use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Why a message did not arrive, as far as its sender knows.
@@ -85,6 +86,15 @@ struct Probing {
     sent_at: Option<Instant>,
 }
 
+/// A frame that is to be acknowledged and has no number yet.
+#[derive(Debug)]
+struct Held {
+    send: SendId,
+    frame: FrameBytes,
+    /// Bytes of the largest datagram that it may leave in uncut.
+    datagram: usize,
+}
+
 /// A small frame that waits for its ACK.
 #[derive(Debug)]
 struct Waiting {
@@ -98,6 +108,23 @@ struct Waiting {
     give_up_at: Instant,
 }
 
+impl Waiting {
+    /// When something is to be done about it.
+    fn due_at(&self) -> Instant {
+        self.again_at.min(self.give_up_at)
+    }
+}
+
+/// Bytes that the number of a frame adds to it: the lengths of key and value, the key, a zero, and
+/// 19 digits.
+const MSG_ID_HEADER_BYTES: usize = 2 + MSG_ID.len() + 20;
+
+/// The number before the first of a stream: 31 random bits of which the highest is set, so that all
+/// numbers have 19 digits, and a count of 0.
+fn new_stream(random: u32) -> u64 {
+    u64::from(random >> 1 | 1 << 30) << u32::BITS
+}
+
 /// The sending half of one address.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -106,10 +133,17 @@ pub(super) struct Sending {
     reports: Reports,
     probing: Probing,
     datagram: usize,
-    next_msg_id: u64,
+    /// The last number of a frame that is to be acknowledged.
+    msg_id: u64,
+    /// What makes the next stream of such numbers unguessable.
+    next_stream: u32,
     next_id: u64,
     outgoing: VecDeque<Outgoing>,
+    /// Frames that are to be acknowledged, for which there is no number yet.
+    held: VecDeque<Held>,
     waiting: BTreeMap<u64, Waiting>,
+    /// When something is to be done about which of these.
+    due: BTreeSet<(Instant, u64)>,
     resend: VecDeque<u64>,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
     /// When anything was last acknowledged.
@@ -156,11 +190,14 @@ impl Sending {
             reports: Reports::Unknown,
             probing: Probing::default(),
             datagram: Self::DATAGRAM,
-            next_msg_id: random.next_u64() >> 1,
+            msg_id: new_stream(random.next_u64() as u32),
+            next_stream: random.next_u64() as u32,
             // Beyond 32 bits, so that nobody guesses it.
-            next_id: random.next_u64() >> 1 | 1 << 40,
+            next_id: new_stream(random.next_u64() as u32),
             outgoing: VecDeque::new(),
+            held: VecDeque::new(),
             waiting: BTreeMap::new(),
+            due: BTreeSet::new(),
             resend: VecDeque::new(),
             outcomes: VecDeque::new(),
             acknowledged_at: None,
@@ -173,7 +210,8 @@ impl Sending {
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.outgoing.is_empty() && self.waiting.is_empty() && self.outcomes.is_empty()
+        let nothing_waits = self.waiting.is_empty() && self.held.is_empty();
+        self.outgoing.is_empty() && nothing_waits && self.outcomes.is_empty()
     }
 
     /// Bytes that wait for their turn to leave, at most.
@@ -213,44 +251,93 @@ impl Sending {
         acknowledged: bool,
         datagram: usize,
     ) -> Result<Option<Vec<u8>>, Failure> {
-        let (frame, msg_id) = if acknowledged {
-            self.next_msg_id += 1;
-            let digits = self.next_msg_id.to_string();
-            let frame = frame.with_header(MSG_ID.as_bytes(), digits.as_bytes())?;
-            (frame.with_flag(super::Flags::REQ_ACK), Some(self.next_msg_id))
-        } else {
-            (frame, None)
-        };
-        if frame.as_ref().encoded_len() > datagram {
-            if datagram > Self::DATAGRAM {
-                return Err(Failure::NotCut);
-            }
-            if self.outgoing.len() >= Self::OUTGOING_MAX {
-                return Err(Failure::Busy);
-            }
-            let give_up = if acknowledged { self.patience.give_up } else { Self::STALLED_MAX };
-            self.outgoing.push_back(Outgoing::new(now, send, frame, msg_id, give_up));
+        let size = frame.as_ref().encoded_len() + if acknowledged { MSG_ID_HEADER_BYTES } else { 0 };
+        let is_small = size <= datagram;
+        if !is_small && datagram > Self::DATAGRAM {
+            return Err(Failure::NotCut);
+        }
+        if !is_small && self.outgoing.len() >= Self::OUTGOING_MAX {
+            return Err(Failure::Busy);
+        }
+        if acknowledged {
+            self.held.push_back(Held { send, frame, datagram });
+            self.admit(now);
+            return Ok(None);
+        }
+        if !is_small {
+            self.outgoing.push_back(Outgoing::new(now, send, frame, None, Self::STALLED_MAX));
             return Ok(None);
         }
         let mut bytes = Vec::new();
         frame.as_ref().encode(&mut bytes)?;
-        let Some(msg_id) = msg_id else { return Ok(Some(bytes)) };
-        if self.waiting.len() >= Self::WAITING_MAX {
-            return Err(Failure::Busy);
+        Ok(Some(bytes))
+    }
+
+    /// Gives numbers to what is held, as far as the peer can remember them.
+    fn admit(&mut self, now: Instant) {
+        while self.waiting.len() < Self::WAITING_MAX && self.has_number() {
+            let Some(held) = self.held.pop_front() else { return };
+            let send = held.send;
+            if let Err(failure) = self.number(now, held) {
+                self.outcomes.push_back((send, Err(failure)));
+            }
         }
+    }
+
+    /// Returns true if the next number is not too far above the oldest that waits.
+    fn has_number(&self) -> bool {
+        let waiting = self.waiting.first_key_value().map(|(id, _)| *id);
+        let outgoing = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
+        let oldest = waiting.into_iter().chain(outgoing).min();
+        // A new stream begins when nothing of the one before waits.
+        let is_last = self.msg_id as u32 == u32::MAX;
+        oldest.is_none_or(|oldest| !is_last && self.msg_id + 1 - oldest < u64::from(SPAN))
+    }
+
+    /// Gives a frame its number.
+    fn number(&mut self, now: Instant, held: Held) -> Result<(), Failure> {
+        let Held { send, frame, datagram } = held;
+        if self.msg_id as u32 == u32::MAX {
+            self.msg_id = new_stream(self.next_stream ^ (self.msg_id >> u32::BITS) as u32);
+        }
+        self.msg_id += 1;
+        let msg_id = self.msg_id;
+        let frame = frame.with_header(MSG_ID.as_bytes(), format!("0{msg_id}").as_bytes())?;
+        let frame = frame.with_flag(super::Flags::REQ_ACK);
+        if frame.as_ref().encoded_len() > datagram {
+            self.outgoing.push_back(Outgoing::new(now, send, frame, Some(msg_id), self.patience.give_up));
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        frame.as_ref().encode(&mut bytes)?;
         let give_up_at = now + self.patience.give_up;
+        let again_at = give_up_at;
         let bytes = bytes.into();
-        self.waiting.insert(
-            msg_id,
-            Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at: give_up_at, give_up_at },
-        );
+        let waiting = Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at, give_up_at };
+        self.due.insert((waiting.due_at(), msg_id));
+        self.waiting.insert(msg_id, waiting);
         self.resend.push_back(msg_id);
-        Ok(None)
+        Ok(())
+    }
+
+    /// Takes what waits for the acknowledgement of this number.
+    fn take_waiting(&mut self, msg_id: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&msg_id)?;
+        self.due.remove(&(waiting.due_at(), msg_id));
+        Some(waiting)
+    }
+
+    /// What waits for the acknowledgement of this number is to leave again then.
+    fn set_again_at(&mut self, msg_id: u64, again_at: Option<Instant>) {
+        let Some(waiting) = self.waiting.get_mut(&msg_id) else { return };
+        self.due.remove(&(waiting.due_at(), msg_id));
+        waiting.again_at = again_at.unwrap_or(waiting.give_up_at);
+        self.due.insert((waiting.due_at(), msg_id));
     }
 
     /// An ACK came. Whether it was for something that is waiting for one (case 74).
     pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64) -> bool {
-        if let Some(waiting) = self.waiting.remove(&msg_id) {
+        if let Some(waiting) = self.take_waiting(msg_id) {
             self.acknowledged_at = Some(now);
             if waiting.attempts == 1 {
                 self.flow.rtt.on_measured(now.saturating_duration_since(waiting.sent_at));
@@ -304,7 +391,7 @@ impl Sending {
 
     /// The peer refuses a frame that waits for its ACK; false if none with this number does.
     pub(super) fn handle_refused(&mut self, msg_id: u64, code: impl FnOnce() -> String) -> bool {
-        if let Some(waiting) = self.waiting.remove(&msg_id) {
+        if let Some(waiting) = self.take_waiting(msg_id) {
             self.outcomes.push_back((waiting.send, Err(Failure::Refused(code()))));
             return true;
         }
@@ -324,16 +411,23 @@ impl Sending {
 
     /// Gives up on everything whose time is over, and takes for lost what nobody reported.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        let old = self.waiting.iter().filter(|(_, waiting)| waiting.give_up_at <= now);
-        for id in old.map(|(id, _)| *id).collect::<Vec<_>>() {
-            if let Some(waiting) = self.waiting.remove(&id) {
-                self.outcomes.push_back((waiting.send, Err(Failure::TimedOut)));
+        while let Some(&(at, msg_id)) = self.due.first() {
+            if at > now {
+                break;
             }
-        }
-        for (id, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| waiting.again_at <= now) {
-            // Until it has left again.
-            waiting.again_at = waiting.give_up_at;
-            self.resend.push_back(*id);
+            match self.waiting.get(&msg_id) {
+                Some(waiting) if waiting.give_up_at <= now => {
+                    if let Some(waiting) = self.take_waiting(msg_id) {
+                        self.outcomes.push_back((waiting.send, Err(Failure::TimedOut)));
+                    }
+                }
+                Some(_) => {
+                    // Nothing is to be done until it has left again.
+                    self.set_again_at(msg_id, None);
+                    self.resend.push_back(msg_id);
+                }
+                None => drop(self.due.pop_first()),
+            }
         }
         for message in &mut self.outgoing {
             message.detect_lost(now, &mut self.flow);
@@ -422,6 +516,7 @@ impl Sending {
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
+        self.admit(now);
         if let Some(len) = self.poll_waiting(now, budget, random, out) {
             return Some(len);
         }
@@ -459,9 +554,11 @@ impl Sending {
             let timeout = self.flow.rtt.timeout_after(waiting.silences);
             waiting.attempts += 1;
             waiting.sent_at = now;
-            waiting.again_at = now + timeout + random.below(timeout / 10);
+            let again_at = now + timeout + random.below(timeout / 10);
             out.extend_from_slice(&waiting.bytes);
-            return Some(waiting.bytes.len());
+            let len = waiting.bytes.len();
+            self.set_again_at(id, Some(again_at));
+            return Some(len);
         }
     }
 
@@ -603,7 +700,7 @@ impl Sending {
 
     /// When something has to be done next.
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let waiting = self.waiting.values().map(|waiting| waiting.again_at.min(waiting.give_up_at)).min();
+        let waiting = self.due.first().map(|(at, _)| *at);
         let silence = self.on_way().then(|| self.active_at + self.flow.rtt.timeout());
         let reporting = self.is_reporting(now);
         let messages = self.outgoing.iter().flat_map(|message| {

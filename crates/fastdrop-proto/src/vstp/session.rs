@@ -152,7 +152,9 @@ impl Session {
             FrameType::Bye => self.bye = true,
             FrameType::Data | FrameType::Pong => {}
         }
-        let wanted = frame.flags.contains(Flags::REQ_ACK).then_some(Acknowledgement { msg_id, crc });
+        let unnumbered = Acknowledgement { msg_id: None, crc, unique: false };
+        let wanted = Acknowledgement::of(frame.headers, crc).unwrap_or(unnumbered);
+        let wanted = frame.flags.contains(Flags::REQ_ACK).then_some(wanted);
         if let Some(wanted) = wanted.filter(|_| msg_id.is_some()) {
             match self.seen.receive(now, wanted) {
                 Sight::New => {}
@@ -186,7 +188,7 @@ impl Session {
     /// Refuses a frame that was handed on: an ERR says why. None if it asked for no
     /// acknowledgement.
     pub fn refuse(&mut self, now: Instant, frame: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
-        let unnumbered = Acknowledgement { msg_id: None, crc: 0 };
+        let unnumbered = Acknowledgement { msg_id: None, crc: 0, unique: false };
         if let Ok(bytes) = frame.unwrap_or(unnumbered).encode_refusal(code, reason) {
             if let Some(frame) = frame {
                 self.seen.settle(now, frame, Settled::Refused(bytes.clone()));
