@@ -22,6 +22,7 @@ mod session;
 mod streams;
 /// TCP or UDP, message by message.
 pub mod transport;
+mod unacknowledged;
 mod whole;
 
 pub use acknowledgement::Acknowledgement;

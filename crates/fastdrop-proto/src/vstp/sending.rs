@@ -3,14 +3,13 @@
 
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
-use super::ids::{MSG_ID, SendId};
+use super::ids::SendId;
 use super::outgoing::Outgoing;
 use super::random::Random;
-use super::streams::SPAN;
+use super::unacknowledged::{Held, Large, MSG_ID_HEADER_BYTES, Unacknowledged, new_stream};
 use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
-use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Why a message did not arrive, as far as its sender knows.
@@ -86,45 +85,6 @@ struct Probing {
     sent_at: Option<Instant>,
 }
 
-/// A frame that is to be acknowledged and has no number yet.
-#[derive(Debug)]
-struct Held {
-    send: SendId,
-    frame: FrameBytes,
-    /// Bytes of the largest datagram that it may leave in uncut.
-    datagram: usize,
-}
-
-/// A small frame that waits for its ACK.
-#[derive(Debug)]
-struct Waiting {
-    send: SendId,
-    bytes: Bytes,
-    attempts: u32,
-    /// Attempts in a row in whose time nothing was heard of the peer.
-    silences: u32,
-    sent_at: Instant,
-    again_at: Instant,
-    give_up_at: Instant,
-}
-
-impl Waiting {
-    /// When something is to be done about it.
-    fn due_at(&self) -> Instant {
-        self.again_at.min(self.give_up_at)
-    }
-}
-
-/// Bytes that the number of a frame adds to it: the lengths of key and value, the key, a zero, and
-/// 19 digits.
-const MSG_ID_HEADER_BYTES: usize = 2 + MSG_ID.len() + 20;
-
-/// The number before the first of a stream: 31 random bits of which the highest is set, so that all
-/// numbers have 19 digits, and a count of 0.
-fn new_stream(random: u32) -> u64 {
-    u64::from(random >> 1 | 1 << 30) << u32::BITS
-}
-
 /// The sending half of one address.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -133,21 +93,10 @@ pub(super) struct Sending {
     reports: Reports,
     probing: Probing,
     datagram: usize,
-    /// The last number of a frame that is to be acknowledged.
-    msg_id: u64,
-    /// What makes the next stream of such numbers unguessable.
-    next_stream: u32,
     next_id: u64,
     outgoing: VecDeque<Outgoing>,
-    /// Frames that are to be acknowledged, for which there is no number yet.
-    held: VecDeque<Held>,
-    waiting: BTreeMap<u64, Waiting>,
-    /// When something is to be done about which of these.
-    due: BTreeSet<(Instant, u64)>,
-    resend: VecDeque<u64>,
+    unacknowledged: Unacknowledged,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
-    /// When anything was last acknowledged.
-    acknowledged_at: Option<Instant>,
     /// When something was last sent or reported while fragments were on their way.
     active_at: Instant,
     pace_at: Option<Instant>,
@@ -161,7 +110,6 @@ impl Sending {
     pub(super) const DATAGRAM: usize = 1200;
     /// Messages that may be under way or wait for one address.
     const OUTGOING_MAX: usize = 256;
-    const WAITING_MAX: usize = 4096;
     const PROBES_MAX: u32 = 8;
     /// A probe is repeated after this long, then after twice as long, up to the second.
     const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -184,23 +132,18 @@ impl Sending {
     /// Nothing has been sent.
     pub(super) fn new(now: Instant, patience: Patience, random: &mut Random) -> Self {
         let rtt = Rtt::new(patience.timeout_min, patience.timeout_max);
+        let unacknowledged = Unacknowledged::new(patience.give_up, random);
         Self {
             flow: Flow::new(now, Box::new(Model::new(Self::DATAGRAM as u64)), rtt),
             patience,
             reports: Reports::Unknown,
             probing: Probing::default(),
             datagram: Self::DATAGRAM,
-            msg_id: new_stream(random.next_u64() as u32),
-            next_stream: random.next_u64() as u32,
             // Beyond 32 bits, so that nobody guesses it.
             next_id: new_stream(random.next_u64() as u32),
             outgoing: VecDeque::new(),
-            held: VecDeque::new(),
-            waiting: BTreeMap::new(),
-            due: BTreeSet::new(),
-            resend: VecDeque::new(),
+            unacknowledged,
             outcomes: VecDeque::new(),
-            acknowledged_at: None,
             active_at: now,
             pace_at: None,
             blind_at: now,
@@ -210,15 +153,12 @@ impl Sending {
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        let nothing_waits = self.waiting.is_empty() && self.held.is_empty();
-        self.outgoing.is_empty() && nothing_waits && self.outcomes.is_empty()
+        self.outgoing.is_empty() && self.unacknowledged.is_empty() && self.outcomes.is_empty()
     }
 
     /// Bytes that wait for their turn to leave, at most.
     pub(super) fn unsent_bytes(&self) -> u64 {
-        let resend = self.resend.iter().filter_map(|id| self.waiting.get(id));
-        let resend: u64 = resend.map(|waiting| waiting.bytes.len() as u64).sum();
-        resend + self.outgoing.iter().map(Outgoing::unsent_bytes).sum::<u64>()
+        self.unacknowledged.unsent_bytes() + self.outgoing.iter().map(Outgoing::unsent_bytes).sum::<u64>()
     }
 
     /// The smoothed round-trip time; None before the first measurement.
@@ -260,7 +200,7 @@ impl Sending {
             return Err(Failure::Busy);
         }
         if acknowledged {
-            self.held.push_back(Held { send, frame, datagram });
+            self.unacknowledged.hold(Held { send, frame, datagram });
             self.admit(now);
             return Ok(None);
         }
@@ -273,72 +213,24 @@ impl Sending {
         Ok(Some(bytes))
     }
 
-    /// Gives numbers to what is held, as far as the peer can remember them.
+    /// Numbers what is to be acknowledged and waits for a number.
     fn admit(&mut self, now: Instant) {
-        while self.waiting.len() < Self::WAITING_MAX && self.has_number() {
-            let Some(held) = self.held.pop_front() else { return };
-            let send = held.send;
-            if let Err(failure) = self.number(now, held) {
-                self.outcomes.push_back((send, Err(failure)));
+        loop {
+            let large = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
+            match self.unacknowledged.admit(now, large) {
+                Some(Ok(Large { send, frame, msg_id })) => {
+                    let give_up = self.patience.give_up;
+                    self.outgoing.push_back(Outgoing::new(now, send, frame, Some(msg_id), give_up));
+                }
+                Some(Err((send, failure))) => self.outcomes.push_back((send, Err(failure))),
+                None => return,
             }
         }
     }
 
-    /// Returns true if the next number is not too far above the oldest that waits.
-    fn has_number(&self) -> bool {
-        let waiting = self.waiting.first_key_value().map(|(id, _)| *id);
-        let outgoing = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
-        let oldest = waiting.into_iter().chain(outgoing).min();
-        // A new stream begins when nothing of the one before waits.
-        let is_last = self.msg_id as u32 == u32::MAX;
-        oldest.is_none_or(|oldest| !is_last && self.msg_id + 1 - oldest < u64::from(SPAN))
-    }
-
-    /// Gives a frame its number.
-    fn number(&mut self, now: Instant, held: Held) -> Result<(), Failure> {
-        let Held { send, frame, datagram } = held;
-        if self.msg_id as u32 == u32::MAX {
-            self.msg_id = new_stream(self.next_stream ^ (self.msg_id >> u32::BITS) as u32);
-        }
-        self.msg_id += 1;
-        let msg_id = self.msg_id;
-        let frame = frame.with_header(MSG_ID.as_bytes(), format!("0{msg_id}").as_bytes())?;
-        let frame = frame.with_flag(super::Flags::REQ_ACK);
-        if frame.as_ref().encoded_len() > datagram {
-            self.outgoing.push_back(Outgoing::new(now, send, frame, Some(msg_id), self.patience.give_up));
-            return Ok(());
-        }
-        let mut bytes = Vec::new();
-        frame.as_ref().encode(&mut bytes)?;
-        let give_up_at = now + self.patience.give_up;
-        let again_at = give_up_at;
-        let bytes = bytes.into();
-        let waiting = Waiting { send, bytes, attempts: 0, silences: 0, sent_at: now, again_at, give_up_at };
-        self.due.insert((waiting.due_at(), msg_id));
-        self.waiting.insert(msg_id, waiting);
-        self.resend.push_back(msg_id);
-        Ok(())
-    }
-
-    /// Takes what waits for the acknowledgement of this number.
-    fn take_waiting(&mut self, msg_id: u64) -> Option<Waiting> {
-        let waiting = self.waiting.remove(&msg_id)?;
-        self.due.remove(&(waiting.due_at(), msg_id));
-        Some(waiting)
-    }
-
-    /// What waits for the acknowledgement of this number is to leave again then.
-    fn set_again_at(&mut self, msg_id: u64, again_at: Option<Instant>) {
-        let Some(waiting) = self.waiting.get_mut(&msg_id) else { return };
-        self.due.remove(&(waiting.due_at(), msg_id));
-        waiting.again_at = again_at.unwrap_or(waiting.give_up_at);
-        self.due.insert((waiting.due_at(), msg_id));
-    }
-
     /// An ACK came. Whether it was for something that is waiting for one (case 74).
     pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64) -> bool {
-        if let Some(waiting) = self.take_waiting(msg_id) {
-            self.acknowledged_at = Some(now);
+        if let Some(waiting) = self.unacknowledged.take_acknowledged(now, msg_id) {
             if waiting.attempts == 1 {
                 self.flow.rtt.on_measured(now.saturating_duration_since(waiting.sent_at));
             }
@@ -391,7 +283,7 @@ impl Sending {
 
     /// The peer refuses a frame that waits for its ACK; false if none with this number does.
     pub(super) fn handle_refused(&mut self, msg_id: u64, code: impl FnOnce() -> String) -> bool {
-        if let Some(waiting) = self.take_waiting(msg_id) {
+        if let Some(waiting) = self.unacknowledged.take(msg_id) {
             self.outcomes.push_back((waiting.send, Err(Failure::Refused(code()))));
             return true;
         }
@@ -411,23 +303,8 @@ impl Sending {
 
     /// Gives up on everything whose time is over, and takes for lost what nobody reported.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        while let Some(&(at, msg_id)) = self.due.first() {
-            if at > now {
-                break;
-            }
-            match self.waiting.get(&msg_id) {
-                Some(waiting) if waiting.give_up_at <= now => {
-                    if let Some(waiting) = self.take_waiting(msg_id) {
-                        self.outcomes.push_back((waiting.send, Err(Failure::TimedOut)));
-                    }
-                }
-                Some(_) => {
-                    // Nothing is to be done until it has left again.
-                    self.set_again_at(msg_id, None);
-                    self.resend.push_back(msg_id);
-                }
-                None => drop(self.due.pop_first()),
-            }
+        while let Some(send) = self.unacknowledged.poll_failed(now) {
+            self.outcomes.push_back((send, Err(Failure::TimedOut)));
         }
         for message in &mut self.outgoing {
             message.detect_lost(now, &mut self.flow);
@@ -517,7 +394,7 @@ impl Sending {
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         self.admit(now);
-        if let Some(len) = self.poll_waiting(now, budget, random, out) {
+        if let Some(len) = self.unacknowledged.poll_transmit(now, budget, &self.flow.rtt, random, out) {
             return Some(len);
         }
         self.pace_at = None;
@@ -528,38 +405,6 @@ impl Sending {
             self.outgoing.rotate_left(1);
         }
         None
-    }
-
-    fn poll_waiting(
-        &mut self,
-        now: Instant,
-        budget: u64,
-        random: &mut Random,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        loop {
-            let id = *self.resend.front()?;
-            let Some(waiting) = self.waiting.get_mut(&id) else {
-                self.resend.pop_front();
-                continue;
-            };
-            if waiting.bytes.len() as u64 > budget {
-                return None;
-            }
-            self.resend.pop_front();
-            // Where others were acknowledged meanwhile, this one was lost by chance, and there is
-            // nothing to back off from.
-            let alive = self.acknowledged_at.is_some_and(|at| at > waiting.sent_at);
-            waiting.silences = if waiting.attempts == 0 || alive { 0 } else { waiting.silences + 1 };
-            let timeout = self.flow.rtt.timeout_after(waiting.silences);
-            waiting.attempts += 1;
-            waiting.sent_at = now;
-            let again_at = now + timeout + random.below(timeout / 10);
-            out.extend_from_slice(&waiting.bytes);
-            let len = waiting.bytes.len();
-            self.set_again_at(id, Some(again_at));
-            return Some(len);
-        }
     }
 
     fn poll_outgoing(
@@ -700,7 +545,7 @@ impl Sending {
 
     /// When something has to be done next.
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let waiting = self.due.first().map(|(at, _)| *at);
+        let waiting = self.unacknowledged.poll_timeout();
         let silence = self.on_way().then(|| self.active_at + self.flow.rtt.timeout());
         let reporting = self.is_reporting(now);
         let messages = self.outgoing.iter().flat_map(|message| {
