@@ -10,6 +10,9 @@ pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 /// Silence after which no chunk of another transfer is expected. Two senders that started at the
 /// same time have all their connections open by then.
 const SETTLE: Duration = Duration::from_millis(50);
+/// The same, where chunks came again: senders in use do not repeat any, so there is probably another
+/// one, whose chunk 0 has not come yet.
+const SETTLE_REPEATED: Duration = Duration::from_secs(1);
 /// A complete transfer waits at most so long for other requests of its address to end.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
@@ -82,11 +85,15 @@ impl Activity {
 
     /// Decides whether a transfer without an id, complete since `complete` by the request that
     /// asks, is the whole transfer of one sender. While other requests of the address are under
-    /// way it may have chunks of another one.
-    pub fn poll_settled(&self, complete: Instant, now: Instant) -> Settled {
+    /// way it may have chunks of another one. `repeated` says that chunks came again.
+    pub fn poll_settled(&self, complete: Instant, repeated: bool, now: Instant) -> Settled {
         let last = self.last.max(complete);
         let is_alone = self.requests <= 1;
-        let quiet = if is_alone { SETTLE } else { STALE_AFTER };
+        let quiet = match (is_alone, repeated) {
+            (true, false) => SETTLE,
+            (true, true) => SETTLE_REPEATED,
+            (false, _) => STALE_AFTER,
+        };
         if now.saturating_duration_since(last) >= quiet {
             return Settled::Yes;
         }
@@ -142,17 +149,23 @@ mod tests {
         let start = Instant::now();
         let mut activity = Activity::new(start);
         activity.handle_request(start);
-        assert_eq!(activity.poll_settled(start, start), Settled::NotBefore(start + SETTLE));
-        assert_eq!(activity.poll_settled(start, start + SETTLE), Settled::Yes);
+        assert_eq!(activity.poll_settled(start, false, start), Settled::NotBefore(start + SETTLE));
+        assert_eq!(activity.poll_settled(start, false, start + SETTLE), Settled::Yes);
+        // Chunks came again: of whom?
+        assert_eq!(
+            activity.poll_settled(start, true, start + SETTLE),
+            Settled::NotBefore(start + SETTLE_REPEATED)
+        );
+        assert_eq!(activity.poll_settled(start, true, start + SETTLE_REPEATED), Settled::Yes);
         // Another request of the address: it may be another transfer's.
         activity.handle_request(start + SETTLE / 2);
         assert_eq!(
-            activity.poll_settled(start, start + SETTLE),
+            activity.poll_settled(start, false, start + SETTLE),
             Settled::NotBefore(start + SETTLE / 2 + STALE_AFTER)
         );
         // It ended and was the same: nothing else came.
         activity.handle_request_end(start + SECOND);
-        assert_eq!(activity.poll_settled(start, start + SECOND + SETTLE), Settled::Yes);
+        assert_eq!(activity.poll_settled(start, false, start + SECOND + SETTLE), Settled::Yes);
     }
 
     #[test]
@@ -161,10 +174,10 @@ mod tests {
         let mut activity = Activity::new(start);
         activity.handle_request(start);
         activity.handle_request(start);
-        assert_eq!(activity.poll_settled(start, start + STALE_AFTER), Settled::Yes);
+        assert_eq!(activity.poll_settled(start, false, start + STALE_AFTER), Settled::Yes);
         for second in 1..=60 {
             activity.handle_bytes(start + second * SECOND);
         }
-        assert_eq!(activity.poll_settled(start, start + SETTLE_MAX), Settled::Never);
+        assert_eq!(activity.poll_settled(start, false, start + SETTLE_MAX), Settled::Never);
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Glance {
     pub(super) activity: Activity,
     /// A chunk has come as a whole.
     pub(super) is_used: bool,
+    /// A chunk came again.
+    repeated: bool,
 }
 
 /// State of a transfer.
@@ -150,7 +152,8 @@ pub(super) enum Taken {
 
 impl Transfer {
     pub(super) fn new(now: Instant) -> Self {
-        let glance = Glance { state: State::Waiting, activity: Activity::new(now), is_used: false };
+        let activity = Activity::new(now);
+        let glance = Glance { state: State::Waiting, activity, is_used: false, repeated: false };
         let inner = Inner {
             assembly: Assembly::default(),
             upload: None,
@@ -237,6 +240,7 @@ impl Transfer {
         let chunks = chunk.first.as_ref().map(|(_, chunks)| *chunks);
         let place = inner.assembly.handle_chunk(chunk.number, chunks, bytes.len() as u64);
         let place = place.map_err(|error| self.fail_inner(&mut inner, error))?;
+        self.glance().repeated |= matches!(place, ChunkPlace::Held(_) | ChunkPlace::HeldEarly);
         let mut inner = self.put(inner, context, chunk.number, bytes, place)?;
         while let Some((number, place)) =
             inner.assembly.poll_early().map_err(|error| self.fail_inner(&mut inner, error))?
@@ -394,7 +398,7 @@ impl Transfer {
                 return Err(failure.refusal.clone());
             }
             let now = Instant::now();
-            match glance.activity.poll_settled(complete, now) {
+            match glance.activity.poll_settled(complete, glance.repeated, now) {
                 Settled::Yes => return Ok(()),
                 Settled::NotBefore(at) => {
                     let waited = self.changed.wait_timeout(glance, at.saturating_duration_since(now));
