@@ -98,7 +98,12 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
     }
     for options in ["--protocol cnp", "--protocol cnp --udp", "--protocol cnp --operation-mode step-by-step"]
     {
-        is_refused(&small, 20_000, options, "where the peer takes 10240");
+        is_refused(
+            &small,
+            20_000,
+            options,
+            "where the peer takes 10240; `fastdrop message listen` takes more with --max-message",
+        );
     }
     let tiny = FASTDROP.listen("vstp", &["--max-size", "100"]);
     is_refused(&tiny, 500, "--udp --ack", "a larger message than it takes");

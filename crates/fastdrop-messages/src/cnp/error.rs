@@ -3,6 +3,10 @@
 use fastdrop_proto::cnp::{ConfigError, Ending, TooLarge};
 use std::io;
 
+/// The settings with which FastDrop takes longer messages.
+const LARGER: &str = "`fastdrop message listen` takes more with --max-message, a program with \
+     MessageLimits::message_max; a peer that knows no fragments with a larger packet (--max-size)";
+
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,7 +16,7 @@ pub enum Error {
     #[error(transparent)]
     Ended(#[from] Ending),
     /// The peer would not take a message of that size; nothing of it was sent.
-    #[error(transparent)]
+    #[error("{0}; {LARGER}")]
     TooLarge(#[from] TooLarge),
     /// The peer's program takes text alone, and this message is none; nothing of it was sent.
     #[error("a message that is no text, where the peer takes text alone")]
