@@ -1,10 +1,12 @@
 //! Version 1.0.0: nobody answers, and connections end in between.
 
-use super::{END_TIMEOUT, Payload, chunks, exchange_headers, refused, send_chunk};
 use crate::context::client::ClientContext;
 use crate::context::client::connect::new_key;
 use crate::context::client::summary::Delivery;
 use crate::error::Error;
+use crate::legacy::fastdp1::sending::{
+    END_TIMEOUT, Payload, UNABLE, chunks, exchange_headers, refused, send_chunk,
+};
 use crate::legacy::sending::{refused_by_reset, send_all};
 use crate::legacy::source_file::SourceFile;
 use crate::net::connection::Ended;
@@ -254,7 +256,7 @@ pub(super) fn send(
             return Err(if is_broken && is_fastdrop {
                 refused_by_reset()
             } else {
-                Error::Network(format!("the receiver ends the connection again and again; {}", super::UNABLE))
+                Error::Network(format!("the receiver ends the connection again and again; {}", UNABLE))
             });
         }
         if is_fastdrop && sent.all {
