@@ -10,7 +10,7 @@ use fastdrop_messages::cnp::{
     Session,
 };
 use fastdrop_messages::port::{Port, PortConfig};
-use fastdrop_proto::cnp::packet::{HEAD_BYTES, append};
+use fastdrop_proto::cnp::packet::{HEAD_BYTES, append, append_marked};
 use fastdrop_proto::cnp::{Checksum, Head, Seq};
 use futures_core::Stream;
 use relay::Relay;
@@ -245,6 +245,50 @@ async fn what_a_server_of_the_second_generation_sends_as_0x04_is_a_message() {
         assert_eq!(client.generation(), Generation::Second);
         soon(peer).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_fastdrop_that_ended_the_first_connection_is_asked_in_full_again() {
+    let server = server().await;
+    let behind = server.local_addr();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(server.run(|_, _| async {}));
+    tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(behind).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut server).await });
+        }
+    });
+    let client = soon(Client::connect(address)).await.unwrap();
+    assert_eq!(client.generation(), Generation::FastDrop);
+    client.send(&b"\xff no text"[..]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_of_the_fourth_generation_that_says_no_is_not_asked_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let peer = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        next(&mut stream).await;
+        drop(stream);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; HEAD_BYTES + 1];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut answer = Vec::new();
+        append_marked(&mut answer, false, 2, Seq(0), br#"{"status":"full today"}"#);
+        stream.write_all(&answer).await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        listener
+    });
+    let error = soon(Client::connect(address)).await.unwrap_err();
+    assert!(matches!(&error, Error::Ended(Ending::Refused(why)) if why == "full today"), "{error}");
+    let listener = soon(peer).await.unwrap();
+    let again = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+    assert!(again.is_err(), "asked again");
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use fastdrop_proto::cnp::handshake::write_ack;
 use fastdrop_proto::cnp::packet::{append, append_marked};
 use fastdrop_proto::cnp::{
-    Carrier, Checksum, Ending, Event, Generation, Head, Layout, ReceiveId, Seq, Session, SessionConfig,
-    SessionId, SynForm,
+    Carrier, Checksum, Ending, ErrorCode, Event, Generation, Head, Layout, ReceiveId, Seq, Session,
+    SessionConfig, SessionId, SynForm,
 };
 use fastdrop_testing::network::Random;
 use proptest::prelude::*;
@@ -369,6 +369,57 @@ proptest! {
         prop_assert_eq!(came, texts);
     }
 
+    /// A server that is slow, so that everything comes again and is acknowledged as often, and that
+    /// sends something between: what is reported as acknowledged is what it got.
+    #[test]
+    fn an_acknowledgement_is_not_taken_for_that_of_the_next_message(
+        (fourth, zero) in any::<(bool, bool)>(),
+        service_ms in 0..3_000_u64,
+        count in 2..6_u64,
+        echoes: bool,
+    ) {
+        let dialect = Dialect(if fourth { Generation::Fourth } else { Generation::Third });
+        let service = Duration::from_millis(service_ms);
+        let mut now = Instant::now();
+        let fields = r#""protocol":"sr","max_fragment_size":9,"window_size":1"#;
+        let mut session = client(now, dialect, asking(dialect.0), fields);
+        output(&mut session, now);
+        for n in 0..count {
+            session.send(now, format!("m{n}").into()).unwrap();
+        }
+        // When each copy has been looked at, and what it was.
+        let mut looked_at: Vec<(Instant, Vec<u8>)> = Vec::new();
+        let (mut got, mut acknowledged, mut busy_until) = (BTreeSet::new(), 0, now);
+        while acknowledged < count {
+            for (typ, number, payload) in dialect.read(&output(&mut session, now)) {
+                if typ == LATER_DATA {
+                    prop_assert_eq!(number, 0);
+                    busy_until = busy_until.max(now) + service;
+                    looked_at.push((busy_until, payload));
+                }
+            }
+            let timer = session.poll_timeout();
+            let done = looked_at.first().map(|(at, _)| *at);
+            now = [timer, done].into_iter().flatten().min().expect("something happens").max(now);
+            session.handle_timeout(now);
+            if looked_at.first().is_some_and(|(at, _)| *at <= now) {
+                let (_, payload) = looked_at.remove(0);
+                got.insert(payload);
+                give(&mut session, now, &dialect.packet(ACK, 0, false, b"ACK"));
+                if echoes && zero {
+                    give(&mut session, now, &dialect.packet(LATER_DATA, 0, true, b"echo"));
+                }
+            }
+            for event in events(&mut session) {
+                if let Event::Acknowledged(id) = event {
+                    let message = format!("m{}", id.0).into_bytes();
+                    prop_assert!(got.contains(&message), "message {} is not there", id.0);
+                    acknowledged += 1;
+                }
+            }
+        }
+    }
+
     /// What this end sends to them is cut by characters, numbered from 0, and goes one by one.
     #[test]
     fn the_third_and_the_fourth_generation_get_messages_whole_once_and_in_order(
@@ -429,7 +480,32 @@ proptest! {
 }
 
 #[test]
-fn a_message_that_pauses_in_its_middle_is_not_taken_for_two() {
+fn a_message_that_was_acknowledged_is_handed_on_however_the_session_ends() {
+    let dialect = Dialect(Generation::Third);
+    let syn = r#"{"protocol":"sr","max_fragment_size":3,"window_size":1}"#;
+    for end in 0..3 {
+        let mut now = Instant::now();
+        let mut session = server(now, dialect, syn);
+        give(&mut session, now, &dialect.packet(LATER_DATA, 0, false, b"abc"));
+        assert_eq!(dialect.read(&output(&mut session, now)), [(ACK, 0, b"ACK".to_vec())]);
+        match end {
+            // What may go on is waited for before the session is closed.
+            0 => {
+                session.close(now);
+                assert!(output(&mut session, now).is_empty());
+                now += SECOND;
+                session.handle_timeout(now);
+                assert_eq!(dialect.read(&output(&mut session, now))[0].0, 5);
+            }
+            1 => session.abort(ErrorCode::Shutdown, "the program ends"),
+            _ => give(&mut session, now, &dialect.packet(3, 0, false, b"something is wrong")),
+        }
+        assert_eq!(events(&mut session).first(), Some(&Event::Message("abc".into())), "end {end}");
+    }
+}
+
+#[test]
+fn the_first_part_of_a_message_that_pauses_is_handed_on_and_the_rest_is_an_error() {
     let now = Instant::now();
     let dialect = Dialect(Generation::Third);
     let mut session = server(now, dialect, r#"{"protocol":"sr","max_fragment_size":3,"window_size":1}"#);

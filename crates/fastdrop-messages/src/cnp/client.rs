@@ -100,12 +100,11 @@ impl ClientBuilder {
     /// Asks for the session.
     ///
     /// A server that does not answer by TCP, or not with what an answer is, is asked again in the
-    /// forms that other
-    /// published programs understand.
+    /// forms that other published programs understand.
     ///
     /// # Errors
     ///
-    /// What became of the first attempt, if none has led to a session.
+    /// The outcome of the first attempt, if none has led to a session; a refusal in words at once.
     pub async fn connect(self, addr: impl ToSocketAddrs) -> Result<Client, Error> {
         let mut config = self.config;
         config.packet_max =
@@ -118,31 +117,42 @@ impl ClientBuilder {
         let until = Instant::now() + config.handshake_timeout;
         let resolved = tokio::time::timeout_at(until.into(), tokio::net::lookup_host(addr)).await;
         let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
-        let first = match ask(&config, &addresses, until).await {
-            Err(error) if config.carrier == Carrier::Stream && may_know_another_form(&error) => error,
-            result => return result,
-        };
-        for syn_form in [SynForm::Fourth, SynForm::Third] {
+        let mut first = None;
+        for syn_form in FORMS {
             let config = SessionConfig { syn_form, ..config.clone() };
-            tracing::debug!(?syn_form, "asking in another form");
-            if let Ok(client) = ask(&config, &addresses, until).await {
-                return Ok(client);
+            match ask(&config, &addresses, until).await {
+                Err(Error::Ended(Ending::KnowsMore)) => break,
+                Err(error) if config.carrier == Carrier::Stream && may_know_another_form(&error) => {
+                    tracing::debug!(%error, ?syn_form, "no session in this form");
+                    first.get_or_insert(error);
+                }
+                // Where asking in another form led to nobody, the first attempt says more.
+                Err(Error::Io(_)) if first.is_some() => {}
+                result => return result,
             }
         }
-        Err(first)
+        // What was slow, or gone, is asked in full once more, if there is time.
+        match ask(&config, &addresses, until).await {
+            Err(error) => Err(first.unwrap_or(error)),
+            result => result,
+        }
     }
 }
 
-/// The time that a server has to answer a form of the SYN, before another one is tried.
-const ANSWER_TIME: Duration = Duration::from_secs(3);
+/// The forms in which a server is asked by TCP, one after the other.
+const FORMS: [SynForm; 3] = [SynForm::Full, SynForm::Fourth, SynForm::Third];
+
+/// The part of the time for a handshake that a server has to answer one form before another is
+/// tried: two fifths of it, and a fifth each for the others and for another attempt in full.
+fn answer_time(config: &SessionConfig) -> Duration {
+    let fifth = config.handshake_timeout / 5;
+    if config.syn_form == SynForm::Full { fifth * 2 } else { fifth }
+}
 
 /// Reports whether a server that ended a handshake so may be a program that does not understand
 /// this form of a SYN. One that says no in words understands it.
 fn may_know_another_form(error: &Error) -> bool {
-    let ending = match error {
-        Error::Ended(ending) => ending,
-        _ => return false,
-    };
+    let Error::Ended(ending) = error else { return false };
     matches!(ending, Ending::ConnectionLost | Ending::HandshakeTimeout | Ending::Protocol(_))
 }
 
@@ -151,10 +161,11 @@ async fn ask(config: &SessionConfig, addresses: &[SocketAddr], until: Instant) -
     let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addresses)).await;
     let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
     let mut config = config.clone();
-    if config.carrier == Carrier::Stream {
-        let left = until.saturating_duration_since(Instant::now());
-        config.handshake_timeout = left.min(ANSWER_TIME);
-    }
+    let left = until.saturating_duration_since(Instant::now());
+    config.handshake_timeout = match config.carrier {
+        Carrier::Stream => left.min(answer_time(&config)),
+        Carrier::Datagrams => left,
+    };
     let shared = Shared::new(Machine::connect(Instant::now(), config));
     // The task ends by itself, after what the last caller left to be done.
     tokio::spawn(drive(Arc::clone(&shared), link, None));

@@ -57,9 +57,11 @@ impl Error {
             },
             Self::Ended(ending) => match ending {
                 Ending::Closed | Ending::Aborted => Fault::Caller,
-                Ending::PeerClosed | Ending::PeerError(_) | Ending::Refused(_) | Ending::Protocol(_) => {
-                    Fault::Peer
-                }
+                Ending::PeerClosed
+                | Ending::PeerError(_)
+                | Ending::Refused(_)
+                | Ending::KnowsMore
+                | Ending::Protocol(_) => Fault::Peer,
                 Ending::Unreachable | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => {
                     Fault::Network
                 }

@@ -107,6 +107,9 @@ pub enum HandshakeError {
     /// The server says no, in these words; escape them before they are shown.
     #[error("the server says no: {0}")]
     Refused(String),
+    /// The server understands more than it was asked for.
+    #[error("the server understands a SYN in full")]
+    KnowsMore,
 }
 
 impl From<JsonError> for HandshakeError {
@@ -257,6 +260,8 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
     let window = if burst { config.window } else { 1 };
     if config.syn_form != SynForm::Full {
         return json::write(&Fields {
+            // Programs of the field pass over it; a FastDrop says the same, and is asked in full.
+            fragmentation: Some(true),
             protocol: Some(config.protocol),
             max_fragment_size: Some(CHARACTERS_MAX as u64),
             window_size: Some(window.into()),
@@ -341,7 +346,8 @@ impl Syn {
             operation_mode: (!cuts_characters).then_some(agreed.mode),
             window_size: burst.then(|| agreed.window.into()),
             protocol: agreed.protocol,
-            fragmentation: ours.then_some(true),
+            // A FastDrop that asks in another form is told that it may ask in full.
+            fragmentation: (ours || fields.fragmentation == Some(true)).then_some(true),
             max_message_size: ours.then_some(config.limits.message_max as u64),
             checksum: (agreed.checksum == ChecksumKind::Crc32c).then(|| agreed.checksum.as_str().into()),
             keep_alive: agreed.keep_alive.map(millis),
@@ -372,6 +378,9 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         None => return malformed("no status"),
     }
     let Some(id) = fields.session_id.clone() else { return malformed("no session_id") };
+    if config.syn_form != SynForm::Full && fields.fragmentation == Some(true) {
+        return Err(HandshakeError::KnowsMore);
+    }
     let (size_name, size) = fields.size()?;
     let generation = match config.syn_form {
         SynForm::Third => Generation::Third,
@@ -383,6 +392,9 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         SynForm::Full => Generation::First,
     };
     let cuts_characters = generation.cuts_characters();
+    if cuts_characters && config.carrier == Carrier::Datagrams {
+        return malformed("a program that speaks by TCP alone");
+    }
     // A server may agree to less than was asked for; what it says beyond that is not meant for us.
     let burst = config.mode == Mode::Burst && fields.operation_mode != Some(Mode::StepByStep);
     let crc32c = config.checksum == ChecksumKind::Crc32c && !cuts_characters;

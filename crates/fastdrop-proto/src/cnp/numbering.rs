@@ -77,7 +77,9 @@ impl Numbering {
             Mode::Burst => Rule::Burst,
         };
         let per_message = PerMessage::new(generation == Generation::Fourth);
-        Self { rule, taken: None, per_message, constant: true, acks: Acks::Zero, surplus: 0 }
+        // Its acknowledgements have the numbers of what they are for.
+        let acks = if generation == Generation::Fourth { Acks::Exact } else { Acks::Zero };
+        Self { rule, taken: None, per_message, constant: true, acks, surplus: 0 }
     }
 
     /// The place of data that came.

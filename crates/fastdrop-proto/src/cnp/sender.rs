@@ -57,6 +57,7 @@ struct Slot {
     /// Whether the flow counts it.
     in_flight: bool,
     stamp: Stamp,
+    first_sent_at: Instant,
     /// Its place among everything that was sent.
     order: u64,
     sends: u32,
@@ -229,6 +230,16 @@ impl Sender {
         waits.map_or(0, |slot| slot.sends - slot.refused)
     }
 
+    /// When the oldest packet that is not acknowledged was sent for the first time.
+    pub(super) fn first_sent_at(&self) -> Option<Instant> {
+        self.slots.front().map(|slot| slot.first_sent_at)
+    }
+
+    /// Returns true if a packet is on its way and has no acknowledgement.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.slots.iter().any(|slot| slot.state == SlotState::OnItsWay)
+    }
+
     /// Nothing more will be sent or acknowledged.
     pub(super) fn end(&mut self) {
         self.waiting = VecDeque::new();
@@ -354,6 +365,7 @@ impl Sender {
             state,
             in_flight,
             stamp,
+            first_sent_at: now,
             order,
             sends,
             refused: 0,

@@ -1,6 +1,6 @@
 //! What comes: the handshake's packets, data, acknowledgements, signs of life, and the end.
 
-use super::{Ack, AckSays, Channel, Ending, Event, Session, State};
+use super::{Ack, AckSays, Channel, Ending, Event, Quiet, Session, State};
 use crate::cnp::checksum::Checksum;
 use crate::cnp::config::Carrier;
 use crate::cnp::control::{ACK, ALIVE, GAP, HOLD, ROOM};
@@ -147,7 +147,7 @@ impl Session {
             }
             (syn, _) => {
                 let why = syn.err().map_or_else(|| "not a SYN".into(), |error| error.to_string());
-                self.push_handshake(PacketType::Ack, &write_refusal(&why));
+                self.push_handshake_as(head.layout(), PacketType::Ack, &write_refusal(&why));
                 self.end(Ending::Protocol(why));
             }
         }
@@ -183,6 +183,7 @@ impl Session {
                 self.open();
             }
             Err(HandshakeError::Refused(why)) => self.end(Ending::Refused(why)),
+            Err(HandshakeError::KnowsMore) => self.end(Ending::KnowsMore),
             Err(HandshakeError::Malformed(why)) => self.fail(ErrorCode::Handshake, &why),
         }
     }
@@ -362,6 +363,7 @@ impl Session {
                     self.push_ack(Ack { seq: head.seq, number, says: AckSays::Came });
                 }
                 self.hand_on();
+                self.close_when_done(now);
             }
             Taken::Again => {
                 self.counters.duplicates += 1;
@@ -403,7 +405,10 @@ impl Session {
             Some(last) if joins && last.says == AckSays::Came && last.number < ack.number => *last = ack,
             // What comes again later is acknowledged then.
             _ if full => {}
-            _ => channel.acks.push_back(ack),
+            _ => {
+                channel.acks_of_received += usize::from(ack.says == AckSays::Came);
+                channel.acks.push_back(ack);
+            }
         }
     }
 
@@ -448,7 +453,9 @@ impl Session {
         if channel.agreed.characters.is_some() && answered > 1 {
             // Numbers do not tell a second acknowledgement from that of the next message: it has its
             // time to come while nothing waits for one.
-            self.quiet_until = Some(now + Rtt::TIMEOUT_FIRST);
+            let since = channel.sender.first_sent_at().unwrap_or(now);
+            let time = (now.saturating_duration_since(since) * 2).max(Rtt::TIMEOUT_FIRST);
+            self.quiet = Some(Quiet { since: now, until: now + time });
         } else {
             channel.numbering.on_acknowledged(answered);
         }

@@ -7,7 +7,7 @@ use super::control::{ALIVE, CONTROL_PAYLOAD_MAX, HOLD, ROOM};
 use super::cut::Cut;
 use super::data_type::DataType;
 use super::generation::Generation;
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, write_syn};
+use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, SynForm, write_syn};
 use super::header::{HEAD_BYTES, Head, Layout, PacketError};
 use super::numbering::Numbering;
 use super::packet::{ErrorCode, PacketType, PeerError, append, append_marked};
@@ -54,6 +54,9 @@ pub enum Ending {
     /// There is no session: the server says no, in these words; escape them before they are shown.
     #[error("the server says no: {0}")]
     Refused(String),
+    /// The server understands a SYN in full, and was asked in another form.
+    #[error("the server understands a SYN in full")]
+    KnowsMore,
     /// The peer sent what may not be.
     #[error("the peer has broken the protocol: {0}")]
     Protocol(String),
@@ -138,6 +141,13 @@ enum State {
     Over,
 }
 
+/// A time without data of this end.
+#[derive(Debug, Clone, Copy)]
+struct Quiet {
+    since: Instant,
+    until: Instant,
+}
+
 /// What there is once there is agreement.
 #[derive(Debug)]
 struct Channel {
@@ -151,6 +161,8 @@ struct Channel {
     receiver: Receiver,
     numbering: Numbering,
     acks: VecDeque<Ack>,
+    /// Those of them that say that something came.
+    acks_of_received: usize,
     /// The checksum of the last data, by which the same bytes are known again.
     last_data: Option<[u8; 4]>,
     /// A sign of life that is due, and what it says.
@@ -189,6 +201,7 @@ impl Channel {
             receiver: Receiver::new(repeat, window, !agreed.handled, config.limits),
             numbering: Numbering::new(strict, agreed.mode, agreed.generation),
             acks: VecDeque::new(),
+            acks_of_received: 0,
             last_data: None,
             sign: None,
             hold_at: None,
@@ -246,7 +259,7 @@ impl Channel {
 
     /// Returns true if everything that came has been acknowledged.
     fn is_settled(&self) -> bool {
-        !self.withholds() && !self.acks.iter().any(|ack| ack.says == AckSays::Came)
+        !self.withholds() && self.acks_of_received == 0
     }
 
     /// Nothing more is sent or received: what was kept for that is dropped.
@@ -285,8 +298,10 @@ pub struct Session {
     deadline: Instant,
     heard_at: Instant,
     sent_at: Instant,
-    /// Until then no data leave: the peer may not have read what left before and has no answer.
-    quiet_until: Option<Instant>,
+    /// When data may leave again: the peer may not have read what left before and has no answer.
+    quiet: Option<Quiet>,
+    /// When an acknowledgement may leave: the peer may not have read data that left before.
+    acks_at: Option<Instant>,
     counters: Counters,
 }
 
@@ -323,7 +338,8 @@ impl Session {
             deadline,
             heard_at: now,
             sent_at: now,
-            quiet_until: None,
+            quiet: None,
+            acks_at: None,
             counters: Counters::default(),
             config,
         }
@@ -570,12 +586,15 @@ impl Session {
     }
 
     fn push_handshake(&mut self, typ: PacketType, payload: &[u8]) {
-        let mut packet = Vec::new();
         let layout = match &self.channel {
             Some(channel) => channel.generation.layout(),
-            None if self.is_server => Layout::Plain,
             None => self.config.syn_form.layout(),
         };
+        self.push_handshake_as(layout, typ, payload);
+    }
+
+    fn push_handshake_as(&mut self, layout: Layout, typ: PacketType, payload: &[u8]) {
+        let mut packet = Vec::new();
         match layout {
             Layout::Plain => append(&mut packet, typ.byte(), Seq(0), 0, &Checksum::Md5, payload),
             Layout::Marked => append_marked(&mut packet, false, typ.byte(), Seq(0), payload),
@@ -605,7 +624,8 @@ impl Session {
     fn close_when_done(&mut self, now: Instant) {
         if self.closes
             && self.state == State::Open
-            && self.channel.as_ref().is_some_and(|channel| channel.sender.is_idle())
+            // What came of a message whose end nothing marks has been acknowledged.
+            && self.channel.as_ref().is_some_and(|channel| channel.sender.is_idle() && channel.fragment_at.is_none())
         {
             self.state = State::Closing { sends: 0, again_at: now };
         }
@@ -627,14 +647,21 @@ impl Session {
             Some(channel) if !self.in_handshake() => channel.checksum,
             _ => Checksum::Md5,
         };
-        let generation = self.channel.as_ref().map(|channel| channel.generation);
-        let Some(byte) = generation.unwrap_or(Generation::First).byte(PacketType::Error) else { return };
+        let unknown = match self.config.syn_form {
+            SynForm::Fourth => Generation::Fourth,
+            SynForm::Full | SynForm::Third => Generation::First,
+        };
+        let generation = self.channel.as_ref().map_or(unknown, |channel| channel.generation);
+        let Some(byte) = generation.byte(PacketType::Error) else { return };
         let mut packet = Vec::new();
         append(&mut packet, byte, Seq(0), 0, &checksum, text.as_bytes());
         self.control.push_back(packet);
     }
 
     fn end(&mut self, ending: Ending) {
+        if !matches!(ending, Ending::Protocol(_)) {
+            self.complete_message();
+        }
         if !self.is_over() {
             self.events.push_back(Event::Ended(ending));
         }

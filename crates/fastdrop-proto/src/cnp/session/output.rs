@@ -1,6 +1,6 @@
 //! What leaves, and what time does.
 
-use super::{Ack, AckSays, Channel, Ending, Event, Session, State};
+use super::{Ack, AckSays, Channel, Ending, Event, Quiet, Session, State};
 use crate::cnp::config::{Carrier, SessionConfig};
 use crate::cnp::control::{ACK, ACK_BEFORE_LEN, CONTROL_LEN, DISCONNECT, GAP, HOLD, NACK_PAYLOAD};
 use crate::cnp::generation::NACK;
@@ -55,6 +55,9 @@ impl Session {
         true
     }
 
+    /// Pauses behind packets that nothing answers, in a row, before data leave all the same.
+    const PAUSES_MAX: u32 = 4;
+
     /// Appends one packet that fits, if there is one.
     pub(super) fn append_next(&mut self, now: Instant, out: &mut Vec<u8>, room: usize) -> bool {
         if self.control.front().is_some_and(|packet| packet.len() <= room)
@@ -69,10 +72,16 @@ impl Session {
         };
         let control_fits = HEAD_BYTES + CONTROL_LEN <= room;
         let disconnects = Self::disconnects(self.config.carrier);
-        if control_fits && let Some(ack) = channel.acks.pop_front() {
+        let one_by_one = channel.goes_one_by_one() && self.config.carrier == Carrier::Stream;
+        let acks_wait = self.acks_at.is_some_and(|at| at > now) && channel.sender.is_under_way();
+        if control_fits
+            && !acks_wait
+            && let Some(ack) = channel.acks.pop_front()
+        {
+            channel.acks_of_received -= usize::from(ack.says == AckSays::Came);
             append_ack(out, ack, channel, self.config.carrier);
-            if channel.goes_one_by_one() && self.config.carrier == Carrier::Stream {
-                self.quiet_until = Some(now + self.config.unanswered_pause);
+            if one_by_one {
+                self.pause(now);
             }
             return true;
         }
@@ -92,12 +101,13 @@ impl Session {
             channel.append(out, PacketType::KeepAlive, Seq(0), 0, sign);
             return true;
         }
-        if self.quiet_until.is_some_and(|until| until > now) {
+        if self.quiet.is_some_and(|quiet| quiet.until > now) {
             return false;
         }
-        self.quiet_until = None;
+        self.quiet = None;
         if let Some(data) = channel.sender.poll_packet(now, room) {
             append_data(out, &data, channel);
+            self.acks_at = one_by_one.then(|| now + self.config.unanswered_pause);
             return true;
         }
         if let State::Closing { sends, again_at } = &mut self.state
@@ -124,8 +134,17 @@ impl Session {
     fn pause_after_handshake(&mut self, now: Instant) {
         let waits = |channel: &Channel| channel.reads_once() && self.config.carrier == Carrier::Stream;
         if self.state == State::Open && !self.is_server && self.channel.as_ref().is_some_and(waits) {
-            self.quiet_until = Some(now + self.config.unanswered_pause);
+            self.pause(now);
         }
+    }
+
+    /// Data wait until the peer has read what left now; but not for ever, if that goes on.
+    fn pause(&mut self, now: Instant) {
+        let pause = self.config.unanswered_pause;
+        let quiet = self.quiet.filter(|quiet| quiet.until > now);
+        let Quiet { since, until } = quiet.unwrap_or(Quiet { since: now, until: now });
+        let until = until.max((now + pause).min(since + pause * Self::PAUSES_MAX));
+        self.quiet = Some(Quiet { since, until });
     }
 
     /// What happened next.
@@ -137,7 +156,9 @@ impl Session {
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         let of_state = match self.state {
             State::SynSent { again_at, .. } => again_at,
-            State::Closing { again_at, .. } => Some(self.quiet_until.map_or(again_at, |at| at.max(again_at))),
+            State::Closing { again_at, .. } => {
+                Some(self.quiet.map_or(again_at, |quiet| quiet.until.max(again_at)))
+            }
             State::Lingering { until } => return Some(until),
             State::Over => return None,
             State::Listening | State::SynReceived | State::Open => None,
@@ -151,7 +172,9 @@ impl Session {
             let silence = channel.fragment_at.map(|at| at + Self::MESSAGE_SILENCE);
             (channel.hold_at, channel.sender.poll_timeout(), silence)
         });
-        let times = [of_state, handshake, confirm, gone, keep_alive, hold, sender, silence, self.quiet_until];
+        let quiet = self.quiet.map(|quiet| quiet.until);
+        let times =
+            [of_state, handshake, confirm, gone, keep_alive, hold, sender, silence, quiet, self.acks_at];
         times.into_iter().flatten().min()
     }
 
@@ -180,7 +203,8 @@ impl Session {
     /// Its time has come.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.in_handshake() && now >= self.deadline {
-            if self.state != State::Listening {
+            // A server that has not answered may be a program that would take an error for an ACK.
+            if self.state == State::SynReceived {
                 self.say_error(ErrorCode::Handshake, "the handshake takes too long");
             }
             return self.end(Ending::HandshakeTimeout);
@@ -196,7 +220,8 @@ impl Session {
             }
             _ => {}
         }
-        self.quiet_until = self.quiet_until.filter(|until| *until > now);
+        self.quiet = self.quiet.filter(|quiet| quiet.until > now);
+        self.acks_at = self.acks_at.filter(|at| *at > now);
         if !matches!(self.state, State::Open | State::Closing { .. }) {
             return;
         }
@@ -226,7 +251,10 @@ impl Session {
         match channel.fragment_at {
             Some(at) if at + Self::MESSAGE_SILENCE > now => {}
             Some(_) if !reads => channel.fragment_at = Some(now),
-            Some(_) => self.complete_message(),
+            Some(_) => {
+                self.complete_message();
+                self.close_when_done(now);
+            }
             None => {}
         }
     }
