@@ -1,8 +1,7 @@
 //! What one end of a session wants and bears.
 
-use super::handshake::SynForm;
 use super::header::HEAD_BYTES;
-use super::params::{ChecksumKind, Mode, Protocol};
+use super::params::{ChecksumKind, Mode, Protocol, SynForm};
 use std::time::Duration;
 
 /// The largest window: with more, an old number could be taken for a new one.

@@ -5,7 +5,7 @@ use super::config::{Carrier, SessionConfig, WINDOW_MAX};
 use super::cut::Cut;
 use super::generation::Generation;
 use super::header::{HEAD_BYTES, Layout};
-use super::params::{ChecksumKind, Mode, Protocol, SessionId};
+use super::params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -233,25 +233,6 @@ impl Fields {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The form of a SYN. A server that does not know one of them may know another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SynForm {
-    /// With everything that FastDrop knows; the first three generations understand it.
-    #[default]
-    Full,
-    /// With the fields of the third generation alone.
-    Third,
-    /// The same, behind the longer header of the fourth.
-    Fourth,
-}
-
-impl SynForm {
-    /// The layout of its packet.
-    pub(super) fn layout(self) -> Layout {
-        if self == Self::Fourth { Layout::Marked } else { Layout::Plain }
-    }
 }
 
 /// The payload of a SYN that asks for what `config` says.

@@ -3,21 +3,8 @@
 
 use super::generation::Generation;
 use super::params::Mode;
-use super::per_message::PerMessage;
+use super::per_message::{PerMessage, Place};
 use super::seq::Seq;
-
-/// The place of data among all packets of their direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    /// This one.
-    At(u64),
-    /// This one, as the first of a message; what came before is whole.
-    Begins(u64),
-    /// None that is known: they are as good as lost.
-    Nowhere,
-    /// In a message that was taken for whole.
-    TooLate,
-}
 
 /// What is known of data beside their number.
 #[derive(Debug, Clone, Copy)]

@@ -1,5 +1,6 @@
 //! Parameters of a session that both ends agree on.
 
+use super::header::Layout;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -61,6 +62,25 @@ impl ChecksumKind {
             Self::Md5 => "md5",
             Self::Crc32c => "crc32c",
         }
+    }
+}
+
+/// The form of a SYN. A server that does not know one of them may know another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SynForm {
+    /// With everything that FastDrop knows; the first three generations understand it.
+    #[default]
+    Full,
+    /// With the fields of the third generation alone.
+    Third,
+    /// The same, behind the longer header of the fourth.
+    Fourth,
+}
+
+impl SynForm {
+    /// The layout of its packet.
+    pub(super) fn layout(self) -> Layout {
+        if self == Self::Fourth { Layout::Marked } else { Layout::Plain }
     }
 }
 

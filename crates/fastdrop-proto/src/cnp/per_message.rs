@@ -1,9 +1,21 @@
 //! The numbers of peers that begin at 0 with each message (docs/protocol/cnp.md, section 11).
 
-use super::numbering::Place;
 use super::seq::Seq;
 
-/// How the message that came last has ended.
+/// The place of data among all packets of their direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// This one.
+    At(u64),
+    /// This one, as the first of a message; what came before is whole.
+    Begins(u64),
+    /// None that is known: they are as good as lost.
+    Nowhere,
+    /// In a message that was taken for whole.
+    TooLate,
+}
+
+/// The end of the message that came last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// More of it may come.

@@ -2,6 +2,7 @@
 
 use super::acknowledgement::Acknowledgement;
 use super::error_code::{ErrorCode, code_of};
+use super::failure::Failure;
 use super::fragment::{Fragment, Report, parse_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::ids::{MSG_ID, SendId};
@@ -9,7 +10,7 @@ use super::peer::{CHALLENGE, Peer, Proof, write_challenge};
 use super::random::Random;
 use super::receiving::{Got, ReassemblyLimits};
 use super::seen::{Settled, Sight};
-use super::sending::{Failure, Patience, Sending};
+use super::sending::{Patience, Sending};
 use super::transport::UdpPath;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;

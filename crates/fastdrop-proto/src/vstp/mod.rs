@@ -6,6 +6,7 @@
 mod acknowledgement;
 mod endpoint;
 mod error_code;
+mod failure;
 mod fragment;
 /// Frames on the wire.
 pub mod frame;
@@ -28,9 +29,10 @@ mod whole;
 pub use acknowledgement::Acknowledgement;
 pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
 pub use error_code::ErrorCode;
+pub use failure::Failure;
 pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
 pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};
 pub use ids::{MSG_ID, SendId};
 pub use receiving::ReassemblyLimits;
-pub use sending::{Failure, Patience};
+pub use sending::Patience;
 pub use session::{Gone, Session, SessionConfig, Verdict};

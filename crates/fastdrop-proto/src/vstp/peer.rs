@@ -1,10 +1,11 @@
 //! One address of an endpoint, and the proof that somebody is there (section 7).
 
+use super::failure::Failure;
 use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{ReassemblyLimits, Receiving};
-use super::sending::{Failure, Sending};
+use super::sending::Sending;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,7 @@
 //! Everything that goes to one address and wants an answer: messages in fragments, and frames with
 //! REQ_ACK.
 
+use super::failure::Failure;
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
 use super::ids::SendId;
@@ -11,36 +12,6 @@ use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-
-/// Why a message did not arrive, as far as its sender knows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Failure {
-    /// Nobody answered in time.
-    #[error("no answer in time")]
-    TimedOut,
-    /// The peer does not report, and so takes no message of more than 255 fragments.
-    #[error(
-        "the peer takes no message of this size over UDP: it reports no fragments, as programs of \
-         version 0.2, or is not there; TCP carries it"
-    )]
-    TooLarge,
-    /// It does not fit a datagram, and fragments are not allowed here.
-    #[error("no datagram carries a frame of this size, and it must not be cut")]
-    NotCut,
-    /// The peer said so.
-    #[error("the peer refused it: {0}")]
-    Refused(String),
-    /// Too much is waiting to be sent there already.
-    #[error("too many messages are waiting for this address")]
-    Busy,
-    /// The address did not prove that it exists.
-    #[error("the address has not proved itself")]
-    Unproved,
-    /// It cannot be written as a frame.
-    #[error(transparent)]
-    Frame(#[from] super::frame::FrameError),
-}
 
 /// How patient a sender is.
 #[derive(Debug, Clone)]

@@ -1,10 +1,10 @@
 //! Small frames with REQ_ACK: their numbers, and when they leave again (docs/protocol/vstp.md,
 //! section 6).
 
+use super::failure::Failure;
 use super::frame::FrameBytes;
 use super::ids::{MSG_ID, SendId};
 use super::random::Random;
-use super::sending::Failure;
 use super::streams::SPAN;
 use crate::rtt::Rtt;
 use bytes::Bytes;

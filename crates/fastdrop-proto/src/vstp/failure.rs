@@ -1,0 +1,33 @@
+//! Reasons for which a message did not arrive.
+
+use super::frame::FrameError;
+
+/// The reason for which a message did not arrive, as far as its sender knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// Nobody answered in time.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The peer does not report, and so takes no message of more than 255 fragments.
+    #[error(
+        "the peer takes no message of this size over UDP: it reports no fragments, as programs of \
+         version 0.2, or is not there; TCP carries it"
+    )]
+    TooLarge,
+    /// It does not fit a datagram, and fragments are not allowed here.
+    #[error("no datagram carries a frame of this size, and it must not be cut")]
+    NotCut,
+    /// The peer said so.
+    #[error("the peer refused it: {0}")]
+    Refused(String),
+    /// Too much is waiting to be sent there already.
+    #[error("too many messages are waiting for this address")]
+    Busy,
+    /// The address did not prove that it exists.
+    #[error("the address has not proved itself")]
+    Unproved,
+    /// It cannot be written as a frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
