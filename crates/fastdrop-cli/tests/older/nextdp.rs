@@ -3,7 +3,7 @@
 use crate::support::*;
 use crate::{SIZES, assert_arrives, assert_clean, assert_same_bytes, send, source, text};
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 pub(crate) fn send_nextdp(server: &Server, file: &Path, extra: &[&str]) -> String {
@@ -285,4 +285,36 @@ fn nextdp_senders_that_stall_do_not_keep_others_out() {
         })
     });
     assert_eq!(refused.0, 503);
+}
+
+/// Of a transfer with an id it is remembered how it ended, which is the answer to what comes again
+/// as a whole.
+#[test]
+fn nextdp_a_chunk_of_a_file_that_has_its_name_is_answered_only_if_it_comes_as_a_whole() {
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    let answer = |number: u32, framing: &str, body: &str| {
+        let mut stream = wire::Raw::bare(server.port);
+        let request = format!(
+            "POST /upload?chunk_number={number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Transfer-Id: one\r\nX-Filename: f\r\nX-Total-Chunks: 2\r\n{framing}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.to_lowercase()
+    };
+    for (number, body) in [(0, "aa"), (1, "bb"), (1, "bb")] {
+        assert!(answer(number, "Content-Length: 2", body).starts_with("http/1.1 200 "));
+    }
+    for (what, number, framing, body, status) in [
+        ("as a whole", 1, "Transfer-Encoding: chunked", "2\r\nbb\r\n0\r\n\r\n", "200"),
+        ("broken", 1, "Transfer-Encoding: chunked", "1\r\nb\r\nnonsense\r\n", "400"),
+        ("too long", 1, "Content-Length: 99999999999", "b", "413"),
+        ("beyond the last", 2, "Content-Length: 2", "bb", "409"),
+    ] {
+        let found = answer(number, framing, body);
+        assert_eq!(found.get(9..12), Some(status), "{what}: {found}");
+        assert_eq!(found.contains("x-transfer-complete: true"), status == "200", "{what}: {found}");
+    }
+    assert_eq!(std::fs::read(server.path("f")).unwrap(), b"aabb");
 }

@@ -17,13 +17,37 @@ struct Request {
 
 impl Request {
     fn begin(server: &Server, number: u32, first: Option<(&str, u32)>, body: &[u8]) -> Self {
+        Self::begin_with(server, number, first, body, "Connection: close")
+    }
+
+    /// Begins one that is known to have been bound to a transfer: its body is waited for.
+    fn begin_bound(server: &Server, number: u32, first: Option<(&str, u32)>, body: &[u8]) -> Self {
+        let fields = "Connection: close\r\nExpect: 100-continue";
+        let mut request = Self::begin_with(server, number, first, body, fields);
+        let mut interim = Vec::new();
+        while !interim.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            request.stream.read_exact(&mut byte).unwrap();
+            interim.push(byte[0]);
+        }
+        assert!(interim.starts_with(b"HTTP/1.1 100 "), "{:?}", String::from_utf8_lossy(&interim));
+        request
+    }
+
+    fn begin_with(
+        server: &Server,
+        number: u32,
+        first: Option<(&str, u32)>,
+        body: &[u8],
+        fields: &str,
+    ) -> Self {
         let mut stream = wire::Raw::bare(server.port);
         let first = first.map_or(String::new(), |(name, chunks)| {
             format!("X-Filename: {name}\r\nX-Total-Chunks: {chunks}\r\n")
         });
         let length = body.len();
         let head = format!(
-            "POST /upload?chunk_number={number} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{first}Content-Length: {length}\r\n\r\n"
+            "POST /upload?chunk_number={number} HTTP/1.1\r\nHost: x\r\n{fields}\r\n{first}Content-Length: {length}\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).unwrap();
         Self { stream, body: body.to_vec() }
@@ -105,9 +129,9 @@ fn nextdp_a_file_that_a_foreign_chunk_completes_is_not_named() {
         let server = serve(dir.path(), &[]);
         assert_eq!(post(&server, 0, Some(("a", 3)), b"aa"), 200);
         assert_eq!(post(&server, 1, None, b"bb"), 200);
-        let foreign = Request::begin(&server, 2, None, b"zz");
+        let foreign = Request::begin_bound(&server, 2, None, b"zz");
         // The first client has its own one on the way.
-        let own = Request::begin(&server, 2, None, b"cc");
+        let own = Request::begin_bound(&server, 2, None, b"cc");
         let second = std::thread::scope(|scope| {
             let foreign = scope.spawn(|| foreign.finish().0);
             let second = Request::begin(&server, 0, Some((name, total)), content.as_bytes()).finish().0;
@@ -119,6 +143,91 @@ fn nextdp_a_file_that_a_foreign_chunk_completes_is_not_named() {
         assert_clean(&server);
         assert_eq!(names_in(dir.path()), Vec::<String>::new(), "{what}");
     }
+}
+
+/// The first client's file is complete, and has its name, while the body of the second one's
+/// request, whose head had come before, is still on its way.
+#[test]
+fn nextdp_a_chunk_that_comes_after_the_file_of_its_head_is_another_ones() {
+    for (what, number, first, body, status, rest) in [
+        ("another file", 0, Some(("b", 1)), "bb", 200, None),
+        ("the same file", 0, Some(("a", 1)), "aa", 200, None),
+        ("the same name and other bytes", 0, Some(("a", 1)), "ab", 409, None),
+        ("the same name and another size", 0, Some(("a", 1)), "abc", 409, None),
+        ("the first of two chunks", 0, Some(("b", 2)), "bb", 200, Some((1, None, "cc"))),
+        ("the second of two chunks", 1, None, "cc", 200, Some((0, Some(("b", 2)), "bb"))),
+    ] {
+        for total in [1, 2] {
+            let what = format!("{what}, after a file of {total} chunks");
+            let dir = scratch();
+            let server = serve(dir.path(), &[]);
+            let late = Request::begin_bound(&server, number, first, body.as_bytes());
+            let content = send_over_one_connection(&server, "a", total);
+            assert_eq!(fs::read(server.path("a")).unwrap(), content, "{what}");
+            let (found, answer) = late.finish();
+            // A file of two chunks is another one than that of one.
+            let is_same = first == Some(("a", 1)) && total == 2;
+            assert_eq!(found, if is_same { 409 } else { status }, "{what}: {answer}");
+            let is_complete = answer.to_lowercase().contains("x-transfer-complete: true");
+            assert_eq!(is_complete, found == 200 && rest.is_none(), "{what}: {answer}");
+            if let Some((number, first, body)) = rest {
+                assert_eq!(post(&server, number, first, body.as_bytes()), 200, "{what}");
+                assert_eq!(fs::read(server.path("b")).unwrap(), b"bbcc", "{what}");
+            } else if first == Some(("b", 1)) {
+                assert_eq!(fs::read(server.path("b")).unwrap(), b"bb", "{what}");
+            }
+            assert_eq!(fs::read(server.path("a")).unwrap(), content, "{what}");
+            assert_clean(&server);
+        }
+    }
+}
+
+/// Sends a file whose chunks are each `aa`, and returns its content once it has its name.
+fn send_over_one_connection(server: &Server, name: &str, total: u32) -> Vec<u8> {
+    let mut stream = wire::Raw::bare(server.port);
+    for number in 0..total {
+        let first = format!("X-Filename: {name}\r\nX-Total-Chunks: {total}\r\n");
+        let first = if number == 0 { first } else { String::new() };
+        let head = format!(
+            "POST /upload?chunk_number={number} HTTP/1.1\r\nHost: x\r\n{first}Content-Length: 2\r\n\r\naa"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"Chunk received") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.push(byte[0]);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    b"aa".repeat(total as usize)
+}
+
+/// Small files, each of which is one request: none of them can have foreign bytes.
+#[test]
+fn nextdp_files_of_one_chunk_that_come_at_once_all_arrive() {
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    let names: Vec<String> = (0..20).map(|number| format!("file {number}")).collect();
+    let begun: Vec<_> = names
+        .iter()
+        .map(|name| Request::begin_bound(&server, 0, Some((name, 1)), name.as_bytes()))
+        .take(8)
+        .collect();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = begun.into_iter().map(|request| scope.spawn(|| request.finish())).collect();
+        for name in &names[8..] {
+            assert_eq!(post(&server, 0, Some((name, 1)), name.as_bytes()), 200, "{name}");
+        }
+        for running in running {
+            let (status, answer) = running.join().unwrap();
+            assert!(status == 200, "{answer}");
+        }
+    });
+    for name in &names {
+        assert_eq!(fs::read(server.path(name)).unwrap(), name.as_bytes());
+    }
+    assert_clean(&server);
 }
 
 /// Whatever becomes of two clients that run at the same time: no file has foreign bytes, and
@@ -154,18 +263,15 @@ fn nextdp_two_clients_of_one_address_never_make_a_mixture() {
 fn nextdp_a_client_that_is_gone_keeps_its_address_for_five_seconds() {
     let dir = scratch();
     let server = serve(dir.path(), &[]);
+    assert_eq!(post(&server, 0, Some(("old", 3)), b"aa"), 200);
+    let mut silent = Request::begin_bound(&server, 1, None, b"bb");
+    silent.stream.write_all(b"b").unwrap();
     let began = Instant::now();
-    let _silent = {
-        assert_eq!(post(&server, 0, Some(("old", 3)), b"aa"), 200);
-        let mut request = Request::begin(&server, 1, None, b"bb");
-        request.stream.write_all(b"b").unwrap();
-        request
-    };
     // Chunks of the next one: they come before their chunk 0, and wait for it.
     let (_own, file) = source(3_000_000);
     let next = eventually("the address to be given up", || {
         // Time is what is tested here: a request would be a sign of life.
-        if began.elapsed() < Duration::from_millis(5200) {
+        if began.elapsed() < Duration::from_secs(7) {
             return None;
         }
         Some(send_nextdp(&server, &file, &["--order", "shuffled", "--threads", "3"]))

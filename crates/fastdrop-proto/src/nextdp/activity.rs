@@ -85,7 +85,8 @@ impl Activity {
 
     /// Decides whether a transfer without an id, complete since `complete` by the request that
     /// asks, is the whole transfer of one sender. While other requests of the address are under
-    /// way it may have chunks of another one. `repeated` says that chunks came again.
+    /// way it may have chunks of another one. `repeated` says that chunks came again. A request
+    /// that waits for this end is none that is silent.
     pub fn poll_settled(&self, complete: Instant, repeated: bool, now: Instant) -> Settled {
         let last = self.last.max(complete);
         let is_alone = self.requests <= 1;
@@ -94,6 +95,9 @@ impl Activity {
             (true, true) => SETTLE_REPEATED,
             (false, _) => STALE_AFTER,
         };
+        if self.working > 0 {
+            return Settled::NotBefore(now + quiet);
+        }
         if now.saturating_duration_since(last) >= quiet {
             return Settled::Yes;
         }
@@ -142,6 +146,26 @@ mod tests {
         activity.handle_work_end(start + 100 * SECOND);
         assert!(!activity.is_idle(STALE_AFTER, start + 104 * SECOND));
         assert!(activity.is_idle(STALE_AFTER, start + 105 * SECOND));
+    }
+
+    /// A chunk of another sender, say, for which there is no room in memory.
+    #[test]
+    fn a_complete_transfer_is_not_settled_while_another_request_waits_for_this_end() {
+        let start = Instant::now();
+        for repeated in [false, true] {
+            let mut activity = Activity::new(start);
+            activity.handle_request(start);
+            activity.handle_request(start);
+            activity.handle_work();
+            for seconds in [5, 59, 60, 600] {
+                let now = start + seconds * SECOND;
+                let settled = activity.poll_settled(start, repeated, now);
+                assert!(matches!(settled, Settled::NotBefore(at) if at > now), "{settled:?}");
+            }
+            activity.handle_work_end(start + 10 * SECOND);
+            activity.handle_request_end(start + 10 * SECOND);
+            assert_eq!(activity.poll_settled(start, repeated, start + 11 * SECOND), Settled::Yes);
+        }
     }
 
     #[test]

@@ -67,7 +67,6 @@ impl Drop for Waiting<'_> {
 
 /// Receives a body, and calls `note` whenever some of it has come.
 pub(super) async fn read_body(mut body: Body, room: &Room, note: impl Fn()) -> Result<Vec<u8>, Refusal> {
-    let too_large = || Refusal::new(413, "a chunk of more than 16 MiB");
     let expected = body.size_hint().exact();
     if expected.is_some_and(|bytes| bytes > CHUNK_MAX) {
         return Err(too_large());
@@ -86,13 +85,13 @@ pub(super) async fn read_body(mut body: Body, room: &Room, note: impl Fn()) -> R
         }
         let Ok(frame) = frame else {
             if moved.elapsed() > BODY_TIMEOUT {
-                return Err(Refusal::new(408, "the chunk did not come in time"));
+                return Err(too_late());
             }
             continue;
         };
         moved = Instant::now();
         let Some(frame) = frame else { return Ok(bytes) };
-        let frame = frame.map_err(|_| Refusal::new(400, "the chunk ended too early"))?;
+        let frame = frame.map_err(|_| too_early())?;
         if let Ok(data) = frame.into_data() {
             if bytes.len() + data.len() > CHUNK_MAX as usize {
                 return Err(too_large());
@@ -103,22 +102,40 @@ pub(super) async fn read_body(mut body: Body, room: &Room, note: impl Fn()) -> R
     }
 }
 
-/// Receives a body that nobody wants, as far as a chunk may be long, and for a while.
-pub(super) async fn drain(mut body: Body) {
+/// Receives the body of a refused request, as far as a chunk may be long, and for a while.
+pub(super) async fn drain(body: Body) {
+    let _ = timeout(DRAIN_TIMEOUT, skip_body(body)).await;
+}
+
+/// Receives a body of which nothing is kept, so that it needs no room.
+///
+/// # Errors
+///
+/// As of [`read_body`]: it did not come as a whole, or is too long.
+pub(super) async fn skip_body(mut body: Body) -> Result<(), Refusal> {
     if body.size_hint().exact().is_some_and(|bytes| bytes > CHUNK_MAX) {
-        return;
+        return Err(too_large());
     }
     let mut left = CHUNK_MAX as usize;
-    let _ = timeout(DRAIN_TIMEOUT, async {
-        while let Some(Ok(frame)) = body.frame().await {
-            let count = frame.data_ref().map_or(0, |data| data.len());
-            match left.checked_sub(count) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-        }
-    })
-    .await;
+    loop {
+        let frame = timeout(BODY_TIMEOUT, body.frame()).await.map_err(|_| too_late())?;
+        let Some(frame) = frame else { return Ok(()) };
+        let frame = frame.map_err(|_| too_early())?;
+        let count = frame.data_ref().map_or(0, |data| data.len());
+        left = left.checked_sub(count).ok_or_else(too_large)?;
+    }
+}
+
+fn too_large() -> Refusal {
+    Refusal::new(413, "a chunk of more than 16 MiB")
+}
+
+fn too_late() -> Refusal {
+    Refusal::new(408, "the chunk did not come in time")
+}
+
+fn too_early() -> Refusal {
+    Refusal::new(400, "the chunk ended too early")
 }
 
 /// Decodes a chunk of a file; `chunks` says with chunk 0 of how many that consists.

@@ -3,5 +3,7 @@
 mod body;
 pub(crate) mod client;
 pub(crate) mod server;
+mod spool;
+mod state;
 mod transfer;
 mod transfers;

@@ -4,8 +4,9 @@ use crate::admission::count::Counted;
 use crate::context::server::ServerContext;
 use crate::gate::action::Action;
 use crate::gate::principal::Principal;
-use crate::legacy::nextdp::body::{Room, decode, drain, read_body};
-use crate::legacy::nextdp::transfer::{Failure, State, Taken, Transfer, refusal};
+use crate::legacy::nextdp::body::{Room, decode, drain, read_body, skip_body};
+use crate::legacy::nextdp::state::{Failure, refusal};
+use crate::legacy::nextdp::transfer::{Taken, Transfer};
 use crate::legacy::nextdp::transfers::{Bound, BoundRequest, TransferKey, Transfers};
 use crate::thread::run_blocking;
 use fastdrop_proto::nextdp::{ChunkRequest, Refusal};
@@ -48,12 +49,34 @@ impl Server {
     /// Gives up what nobody adds to any more.
     pub(crate) fn expire(&self) {
         for (key, transfer) in self.transfers.expire(Instant::now()) {
-            let name = match &transfer.glance().state {
-                State::Placed { name, .. } => crate::shown(name.as_bytes()),
-                _ => String::new(),
-            };
+            transfer.discard_failed();
+            let first = transfer.glance().first.take();
+            let name = first.map_or(String::new(), |(name, _)| crate::shown(name.as_bytes()));
             let address = key.address;
             tracing::warn!(%address, protocol = "nextdp", name, "given up: nothing came for a minute");
+        }
+    }
+
+    /// Finds, or begins, the transfer of a request whose chunk is here as a whole.
+    fn bind_again(&self, key: &TransferKey, chunk: &ChunkRequest) -> Result<BoundRequest, Refusal> {
+        let transfers_max = self.context.options.transfers_max;
+        match self.transfers.bind(key, chunk, transfers_max, false, Instant::now()) {
+            Bound::To(bound, gone) => {
+                if let Some(gone) = gone {
+                    gone.discard_failed();
+                }
+                Ok(bound)
+            }
+            Bound::Refused(refusal, failed) => {
+                if let Some(failed) = failed {
+                    failed.discard_failed();
+                }
+                Err(refusal)
+            }
+            Bound::Ended(Err(refusal)) => Err(refusal),
+            Bound::Ended(Ok(())) | Bound::Silent => {
+                Err(Refusal::new(409, "the transfer of this chunk has ended; send the file again"))
+            }
         }
     }
 
@@ -85,7 +108,7 @@ pub(crate) async fn receive(
     let bound = match bound {
         Ok(bound) => bound,
         Err(ended) => {
-            drain(body).await;
+            skip_body(body).await?;
             return ended.map(|()| true);
         }
     };
@@ -96,26 +119,40 @@ pub(crate) async fn receive(
     let body = read_body(body, &server.room, || bound.note_bytes()).await?;
     let (writing, counted) = (Arc::clone(server), Counted::new(&server.writing));
     let written = run_blocking("write", move || {
-        let (server, _counted, work) = (writing, counted, bound.work());
-        let taken = take(&server, &bound, peer, &chunk, body);
-        drop((work, place));
+        let (server, _counted) = (writing, counted);
+        let (bound, taken) = take(&server, bound, &key, peer, &chunk, body);
+        drop(place);
         let result = taken.and_then(|taken| match taken {
-            Taken::Stored => Ok(false),
-            Taken::Again => Ok(true),
+            Taken::Stored | Taken::Elsewhere => Ok(Written::Stored),
+            Taken::Again => Ok(Written::Complete),
+            Taken::BeingNamed => Ok(Written::BeingNamed(Arc::clone(bound.transfer()))),
             Taken::Complete { settle } => {
                 let (path, bytes) = bound.transfer().commit(settle)?;
                 let path = crate::shown(path.as_bytes());
                 tracing::info!(%peer, protocol = "nextdp", path, bytes, "received");
-                Ok(true)
+                Ok(Written::Complete)
             }
         });
         server.transfers.end(&key, bound.transfer());
         result
     });
-    written.await.map_err(|error| match error.kind() {
+    let written = written.await.map_err(|error| match error.kind() {
         std::io::ErrorKind::Other => Refusal::new(500, "writing failed"),
         _ => Refusal::new(503, format!("no thread to be had: {error}")),
-    })?
+    })??;
+    match written {
+        Written::Stored => Ok(false),
+        Written::Complete => Ok(true),
+        // Without a thread, a place in memory, or a lock.
+        Written::BeingNamed(transfer) => transfer.wait_for_end().await.map(|()| true),
+    }
+}
+
+/// Effect of a request whose chunk has been taken.
+enum Written {
+    Stored,
+    Complete,
+    BeingNamed(Arc<Transfer>),
 }
 
 /// Reads the head of a request of somebody who may write here.
@@ -170,20 +207,38 @@ async fn bind(
 /// Removes what a transfer has brought that has failed.
 async fn discard(transfer: Arc<Transfer>) {
     // Without a thread for it, it goes with the last request of the transfer.
-    let _ = run_blocking("write", move || transfer.discard()).await;
+    let _ = run_blocking("write", move || transfer.discard_failed()).await;
 }
 
-/// Decodes a chunk, and puts it where it belongs.
+/// Decodes a chunk, and puts it where it belongs: into another transfer than that of its head, if
+/// that has got all its chunks meanwhile and has no id. Returns the transfer that counts.
 fn take(
     server: &Server,
-    bound: &BoundRequest,
+    mut bound: BoundRequest,
+    key: &TransferKey,
     peer: SocketAddr,
     chunk: &ChunkRequest,
     body: Vec<u8>,
-) -> Result<Taken, Refusal> {
+) -> (BoundRequest, Result<Taken, Refusal>) {
+    let mut work = bound.work();
     let chunks = chunk.first.as_ref().map(|(_, chunks)| *chunks);
-    let bytes = decode(server.context.options.nextdp_compression, body, chunks)
-        // A file of which a chunk is wrong is not worth the others.
-        .map_err(|refusal| bound.transfer().fail(Failure::new(refusal)))?;
-    bound.transfer().take(&server.context, peer, chunk, &bytes)
+    let decoded = decode(server.context.options.nextdp_compression, body, chunks);
+    loop {
+        let taken = match &decoded {
+            Ok(bytes) => bound.transfer().take(&server.context, peer, chunk, bytes),
+            // A file of which a chunk is wrong is not worth the others.
+            Err(refusal) => Err(bound.transfer().fail_by(chunk, Failure::new(refusal.clone()))),
+        };
+        if !matches!(taken, Ok(Taken::Elsewhere)) {
+            drop(work);
+            return (bound, taken);
+        }
+        match server.bind_again(key, chunk) {
+            Ok(next) => {
+                work = next.work();
+                bound = next;
+            }
+            Err(refusal) => return (bound, Err(refusal)),
+        }
+    }
 }

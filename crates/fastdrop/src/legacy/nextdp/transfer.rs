@@ -3,18 +3,20 @@
 use crate::context::server::ServerContext;
 use crate::error::Error;
 use crate::gate::principal::Principal;
+use crate::legacy::nextdp::spool::Spool;
+use crate::legacy::nextdp::state::{Failure, Glance, State, refusal};
 use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
 use crate::storage::io::{read_exact_at, write_all_at};
 use crate::storage::present::Announced;
-use fastdrop_proto::fastdp::Code;
-use fastdrop_proto::nextdp::{Activity, Assembly, AssemblyError, ChunkPlace, ChunkRequest, Refusal, Settled};
+use fastdrop_proto::nextdp::{Activity, Assembly, ChunkPlace, ChunkRequest, Refusal, Settled};
 use rustix::io::Errno;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use tokio::sync::Notify;
 
 /// Bytes that are compared at once.
 const COMPARE_STEP: usize = 64 << 10;
@@ -26,83 +28,17 @@ pub(super) struct Transfer {
     glance: Mutex<Glance>,
     /// Notified whenever `glance` changes.
     changed: Condvar,
+    /// Notified when it has its name, or could not get it.
+    ended: Notify,
     /// Held while chunks are put in order, also across spooling.
     inner: Mutex<Inner>,
     /// Notified whenever a chunk has been written, or compared.
     written: Condvar,
 }
 
-/// What can be said of a transfer at once.
-pub(super) struct Glance {
-    pub(super) state: State,
-    pub(super) activity: Activity,
-    /// A chunk has come as a whole.
-    pub(super) is_used: bool,
-    /// A chunk came again.
-    repeated: bool,
-}
-
-/// State of a transfer.
-pub(super) enum State {
-    /// Chunk 0 has not come.
-    Waiting,
-    /// It has a place.
-    Placed { name: String, chunks: u32 },
-    /// It cannot be completed any more.
-    Failed(Failure),
-    /// Every chunk is here, and the file is being synced and named.
-    Committing,
-    /// It has its name, or could not get it.
-    Ended(Result<(), Refusal>),
-}
-
-/// Reason for which a transfer cannot be completed.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
-    pub(super) refusal: Refusal,
-    /// Chunks of several senders may still be coming.
-    pub(super) is_contradiction: bool,
-}
-
-impl Failure {
-    /// A failure for which one sender's chunks, or this end, are the reason.
-    pub(super) fn new(refusal: Refusal) -> Self {
-        Self { refusal, is_contradiction: false }
-    }
-
-    /// A failure by chunks that cannot be of the same file.
-    pub(super) fn contradiction(what: impl Into<String>) -> Self {
-        AssemblyError::Contradiction(what.into()).into()
-    }
-}
-
-impl From<AssemblyError> for Failure {
-    fn from(error: AssemblyError) -> Self {
-        let is_contradiction = matches!(error, AssemblyError::Contradiction(_));
-        Self { refusal: error.into(), is_contradiction }
-    }
-}
-
-impl Glance {
-    /// Fails the transfer, unless it is beyond that. Returns the reason that counts: the first one.
-    pub(super) fn fail(&mut self, failure: Failure) -> Refusal {
-        match &self.state {
-            State::Waiting | State::Placed { .. } => {
-                let refusal = failure.refusal.clone();
-                self.is_used = true;
-                self.state = State::Failed(failure);
-                refusal
-            }
-            State::Failed(first) => first.refusal.clone(),
-            State::Committing | State::Ended(_) => failure.refusal,
-        }
-    }
-}
-
 struct Inner {
     assembly: Assembly,
     upload: Option<LegacyUpload>,
-    name: String,
     /// What came before chunk 0.
     spool: Spool,
     /// Chunks that are being written.
@@ -131,14 +67,6 @@ impl Connections {
     }
 }
 
-#[derive(Default)]
-struct Spool {
-    file: Option<OwnedFd>,
-    end: u64,
-    /// Offset and size, by number.
-    chunks: BTreeMap<u32, (u64, usize)>,
-}
-
 /// Effect of a chunk.
 pub(super) enum Taken {
     /// It is held.
@@ -146,18 +74,21 @@ pub(super) enum Taken {
     /// It is held, and the file is complete with it; who is told so has to [`Transfer::commit`].
     /// With `settle`, chunks of another sender may be among it.
     Complete { settle: bool },
-    /// The file had its name before.
+    /// The file had its name before, and the chunk is one of it as far as can be told.
     Again,
+    /// The same, but the file is being named: [`Transfer::wait_for_end`] says how that ends.
+    BeingNamed,
+    /// The transfer, which has no id, takes no more chunks: it belongs to another one.
+    Elsewhere,
 }
 
 impl Transfer {
     pub(super) fn new(now: Instant) -> Self {
         let activity = Activity::new(now);
-        let glance = Glance { state: State::Waiting, activity, is_used: false, repeated: false };
+        let glance = Glance { state: State::Waiting, first: None, activity, is_used: false, repeated: false };
         let inner = Inner {
             assembly: Assembly::default(),
             upload: None,
-            name: String::new(),
             spool: Spool::default(),
             writing: BTreeSet::new(),
             comparing: 0,
@@ -167,6 +98,7 @@ impl Transfer {
         Self {
             glance: Mutex::new(glance),
             changed: Condvar::new(),
+            ended: Notify::new(),
             inner: Mutex::new(inner),
             written: Condvar::new(),
         }
@@ -174,6 +106,11 @@ impl Transfer {
 
     pub(super) fn glance(&self) -> MutexGuard<'_, Glance> {
         lock(&self.glance)
+    }
+
+    /// How many chunks it has, once chunk 0 has said so.
+    pub(super) fn chunks(&self) -> Option<u32> {
+        self.glance().first.as_ref().map(|(_, chunks)| *chunks)
     }
 
     /// Tells those who wait that `glance` has changed.
@@ -193,14 +130,25 @@ impl Transfer {
     pub(super) fn fail(&self, failure: Failure) -> Refusal {
         let refusal = self.glance().fail(failure);
         self.notify();
-        self.discard();
+        self.discard_failed();
         refusal
     }
 
-    /// Removes what a failed transfer has brought.
-    pub(super) fn discard(&self) {
+    /// Fails it by `chunk`, unless that cannot be its own.
+    pub(super) fn fail_by(&self, chunk: &ChunkRequest, failure: Failure) -> Refusal {
+        match chunk.transfer.is_none() && self.glance().is_closed() {
+            true => failure.refusal,
+            false => self.fail(failure),
+        }
+    }
+
+    /// Removes what it has brought, if it has failed.
+    pub(super) fn discard_failed(&self) {
         let mut inner = lock(&self.inner);
-        self.discard_inner(&mut inner);
+        // One that has made room for another may be about to get its name.
+        if self.failure().is_some() {
+            self.discard_inner(&mut inner);
+        }
     }
 
     fn discard_inner(&self, inner: &mut Inner) {
@@ -229,9 +177,8 @@ impl Transfer {
         bytes: &[u8],
     ) -> Result<Taken, Refusal> {
         let mut inner = lock(&self.inner);
-        if let Some(ended) = self.begin_chunk()? {
-            drop(inner);
-            return ended.map(|()| Taken::Again);
+        if let Some(taken) = self.begin_chunk(&mut inner, chunk, bytes.len() as u64)? {
+            return Ok(taken);
         }
         inner.connections.note(peer);
         if let Some((name, chunks)) = &chunk.first {
@@ -263,18 +210,47 @@ impl Transfer {
         Ok(Taken::Complete { settle: !is_ones && chunk.transfer.is_none() })
     }
 
-    /// Notes that a chunk has come as a whole. Waits for the end of a transfer that is being
-    /// named, and returns it.
-    fn begin_chunk(&self) -> Result<Option<Result<(), Refusal>>, Refusal> {
+    /// Notes that a chunk has come as a whole. Returns its effect if the transfer has all chunks.
+    fn begin_chunk(
+        &self,
+        inner: &mut Inner,
+        chunk: &ChunkRequest,
+        size: u64,
+    ) -> Result<Option<Taken>, Refusal> {
         let mut glance = self.glance();
         glance.is_used = true;
+        if chunk.transfer.is_none() && glance.is_closed() {
+            return Ok(Some(Taken::Elsewhere));
+        }
+        let taken = match &glance.state {
+            State::Waiting | State::Placed => return Ok(None),
+            State::Failed(failure) => return Err(failure.refusal.clone()),
+            State::Ended(Err(refusal)) => return Err(refusal.clone()),
+            State::Ended(Ok(())) => Taken::Again,
+            State::Committing => Taken::BeingNamed,
+        };
+        if glance.is_other(chunk) {
+            return Err(other_of_id());
+        }
+        // The bytes are not compared any more: the file may be the user's by now.
+        inner.assembly.handle_chunk(chunk.number, chunk.first.as_ref().map(|(_, chunks)| *chunks), size)?;
+        Ok(Some(taken))
+    }
+
+    /// Waits until a file that is being named has its name.
+    ///
+    /// # Errors
+    ///
+    /// It could not get it.
+    pub(super) async fn wait_for_end(&self) -> Result<(), Refusal> {
         loop {
-            match &glance.state {
-                State::Waiting | State::Placed { .. } => return Ok(None),
+            let ended = self.ended.notified();
+            match &self.glance().state {
+                State::Ended(result) => return result.clone(),
                 State::Failed(failure) => return Err(failure.refusal.clone()),
-                State::Ended(ended) => return Ok(Some(ended.clone())),
-                State::Committing => glance = wait(&self.changed, glance),
+                State::Waiting | State::Placed | State::Committing => (),
             }
+            ended.await;
         }
     }
 
@@ -288,7 +264,8 @@ impl Transfer {
         chunks: u32,
         size: u64,
     ) -> Result<(), Refusal> {
-        if inner.upload.is_some() && inner.name == name {
+        let is_same = self.glance().first.as_ref().map(|(first, _)| first == name);
+        if inner.upload.is_some() && is_same == Some(true) {
             return Ok(());
         }
         if inner.upload.is_some() {
@@ -302,10 +279,10 @@ impl Transfer {
             Ok(upload) => inner.upload = Some(upload),
             Err(error) => return Err(self.fail_inner(inner, Failure::new(refusal(error)))),
         }
-        inner.name = name.to_owned();
         let mut glance = self.glance();
         if matches!(glance.state, State::Waiting) {
-            glance.state = State::Placed { name: name.to_owned(), chunks };
+            glance.state = State::Placed;
+            glance.first = Some((name.to_owned(), chunks));
         }
         Ok(())
     }
@@ -371,7 +348,7 @@ impl Transfer {
         if settle {
             self.settle()?;
         }
-        let (upload, name, size) = {
+        let (upload, name, size, naming) = {
             let mut inner = lock(&self.inner);
             while inner.comparing > 0 {
                 inner = wait(&self.written, inner);
@@ -381,11 +358,13 @@ impl Transfer {
                 return Err(failure.refusal.clone());
             }
             glance.state = State::Committing;
-            (inner.upload.take(), std::mem::take(&mut inner.name), inner.assembly.size())
+            let name = glance.first.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
+            inner.spool = Spool::default();
+            (inner.upload.take(), name, inner.assembly.size(), Naming(self))
         };
-        let committed = upload.map_or(Ok(()), LegacyUpload::commit).map_err(refusal);
-        self.glance().state = State::Ended(committed.clone());
-        self.notify();
+        let missing = || Err(Refusal::new(500, "the received file is gone; send it again"));
+        let committed = upload.map_or_else(missing, |upload| upload.commit().map_err(refusal));
+        naming.end(committed.clone());
         committed.map(|()| (name, size))
     }
 
@@ -412,6 +391,32 @@ impl Transfer {
             }
         }
     }
+}
+
+/// A file that is being named: however that ends, those who wait for it are told.
+struct Naming<'a>(&'a Transfer);
+
+impl Naming<'_> {
+    fn end(&self, result: Result<(), Refusal>) {
+        let mut glance = self.0.glance();
+        if matches!(glance.state, State::Committing) {
+            glance.state = State::Ended(result);
+        }
+        drop(glance);
+        self.0.notify();
+        self.0.ended.notify_waiters();
+    }
+}
+
+impl Drop for Naming<'_> {
+    fn drop(&mut self) {
+        self.end(Err(Refusal::new(500, "naming the file failed; send it again")));
+    }
+}
+
+/// The refusal of a chunk 0 whose id another file has that is being named, or was.
+pub(super) fn other_of_id() -> Refusal {
+    Refusal::new(409, "the file of this X-Transfer-Id has another name or number of chunks; use another id")
 }
 
 fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
@@ -448,45 +453,6 @@ impl Inner {
     }
 }
 
-impl Spool {
-    fn write(&mut self, number: u32, bytes: &[u8], context: &ServerContext) -> Result<(), Refusal> {
-        let failed = |_| Refusal::new(507, "no room for chunks that come before chunk 0");
-        if self.file.is_none() {
-            // Without a name: nobody sees it, and it goes by itself.
-            self.file = Some(tempfile::tempfile_in(&context.options.folder).map_err(failed)?.into());
-        }
-        let Some(file) = &self.file else { return Err(Refusal::new(500, "no spool file")) };
-        write_all_at(file.as_fd(), bytes, self.end)
-            .map_err(|errno| refusal(Error::system("spooling", errno)))?;
-        self.chunks.insert(number, (self.end, bytes.len()));
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn read(&self, number: u32) -> Result<Vec<u8>, Refusal> {
-        let lost = || Refusal::new(500, "a spooled chunk is gone");
-        let &(offset, size) = self.chunks.get(&number).ok_or_else(lost)?;
-        let mut bytes = vec![0; size];
-        read_exact_at(self.file.as_ref().ok_or_else(lost)?, &mut bytes, offset).map_err(|_| lost())?;
-        Ok(bytes)
-    }
-}
-
-/// An error as a status and a sentence.
-pub(super) fn refusal(error: Error) -> Refusal {
-    let status = match error.code() {
-        code @ (Code::BadRequest
-        | Code::Forbidden
-        | Code::NotFound
-        | Code::Conflict
-        | Code::OverLimit
-        | Code::Unavailable
-        | Code::NoSpace) => code,
-        _ => Code::Internal,
-    };
-    Refusal::new(status.number(), error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,7 +486,8 @@ mod tests {
             let peer = SocketAddr::from(([127, 0, 0, 1], thread));
             match transfer.take(context, peer, &chunk, &bytes)? {
                 Taken::Stored => Ok(false),
-                Taken::Again => Ok(true),
+                Taken::Again | Taken::BeingNamed => Ok(true),
+                Taken::Elsewhere => panic!("it has an id"),
                 Taken::Complete { settle } => transfer.commit(settle).map(|_| true),
             }
         };
@@ -561,5 +528,113 @@ mod tests {
             // id, that is answered as the end was.
             assert_eq!(folder.path().join("f").exists(), refused.is_empty(), "{refused:?}");
         }
+    }
+
+    fn take(
+        context: &Arc<ServerContext>,
+        transfer: &Transfer,
+        id: Option<&str>,
+        number: u32,
+        first: Option<(&str, u32)>,
+        bytes: &[u8],
+    ) -> Result<Taken, Refusal> {
+        let first = first.map(|(name, chunks)| (name.to_owned(), chunks));
+        let chunk = ChunkRequest { number, first, transfer: id.map(Into::into) };
+        transfer.take(context, SocketAddr::from(([127, 0, 0, 1], 1)), &chunk, bytes)
+    }
+
+    /// A transfer of two chunks, `aa` and `a`, that is complete.
+    fn complete(context: &Arc<ServerContext>, id: Option<&str>) -> Transfer {
+        let transfer = Transfer::new(Instant::now());
+        assert!(matches!(take(context, &transfer, id, 0, Some(("f", 2)), b"aa"), Ok(Taken::Stored)));
+        assert!(matches!(take(context, &transfer, id, 1, None, b"a"), Ok(Taken::Complete { .. })));
+        transfer
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_elsewhere_without_an_id_and_checked_with_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let context = context(folder.path());
+        for ended in [false, true] {
+            for id in [None, Some("id")] {
+                let transfer = complete(&context, id);
+                if ended {
+                    transfer.commit(false).unwrap();
+                } else {
+                    transfer.glance().state = State::Committing;
+                }
+                for (number, first, bytes, is_its) in [
+                    (0, Some(("f", 2)), "aa", true),
+                    (1, None, "a", true),
+                    (0, Some(("g", 2)), "aa", false),
+                    (0, Some(("f", 3)), "aa", false),
+                    (0, Some(("f", 2)), "aaa", false),
+                    (1, None, "aa", false),
+                    (1, None, "", false),
+                    (2, None, "a", false),
+                ] {
+                    // Nobody waits: a file that is being named is so for ever here.
+                    match take(&context, &transfer, id, number, first, bytes.as_bytes()) {
+                        Ok(Taken::Elsewhere) => assert!(id.is_none()),
+                        Ok(Taken::Again) => assert!(id.is_some() && is_its && ended, "{number} {bytes}"),
+                        Ok(Taken::BeingNamed) => {
+                            assert!(id.is_some() && is_its && !ended, "{number} {bytes}")
+                        }
+                        Ok(_) => panic!("taken: {number} {bytes}"),
+                        Err(refusal) => {
+                            assert!(id.is_some() && !is_its && refusal.status == 409, "{refusal}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_chunk_0_is_elsewhere_once_a_file_of_one_chunk_is_here_and_has_no_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let context = context(folder.path());
+        let transfer = Transfer::new(Instant::now());
+        assert!(matches!(
+            take(&context, &transfer, None, 0, Some(("f", 1)), b"aa"),
+            Ok(Taken::Complete { settle: false })
+        ));
+        for (number, first) in [(0, Some(("g", 1))), (0, Some(("f", 1))), (0, Some(("f", 2))), (1, None)] {
+            assert!(matches!(take(&context, &transfer, None, number, first, b"bb"), Ok(Taken::Elsewhere)));
+        }
+        // Nor does a request that makes it give way remove what it has brought.
+        transfer.discard_failed();
+        transfer.commit(false).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("f")).unwrap(), b"aa");
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_no_success_and_whoever_waits_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let context = context(folder.path());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let transfer = complete(&context, Some("id"));
+        lock(&transfer.inner).upload = None;
+        assert_eq!(transfer.commit(false).unwrap_err().status, 500);
+        assert_eq!(runtime.block_on(transfer.wait_for_end()).unwrap_err().status, 500);
+        // A commit that panics.
+        let transfer = complete(&context, Some("id"));
+        let waits = std::thread::scope(|scope| {
+            transfer.glance().state = State::Committing;
+            let waits = scope.spawn(|| runtime.block_on(transfer.wait_for_end()));
+            drop(Naming(&transfer));
+            waits.join().unwrap()
+        });
+        assert_eq!(waits.unwrap_err().status, 500);
+    }
+
+    #[test]
+    fn a_chunk_that_comes_again_while_its_file_is_being_named_holds_no_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let context = context(folder.path());
+        let transfer = complete(&context, Some("id"));
+        transfer.glance().state = State::Committing;
+        assert!(matches!(take(&context, &transfer, Some("id"), 1, None, b"a"), Ok(Taken::BeingNamed)));
+        assert!(transfer.inner.try_lock().is_ok());
     }
 }

@@ -1,6 +1,7 @@
 //! The transfers of a server, and the one to which a request belongs.
 
-use crate::legacy::nextdp::transfer::{Failure, State, Transfer};
+use crate::legacy::nextdp::state::{Failure, State};
+use crate::legacy::nextdp::transfer::{Transfer, other_of_id};
 use crate::lock::lock;
 use fastdrop_proto::nextdp::{AssemblyError, ChunkRequest, GIVEN_UP_AFTER, Refusal, STALE_AFTER};
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub(super) struct Transfers {
 #[derive(Debug)]
 struct Ending {
     at: Instant,
+    /// How many chunks it had, if that was known.
+    chunks: Option<u32>,
     result: Result<(), Refusal>,
 }
 
@@ -105,10 +108,10 @@ impl Transfers {
         wait: bool,
         now: Instant,
     ) -> Bound {
+        let mut under_way = lock(&self.under_way);
         if let Some(ended) = self.find_ended(key, chunk) {
             return Bound::Ended(ended);
         }
-        let mut under_way = lock(&self.under_way);
         let known = under_way.get(key).map(Arc::clone);
         let mut gone = None;
         if let Some(transfer) = known {
@@ -119,7 +122,8 @@ impl Transfers {
                 Found::Contradicted(refusal) => {
                     if key.id.is_some() {
                         under_way.remove(key);
-                        self.note_ended(key, Err(refusal.clone()));
+                        let chunks = transfer.chunks();
+                        self.note_ended(key, chunks, Err(refusal.clone()));
                     }
                     return Bound::Refused(refusal, Some(transfer));
                 }
@@ -152,8 +156,11 @@ impl Transfers {
     ) -> Found {
         let mut glance = transfer.glance();
         let is_stale = key.id.is_none() && glance.activity.is_idle(STALE_AFTER, now);
+        let is_other = glance.is_other(chunk);
         let found = match (&glance.state, &chunk.first) {
-            (State::Committing | State::Ended(_), _) if key.id.is_none() => Found::Gone,
+            _ if key.id.is_none() && glance.is_closed() => Found::Gone,
+            (State::Committing, _) if is_other => Found::Refused(other_of_id()),
+            (State::Ended(_), _) if is_other => Found::Gone,
             (State::Failed(_), _) if is_stale => Found::Gone,
             // Nobody else's chunks are expected.
             (State::Failed(failure), Some(_)) if !failure.is_contradiction => Found::Gone,
@@ -164,15 +171,13 @@ impl Transfers {
                 }
                 return Found::Refused(refusal);
             }
-            (State::Waiting | State::Placed { .. }, Some(_)) if is_stale => {
+            (State::Waiting | State::Placed, Some(_)) if is_stale => {
                 let why = "nothing came for five seconds, and then another transfer of this address began";
                 glance.fail(Failure::new(Refusal::new(409, why)));
                 Found::Gone
             }
-            (State::Waiting | State::Placed { .. }, None) if is_stale && wait => Found::Silent,
-            (State::Placed { name, chunks }, Some((other, other_chunks)))
-                if name != other || chunks != other_chunks =>
-            {
+            (State::Waiting | State::Placed, None) if is_stale && wait => Found::Silent,
+            (State::Placed, _) if is_other => {
                 let what = "a second chunk 0, with another name or number of chunks";
                 let refusal = glance.fail(AssemblyError::Contradiction(what.into()).into());
                 Found::Contradicted(refusal)
@@ -195,13 +200,17 @@ impl Transfers {
             State::Ended(result) => result.clone(),
             _ => return,
         };
-        self.note_ended(key, result);
-        lock(&self.under_way).retain(|_, other| !Arc::ptr_eq(other, transfer));
+        let mut under_way = lock(&self.under_way);
+        // One that has made room for another is not the last of its id.
+        if under_way.get(key).is_some_and(|known| Arc::ptr_eq(known, transfer)) {
+            under_way.remove(key);
+            self.note_ended(key, transfer.chunks(), result);
+        }
     }
 
     /// Notes how a transfer ended, if it has an id: without one the
     /// next transfer would be taken for it.
-    fn note_ended(&self, key: &TransferKey, result: Result<(), Refusal>) {
+    fn note_ended(&self, key: &TransferKey, chunks: Option<u32>, result: Result<(), Refusal>) {
         if key.id.is_none() {
             return;
         }
@@ -210,7 +219,7 @@ impl Transfers {
             let oldest = ended.iter().min_by_key(|(_, ending)| ending.at).map(|(key, _)| key.clone());
             oldest.map(|oldest| ended.remove(&oldest));
         }
-        ended.insert(key.clone(), Ending { at: Instant::now(), result });
+        ended.insert(key.clone(), Ending { at: Instant::now(), chunks, result });
     }
 
     /// The end of the transfer to which a chunk belongs that has
@@ -220,19 +229,34 @@ impl Transfers {
         if chunk.first.is_some() {
             ended.remove(key);
         }
-        ended.get(key).map(|ending| ending.result.clone())
+        let ending = ended.get(key)?;
+        match ending.chunks {
+            Some(chunks) if ending.result.is_ok() && chunk.number >= chunks => {
+                let what = format!("chunk {} of a file of {chunks} chunks", chunk.number);
+                Some(Err(AssemblyError::Contradiction(what).into()))
+            }
+            _ => Some(ending.result.clone()),
+        }
     }
 
-    /// Forgets what nobody adds to any more. Returns the transfers that were given up.
+    /// Forgets what nobody adds to any more. Returns the transfers that were given up, so that what
+    /// they brought is removed; requests of theirs that go on are refused.
     pub(super) fn expire(&self, now: Instant) -> Vec<(TransferKey, Arc<Transfer>)> {
         lock(&self.ended).retain(|_, ending| now.saturating_duration_since(ending.at) < GIVEN_UP_AFTER);
         let mut gone = Vec::new();
         lock(&self.under_way).retain(|key, transfer| {
-            let glance = transfer.glance();
+            let mut glance = transfer.glance();
+            if matches!(glance.state, State::Committing) {
+                return true;
+            }
             let is_failed = matches!(glance.state, State::Failed(_));
             let after = if is_failed { STALE_AFTER } else { GIVEN_UP_AFTER };
             let keep = !glance.activity.is_idle(after, now);
             if !keep && !is_failed {
+                glance
+                    .fail(Failure::new(Refusal::new(408, "nothing came for a minute; send the file again")));
+                drop(glance);
+                transfer.notify();
                 gone.push((key.clone(), Arc::clone(transfer)));
             }
             keep
@@ -302,7 +326,8 @@ mod tests {
         let request = to(transfers.bind(key, &first("a", 3), MAX, true, now));
         let mut glance = request.transfer().glance();
         glance.is_used = true;
-        glance.state = State::Placed { name: "a".into(), chunks: 3 };
+        glance.state = State::Placed;
+        glance.first = Some(("a".into(), 3));
         drop(glance);
         (transfers, request)
     }
@@ -397,5 +422,93 @@ mod tests {
         request.transfer().fail(Failure::contradiction("x"));
         assert_eq!(transfers.expire(now + 5 * SECOND).len(), 0);
         assert!(lock(&transfers.under_way).is_empty());
+    }
+
+    /// Sets the state of a transfer, as if all its chunks had come.
+    fn set(request: &BoundRequest, state: State, chunks: u32) {
+        let mut glance = request.transfer().glance();
+        glance.state = state;
+        glance.first = Some(("a".into(), chunks));
+    }
+
+    #[test]
+    fn a_request_without_an_id_is_never_that_of_a_transfer_that_has_all_its_chunks() {
+        for (state, chunks) in [
+            (State::Placed, 1),
+            (State::Committing, 1),
+            (State::Committing, 3),
+            (State::Ended(Ok(())), 3),
+            (State::Ended(Err(Refusal::new(500, "x"))), 3),
+        ] {
+            let now = Instant::now();
+            let (transfers, old) = placed(&key(None), now);
+            set(&old, state, chunks);
+            for (at, chunk) in [chunk(1), first("a", 3), first("a", 3)].into_iter().enumerate() {
+                let new = to(transfers.bind(&key(None), &chunk, MAX, at % 2 == 0, now));
+                assert!(!Arc::ptr_eq(new.transfer(), old.transfer()));
+                assert!(old.transfer().failure().is_none());
+                new.transfer().glance().is_used = true;
+            }
+            // That the old one ends now is nothing to the new one.
+            let new = Arc::clone(to(transfers.bind(&key(None), &chunk(2), MAX, true, now)).transfer());
+            transfers.end(&key(None), old.transfer());
+            let again = to(transfers.bind(&key(None), &chunk(2), MAX, true, now));
+            assert!(Arc::ptr_eq(again.transfer(), &new));
+        }
+    }
+
+    #[test]
+    fn a_chunk_0_of_another_file_is_refused_while_the_file_of_its_id_is_being_named() {
+        let (now, id) = (Instant::now(), key(Some("x")));
+        for other in [first("b", 3), first("a", 4)] {
+            let (transfers, old) = placed(&id, now);
+            set(&old, State::Committing, 3);
+            assert_eq!(refused(transfers.bind(&id, &other, MAX, true, now)).status, 409);
+            let same = to(transfers.bind(&id, &first("a", 3), MAX, true, now));
+            assert!(Arc::ptr_eq(same.transfer(), old.transfer()));
+            // Once that has its name, it is a file of its own.
+            set(&old, State::Ended(Ok(())), 3);
+            let new = to(transfers.bind(&id, &other, MAX, true, now));
+            transfers.end(&id, old.transfer());
+            let next = to(transfers.bind(&id, &chunk(1), MAX, true, now));
+            assert!(Arc::ptr_eq(next.transfer(), new.transfer()));
+        }
+    }
+
+    #[test]
+    fn a_chunk_beyond_a_file_that_has_its_name_is_refused() {
+        let (now, id) = (Instant::now(), key(Some("x")));
+        let (transfers, old) = placed(&id, now);
+        set(&old, State::Ended(Ok(())), 3);
+        transfers.end(&id, old.transfer());
+        for number in 1..5 {
+            match transfers.bind(&id, &chunk(number), MAX, true, now) {
+                Bound::Ended(Ok(())) => assert!(number < 3, "{number}"),
+                Bound::Ended(Err(refusal)) => assert!(number >= 3 && refusal.status == 409, "{refusal}"),
+                _ => panic!("not ended"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_being_named_is_not_given_up() {
+        let now = Instant::now();
+        for id in [None, Some("x")] {
+            let (transfers, request) = placed(&key(id), now);
+            set(&request, State::Committing, 3);
+            assert_eq!(transfers.expire(now + 600 * SECOND).len(), 0);
+            assert_eq!(lock(&transfers.under_way).len(), 1);
+        }
+    }
+
+    /// Its bytes would be written into what nobody names.
+    #[test]
+    fn a_request_of_a_transfer_that_was_given_up_is_refused() {
+        let now = Instant::now();
+        for id in [None, Some("x")] {
+            let (transfers, request) = placed(&key(id), now);
+            assert_eq!(transfers.expire(now + 60 * SECOND).len(), 1);
+            assert_eq!(request.transfer().failure().unwrap().refusal.status, 408);
+        }
     }
 }
