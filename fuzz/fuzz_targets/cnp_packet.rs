@@ -132,7 +132,8 @@ fuzz_target!(|script: Script| {
             ended += u32::from(matches!(event, Event::Ended(_)));
         }
         assert!(ended <= 1, "ended twice");
-        // Bounds of 10,000 in either direction, and one message more, which may be longer towards some peers.
+        // Bounds of 10,000 in either direction, and one message more, which may be longer towards
+        // some peers.
         assert!(session.memory() < 60_000 + usize::from(u16::MAX), "{} bytes", session.memory());
         // What is due now is done in a few turns, or a driver would turn in circles.
         let mut turns = 0;

@@ -1,4 +1,5 @@
-//! The older protocols: which one a connection speaks, their announcements, and their machines, told anything.
+//! The older protocols: which one a connection speaks, their announcements, and their machines,
+//! told anything.
 
 #![no_main]
 

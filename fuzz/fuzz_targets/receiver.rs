@@ -1,4 +1,5 @@
-//! The receiving machine, told anything by its peer, with a driver that keeps its part of the bargain.
+//! The receiving machine, told anything by its peer, with a driver that keeps its part of the
+//! bargain.
 
 #![no_main]
 
@@ -229,7 +230,8 @@ fuzz_target!(|input: Input| {
                 [Code::BadRequest, Code::Conflict, Code::Integrity].contains(&violation.code),
                 "{violation}"
             );
-            // A driver ends the transfer here; what comes in the same moment on other streams does no harm either.
+            // A driver ends the transfer here; what comes in the same moment on other streams does
+            // no harm either.
             over = true;
         }
         receiver.totals();

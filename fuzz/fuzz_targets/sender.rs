@@ -1,4 +1,5 @@
-//! The sending machine, told anything by its peer, with a driver that keeps its part of the bargain.
+//! The sending machine, told anything by its peer, with a driver that keeps its part of the
+//! bargain.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! An endpoint of VSTP over UDP that is told anything by anybody: fragments above all, but also acknowledgements, reports, errors and the time.
+//! An endpoint of VSTP over UDP that is told anything by anybody: fragments above all, but also
+//! acknowledgements, reports, errors and the time.
 
 #![no_main]
 

@@ -114,17 +114,17 @@ pub(crate) struct Serve {
     /// The form of fastdownloader's chunks, which its clients have to expect
     #[arg(long, value_enum, default_value = "document", value_name = "DIALECT")]
     pub(crate) fastdownloader_dialect: Dialect,
-    /// How long a client of fastdp1.0 or fastdp1.1 may take to its header: it may compress first
+    /// Time for a client of fastdp1.0 or fastdp1.1 to send its header: it may compress first
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_timeout)]
     pub(crate) header_timeout: Duration,
-    /// How senders of nextdp compress, which their requests do not tell
+    /// Compression of senders of nextdp, which their requests do not tell
     #[arg(long, value_enum, default_value = "none", value_name = "HOW")]
     pub(crate) nextdp_compression: NextDpCompression,
     /// The same as --nextdp-compression gzip
     #[arg(long, conflicts_with = "nextdp_compression", value_parser = FalseyValueParser::new())]
     pub(crate) nextdp_gzip: bool,
-    /// Take ultradp's secured variant too, by the password in this file, which should be readable by
-    /// its owner alone (0600): encrypted, not authenticated
+    /// Take ultradp's secured variant too, by the password in this file, which should be readable
+    /// by its owner alone (0600): encrypted, not authenticated
     #[arg(long, value_name = "FILE")]
     pub(crate) ultradp_password_file: Option<PathBuf>,
     /// Keep the archives that clients send with --compress zip or targz instead of unpacking them

@@ -235,7 +235,8 @@ fn read_list(file: &Path) -> Result<Option<Vec<Vec<u8>>>, Refused> {
 /// The paths of a list as they are in a manifest: without slashes and dots that say nothing. The
 /// folder itself, which `find` names first, means everything.
 fn listed_paths(text: &[u8]) -> Option<Vec<Vec<u8>>> {
-    // A list from a system whose lines end in CR LF has no other lines; else a CR belongs to a name.
+    // A list from a system whose lines end in CR LF has no other lines; else a CR belongs to a
+    // name.
     let lines = || text.split_inclusive(|&byte| byte == b'\n');
     let end: &[u8] = match lines().all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n")) {
         true => b"\r\n",

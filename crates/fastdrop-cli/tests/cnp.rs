@@ -94,7 +94,8 @@ const STALLS_MAX: usize = 5;
 /// A peer that is kept from the processor is silent as well, and to one of the field what is sent
 /// again is another message: a session that lasted long enough for that proves nothing.
 fn assert_peer_takes_six(peer: &str, extra: &str) {
-    // One that calls the size `max_size` may be of the second generation, and is asked as such first.
+    // One that calls the size `max_size` may be of the second generation, and is asked as such
+    // first.
     let asked = u64::from(peer.contains("max_size"));
     for stalls in 1.. {
         let start = Instant::now();

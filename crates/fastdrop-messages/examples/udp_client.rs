@@ -1,4 +1,5 @@
-//! Sends by UDP: a datagram, one that is acknowledged, and 20 MB: `cargo run -p fastdrop-messages --example udp_client [ADDRESS]`.
+//! Sends by UDP: a datagram, one that is acknowledged, and 20 MB: `cargo run -p fastdrop-messages
+//! --example udp_client [ADDRESS]`.
 
 #![allow(clippy::print_stdout, reason = "an example")]
 

@@ -515,7 +515,8 @@ async fn case_97_an_application_that_crawls_holds_the_sender_back_and_loses_noth
                 client.flush().await.unwrap();
             })
         };
-        // So much is taken at once, and then no more: what both ends and the system keep is far less than all.
+        // So much is taken at once, and then no more: what both ends and the system keep is far
+        // less than all.
         let taken = async {
             loop {
                 match tokio::time::timeout(Duration::from_millis(300), told.recv()).await {

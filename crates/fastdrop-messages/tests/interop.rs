@@ -288,7 +288,8 @@ async fn their_acknowledged_datagrams_and_our_udp_server() {
     assert_eq!(ours_of(&soon(client.recv()).await.unwrap().0), sample(500));
 }
 
-/// Their fragments carry the whole payload each, and all that want no acknowledgement have one number.
+/// Their fragments carry the whole payload each, and all that want no acknowledgement have one
+/// number.
 #[tokio::test]
 async fn their_large_messages_and_our_udp_server() {
     let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();

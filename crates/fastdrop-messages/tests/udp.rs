@@ -155,7 +155,8 @@ async fn a_refusal_says_why() {
     assert_eq!(received.unwrap().0.payload.len(), 90_000);
 }
 
-/// A server answers a small question of a stranger with much: the stranger proves itself and gets it.
+/// A server answers a small question of a stranger with much: the stranger proves itself and gets
+/// it.
 #[tokio::test]
 async fn case_70_a_large_answer_waits_for_a_proof_and_comes() {
     let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();

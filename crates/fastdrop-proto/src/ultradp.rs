@@ -52,7 +52,7 @@ pub struct Announcement {
     pub size: u64,
     /// Whether chunks are Zstandard frames.
     pub compressed: bool,
-    /// Whether their contents are encrypted: the secured variant. A [`Prelude`] follows the line.
+    /// True if their contents are encrypted: the secured variant. A [`Prelude`] follows the line.
     pub encrypted: bool,
 }
 

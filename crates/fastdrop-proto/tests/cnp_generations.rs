@@ -72,7 +72,7 @@ fn output(session: &mut Session, now: Instant) -> Vec<Vec<u8>> {
     .collect()
 }
 
-/// What leaves now, or, if nothing does, when the next time has come.
+/// Packets that leave now, or, if none does, when the next time has come.
 fn next(session: &mut Session, now: &mut Instant) -> Vec<Vec<u8>> {
     let left = output(session, *now);
     if !left.is_empty() {
@@ -211,7 +211,8 @@ fn data_of_the_second_generation_are_messages_and_signs_of_life_are_not() {
         session.handle_timeout(later);
         assert_eq!(dialect.read(&output(&mut session, later))[0].0, LATER_DATA, "{is_second}");
     }
-    // From one that has sent no data, or that has agreed to keep-alives, an empty one is a sign of life.
+    // From one that has sent no data, or that has agreed to keep-alives, an empty one is a sign of
+    // life.
     let now = Instant::now();
     let mut session = server(now, dialect, r#"{"operation_mode":"burst","max_size":1000}"#);
     give(&mut session, now, &dialect.packet(LATER_DATA, 5, true, b""));
@@ -420,7 +421,7 @@ proptest! {
         }
     }
 
-    /// What this end sends to them is cut by characters, numbered from 0, and goes one by one.
+    /// Messages to them are cut by characters, numbered from 0, and go one by one.
     #[test]
     fn the_third_and_the_fourth_generation_get_messages_whole_once_and_in_order(
         texts in texts(),

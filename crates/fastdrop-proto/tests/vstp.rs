@@ -1,6 +1,7 @@
 //! Two endpoints of VSTP over a simulated network with virtual time and seeded faults.
 //!
-//! `VSTP_SEEDS=10000 cargo test --release -p fastdrop-proto --test vstp` runs as many seeds; without it, a few hundred.
+//! `VSTP_SEEDS=10000 cargo test --release -p fastdrop-proto --test vstp` runs as many seeds;
+//! without it, a few hundred.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
@@ -14,7 +15,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node 0.
+/// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node
+/// 0.
 struct Net {
     now: Instant,
     start: Instant,
@@ -341,7 +343,8 @@ fn case_74_acknowledgements_of_what_was_never_sent_change_nothing() {
     assert_eq!(net.received[1].len(), 2);
 }
 
-/// Numbers below 256 come round after 256 messages: to a peer of which nothing is known yet, and to one that never reports.
+/// Numbers below 256 come round after 256 messages: to a peer of which nothing is known yet, and to
+/// one that never reports.
 #[test]
 fn case_76_numbers_of_small_messages_come_round() {
     let mut net = Net::new(9, Link::clean(1e9, Duration::from_millis(1)), 2);

@@ -411,8 +411,8 @@ fn case_95_messages_of_old_senders_come_once_over_a_bad_network() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// Slices of any bytes: in datagrams of at most 1,200 bytes none is mistaken, in others only two
-    /// equal ones that have, with their headers, more than that.
+    /// Slices of any bytes: in datagrams of at most 1,200 bytes none is mistaken, in others only
+    /// two equal ones that have, with their headers, more than that.
     #[test]
     fn a_message_in_slices_is_never_taken_for_another(
         slice in prop_oneof![Just(1200_usize), 1_usize..2300],

@@ -1,4 +1,5 @@
-//! What a server refuses because there is too much of it already, seen by a client of each protocol.
+//! What a server refuses because there is too much of it already, seen by a client of each
+//! protocol.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -125,8 +126,8 @@ fn case_105_a_handshake_that_is_ended_for_another_is_reset() {
     assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
 }
 
-/// The upgrade of an older version that is answered, also as the second request of a connection, and
-/// nothing behind it.
+/// The upgrade of an older version that is answered, also as the second request of a connection,
+/// and nothing behind it.
 fn upgrade(served: &Served, version: &str, after_another: bool) -> TcpStream {
     let mut stream = TcpStream::connect(served.address).unwrap();
     let answer_to = |stream: &mut TcpStream, request: &str| {

@@ -175,7 +175,7 @@ fn fastdownloader_files_reach_a_published_client() {
     }
 }
 
-/// What the published client would split elsewhere is not given to it, rather than wrongly.
+/// A file that the published client would split elsewhere is not given to it, rather than wrongly.
 #[test]
 fn fastdownloader_separators_in_a_file_are_not_given_in_the_dialect_that_splits_at_them() {
     let dir = scratch();

@@ -98,7 +98,7 @@ fn a_file_of_the_same_size_that_differs_is_refused_and_stays() {
     );
 }
 
-/// Where the sizes tell that it is another one, nothing of it is taken.
+/// Nothing is taken of a file that is another one by its size.
 #[test]
 fn a_file_of_another_size_is_refused_before_its_bytes_are_taken() {
     let dir = scratch();

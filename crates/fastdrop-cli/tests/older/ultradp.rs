@@ -76,7 +76,8 @@ fn ultradp_that_does_not_shrink_arrives_whole_at_a_receiver_that_counts_compress
     for (name, content) in [
         ("random", &random[..=CHUNK]),
         ("two random chunks and one byte", &random[..=2 * CHUNK]),
-        // The first chunk shrinks a little, and then so little is left that the sum is reached early.
+        // The first chunk shrinks a little, and then so little is left that the sum is reached
+        // early.
         ("a little", &[&zeros[..400], &random[..2 * CHUNK - 399]].concat()),
         ("at first", &[&zeros, &random[..2 * CHUNK]].concat()),
         ("well", &vec![b'a'; CHUNK + 1]),
@@ -95,7 +96,7 @@ fn ultradp_that_does_not_shrink_arrives_whole_at_a_receiver_that_counts_compress
     }
 }
 
-/// What is announced, as far as it goes without decoding anything.
+/// The announcement, as far as it goes without decoding anything.
 #[test]
 fn ultradp_compresses_only_what_shrinks() {
     let (_own, random) = source(1_000_000);

@@ -89,9 +89,9 @@ pub struct SessionConfig {
     pub packet_timeout: Duration,
     /// The form of a client's SYN. Default full.
     pub syn_form: SynForm,
-    /// The time between a packet that nothing answers (the end of the handshake, an acknowledgement)
-    /// and data behind it, on a stream to a peer of the field that may read them together and take
-    /// them for one packet. At most a second. Default 50 ms.
+    /// The time between a packet that nothing answers (the end of the handshake, an
+    /// acknowledgement) and data behind it, on a stream to a peer of the field that may read them
+    /// together and take them for one packet. At most a second. Default 50 ms.
     pub unanswered_pause: Duration,
 }
 

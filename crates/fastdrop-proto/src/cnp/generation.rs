@@ -21,10 +21,10 @@ pub enum Generation {
     Fourth,
 }
 
-/// What a packet means, once the handshake is over.
+/// The meaning of a packet, once the handshake is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// What every generation knows.
+    /// A type that every generation knows.
     Is(PacketType),
     /// The packet with its number is to be sent again.
     Nack,

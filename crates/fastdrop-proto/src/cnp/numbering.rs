@@ -6,7 +6,7 @@ use super::params::Mode;
 use super::per_message::{PerMessage, Place};
 use super::seq::Seq;
 
-/// What is known of data beside their number.
+/// Facts about data beside their number.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context {
     /// The place of the next packet.
@@ -98,7 +98,7 @@ impl Numbering {
         self.per_message.on_taken(seq, begins, complete);
     }
 
-    /// What came of the last message is all of it.
+    /// The last message is whole, as nothing more of it came.
     pub(super) fn on_silence(&mut self) {
         self.per_message.on_silence();
     }

@@ -79,7 +79,7 @@ impl PerMessage {
         self.end = if complete { End::Said } else { End::Open };
     }
 
-    /// What came is the whole message, as nothing more comes.
+    /// The message is whole, as nothing more of it came.
     pub(super) fn on_silence(&mut self) {
         self.end = End::Silence;
     }
@@ -94,7 +94,7 @@ impl PerMessage {
 mod tests {
     use super::*;
 
-    /// What becomes of numbers, each with whether its packet ends a message.
+    /// The places of numbers, each of which comes with a mark if its packet ends a message.
     fn take(marked: bool, packets: &[(u16, bool)]) -> Vec<Place> {
         let mut numbers = PerMessage::new(marked);
         let mut expected = 0;

@@ -165,7 +165,7 @@ impl Receiver {
         self.partial_last.is_some()
     }
 
-    /// What came of the message under way is all of it, though nothing has said so.
+    /// Takes what came of the message under way for all of it, though nothing has said so.
     pub(super) fn complete(&mut self) {
         if let Some(last) = self.partial_last.take() {
             let message = std::mem::take(&mut self.partial);
@@ -233,8 +233,8 @@ impl Receiver {
         self.unhandled.get_mut(usize::try_from(id.0.checked_sub(self.first_unhandled)?).ok()?)
     }
 
-    /// The last packet of the next message that has been handled, as have all before it, and whether
-    /// it is still to be acknowledged.
+    /// The last packet of the next message that has been handled, as have all before it, and
+    /// whether it is still to be acknowledged.
     pub(super) fn poll_released(&mut self) -> Option<(PacketId, bool)> {
         self.unhandled.front().filter(|message| message.handled)?;
         let message = self.unhandled.pop_front()?;

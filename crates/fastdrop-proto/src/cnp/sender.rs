@@ -223,8 +223,8 @@ impl Sender {
         self.slot(number).is_some_and(|slot| slot.state != SlotState::Acknowledged)
     }
 
-    /// How often the packet with this number was sent and not refused; 0 if it does not wait any
-    /// more.
+    /// The times that the packet with this number was sent and not refused; 0 if it does not wait
+    /// any more.
     pub(super) fn sends(&self, number: u64) -> u32 {
         let waits = self.slot(number).filter(|slot| slot.state != SlotState::Acknowledged);
         waits.map_or(0, |slot| slot.sends - slot.refused)
@@ -601,8 +601,8 @@ impl Sender {
         self.gaps = 0;
     }
 
-    /// The peer says that this packet came damaged: it goes again. A peer that says so too often in a
-    /// row is as good as gone.
+    /// The peer says that this packet came damaged: it goes again. A peer that says so too often in
+    /// a row is as good as gone.
     pub(super) fn on_nack(&mut self, now: Instant, number: u64) -> Result<(), Gone> {
         let Some(slot) = self.slot_mut(number).filter(|slot| slot.state == SlotState::OnItsWay) else {
             return Ok(());

@@ -101,7 +101,7 @@ impl ChunkSplitter {
     ///
     /// # Errors
     ///
-    /// What comes is no chunk.
+    /// Bytes that are no chunk.
     pub fn split<'a>(
         &mut self,
         wire: &'a [u8],
@@ -263,7 +263,7 @@ mod tests {
             }
         }
 
-        /// What the published client would split elsewhere is not sent to it.
+        /// A chunk that the published client would split elsewhere is not sent to it.
         #[test]
         fn a_v1_chunk_is_written_only_if_it_can_be_split(bytes in content(1000), ordinal: u64) {
             let mut out = [0; V1_CHUNK];

@@ -53,9 +53,9 @@ pub fn one_chunk_for(bytes: u64) -> u32 {
 /// Steps in which a chunk size is made to fit, in bytes.
 const FITTING: u32 = 64 << 10;
 
-/// The chunk size for a 1.0.0 payload of `packed` bytes that was made of a file of `bytes`: the usual
-/// one, or the next larger one with which the payload has no more chunks than the header announces,
-/// `bytes / OneChunk + 1`.
+/// The chunk size for a 1.0.0 payload of `packed` bytes that was made of a file of `bytes`: the
+/// usual one, or the next larger one with which the payload has no more chunks than the header
+/// announces, `bytes / OneChunk + 1`.
 pub fn one_chunk_within(bytes: u64, packed: u64) -> u32 {
     let usual = one_chunk_for(packed);
     let fits = |&one_chunk: &u32| packed.div_ceil(one_chunk.into()) <= bytes / u64::from(one_chunk) + 1;

@@ -13,7 +13,7 @@ const KEY_LEN: usize = 32;
 /// Bytes of the salt, and of the initialisation vector.
 pub const SALT_LEN: usize = 16;
 
-/// What follows the announcement of the secured variant.
+/// The bytes that follow the announcement of the secured variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prelude {
     /// Salt of the password.

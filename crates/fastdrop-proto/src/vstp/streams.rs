@@ -1,11 +1,12 @@
-//! The numbers that one sender has used, where it counts upwards (docs/protocol/vstp.md, section 6).
+//! The numbers that one sender has used, where it counts upwards (docs/protocol/vstp.md, section
+//! 6).
 
 use std::collections::VecDeque;
 
 /// Numbers of one sender that are not settled lie within so many of each other.
 pub(super) const SPAN: u32 = 1 << 15;
 
-/// What is known of a number.
+/// Knowledge of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
     /// It has not come.
@@ -62,7 +63,7 @@ struct Stream {
     id: u32,
     /// The highest count that came.
     max: u32,
-    /// Which word is the first that is kept: all before it came and were acknowledged, or are past.
+    /// The first word that is kept: all before it came and were acknowledged, or are past.
     first: u32,
     words: VecDeque<Word>,
 }

@@ -65,7 +65,7 @@ pub(super) struct Unacknowledged {
     give_up: Duration,
     /// The last number of a frame.
     msg_id: u64,
-    /// What makes the next stream of numbers unguessable.
+    /// Random bits of the next stream of numbers.
     next_stream: u32,
     /// Frames for which there is no number yet.
     held: VecDeque<Held>,
@@ -182,7 +182,7 @@ impl Unacknowledged {
         Some(waiting)
     }
 
-    /// What waits for the acknowledgement of this number is to leave again then.
+    /// Sets when what waits for the acknowledgement of this number is to leave again.
     fn set_again_at(&mut self, msg_id: u64, again_at: Option<Instant>) {
         let Some(waiting) = self.waiting.get_mut(&msg_id) else { return };
         self.due.remove(&(waiting.due_at(), msg_id));

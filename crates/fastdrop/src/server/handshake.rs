@@ -25,7 +25,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The most that may be set for the header of an older version.
 const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How long header and OPEN of version 2 may take after that.
+/// Time for header and OPEN of version 2 after that.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds out what a connection speaks; None if that was refused, which has been said and logged.

@@ -61,7 +61,7 @@ pub(super) fn could_be_same(root: &Root, path: &[u8], announced: &Announced) -> 
 ///
 /// # Errors
 ///
-/// What is there cannot be read.
+/// The file that is there cannot be read.
 pub(super) fn compare(root: &Root, path: &[u8], file: &OwnedFd) -> Result<Comparison, Error> {
     let unreadable = |errno: Errno| {
         let (path, why) = (crate::shown(path), reason(errno));

@@ -38,7 +38,7 @@ pub(crate) struct StagedFile {
     manifest: Manifest,
     temp: u32,
     fd: OwnedFd,
-    /// What stands at its place may be the same file, and stays.
+    /// The file that stands at its place may be the same one, and stays.
     contested: bool,
     keep: bool,
 }

@@ -26,7 +26,8 @@ struct Large {
 
 /// Frames in both directions, and the session about them.
 ///
-/// `recv` may be dropped at any point without losing anything, and so may `send`: what it had begun to write goes out before anything else.
+/// `recv` may be dropped at any point without losing anything, and so may `send`: what it had begun
+/// to write goes out before anything else.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,

@@ -327,7 +327,7 @@ impl Session {
         }
     }
 
-    /// What came of a message whose end nothing marks is all of it.
+    /// Takes what came of a message whose end nothing marks for all of it.
     pub(super) fn complete_message(&mut self) {
         let Some(channel) = &mut self.channel else { return };
         if channel.generation == Generation::Third && channel.receiver.is_within() {
@@ -452,8 +452,8 @@ impl Session {
             _ => sends,
         };
         if channel.agreed.characters.is_some() && answered > 1 {
-            // Numbers do not tell a second acknowledgement from that of the next message: it has its
-            // time to come while nothing waits for one.
+            // Numbers do not tell a second acknowledgement from that of the next message: it has
+            // its time to come while nothing waits for one.
             let since = channel.sender.first_sent_at().unwrap_or(now);
             let time = (now.saturating_duration_since(since) * 2).max(Rtt::TIMEOUT_FIRST);
             self.quiet = Some(Quiet { since: now, until: now + time });

@@ -106,7 +106,7 @@ struct Ack {
     says: AckSays,
 }
 
-/// What an acknowledgement says.
+/// The content of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AckSays {
     /// The packet came.

@@ -243,8 +243,8 @@ impl Session {
         }
     }
 
-    /// A message whose end nothing marks is whole when nothing more of it has come for a while. What
-    /// is not read is no silence.
+    /// A message whose end nothing marks is whole when nothing more of it has come for a while.
+    /// What is not read is no silence.
     fn look_for_silence(&mut self, now: Instant) {
         let reads = self.wants_input();
         let Some(channel) = &mut self.channel else { return };

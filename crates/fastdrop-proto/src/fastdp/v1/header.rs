@@ -175,8 +175,8 @@ impl Header {
         (self.version == Version::V1_0 || self.compression == Compression::None).then_some(self.full_size)
     }
 
-    /// The number of chunks that the header announces. A receiver of 1.0.0 may wait for so many, also
-    /// where fewer carry the payload.
+    /// The number of chunks that the header announces. A receiver of 1.0.0 may wait for so many,
+    /// also where fewer carry the payload.
     pub fn full_chunk(&self) -> u64 {
         let one_chunk = u64::from(self.one_chunk.max(1));
         match self.version {
@@ -214,7 +214,8 @@ impl Header {
         }
     }
 
-    /// Takes a header of `version` from the beginning of `bytes`, and says how long it is; None if more bytes are needed.
+    /// Takes a header of `version` from the beginning of `bytes`, and says how long it is; None if
+    /// more bytes are needed.
     pub fn decode(bytes: &[u8], version: Version) -> Result<Option<(Self, usize)>, Violation> {
         let Some((prefix, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
         let len = u32::from_be_bytes(*prefix);

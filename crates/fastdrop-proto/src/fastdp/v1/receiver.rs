@@ -43,7 +43,8 @@ pub enum Verdict {
     Take(u32),
     /// It is held already, or empty: it is not needed.
     Known,
-    /// Where the numbers begin is not known yet. It is to be kept by its number until [`Receiver::poll_waiting`] asks for it.
+    /// Where the numbers begin is not known yet. It is to be kept by its number until
+    /// [`Receiver::poll_waiting`] asks for it.
     Wait,
 }
 
@@ -75,7 +76,8 @@ pub struct Receiver {
     held: Vec<u64>,
     count: u32,
     bytes: u64,
-    /// Place and bytes of the chunk that is shorter than the others: the last, where the payload's size is not known.
+    /// Place and bytes of the chunk that is shorter than the others: the last, where the payload's
+    /// size is not known.
     short: Option<(u32, u32)>,
     /// The highest place that is held, and one.
     end: u32,
@@ -154,7 +156,8 @@ impl Receiver {
                 prefix.size
             )));
         }
-        // Numbers that begin at 1 go one further; a sender that counts an empty chunk at the end goes two.
+        // Numbers that begin at 1 go one further; a sender that counts an empty chunk at the end
+        // goes two.
         let limit = self.chunks().unwrap_or(self.most).saturating_add(1);
         if prefix.number > limit {
             return Err(Violation::protocol(format!("chunk {} is beyond the last", prefix.number)));
@@ -162,7 +165,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Decides about a chunk that begins with `beginning`. It counts only once [`Self::handle_received`] says that all of it came.
+    /// Decides about a chunk that begins with `beginning`. It counts only once
+    /// [`Self::handle_received`] says that all of it came.
     pub fn judge(&mut self, prefix: ChunkPrefix, beginning: &[u8]) -> Result<Verdict, Violation> {
         self.expect(prefix)?;
         self.find_first(prefix.number, beginning)?;
@@ -223,7 +227,8 @@ impl Receiver {
         Ok(None)
     }
 
-    /// Whether everything that was given a place before has to be moved by one chunk, away from the beginning.
+    /// Whether everything that was given a place before has to be moved by one chunk, away from the
+    /// beginning.
     pub fn poll_shift(&mut self) -> bool {
         std::mem::take(&mut self.shifted)
     }
@@ -256,7 +261,8 @@ impl Receiver {
 
     /// Numbers were taken to begin at 1, and now there is a 0.
     fn shift(&mut self) -> Result<(), Violation> {
-        // What is held in the last place has none to move to; what is held before it moves there, and must be as long.
+        // What is held in the last place has none to move to; what is held before it moves there,
+        // and must be as long.
         let last = self.chunks().and_then(|chunks| chunks.checked_sub(1));
         let moves = |last: u32| match last.checked_sub(1) {
             Some(before) if self.is_held(before) => self.due(before) == self.due(last),
@@ -342,7 +348,8 @@ mod tests {
         }
     }
 
-    /// Sends the chunks of `payload` in `order`, numbered from `first`, and puts together what comes out.
+    /// Sends the chunks of `payload` in `order`, numbered from `first`, and puts together what
+    /// comes out.
     fn receive(
         header: &Header,
         payload: &[u8],
@@ -384,7 +391,8 @@ mod tests {
     }
 
     proptest! {
-        /// Chunks in any order, some of them twice, numbered from 0 or from 1, in either version: the payload comes out.
+        /// Chunks in any order, some of them twice, numbered from 0 or from 1, in either version:
+        /// the payload comes out.
         #[test]
         fn cases_22_and_28_any_order_and_numbering_gives_the_payload(
             (version, compression) in versions(),
@@ -429,7 +437,8 @@ mod tests {
         {
             handle(bad).expect_err(&format!("{bad:?}"));
         }
-        // Taken as the first of two where numbers begin at 1, and too long for the place that it has beside a 0.
+        // Taken as the first of two where numbers begin at 1, and too long for the place that it
+        // has beside a 0.
         let mut receiver =
             Receiver::new(&Header { version: Version::V1_0, full_size: 17, ..header.clone() }).unwrap();
         assert_eq!(receiver.judge(ChunkPrefix { number: 1, size: 10 }, &[]), Ok(Verdict::Take(0)));
@@ -444,7 +453,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
-        /// Whatever is announced, in any order: each chunk that is held has the bytes that are due in its place.
+        /// Whatever is announced, in any order: each chunk that is held has the bytes that are due
+        /// in its place.
         #[test]
         fn what_is_held_is_never_more_than_the_payload(
             (version, compression) in versions(),

@@ -34,7 +34,7 @@ pub enum Flag {
     FilesFrom,
     /// Bytes a second at most.
     Bwlimit,
-    /// What UltraDP sends is encrypted.
+    /// UltraDP's chunks are encrypted.
     UltradpPasswordFile,
     /// Attempts after a loss.
     Retries,

@@ -62,7 +62,8 @@ const NO_PASSWORD: Keeps = Only(&["none"], "it does not encrypt with a password"
 const ARCHIVES: Keeps =
     Only(&["auto", "none", "zstd", "zip", "targz"], "it does not compress with gzip alone; targz does");
 
-/// All flags. The native protocol keeps every value of each but `--compress gzip`, and has no password.
+/// All flags. The native protocol keeps every value of each but `--compress gzip`, and has no
+/// password.
 const ROWS: [Row; 18] = [
     Row { flag: Flag::Existing, put: RECEIVER_DECIDES, but: &[], get: All },
     Row {

@@ -30,12 +30,12 @@ pub struct ServerOptions {
     pub bind: Vec<SocketAddr>,
     /// The protocols that are answered. Default: all.
     pub accept: Accept,
-    /// How long a client of fastdp 1.0.0 or 1.1.0 may take from its upgrade to its header: it may
+    /// Time for a client of fastdp 1.0.0 or 1.1.0 from its upgrade to its header: it may
     /// compress a file first. Default 10 minutes,
     /// at most a day; meanwhile it costs a descriptor and some 10 KiB,
     /// and is the first to go where there are too many.
     pub header_timeout: Duration,
-    /// How chunks of NextDP are compressed: its requests do not tell. Default: not at all.
+    /// Compression of NextDP's chunks: its requests do not tell. Default: none.
     pub nextdp_compression: NextDpCompression,
     /// The password of UltraDP's secured variant, which is encrypted, and not authenticated.
     /// Default: none, and the variant is refused.

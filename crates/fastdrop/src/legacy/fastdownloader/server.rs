@@ -38,7 +38,7 @@ const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 const CLIENTS_PER_ADDRESS_MAX: usize = 64;
 /// Chunks that are read, and sent, at once.
 const BATCH: u64 = 1024;
-/// What a segment has beside its bytes: the timestamps of TCP.
+/// Bytes that a segment has beside its content: the timestamps of TCP.
 const SEGMENT_OPTIONS: usize = 12;
 
 /// The server of FastDownloader.
@@ -348,8 +348,8 @@ impl Giving {
             if self.next.load(Ordering::Relaxed) == GIVEN_UP {
                 return Err(Error::Network("another stream of this client has failed".into()));
             }
-            // With room for all of it a chunk does not leave in two parts. If there is none for long,
-            // sending says why.
+            // With room for all of it a chunk does not leave in two parts. If there is none for
+            // long, sending says why.
             let tick = Timespec { tv_sec: 1, tv_nsec: 0 };
             let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&tick));
             say(connection, &chunk)?;

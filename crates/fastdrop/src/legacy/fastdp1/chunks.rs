@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const IN_VAIN_MAX: u32 = 16;
 /// Repetitions of its header that a sender of 1.0.0 is answered.
 const REPEATED_MAX: u32 = 8;
-/// How long a sender of nothing may take to repeat its header.
+/// Time for a sender of nothing to repeat its header.
 const REPEATED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The chunks of a transfer, from whichever connection brings them.

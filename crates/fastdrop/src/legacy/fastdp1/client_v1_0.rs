@@ -81,7 +81,7 @@ impl Lacking {
     }
 }
 
-/// What went over one connection.
+/// The account of one connection.
 #[derive(Debug, Default)]
 struct Sent {
     /// Chunks that were lacking, each with its end.
@@ -140,8 +140,8 @@ fn send_over(
     (sent, outcome)
 }
 
-/// Sends empty chunks from `count` on, up to the number of chunks that was announced: a receiver may
-/// wait for so many.
+/// Sends empty chunks from `count` on, up to the number of chunks that was announced: a receiver
+/// may wait for so many.
 fn fill_up(client: &ClientContext, reader: &FrameReader, count: u64, announced: u64) -> Result<(), Error> {
     let mut next = count;
     while next < announced && !reader.comes_within(Duration::ZERO) {
@@ -245,8 +245,8 @@ pub(super) fn send(
             }
             Farewell::Closed | Farewell::Broken | Farewell::Reconnect => {}
         }
-        // Bytes that were sent are progress only where the receiver keeps them: a FastDrop does, and
-        // one that asks for the rest says so.
+        // Bytes that were sent are progress only where the receiver keeps them: a FastDrop does,
+        // and one that asks for the rest says so.
         if asks_again || (has_gained && !sent.all && is_fastdrop) {
             in_vain = 0;
             continue;

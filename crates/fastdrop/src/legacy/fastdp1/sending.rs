@@ -25,15 +25,15 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-/// How long the receiver may take to answer, sync and name what it has.
+/// Time for the receiver to answer, sync and name what it has.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(600);
-/// What a receiver without words may mean by ending a connection.
+/// The probable meaning of a receiver that ends a connection without words.
 pub(super) const UNABLE: &str = "perhaps it could not write the file (no space, no permission, a name it does not take, or one \
                       that exists), or stopped: its own messages may say";
 /// Bytes that are hashed at once.
 const STEP: usize = 256 << 10;
 
-/// What goes over the wire: the file itself, or what was made of it.
+/// The bytes that go over the wire: the file itself, or what was made of it.
 pub(super) struct Payload {
     pub(super) file: SourceFile,
     pub(super) header: Header,

@@ -137,8 +137,8 @@ fn serve_1_0(
     report(peer, &header, started, &result);
 }
 
-/// Ends a connection of 1.0.0 in good order if the file has its name; else it is reset. Whoever asked
-/// for a confirmation hears either in words.
+/// Ends a connection of 1.0.0 in good order if the file has its name; else it is reset. Whoever
+/// asked for a confirmation hears either in words.
 fn say_the_end(connection: &Connection, header: &Header, result: &Result<(), Error>) {
     match result {
         Ok(()) => {
