@@ -54,6 +54,9 @@ pub struct Announcement {
     pub compressed: bool,
     /// True if their contents are encrypted: the secured variant. A [`Prelude`] follows the line.
     pub encrypted: bool,
+    /// Whether it may as well be that of a file called `NAME:0`, and nothing that follows can tell:
+    /// `NAME:0:0:0`. Nothing is replaced for it.
+    pub in_doubt: bool,
 }
 
 impl Announcement {
@@ -70,8 +73,9 @@ impl Announcement {
         };
         let line = std::str::from_utf8(within.get(..end).unwrap_or_default())
             .map_err(|_| UltraDpError::Announcement("it is not UTF-8"))?;
+        let has_fourth = has_four_fields(line.as_bytes());
         let (line, encrypted) = match line.rsplit_once(':') {
-            Some((plain, encrypted)) if has_four_fields(line.as_bytes()) => (plain, encrypted == "1"),
+            Some((plain, encrypted)) if has_fourth => (plain, encrypted == "1"),
             _ => (line, false),
         };
         let mut fields = line.rsplitn(3, ':');
@@ -88,7 +92,8 @@ impl Announcement {
         }
         let size = size.parse().ok().filter(|&size| size <= INTEGER_MAX);
         let size = size.ok_or(UltraDpError::Announcement("the size is beyond 2^53"))?;
-        Ok(Some((Self { name: name.into(), size, compressed, encrypted }, end + 1)))
+        let in_doubt = has_fourth && !encrypted && size == 0;
+        Ok(Some((Self { name: name.into(), size, compressed, encrypted, in_doubt }, end + 1)))
     }
 
     /// Encodes the line, with a fourth field only where that says something.
@@ -202,7 +207,7 @@ mod tests {
     }
 
     fn announcement(name: &str, size: u64, compressed: bool, encrypted: bool) -> Announcement {
-        Announcement { name: name.into(), size, compressed, encrypted }
+        Announcement { name: name.into(), size, compressed, encrypted, in_doubt: false }
     }
 
     #[test]
@@ -247,7 +252,7 @@ mod tests {
             ("a:5:0:1\n", announcement("a", 5, false, true)),
             ("a:b:5:1:1\n", announcement("a:b", 5, true, true)),
             // Read as the fourth field, which it may not have been.
-            ("a:0:0:0\n", announcement("a", 0, false, false)),
+            ("a:0:0:0\n", Announcement { in_doubt: true, ..announcement("a", 0, false, false) }),
             ("a:5:7:0\n", announcement("a:5", 7, false, false)),
             ("a:x:1:0\n", announcement("a:x", 1, false, false)),
             ("5:1:0\n", announcement("5", 1, false, false)),

@@ -157,6 +157,25 @@ fn ultradp_lines_of_four_fields_and_names_with_colons_are_taken() {
     }
 }
 
+/// The empty file `a` by four fields, or `a:0` by three: nothing that follows tells.
+#[test]
+fn ultradp_an_announcement_in_doubt_replaces_nothing() {
+    let dir = scratch();
+    fs::write(dir.path().join("a"), "mine").unwrap();
+    let server = serve(dir.path(), &["--existing", "overwrite"]);
+    for (line, name, content) in
+        [("a:0:0:0\n", "a", "mine"), ("new:0:0:0\n", "new", ""), ("a:0:0\n", "a", "")]
+    {
+        let mut stream = wire::Raw::bare(server.port);
+        stream.write_all(line.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // Reset, or closed in good order: it has been decided.
+        let _ = stream.read_to_end(&mut Vec::new());
+        eventually(line, || (fs::read_to_string(server.path(name)).ok()? == content).then_some(()));
+    }
+    assert_clean(&server);
+}
+
 #[test]
 fn ultradp_goes_from_our_client_to_our_server_under_another_name() {
     let dir = scratch();

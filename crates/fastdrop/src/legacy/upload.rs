@@ -11,7 +11,7 @@ use crate::net::listen::canonical;
 use crate::storage::options::ReceiveOptions;
 use crate::storage::present::Announced;
 use crate::storage::single::StagedFile;
-use fastdrop_proto::fastdp::{Code, Durability};
+use fastdrop_proto::fastdp::{Code, Durability, Existing};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,8 +62,36 @@ impl LegacyUpload {
         path: &[u8],
         announced: &Announced,
     ) -> Result<Self, Error> {
+        Self::create_where(context, who, path, announced, |existing| existing)
+    }
+
+    /// As [`create`](Self::create), and replaces nothing.
+    ///
+    /// # Errors
+    ///
+    /// As of that.
+    pub(crate) fn create_beside(
+        context: &Arc<ServerContext>,
+        who: &Principal,
+        path: &[u8],
+        announced: &Announced,
+    ) -> Result<Self, Error> {
+        Self::create_where(context, who, path, announced, |existing| match existing {
+            Existing::Overwrite => Existing::Error,
+            Existing::Skip | Existing::Error | Existing::Rename => existing,
+        })
+    }
+
+    fn create_where(
+        context: &Arc<ServerContext>,
+        who: &Principal,
+        path: &[u8],
+        announced: &Announced,
+        decide: impl FnOnce(Existing) -> Existing,
+    ) -> Result<Self, Error> {
         let options = &context.options;
         let (path, existing) = context.gate.admit_file(who, path)?;
+        let existing = decide(existing);
         if !context.registry.has_room() {
             return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
         }

@@ -45,6 +45,7 @@ fn send_once(
         size: file.size,
         compressed: first.is_some(),
         encrypted: encryption.is_some(),
+        in_doubt: false,
     };
     let line = announcement.encode().map_err(|why| {
         let name = crate::shown(&file.name);

@@ -1,6 +1,7 @@
 //! UltraDP: receives one file from a connection on which nothing is answered. It is
 //! reset unless the file gets its name.
 
+use crate::admission::count::Counted;
 use crate::codec::decode::{expect_end, fill, zstd_frame};
 use crate::context::password::Password;
 use crate::context::server::ServerContext;
@@ -10,16 +11,20 @@ use crate::legacy::upload::{LegacyConnection, LegacyUpload};
 use crate::lock::lock;
 use crate::net::connection::Ended;
 use crate::net::frames::{FrameReader, Payload};
+use crate::stop::Stop;
 use crate::storage::present::Announced;
 use crate::storage::single::{BUFFER, WriteBehind};
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::ultradp::{Announcement, Decryptor, Key, Prelude, Receiver, UltraDpError};
 use std::io::{BufReader, Read};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a sender may keep its side open once everything has come.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that may wait for their key at once, with the one whose turn it is.
+const DERIVING_MAX: usize = 16;
 
 /// Serves a connection whose first line is there.
 pub(crate) fn serve(context: &Arc<ServerContext>, legacy: LegacyConnection) {
@@ -47,14 +52,17 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     let connection = Arc::clone(reader.connection());
     reader.fill(&mut vec![0; used])?;
     let announced = Announced::exactly(announcement.size);
-    let placed =
-        LegacyUpload::create(context, &Principal::of(peer), announcement.name.as_bytes(), &announced)?;
+    let (who, name) = (Principal::of(peer), announcement.name.as_bytes());
+    let placed = match announcement.in_doubt {
+        true => LegacyUpload::create_beside(context, &who, name, &announced)?,
+        false => LegacyUpload::create(context, &who, name, &announced)?,
+    };
     // Only for what may be put there.
     let password = password.filter(|_| announcement.encrypted);
     if password.is_some() {
         tracing::info!(%peer, protocol = "ultradp", "what comes is encrypted, not authenticated");
     }
-    let mut cipher = password.map(|password| decryptor(&mut reader, password)).transpose()?;
+    let mut cipher = password.map(|password| decryptor(context, &mut reader, password)).transpose()?;
     let mut receiver = Receiver::new(&announcement);
     let compressed = announcement.compressed;
     let result = placed
@@ -79,17 +87,30 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
 }
 
 /// Receives salt and initialisation vector, and derives the key.
-fn decryptor(reader: &mut FrameReader, password: &Password) -> Result<Decryptor, Error> {
-    // One at a time: strangers who ask for keys take one core at most.
-    static DERIVING: Mutex<()> = Mutex::new(());
+fn decryptor(
+    context: &ServerContext,
+    reader: &mut FrameReader,
+    password: &Password,
+) -> Result<Decryptor, Error> {
     let mut prelude = [0; Prelude::LEN];
     reader.fill(&mut prelude)?;
     let Prelude { salt, iv } = Prelude::decode(prelude);
-    let key = {
-        let _turn = lock(&DERIVING);
-        Key::derive(password.bytes(), &salt)
-    };
+    let key = in_turn(&context.stop, || Key::derive(password.bytes(), &salt))?;
     Ok(Decryptor::new(&key, &iv))
+}
+
+/// Derives one key at a time: strangers who ask for keys take one core at most.
+fn in_turn<T>(stop: &Stop, derive: impl FnOnce() -> T) -> Result<T, Error> {
+    static DERIVING: Mutex<()> = Mutex::new(());
+    static WAITING: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+    let Some(_waiting) = Counted::within(&WAITING, DERIVING_MAX) else {
+        return Err(Error::failed(Code::Unavailable, "too many senders ask for a key at once"));
+    };
+    let _turn = lock(&DERIVING);
+    if stop.is_stopped() {
+        return Err(Error::Interrupted);
+    }
+    Ok(derive())
 }
 
 /// Receives chunks until the sender ends.
@@ -217,5 +238,43 @@ fn refused(error: UltraDpError) -> Error {
         UltraDpError::Incomplete { .. } => Error::Network(error.to_string()),
         UltraDpError::TooLong(_) => Error::failed(Code::OverLimit, error.to_string()),
         _ => Error::protocol(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_may_wait_for_a_key_and_none_after_the_word_to_stop() {
+        let stop = Stop::default();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (ends, end) = std::sync::mpsc::channel::<()>();
+        let end = Mutex::new(end);
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                in_turn(&stop, || {
+                    begun.send(()).unwrap();
+                    lock(&end).recv().unwrap();
+                })
+            });
+            begins.recv().unwrap();
+            // More than may wait: those are refused while the first one has its turn.
+            let (done, results) = std::sync::mpsc::channel();
+            for _ in 0..DERIVING_MAX + 4 {
+                let (done, stop) = (done.clone(), stop.clone());
+                scope.spawn(move || done.send(in_turn(&stop, || ())).unwrap());
+            }
+            for _ in 0..5 {
+                let refused = results.recv().unwrap().unwrap_err();
+                assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+            }
+            stop.stop();
+            ends.send(()).unwrap();
+            first.join().unwrap().unwrap();
+            for _ in 1..DERIVING_MAX {
+                assert!(matches!(results.recv().unwrap(), Err(Error::Interrupted)));
+            }
+        });
     }
 }
