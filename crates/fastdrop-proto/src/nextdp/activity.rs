@@ -10,8 +10,8 @@ pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(60);
 /// Silence after which no chunk of another transfer is expected. Two senders that started at the
 /// same time have all their connections open by then.
 const SETTLE: Duration = Duration::from_millis(50);
-/// The same, where chunks came again: senders in use do not repeat any, so there is probably another
-/// one, whose chunk 0 has not come yet.
+/// The same, where chunks came again: senders in use do not repeat any, so there is probably
+/// another one, whose chunk 0 has not come yet.
 const SETTLE_REPEATED: Duration = Duration::from_secs(1);
 /// A complete transfer waits at most so long for other requests of its address to end.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ pub struct Activity {
     working: u32,
 }
 
-/// Whether a complete transfer may be named.
+/// An answer to the question if a complete transfer may be named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// Nothing else comes from its address.
@@ -72,13 +72,13 @@ impl Activity {
         self.last = self.last.max(now);
     }
 
-    /// Whether requests are under way.
+    /// Returns true if requests are under way.
     pub fn has_requests(&self) -> bool {
         self.requests > 0
     }
 
-    /// Whether nothing has come, and nothing was to be done, for `idle`. Requests that are under
-    /// way and silent do not count: their sender may be gone.
+    /// Returns true if nothing has come, and nothing was to be done, for `idle`. Requests that are
+    /// under way and silent do not count: their sender may be gone.
     pub fn is_idle(&self, idle: Duration, now: Instant) -> bool {
         self.working == 0 && now.saturating_duration_since(self.last) >= idle
     }

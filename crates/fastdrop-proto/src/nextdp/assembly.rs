@@ -150,7 +150,7 @@ impl Assembly {
         Ok(ChunkPlace::New(offset))
     }
 
-    /// Whether every chunk is here.
+    /// Returns true if every chunk is here.
     pub fn is_complete(&self) -> bool {
         self.chunks == Some(self.count)
     }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// How long a body may stand still.
+/// Time for which a body may stand still.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a body that is refused may take: who is answered before may not read it.
+/// Time for a body that is refused: who is answered before its end may not read the answer.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Chunks that are in memory at once, of all transfers.
 const CHUNKS_AT_ONCE: usize = 16;

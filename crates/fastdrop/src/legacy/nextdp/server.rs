@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// How often it is looked at what nobody adds to any more.
+/// The interval at which transfers to which nobody adds any more are looked for.
 pub(crate) const EXPIRE_EVERY: Duration = Duration::from_secs(5);
-/// How long a chunk waits for its chunk 0 where a transfer of its address has been silent: without
-/// one it belongs to that.
+/// Time for which a chunk waits for its chunk 0 where a transfer of its address has been silent:
+/// without one it belongs to that.
 const CHUNK_0_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The server of NextDP.

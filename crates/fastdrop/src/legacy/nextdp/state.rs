@@ -4,7 +4,7 @@ use crate::error::Error;
 use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::nextdp::{Activity, AssemblyError, ChunkRequest, Refusal};
 
-/// What can be said of a transfer at once.
+/// The state of a transfer, to be had without waiting.
 pub(super) struct Glance {
     pub(super) state: State,
     /// What chunk 0 has said once it has come: the name, and how many chunks there are.

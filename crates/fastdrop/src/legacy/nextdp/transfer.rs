@@ -39,7 +39,7 @@ pub(super) struct Transfer {
 struct Inner {
     assembly: Assembly,
     upload: Option<LegacyUpload>,
-    /// What came before chunk 0.
+    /// Chunks that came before chunk 0.
     spool: Spool,
     /// Chunks that are being written.
     writing: BTreeSet<u32>,
@@ -524,8 +524,8 @@ mod tests {
             let results = race(&context(folder.path()), &transfer, Some(odd));
             let refused: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
             assert!(refused.iter().all(|refusal| refusal.status == 409), "{refused:?}");
-            // Nobody is refused only if the second of both came after the file had its name: with an
-            // id, that is answered as the end was.
+            // Nobody is refused only if the second of both came after the file had its name: with
+            // an id, that is answered as the end was.
             assert_eq!(folder.path().join("f").exists(), refused.is_empty(), "{refused:?}");
         }
     }

@@ -30,7 +30,7 @@ pub(super) struct Transfers {
     pub(super) replaced: Notify,
 }
 
-/// How, and when, a transfer ended.
+/// The end of a transfer, and its time.
 #[derive(Debug)]
 struct Ending {
     at: Instant,
@@ -271,7 +271,7 @@ impl Transfers {
     }
 }
 
-/// What a transfer of its key is to a request.
+/// The relation of a transfer to a request with its key.
 enum Found {
     Its,
     /// It makes room for a new one.
