@@ -133,6 +133,7 @@ impl ClientBuilder {
         }
         // What was slow, or gone, is asked in full once more, if there is time.
         match ask(&config, &addresses, until).await {
+            Err(error @ Error::Ended(Ending::Refused(_) | Ending::PeerError(_))) => Err(error),
             Err(error) => Err(first.unwrap_or(error)),
             result => result,
         }

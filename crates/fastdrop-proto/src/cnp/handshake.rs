@@ -321,15 +321,16 @@ impl Syn {
             data_unknown: false,
         };
         let ours = agreed.strict();
+        let knows_ours = ours || fields.fragmentation == Some(true);
         let mut answer = Fields {
             status: Some("ok".into()),
             session_id: Some(agreed.id.clone()),
             operation_mode: (!cuts_characters).then_some(agreed.mode),
             window_size: burst.then(|| agreed.window.into()),
             protocol: agreed.protocol,
-            // A FastDrop that asks in another form is told that it may ask in full.
-            fragmentation: (ours || fields.fragmentation == Some(true)).then_some(true),
-            max_message_size: ours.then_some(config.limits.message_max as u64),
+            fragmentation: ours.then_some(true),
+            // A FastDrop that asks in another form learns by it that it may ask in full.
+            max_message_size: knows_ours.then_some(config.limits.message_max as u64),
             checksum: (agreed.checksum == ChecksumKind::Crc32c).then(|| agreed.checksum.as_str().into()),
             keep_alive: agreed.keep_alive.map(millis),
             handled: agreed.handled.then_some(true),
@@ -359,7 +360,8 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         None => return malformed("no status"),
     }
     let Some(id) = fields.session_id.clone() else { return malformed("no session_id") };
-    if config.syn_form != SynForm::Full && fields.fragmentation == Some(true) {
+    // Of which neither that SYN nor a program of the field says anything.
+    if config.syn_form != SynForm::Full && fields.max_message_size.is_some() {
         return Err(HandshakeError::KnowsMore);
     }
     let (size_name, size) = fields.size()?;

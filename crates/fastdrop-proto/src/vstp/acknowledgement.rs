@@ -2,7 +2,7 @@
 
 use super::error_code::{CODE, ErrorCode};
 use super::frame::{Flags, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
-use super::ids::MSG_ID;
+use super::ids::{MSG_ID, MSG_ID_DIGITS, is_of_stream};
 
 /// Owed for one received frame, until its application has handled it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,7 +21,8 @@ impl Acknowledgement {
     /// Owed for a frame with these headers and this CRC; None if it has no number.
     pub(super) fn of(headers: Headers<'_>, crc: u32) -> Option<Self> {
         let msg_id = headers.number(MSG_ID)?;
-        let unique = headers.find(MSG_ID).is_some_and(|digits| digits.len() > 1 && digits.starts_with(b"0"));
+        let digits = headers.find(MSG_ID).unwrap_or_default();
+        let unique = digits.len() == MSG_ID_DIGITS && digits.starts_with(b"0") && is_of_stream(msg_id);
         Some(Self { msg_id: Some(msg_id), crc: if unique { 0 } else { crc }, unique })
     }
 

@@ -250,6 +250,9 @@ impl Receiving {
                 self.end(now, fragment.id, Ended::Complete(fragment.total, wanted));
             }
             Some(_) => {}
+            None if matches!(self.ended_numbers.peek(replaced), Known::Came { .. }) => {
+                self.end(now, fragment.id, Ended::Complete(fragment.total, None));
+            }
             None => {
                 self.remove(replaced);
                 self.end(now, replaced, Ended::Refused(ErrorCode::Malformed));

@@ -154,7 +154,7 @@ mod tests {
     fn case_122_a_number_that_is_used_once_is_never_taken_twice() {
         let now = Instant::now();
         let mut seen = Seen::default();
-        let one = |n: u64| Acknowledgement { msg_id: Some((7 << 32) + n), crc: 0, unique: true };
+        let one = |n: u64| Acknowledgement { msg_id: Some((0x4000_0007 << 32) + n), crc: 0, unique: true };
         for n in 1..=100_000 {
             let later = now + Seen::AGE_MAX * u32::try_from(n / 10_000).unwrap();
             assert_eq!(seen.receive(later, one(n)), Sight::New);

@@ -4,10 +4,10 @@
 use super::failure::Failure;
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
-use super::ids::SendId;
+use super::ids::{SendId, new_stream};
 use super::outgoing::Outgoing;
 use super::random::Random;
-use super::unacknowledged::{Held, Large, MSG_ID_HEADER_BYTES, Unacknowledged, new_stream};
+use super::unacknowledged::{Held, Large, MSG_ID_HEADER_BYTES, Unacknowledged};
 use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
 use std::collections::VecDeque;
@@ -186,7 +186,8 @@ impl Sending {
 
     /// Numbers what is to be acknowledged and waits for a number.
     fn admit(&mut self, now: Instant) {
-        loop {
+        // Beyond, one after the other waits for those that are under way.
+        while self.outgoing.len() < Self::OUTGOING_MAX {
             let large = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
             match self.unacknowledged.admit(now, large) {
                 Some(Ok(Large { send, frame, msg_id })) => {
@@ -274,7 +275,12 @@ impl Sending {
 
     /// Gives up on everything whose time is over, and takes for lost what nobody reported.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
+        let mut has_failed = false;
         while let Some(send) = self.unacknowledged.poll_failed(now) {
+            self.outcomes.push_back((send, Err(Failure::TimedOut)));
+            has_failed = true;
+        }
+        while has_failed && let Some(send) = self.unacknowledged.poll_abandoned(now) {
             self.outcomes.push_back((send, Err(Failure::TimedOut)));
         }
         for message in &mut self.outgoing {

@@ -3,7 +3,7 @@
 
 use super::failure::Failure;
 use super::frame::FrameBytes;
-use super::ids::{MSG_ID, SendId};
+use super::ids::{MSG_ID, MSG_ID_DIGITS, SendId, new_stream};
 use super::random::Random;
 use super::streams::SPAN;
 use crate::rtt::Rtt;
@@ -11,15 +11,8 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Bytes that the number of a frame adds to it: the lengths of key and value, the key, a zero, and
-/// 19 digits.
-pub(super) const MSG_ID_HEADER_BYTES: usize = 2 + MSG_ID.len() + 20;
-
-/// The number before the first of a stream: 31 random bits of which the highest is set, so that all
-/// numbers have 19 digits, and a count of 0.
-pub(super) fn new_stream(random: u32) -> u64 {
-    u64::from(random >> 1 | 1 << 30) << u32::BITS
-}
+/// Bytes that the number of a frame adds to it: the lengths of key and value, the key, the digits.
+pub(super) const MSG_ID_HEADER_BYTES: usize = 2 + MSG_ID.len() + MSG_ID_DIGITS;
 
 /// A frame that is to be acknowledged and has no number yet.
 #[derive(Debug)]
@@ -201,6 +194,14 @@ impl Unacknowledged {
             self.resend.push_back(msg_id);
         }
         None
+    }
+
+    /// Gives what is held, where nothing was acknowledged for as long as a frame waits: nobody is
+    /// there.
+    pub(super) fn poll_abandoned(&mut self, now: Instant) -> Option<SendId> {
+        let since = self.acknowledged_at.map(|at| now.saturating_duration_since(at));
+        let is_silent = since.is_none_or(|since| since >= self.give_up);
+        if is_silent { self.held.pop_front().map(|held| held.send) } else { None }
     }
 
     /// When [`Self::poll_failed`] has something to do.

@@ -403,7 +403,7 @@ impl Session {
         let joins = channel.joins_acks();
         let full = channel.acks.len() >= 2 * channel.acks_max();
         match channel.acks.back_mut() {
-            Some(last) if joins && last.says == AckSays::Came && last.number < ack.number => *last = ack,
+            Some(last) if joins && last.says == ack.says && last.number < ack.number => *last = ack,
             // What comes again later is acknowledged then.
             _ if full => {}
             _ => {

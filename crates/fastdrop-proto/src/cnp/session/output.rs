@@ -250,7 +250,7 @@ impl Session {
         let Some(channel) = &mut self.channel else { return };
         match channel.fragment_at {
             Some(at) if at + Self::MESSAGE_SILENCE > now => {}
-            Some(_) if !reads => channel.fragment_at = Some(now),
+            Some(_) if !reads && !self.closes => channel.fragment_at = Some(now),
             Some(_) => {
                 self.complete_message();
                 self.close_when_done(now);
