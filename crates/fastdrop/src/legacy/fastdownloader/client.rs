@@ -175,23 +175,23 @@ fn receive(client: &ClientContext, incoming: &StagedFile, accepted: &Accepted) -
             // Without one of them the others are worth nothing.
             let close_all = || connections.iter().for_each(|connection| connection.close());
             let receive = move || {
-                let result =
-                    incoming.write_behind(|behind| stream(client, connection, proto, throttle, behind));
-                match result {
-                    // Every chunk told its own end: whoever has them all closes the streams, for
-                    // which a published server may wait.
-                    Ok(true) => {
-                        is_over.store(true, Ordering::SeqCst);
-                        close_all();
-                        Ok(())
+                // What cannot be written counts, whenever that is found out.
+                let result = incoming.write_behind(|behind| {
+                    match stream(client, connection, proto, throttle, behind) {
+                        // Every chunk told its own end: whoever has them all closes the streams,
+                        // for which a published server may wait.
+                        Ok(true) => {
+                            is_over.store(true, Ordering::SeqCst);
+                            close_all();
+                            Ok(())
+                        }
+                        Err(Error::Network(_) | Error::Interrupted) if is_over.load(Ordering::SeqCst) => {
+                            Ok(())
+                        }
+                        result => result.map(drop),
                     }
-                    Err(_) if is_over.load(Ordering::SeqCst) => Ok(()),
-                    Err(error) => {
-                        close_all();
-                        Err(error)
-                    }
-                    Ok(false) => Ok(()),
-                }
+                });
+                result.inspect_err(|_| close_all())
             };
             spawn_scoped(scope, "stream", receive).inspect_err(|_| close_all())
         };

@@ -100,7 +100,8 @@ impl<'a> Chunks<'a> {
             return Err(Error::protocol("the same header again and again"));
         }
         if self.header.version == Version::V1_0 {
-            self.reader.connection().send_bytes(&self.header.encode_answer())?;
+            // If this fails, so does reading what follows.
+            let _ = self.reader.connection().send_bytes(&self.header.encode_answer());
         }
         Ok(())
     }

@@ -121,8 +121,8 @@ fn send_over(
             position += send(index)?;
             sent.chunks.push((index, position));
         }
-        sent.all = true;
         if is_fastdrop {
+            sent.all = true;
             return Ok(());
         }
         let forgotten = lacking.delivered(count).take_while(|_| has_forgotten);
@@ -130,19 +130,24 @@ fn send_over(
             if reader.comes_within(Duration::ZERO) {
                 return Ok(());
             }
-            sent.surplus = true;
             send(index)?;
         }
-        sent.surplus |= payload.header.full_chunk() > count;
-        fill_up(client, reader, count, payload.header.full_chunk())
+        sent.all = true;
+        fill_up(client, reader, count, payload.header.full_chunk(), &mut sent.surplus)
     };
     let outcome = run();
     (sent, outcome)
 }
 
 /// Sends empty chunks from `count` on, up to the number of chunks that was announced: a receiver
-/// may wait for so many.
-fn fill_up(client: &ClientContext, reader: &FrameReader, count: u64, announced: u64) -> Result<(), Error> {
+/// may wait for so many. Sets `surplus` as soon as some have been sent.
+fn fill_up(
+    client: &ClientContext,
+    reader: &FrameReader,
+    count: u64,
+    announced: u64,
+    surplus: &mut bool,
+) -> Result<(), Error> {
     let mut next = count;
     while next < announced && !reader.comes_within(Duration::ZERO) {
         if client.stop.is_stopped() {
@@ -156,6 +161,7 @@ fn fill_up(client: &ClientContext, reader: &FrameReader, count: u64, announced: 
         let bytes =
             bytes.map_err(|_| Error::failed(Code::OverLimit, "more chunks than there are numbers"))?;
         send_all(reader.connection(), &bytes.concat())?;
+        *surplus = true;
         next = end;
     }
     Ok(())
