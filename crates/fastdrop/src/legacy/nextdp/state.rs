@@ -7,7 +7,7 @@ use fastdrop_proto::nextdp::{Activity, AssemblyError, ChunkRequest, Refusal};
 /// The state of a transfer, to be had without waiting.
 pub(super) struct Glance {
     pub(super) state: State,
-    /// What chunk 0 has said once it has come: the name, and how many chunks there are.
+    /// The words of chunk 0, once it has come: the name, and the number of chunks.
     pub(super) first: Option<(String, u32)>,
     pub(super) activity: Activity,
     /// A chunk has come as a whole.

@@ -108,7 +108,7 @@ impl Transfer {
         lock(&self.glance)
     }
 
-    /// How many chunks it has, once chunk 0 has said so.
+    /// The number of its chunks, once chunk 0 has said so.
     pub(super) fn chunks(&self) -> Option<u32> {
         self.glance().first.as_ref().map(|(_, chunks)| *chunks)
     }

@@ -34,7 +34,7 @@ pub(super) struct Transfers {
 #[derive(Debug)]
 struct Ending {
     at: Instant,
-    /// How many chunks it had, if that was known.
+    /// The number of its chunks, if that was known.
     chunks: Option<u32>,
     result: Result<(), Refusal>,
 }
