@@ -456,6 +456,8 @@ impl Session {
             // its time to come while nothing waits for one.
             let since = channel.sender.first_sent_at().unwrap_or(now);
             let time = (now.saturating_duration_since(since) * 2).max(Rtt::TIMEOUT_FIRST);
+            // The peer is not to be taken for gone meanwhile.
+            let time = time.min(self.config.gone_after / 2);
             self.quiet = Some(Quiet { since: now, until: now + time });
         } else {
             channel.numbering.on_acknowledged(answered);
