@@ -34,7 +34,7 @@ class Peer:
         self.head = 12 if self.fourth else 11
         self.disconnect = 6 if self.fourth else 5
         self.random = random.Random(args.seed)
-        # Fragments of the message that is under way, those that came out of order, and the next number.
+        # Fragments of the message that is under way, and the next number.
         self.parts, self.ahead, self.expected = [], {}, 0
         self.messages = []
         # A server takes what comes first as it is: it may have another header.

@@ -244,7 +244,7 @@ impl Session {
     }
 
     /// A message whose end nothing marks is whole when nothing more of it has come for a while.
-    /// What is not read is no silence.
+    /// Time in which nothing is read is no silence.
     fn look_for_silence(&mut self, now: Instant) {
         let reads = self.wants_input();
         let Some(channel) = &mut self.channel else { return };

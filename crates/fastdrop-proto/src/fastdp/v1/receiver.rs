@@ -43,7 +43,7 @@ pub enum Verdict {
     Take(u32),
     /// It is held already, or empty: it is not needed.
     Known,
-    /// Where the numbers begin is not known yet. It is to be kept by its number until
+    /// The beginning of the numbers is not known yet. It is to be kept by its number until
     /// [`Receiver::poll_waiting`] asks for it.
     Wait,
 }
@@ -227,7 +227,7 @@ impl Receiver {
         Ok(None)
     }
 
-    /// Whether everything that was given a place before has to be moved by one chunk, away from the
+    /// Returns true if everything that was given a place before has to be moved by one chunk, away from the
     /// beginning.
     pub fn poll_shift(&mut self) -> bool {
         std::mem::take(&mut self.shifted)
