@@ -54,8 +54,8 @@ pub struct Announcement {
     pub compressed: bool,
     /// True if their contents are encrypted: the secured variant. A [`Prelude`] follows the line.
     pub encrypted: bool,
-    /// Reports whether it may as well be that of a file called `NAME:0`, and nothing that follows can tell:
-    /// `NAME:0:0:0`. Nothing is replaced for it.
+    /// Reports whether it may as well be that of a file called `NAME:0`, and nothing that follows
+    /// can tell: `NAME:0:0:0`. Nothing is replaced for it.
     pub in_doubt: bool,
 }
 

@@ -35,7 +35,7 @@ class Peer:
         self.disconnect = 6 if self.fourth else 5
         self.random = random.Random(args.seed)
         # Fragments of the message that is under way, and the next number.
-        self.parts, self.ahead, self.expected = [], {}, 0
+        self.parts, self.expected = [], 0
         self.messages = []
         # A server takes what comes first as it is: it may have another header.
         self.begins = not hasattr(args, "port")

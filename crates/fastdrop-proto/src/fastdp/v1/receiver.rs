@@ -227,8 +227,8 @@ impl Receiver {
         Ok(None)
     }
 
-    /// Returns true if everything that was given a place before has to be moved by one chunk, away from the
-    /// beginning.
+    /// Returns true if everything that was given a place before has to be moved by one chunk, away
+    /// from the beginning.
     pub fn poll_shift(&mut self) -> bool {
         std::mem::take(&mut self.shifted)
     }
