@@ -2,14 +2,15 @@
 
 #![allow(clippy::print_stdout, reason = "an example")]
 
-use fastdrop_messages::cnp::{Client, Error, Mode};
+use fastdrop_messages::cnp::{Client, Config, Error, Mode};
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let mut words = std::env::args().skip(1);
     let address = words.next().unwrap_or_else(|| "127.0.0.1:5000".into());
     let messages: Vec<String> = words.collect();
-    let client = Client::builder().mode(Mode::Burst).window(64).connect(address).await?;
+    let client =
+        Client::builder().mode(Mode::Burst).config(Config::default().window(64)).connect(address).await?;
     println!("session {}", client.agreed().id);
     for message in &messages {
         client.submit(message.clone()).await?;

@@ -1,12 +1,13 @@
 //! Connections that come, at most so many at once, and a task for each.
 
+use crate::shutdown::{Shutdown, ShutdownSignal};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 /// A connection before its handshake.
@@ -14,17 +15,6 @@ pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
     pub(crate) permit: OwnedSemaphorePermit,
-}
-
-/// Says when a server ends.
-#[derive(Debug, Clone)]
-pub struct Ending(watch::Receiver<bool>);
-
-impl Ending {
-    /// Waits until it does.
-    pub async fn wait(&mut self) {
-        let _ = self.0.wait_for(|ending| *ending).await;
-    }
 }
 
 enum Source {
@@ -89,14 +79,13 @@ impl Incoming {
     }
 
     /// Accepts until `end`, and gives each connection a task of its own, which should end soon
-    /// after its [`Ending`] says so; after `drain` it is left.
+    /// after its [`ShutdownSignal`] says so; after `drain` it is left.
     pub(crate) async fn serve<S, Fut>(&self, end: impl Future<Output = ()>, drain: Duration, session: S)
     where
-        S: Fn(Accepted, Ending) -> Fut,
+        S: Fn(Accepted, ShutdownSignal) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let (ending, ended) = watch::channel(false);
-        let ended = Ending(ended);
+        let (shutdown, signal) = Shutdown::new();
         let mut sessions = JoinSet::new();
         tokio::pin!(end);
         loop {
@@ -111,7 +100,7 @@ impl Incoming {
             };
             match accepted {
                 Ok(accepted) => {
-                    sessions.spawn(session(accepted, ended.clone()));
+                    sessions.spawn(session(accepted, signal.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "could not accept");
@@ -119,7 +108,7 @@ impl Incoming {
                 }
             }
         }
-        ending.send_replace(true);
+        shutdown.begin();
         let all = async {
             while let Some(result) = sessions.join_next().await {
                 log_panic(result);

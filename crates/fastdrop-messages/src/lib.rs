@@ -8,5 +8,8 @@ pub mod cnp;
 mod datagrams;
 mod incoming;
 pub mod port;
+mod shutdown;
 
 pub mod vstp;
+
+pub use shutdown::{Shutdown, ShutdownSignal};

@@ -6,8 +6,8 @@ mod relay;
 
 use bytes::Bytes;
 use fastdrop_messages::cnp::{
-    ChecksumKind, Client, Ending, Error, ErrorCode, Fault, Generation, MessageLimits, Mode, Protocol, Server,
-    Session,
+    ChecksumKind, Client, Config, Ending, Error, ErrorCode, Fault, Generation, MessageLimits, Mode, Protocol,
+    Server, Session,
 };
 use fastdrop_messages::port::{Port, PortConfig};
 use fastdrop_proto::cnp::packet::{HEAD_BYTES, append, append_marked};
@@ -183,16 +183,16 @@ async fn errors_say_whose_fault_they_are() {
     let fault = |error: Error| error.fault();
     // The caller's.
     for builder in [
-        Client::builder().window(0),
-        Client::builder().window(32_768),
-        Client::builder().packet_max(0),
-        Client::builder().udp().packet_max(65_001),
-        Client::builder().keep_alive(Some(Duration::from_millis(99))),
+        Client::builder().config(Config::default().window(0)),
+        Client::builder().config(Config::default().window(32_768)),
+        Client::builder().config(Config::default().packet_max(0)),
+        Client::builder().udp().config(Config::default().packet_max(65_001)),
+        Client::builder().config(Config::default().keep_alive(Some(Duration::from_millis(99)))),
         Client::builder().client_id("x".repeat(129)),
     ] {
         assert_eq!(fault(builder.connect(address).await.unwrap_err()), Fault::Caller);
     }
-    assert!(Server::builder().packet_max(0).bind("127.0.0.1:0").await.is_err());
+    assert!(Server::builder().config(Config::default().packet_max(0)).bind("127.0.0.1:0").await.is_err());
     let client = client(false, address).await;
     let too_large = client.send(vec![0; (16 << 20) + 1]).await.unwrap_err();
     assert!(matches!(too_large, Error::TooLarge(_)) && too_large.fault() == Fault::Caller);
@@ -214,7 +214,8 @@ async fn errors_say_whose_fault_they_are() {
     assert!(matches!(unreachable, Error::Ended(Ending::Unreachable)));
     assert_eq!(unreachable.fault(), Fault::Network);
     let hole = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let patient = Client::builder().udp().handshake_timeout(Duration::from_millis(200));
+    let patient =
+        Client::builder().udp().config(Config::default().handshake_timeout(Duration::from_millis(200)));
     let silence = soon(patient.connect(hole.local_addr().unwrap())).await.unwrap_err();
     assert!(matches!(silence, Error::Ended(Ending::HandshakeTimeout)));
     assert_eq!(silence.fault(), Fault::Network);
@@ -307,7 +308,7 @@ async fn a_session_that_is_aborted_tells_the_peer_why() {
 #[tokio::test]
 async fn case_13_a_handshake_or_a_packet_that_does_not_go_on_is_ended() {
     let brief = Duration::from_millis(200);
-    let server = Server::builder().handshake_timeout(brief).packet_timeout(brief);
+    let server = Server::builder().config(Config::default().handshake_timeout(brief).packet_timeout(brief));
     let server = server.bind("127.0.0.1:0").await.unwrap();
     for bytes in [Vec::new(), packet(1, SYN)[..20].to_vec(), packet(1, SYN)] {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
@@ -410,11 +411,9 @@ async fn case_73_there_are_so_many_sessions_and_no_more() {
             one.send("x").await.unwrap();
             clients.push(one);
         }
-        let builder = Client::builder().handshake_timeout(Duration::from_millis(300));
-        let one_more = if udp { builder.udp() } else { builder }
-            .gone_after(Duration::from_millis(300))
-            .connect(address)
-            .await;
+        let brief = Duration::from_millis(300);
+        let builder = Client::builder().config(Config::default().handshake_timeout(brief).gone_after(brief));
+        let one_more = if udp { builder.udp() } else { builder }.connect(address).await;
         // By UDP a handshake may seem to be over at the client's end alone.
         let served = match one_more {
             Ok(one_more) => one_more.send("x").await.is_ok(),
@@ -451,7 +450,8 @@ async fn case_95_messages_come_once_each_through_a_network_that_does_everything_
     ] {
         let mut server = Server::builder().tcp(false).bind("127.0.0.1:0").await.unwrap();
         let relay = Relay::start(server.local_addr(), 0.1, 7).await;
-        let client = Client::builder().udp().protocol(protocol).mode(mode).window(32);
+        let client =
+            Client::builder().udp().protocol(protocol).mode(mode).config(Config::default().window(32));
         let client = soon(client.connect(relay.address)).await.unwrap();
         for n in 0..count {
             soon(client.submit(format!("message {n} {}", "x".repeat(n % 3000)))).await.unwrap();
@@ -470,7 +470,8 @@ async fn case_95_messages_come_once_each_through_a_network_that_does_everything_
 #[tokio::test]
 async fn case_96_a_client_that_falls_silent_is_gone() {
     let keep_alive = Some(Duration::from_millis(100));
-    let mut server = Server::builder().keep_alive(keep_alive).bind("127.0.0.1:0").await.unwrap();
+    let mut server =
+        Server::builder().config(Config::default().keep_alive(keep_alive)).bind("127.0.0.1:0").await.unwrap();
     let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
     let syn = br#"{"operation_mode":"burst","fragmentation":true,"max_message_size":9,"keep_alive":100}"#;
     stream.write_all(&packet(1, syn)).await.unwrap();
@@ -479,7 +480,11 @@ async fn case_96_a_client_that_falls_silent_is_gone() {
     stream.write_all(&packet(3, ack.as_bytes())).await.unwrap();
     let silent = soon(server.accept()).await.unwrap();
     // One that answers stays, whatever it sends.
-    let client = Client::builder().keep_alive(keep_alive).connect(server.local_addr()).await.unwrap();
+    let client = Client::builder()
+        .config(Config::default().keep_alive(keep_alive))
+        .connect(server.local_addr())
+        .await
+        .unwrap();
     let there = soon(server.accept()).await.unwrap();
     assert_eq!(soon(silent.ended()).await, Ending::Gone);
     assert_eq!(passes(&client, &there, "x").await, "x");
@@ -499,8 +504,9 @@ async fn case_96_a_connection_that_breaks_is_lost_and_not_closed() {
 async fn case_97_an_application_that_crawls_holds_the_sender_back_and_loses_nothing() {
     let limits = MessageLimits { receive_max: 100_000, send_max: 100_000, ..MessageLimits::default() };
     for udp in [false, true] {
-        let mut server = Server::builder().limits(limits).bind("127.0.0.1:0").await.unwrap();
-        let builder = Client::builder().limits(limits);
+        let mut server =
+            Server::builder().config(Config::default().limits(limits)).bind("127.0.0.1:0").await.unwrap();
+        let builder = Client::builder().config(Config::default().limits(limits));
         let builder = if udp { builder.udp() } else { builder };
         let client = builder.connect(server.local_addr()).await.unwrap();
         let session = soon(server.accept()).await.unwrap();

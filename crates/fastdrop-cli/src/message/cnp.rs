@@ -6,27 +6,27 @@ use super::sent::{Sent, Stats};
 use crate::args::message::{Checksum, Listen, OperationMode, Repeat, Send};
 use fastdrop::{Stop, shown};
 use fastdrop_messages::cnp::{
-    ChecksumKind, Client, ClientBuilder, Delivery, Ending, Error, MessageLimits, Mode, Protocol, Server,
-    ServerBuilder,
+    ChecksumKind, Client, ClientBuilder, Config, Delivery, Ending, Error, MessageLimits, Mode, Protocol,
+    Server, ServerBuilder,
 };
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// The settings with which a listener takes sessions.
 pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
-    let mut server = Server::builder().tcp(tcp).udp(udp);
+    let mut config = Config::default();
     if let Some(size) = listen.max_size {
-        server = server.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
+        config = config.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
     }
     if let Some(size) = listen.max_message {
         let message_max = usize::try_from(size).unwrap_or(usize::MAX);
         let limits = MessageLimits { message_max, ..MessageLimits::default() };
-        server = server.limits(limits);
+        config = config.limits(limits);
     }
     if let Some(pause) = listen.packet_pause {
-        server = server.unanswered_pause(pause);
+        config = config.unanswered_pause(pause);
     }
-    server
+    Server::builder().tcp(tcp).udp(udp).config(config)
 }
 
 /// Prints what clients send.
@@ -68,7 +68,7 @@ pub(super) async fn serve(server: Server, stop: &Stop, printer: Printer) {
 }
 
 fn client(send: &Send) -> ClientBuilder {
-    let mut client = Client::builder();
+    let (mut client, mut config) = (Client::builder(), Config::default());
     if send.udp {
         client = client.udp();
     }
@@ -76,13 +76,13 @@ fn client(send: &Send) -> ClientBuilder {
         client = client.mode(Mode::StepByStep);
     }
     if let Some(window) = send.window {
-        client = client.window(window);
+        config = config.window(window);
     }
     if send.repeat == Some(Repeat::All) {
         client = client.protocol(Protocol::GoBackN);
     }
     if let Some(size) = send.max_size {
-        client = client.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
+        config = config.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
     }
     if send.packet_checksum == Some(Checksum::Md5) {
         client = client.checksum(ChecksumKind::Md5);
@@ -91,9 +91,9 @@ fn client(send: &Send) -> ClientBuilder {
         client = client.client_id(id.clone());
     }
     if let Some(pause) = send.packet_pause {
-        client = client.unanswered_pause(pause);
+        config = config.unanswered_pause(pause);
     }
-    client
+    client.config(config)
 }
 
 /// Sends messages, and waits until all of them have been acknowledged.

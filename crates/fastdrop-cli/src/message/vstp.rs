@@ -6,8 +6,9 @@ use super::sent::{BATCH, Sent};
 use crate::args::message::Send;
 use bytes::Bytes;
 use fastdrop::{Stop, shown};
+use fastdrop_messages::ShutdownSignal;
 use fastdrop_messages::vstp::tcp::tls::Trust;
-use fastdrop_messages::vstp::tcp::{Ending, TcpConfig, VstpTcpClient, VstpTcpConnection};
+use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpClient, VstpTcpConnection};
 use fastdrop_messages::vstp::types::{ErrorCode, Frame, FrameType, Header, VstpError};
 use fastdrop_messages::vstp::udp::{self, VstpUdpClient, VstpUdpServer};
 use serde_json::{Map, Value};
@@ -25,7 +26,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Prints what one client sends by TCP.
 pub(super) async fn serve(
     mut client: VstpTcpConnection,
-    mut ending: Ending,
+    mut ending: ShutdownSignal,
     printer: Printer,
     size_max: usize,
 ) {

@@ -2,7 +2,7 @@
 
 use crate::median;
 use bytes::Bytes;
-use fastdrop_messages::cnp::{ChecksumKind, Client, ClientBuilder, Mode, Server};
+use fastdrop_messages::cnp::{ChecksumKind, Client, ClientBuilder, Config, Mode, Server};
 use fastdrop_testing::peer::{Peer, say};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ pub(crate) fn run(rounds: usize, runtime: &tokio::runtime::Runtime) -> Vec<Value
 }
 
 fn client(who: &str) -> ClientBuilder {
-    let mut client = Client::builder().window(1024);
+    let mut client = Client::builder().config(Config::default().window(1024));
     if who.starts_with("step") {
         client = client.mode(Mode::StepByStep);
     }

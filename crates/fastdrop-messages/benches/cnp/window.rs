@@ -3,7 +3,7 @@
 use crate::plot::{Chart, Line};
 use crate::{median, relay};
 use bytes::Bytes;
-use fastdrop_messages::cnp::{Client, Mode, Protocol, Server};
+use fastdrop_messages::cnp::{Client, Config, Mode, Protocol, Server};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -92,7 +92,9 @@ async fn measure(who: Who, rtt: Duration) -> f64 {
     let mut server = Server::bind("127.0.0.1:0").await.unwrap();
     let through = relay::delay(server.local_addr(), rtt);
     let client = match who {
-        Who::Burst(protocol, window) => Client::builder().protocol(protocol).window(window),
+        Who::Burst(protocol, window) => {
+            Client::builder().protocol(protocol).config(Config::default().window(window))
+        }
         _ => Client::builder().mode(Mode::StepByStep),
     };
     let client = client.connect(through).await.unwrap();

@@ -1,14 +1,14 @@
 //! The end that asks for a session.
 
+use super::config::Config;
 use super::driver::{Shared, drive};
 use super::error::Error;
 use super::link::{Link, Source};
-use super::options::options_of_both_ends;
 use super::session::{Handle, Session};
 use crate::datagrams::{Room, Socket};
 use crate::incoming::set_options;
 use fastdrop_proto::cnp::{
-    Carrier, ChecksumKind, Ending, MessageLimits, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
+    Carrier, ChecksumKind, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
 use std::io;
 use std::net::SocketAddr;
@@ -39,62 +39,81 @@ impl Client {
 
     /// The same, set up otherwise.
     pub fn builder() -> ClientBuilder {
-        ClientBuilder { config: SessionConfig::client(Carrier::Stream), packet_max: None, limits: None }
+        ClientBuilder::default()
     }
 }
 
-/// What a session is to be.
+/// The session that a client asks for.
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
-    config: SessionConfig,
-    packet_max: Option<usize>,
-    limits: Option<MessageLimits>,
+    config: Config,
+    carrier: Carrier,
+    mode: Mode,
+    protocol: Protocol,
+    checksum: ChecksumKind,
+    client_id: Option<String>,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        let default = SessionConfig::client(Carrier::Stream);
+        Self {
+            config: Config::default(),
+            carrier: default.carrier,
+            mode: default.mode,
+            protocol: default.protocol,
+            checksum: default.checksum,
+            client_id: None,
+        }
+    }
 }
 
 impl ClientBuilder {
-    options_of_both_ends!();
+    /// The settings that both ends have alike.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
 
     /// By UDP. Default: by TCP.
     pub fn udp(mut self) -> Self {
-        self.config.carrier = Carrier::Datagrams;
+        self.carrier = Carrier::Datagrams;
         self
     }
 
     /// One message after the other, or a window of them. Default: burst.
     pub fn mode(mut self, mode: Mode) -> Self {
-        self.config.mode = mode;
+        self.mode = mode;
         self
     }
 
-    /// What is done after a loss in burst mode. Default: Selective Repeat.
+    /// The repetition after a loss in burst mode. Default: Selective Repeat.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.config.protocol = protocol;
+        self.protocol = protocol;
         self
     }
 
-    /// Packets that may be unacknowledged in burst mode, from 1 to 32,767. Default 256.
-    pub fn window(mut self, packets: u16) -> Self {
-        self.config.window = packets;
-        self
-    }
-
-    /// What packets are covered with. Default: CRC-32C, if the server knows it.
+    /// The checksum that covers packets. Default: CRC-32C, if the server knows it.
     pub fn checksum(mut self, checksum: ChecksumKind) -> Self {
-        self.config.checksum = checksum;
+        self.checksum = checksum;
         self
     }
 
-    /// How this client calls itself, in at most 128 bytes. Default: not at all.
+    /// The name that this client gives itself, in at most 128 bytes. Default: none.
     pub fn client_id(mut self, id: impl Into<String>) -> Self {
-        self.config.client_id = Some(id.into());
+        self.client_id = Some(id.into());
         self
     }
 
-    /// Bounds in bytes of what is kept. Default: room for a whole window to be sent, but at least 4
-    /// and at most 64 MiB, and 4 MiB to be received.
-    pub fn limits(mut self, limits: MessageLimits) -> Self {
-        self.limits = Some(limits);
-        self
+    /// The configuration of the session.
+    fn session(&self) -> SessionConfig {
+        SessionConfig {
+            mode: self.mode,
+            protocol: self.protocol,
+            checksum: self.checksum,
+            client_id: self.client_id.clone(),
+            ..self.config.of_client(self.carrier)
+        }
     }
 
     /// Asks for the session.
@@ -106,13 +125,7 @@ impl ClientBuilder {
     ///
     /// The outcome of the first attempt, if none has led to a session; a refusal in words at once.
     pub async fn connect(self, addr: impl ToSocketAddrs) -> Result<Client, Error> {
-        let mut config = self.config;
-        config.packet_max =
-            self.packet_max.unwrap_or_else(|| SessionConfig::client(config.carrier).packet_max);
-        config.limits = self.limits.unwrap_or_else(|| {
-            let window = usize::from(config.window).saturating_mul(config.packet_max);
-            MessageLimits { send_max: window.clamp(4 << 20, 64 << 20), ..MessageLimits::default() }
-        });
+        let config = self.session();
         config.check()?;
         let until = Instant::now() + config.handshake_timeout;
         let resolved = tokio::time::timeout_at(until.into(), tokio::net::lookup_host(addr)).await;

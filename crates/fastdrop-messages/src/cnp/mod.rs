@@ -26,7 +26,7 @@
 //! there is room for it, and [`Session::flush`] waits until all of them have arrived.
 //!
 //! ```
-//! # use fastdrop_messages::cnp::{Client, Mode, Protocol, Server};
+//! # use fastdrop_messages::cnp::{Client, Config, Mode, Protocol, Server};
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), fastdrop_messages::cnp::Error> {
 //! # let server = Server::builder().tcp(false).bind("127.0.0.1:0").await?;
 //! # let address = server.local_addr();
@@ -35,7 +35,7 @@
 //!     .udp()
 //!     .mode(Mode::Burst)
 //!     .protocol(Protocol::GoBackN)
-//!     .window(1024)
+//!     .config(Config::default().window(1024))
 //!     .connect(address)
 //!     .await?;
 //! for n in 0..1000 {
@@ -52,16 +52,17 @@
 //! [`Delivery`]: [`Session::recv_delivery`], [`Server::serve_until`].
 
 mod client;
+mod config;
 mod delivery;
 mod driver;
 mod error;
 mod link;
 mod listener;
-mod options;
 mod server;
 mod session;
 
 pub use client::{Client, ClientBuilder};
+pub use config::Config;
 pub use delivery::Delivery;
 pub use error::{Error, Fault};
 pub use fastdrop_proto::cnp::{

@@ -1,17 +1,18 @@
 //! The end that is asked for sessions, by TCP, by UDP, or by both on one port.
 
 use super::client::open;
+use super::config::Config;
 use super::delivery::Delivery;
 use super::driver::{Budget, Shared, drive};
 use super::error::Error;
 use super::link::Link;
 use super::listener::Listener;
-use super::options::options_of_both_ends;
 use super::session::Session;
 use crate::datagrams::{Room, Socket};
-use crate::incoming::{Accepted, Ending, Incoming, log_panic};
+use crate::incoming::{Accepted, Incoming, log_panic};
+use crate::shutdown::{Shutdown, ShutdownSignal};
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Carrier, MessageLimits, Session as Machine, SessionConfig, SessionId};
+use fastdrop_proto::cnp::{Carrier, Session as Machine, SessionConfig, SessionId};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -19,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 /// The sessions of a socket, for whoever receives from it.
@@ -31,7 +32,7 @@ pub(crate) type SharedListener = Arc<Mutex<Listener>>;
 pub struct Server {
     address: SocketAddr,
     ready: mpsc::Receiver<Session>,
-    ending: watch::Sender<bool>,
+    shutdown: Shutdown,
     drain: Duration,
     tasks: JoinSet<()>,
 }
@@ -123,7 +124,7 @@ impl Server {
 
     /// Accepts nobody any more, and closes all sessions, within the time that was set for that.
     pub async fn close(mut self) {
-        self.ending.send_replace(true);
+        self.shutdown.begin();
         // Sessions that nobody has taken are dropped, and so closed.
         self.ready.close();
         while self.ready.recv().await.is_some() {}
@@ -135,7 +136,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ending.send_replace(true);
+        self.shutdown.begin();
         // They end by themselves, within the time that was set for that.
         self.tasks.detach_all();
     }
@@ -144,8 +145,7 @@ impl Drop for Server {
 /// What a server takes and bears.
 #[derive(Debug, Clone)]
 pub struct ServerBuilder {
-    config: SessionConfig,
-    packet_max: Option<usize>,
+    config: Config,
     tcp: bool,
     udp: bool,
     sessions_max: usize,
@@ -156,8 +156,7 @@ pub struct ServerBuilder {
 impl Default for ServerBuilder {
     fn default() -> Self {
         Self {
-            config: SessionConfig::server(Carrier::Stream),
-            packet_max: None,
+            config: Config::default(),
             tcp: true,
             udp: true,
             sessions_max: 1000,
@@ -168,10 +167,14 @@ impl Default for ServerBuilder {
 }
 
 impl ServerBuilder {
-    options_of_both_ends!();
-
     /// Sessions whose handshake is done and that nobody has taken yet.
     const READY: usize = 256;
+
+    /// The settings that both ends have alike: the most that this one agrees to.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
 
     /// Whether to listen by TCP. Default: yes.
     pub fn tcp(mut self, tcp: bool) -> Self {
@@ -182,19 +185,6 @@ impl ServerBuilder {
     /// Whether to listen by UDP. Default: yes.
     pub fn udp(mut self, udp: bool) -> Self {
         self.udp = udp;
-        self
-    }
-
-    /// The largest window that is agreed to, from 1 to 32,767. Default 32,767; bytes are bounded by
-    /// the limits.
-    pub fn window(mut self, packets: u16) -> Self {
-        self.config.window = packets;
-        self
-    }
-
-    /// Bounds in bytes of what is kept for each session.
-    pub fn limits(mut self, limits: MessageLimits) -> Self {
-        self.config.limits = limits;
         self
     }
 
@@ -226,19 +216,6 @@ impl ServerBuilder {
     /// Sessions at once.
     pub(crate) fn connections_max(&self) -> usize {
         self.sessions_max
-    }
-
-    /// What is agreed to by one kind of transport.
-    fn config(&self, carrier: Carrier) -> Result<SessionConfig, Error> {
-        let default = SessionConfig::server(carrier).packet_max;
-        let packet_max = match (self.packet_max, carrier) {
-            // What was set is meant for TCP where there are both.
-            (Some(bytes), Carrier::Datagrams) if self.tcp => bytes.min(default),
-            (bytes, _) => bytes.unwrap_or(default),
-        };
-        let config = SessionConfig { carrier, packet_max, ..self.config.clone() };
-        config.check()?;
-        Ok(config)
     }
 
     /// Listens.
@@ -274,37 +251,35 @@ impl ServerBuilder {
         others: Option<oneshot::Receiver<Infallible>>,
     ) -> Result<(Server, Option<SharedListener>), Error> {
         let (ready, taken) = mpsc::channel(Self::READY);
-        let (ending, ended) = watch::channel(false);
+        let (shutdown, signal) = Shutdown::new();
         let budget = Arc::new(Budget::new(self.memory_max));
+        let both = self.tcp && self.udp;
         let mut tasks = JoinSet::new();
         if let Some(incoming) = incoming {
-            let config = self.config(Carrier::Stream)?;
+            let config = self.config.of_server(Carrier::Stream, both)?;
             let (ready, budget) = (ready.clone(), Arc::clone(&budget));
-            let serve = move |accepted: Accepted, ending: Ending| {
-                serve_stream(accepted, ending, config.clone(), ready.clone(), Arc::clone(&budget))
+            let serve = move |accepted: Accepted, signal: ShutdownSignal| {
+                serve_stream(accepted, signal, config.clone(), ready.clone(), Arc::clone(&budget))
             };
-            let (mut ended, drain) = (ended.clone(), self.drain);
-            tasks.spawn(async move {
-                let end = async move { drop(ended.wait_for(|ended| *ended).await) };
-                incoming.serve(end, drain, serve).await;
-            });
+            let (end, drain) = (signal.clone().waited(), self.drain);
+            tasks.spawn(async move { incoming.serve(end, drain, serve).await });
         }
         let mut shared_listener = None;
         if let Some(socket) = socket {
-            let config = self.config(Carrier::Datagrams)?;
+            let config = self.config.of_server(Carrier::Datagrams, both)?;
             let listener = Listener::new(Arc::clone(&socket), config, self.sessions_max, ready, budget);
             let listener = Arc::new(Mutex::new(listener));
             shared_listener = Some(Arc::clone(&listener));
-            tasks.spawn(serve_datagrams(listener, socket, others, ended, self.drain));
+            tasks.spawn(serve_datagrams(listener, socket, others, signal, self.drain));
         }
-        let server = Server { address, ready: taken, ending, drain: self.drain, tasks };
+        let server = Server { address, ready: taken, shutdown, drain: self.drain, tasks };
         Ok((server, shared_listener))
     }
 }
 
 async fn serve_stream(
     accepted: Accepted,
-    mut ending: Ending,
+    mut signal: ShutdownSignal,
     config: SessionConfig,
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
@@ -328,7 +303,7 @@ async fn serve_stream(
         }
     };
     let close = async {
-        ending.wait().await;
+        signal.wait().await;
         shared.lock().session.close(Instant::now());
         shared.changed.notify_one();
         std::future::pending().await
@@ -345,7 +320,7 @@ async fn serve_datagrams(
     listener: SharedListener,
     socket: Arc<Socket>,
     mut others: Option<oneshot::Receiver<Infallible>>,
-    mut ended: watch::Receiver<bool>,
+    mut signal: ShutdownSignal,
     drain: Duration,
 ) {
     /// How often is looked whether the last session has ended.
@@ -366,7 +341,7 @@ async fn serve_datagrams(
                     return;
                 }
             }
-            _ = ended.wait_for(|ended| *ended), if until.is_none() => {
+            () = signal.wait(), if until.is_none() => {
                 until = Some(Instant::now() + drain);
                 lock().close_all();
             }

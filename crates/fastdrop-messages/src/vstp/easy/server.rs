@@ -1,7 +1,8 @@
 //! The server for both transports.
 
 use super::{TIMEOUT, within};
-use crate::vstp::tcp::{Ending, TcpConfig, VstpTcpConnection, VstpTcpServer, tls};
+use crate::shutdown::ShutdownSignal;
+use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer, tls};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::VstpUdpServer;
 use serde::Serialize;
@@ -144,7 +145,7 @@ where
     })
 }
 
-async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: Ending, answer: A)
+async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: ShutdownSignal, answer: A)
 where
     A: Fn(Frame) -> Fut,
     Fut: Future<Output = Option<Frame>> + Send,

@@ -12,7 +12,6 @@ pub(super) use stream::Stream;
 /// TLS 1.3.
 pub mod tls;
 
-pub use crate::incoming::Ending;
 pub use client::VstpTcpClient;
 pub(super) use client::dial;
 pub(super) use connection::{Connection, Next};

@@ -5,7 +5,8 @@ use super::connection::Connection;
 use super::delivery::Delivery;
 use super::stream::Stream;
 use super::tls::Identity;
-use crate::incoming::{Accepted, Ending, Incoming};
+use crate::incoming::{Accepted, Incoming};
+use crate::shutdown::ShutdownSignal;
 use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::future::Future;
@@ -170,10 +171,10 @@ impl VstpTcpServer {
         F: Fn(SessionId, Frame) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = ()> + Send,
     {
-        self.serve(end, move |mut connection, mut ending| {
+        self.serve(end, move |mut connection, mut signal| {
             let handler = handler.clone();
             async move {
-                let handled = handle_all(&mut connection, &handler, &mut ending).await;
+                let handled = handle_all(&mut connection, &handler, &mut signal).await;
                 if let Err(error) = handled {
                     tracing::debug!(peer = %connection.peer, %error, "the session ended");
                 }
@@ -183,19 +184,19 @@ impl VstpTcpServer {
     }
 
     /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are
-    /// answered. `session` should end soon after its [`Ending`] says so.
+    /// answered. `session` should end soon after its [`ShutdownSignal`] says so.
     pub async fn serve<S, Fut>(self, end: impl Future<Output = ()>, session: S) -> Result<(), VstpError>
     where
-        S: Fn(VstpTcpConnection, Ending) -> Fut + Send + Sync + 'static,
+        S: Fn(VstpTcpConnection, ShutdownSignal) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send,
     {
         let shared = Arc::new((self, session));
         let serving = Arc::clone(&shared);
-        let serve = move |accepted, ending| {
+        let serve = move |accepted, signal| {
             let shared = Arc::clone(&serving);
             async move {
                 match shared.0.establish(accepted, true).await {
-                    Ok(connection) => shared.1(connection, ending).await,
+                    Ok(connection) => shared.1(connection, signal).await,
                     Err(error) => tracing::debug!(%error, "no session"),
                 }
             }
@@ -208,7 +209,7 @@ impl VstpTcpServer {
 async fn handle_all<F, Fut>(
     connection: &mut VstpTcpConnection,
     handler: &F,
-    ending: &mut Ending,
+    signal: &mut ShutdownSignal,
 ) -> Result<(), VstpError>
 where
     F: Fn(SessionId, Frame) -> Fut,
@@ -218,7 +219,7 @@ where
     loop {
         let frame = tokio::select! {
             frame = connection.recv() => frame?,
-            () = ending.wait() => return connection.close().await,
+            () = signal.wait() => return connection.close().await,
         };
         let Some(frame) = frame else { return connection.connection.flush().await };
         let handled = handler(id, frame);
