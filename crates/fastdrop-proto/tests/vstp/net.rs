@@ -1,0 +1,168 @@
+//! Endpoints over a simulated network.
+
+use bytes::Bytes;
+use fastdrop_proto::vstp::{
+    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
+};
+use fastdrop_testing::network::{Link, Wire, payload};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node
+/// 0.
+pub struct Net {
+    pub now: Instant,
+    pub start: Instant,
+    pub wire: Wire,
+    pub nodes: Vec<(SocketAddr, Endpoint)>,
+    pub received: Vec<Vec<(SocketAddr, FrameBytes)>>,
+    pub outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
+    pub sent_bytes: Vec<u64>,
+    pub sent_datagrams: Vec<u64>,
+    pub memory_max: usize,
+    /// The applications take what comes, and acknowledge it.
+    pub takes: bool,
+    /// Acknowledgements that applications which take nothing owe.
+    pub untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
+}
+
+pub fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node as u8 + 1], 6969))
+}
+
+impl Net {
+    pub fn new(seed: u64, link: Link, nodes: usize) -> Self {
+        Self::with_config(seed, link, nodes, EndpointConfig::default())
+    }
+
+    pub fn with_config(seed: u64, link: Link, nodes: usize, config: EndpointConfig) -> Self {
+        let now = Instant::now();
+        let endpoint = |node: usize| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&(seed * 100 + node as u64 + 1).to_le_bytes());
+            bytes[8..].copy_from_slice(&(seed * 77 + node as u64 + 3).to_le_bytes());
+            (address(node), Endpoint::new(config.clone(), bytes))
+        };
+        Self {
+            now,
+            start: now,
+            wire: Wire::new(now, seed, link),
+            nodes: (0..nodes).map(endpoint).collect(),
+            received: vec![Vec::new(); nodes],
+            outcomes: vec![BTreeMap::new(); nodes],
+            sent_bytes: vec![0; nodes],
+            sent_datagrams: vec![0; nodes],
+            memory_max: 0,
+            takes: true,
+            untaken: vec![Vec::new(); nodes],
+        }
+    }
+
+    pub fn send(&mut self, from: usize, to: usize, frame: FrameBytes, acknowledged: bool) -> SendId {
+        let now = self.now;
+        let send = self.nodes[from].1.send(now, address(to), frame, acknowledged);
+        self.drain(from);
+        send
+    }
+
+    pub fn drain(&mut self, node: usize) {
+        let mut out = Vec::new();
+        let now = self.now;
+        while let Some(transmit) = self.nodes[node].1.poll_transmit(now, 16, &mut out) {
+            assert!(transmit.datagram > 0 && !out.is_empty());
+            for datagram in out.chunks(transmit.datagram) {
+                self.transmit(node, transmit.to, datagram);
+            }
+        }
+        let mut acknowledged = false;
+        while let Some(event) = self.nodes[node].1.poll_event() {
+            match event {
+                Event::Received { from, frame, acknowledgement } => {
+                    if self.takes {
+                        self.nodes[node].1.handle_taken(&frame);
+                        if let Some(wanted) = acknowledgement {
+                            self.nodes[node].1.acknowledge(now, from, wanted);
+                            // It leaves in the next turn.
+                            acknowledged = true;
+                        }
+                    } else {
+                        self.untaken[node].extend(acknowledgement.map(|wanted| (from, wanted)));
+                    }
+                    self.received[node].push((from, frame));
+                }
+                Event::Outcome { send, result } => {
+                    assert!(self.outcomes[node].insert(send, result).is_none(), "one outcome each");
+                }
+            }
+        }
+        self.memory_max = self.memory_max.max(self.nodes[node].1.memory());
+        if acknowledged {
+            self.drain(node);
+        }
+    }
+
+    pub fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
+        self.sent_bytes[from] += datagram.len() as u64;
+        self.sent_datagrams[from] += 1;
+        let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
+        self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);
+    }
+
+    /// One step of virtual time; false when nothing will happen any more.
+    pub fn step(&mut self) -> bool {
+        let arrival = self.wire.next_at();
+        let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
+        let Some(next) = [arrival, timer].into_iter().flatten().min() else { return false };
+        self.now = self.now.max(next);
+        if arrival == Some(next) {
+            let Some((from, to, bytes)) = self.wire.pop() else { return false };
+            let from = self.nodes[from].0;
+            self.nodes[to].1.handle_datagram(self.now, from, &bytes);
+            self.drain(to);
+            return true;
+        }
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].1.poll_timeout().is_some_and(|at| at <= self.now) {
+                self.nodes[node].1.handle_timeout(self.now);
+                self.drain(node);
+            }
+        }
+        true
+    }
+
+    /// Until every message has its outcome, or `limit` has passed.
+    pub fn run(&mut self, limit: Duration) {
+        let end = self.now + limit;
+        while self.now < end
+            && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.wire.is_empty())
+        {
+            if !self.step() {
+                break;
+            }
+        }
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+}
+
+pub fn message(len: usize, seed: u64) -> FrameBytes {
+    let mut headers = HeadersBuf::default();
+    headers.push(b"n", seed.to_string().as_bytes()).unwrap();
+    FrameBytes::new(FrameType::Data, headers, payload(len, seed))
+}
+
+/// The frame without what an acknowledgement needs.
+pub fn content(frame: &FrameBytes) -> (FrameType, Vec<u8>, Bytes) {
+    let n = frame.headers().find("n").unwrap_or_default().to_vec();
+    (frame.typ, n, frame.payload.clone())
+}
+
+pub fn seeds(default: u64) -> u64 {
+    std::env::var("VSTP_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+pub const MIB: usize = 1 << 20;
+pub const SECOND: Duration = Duration::from_secs(1);
