@@ -2,7 +2,7 @@
 
 use super::acknowledgement::Acknowledgement;
 use super::error_code::{ErrorCode, code_of};
-use super::failure::Failure;
+use super::failure::{Failure, Unreachable};
 use super::fragment::{Fragment, Report, parse_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::ids::{MSG_ID, SendId};
@@ -13,7 +13,7 @@ use super::seen::{Settled, Sight};
 use super::sending::{Patience, Sending};
 use super::transport::UdpPath;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// What an endpoint does and bears.
@@ -66,6 +66,8 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// The bytes of each; the last one may have fewer.
     pub datagram: usize,
+    /// The local address that they leave from: the one that was asked. None for any.
+    pub from: Option<IpAddr>,
 }
 
 /// What was counted since the beginning.
@@ -228,7 +230,7 @@ impl Endpoint {
             self.counters.refused += 1;
             return;
         };
-        peer.heard_at = now;
+        peer.on_heard(now);
         if let Proof::Unproved { came, .. } = &mut peer.proof {
             *came = came.saturating_add(bytes.len() as u64);
         }
@@ -452,6 +454,32 @@ impl Endpoint {
         }
     }
 
+    // ---- addresses ----
+
+    /// The local address that a peer has asked last, from which it is answered.
+    pub fn local(&self, address: SocketAddr) -> Option<IpAddr> {
+        self.peers.get(&address)?.local
+    }
+
+    /// Records the local address that a peer has asked: after [`Self::handle_datagram`], where the
+    /// socket has several.
+    pub fn set_local(&mut self, address: SocketAddr, local: IpAddr) {
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.local = Some(local);
+        }
+    }
+
+    /// Datagrams do not reach an address, as far as the operating system knows. What goes to one
+    /// that has never said anything fails at once; one that has may be starting again, and is given
+    /// a second in which nothing comes of it but refusals.
+    pub fn handle_unreachable(&mut self, now: Instant, address: SocketAddr, reason: Unreachable) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if peer.is_gone(now, reason) {
+            peer.sending.abandon(&Failure::Unreachable(reason));
+            self.wake(address);
+        }
+    }
+
     // ---- time ----
 
     /// The time of [`Self::poll_timeout`] has come.
@@ -511,7 +539,7 @@ impl Endpoint {
                 }
                 // The others have their turn before this one comes again.
                 self.ready.rotate_left(1);
-                return Some(Transmit { to, datagram });
+                return Some(Transmit { to, datagram, from: peer.local });
             }
             peer.ready = false;
             while let Some((send, result)) = peer.sending.poll_outcome() {

@@ -29,7 +29,7 @@ mod whole;
 pub use acknowledgement::Acknowledgement;
 pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
 pub use error_code::ErrorCode;
-pub use failure::Failure;
+pub use failure::{Failure, Unreachable};
 pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
 pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};
 pub use ids::{MSG_ID, SendId};

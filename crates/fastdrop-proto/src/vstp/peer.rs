@@ -1,12 +1,13 @@
 //! One address of an endpoint, and the proof that somebody is there (section 7).
 
-use super::failure::Failure;
+use super::failure::{Failure, Unreachable};
 use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{ReassemblyLimits, Receiving};
 use super::sending::Sending;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// The header of a PING that asks an address to prove itself.
@@ -31,6 +32,12 @@ pub(super) struct Peer {
     /// Frames that leave as they are, and until when they may wait for a proof.
     small: VecDeque<(Instant, Vec<u8>)>,
     pub(super) heard_at: Instant,
+    /// The local address that it asked last, where there are several.
+    pub(super) local: Option<IpAddr>,
+    /// It has said something.
+    has_spoken: bool,
+    /// The first refusal since it was last heard.
+    refused_at: Option<Instant>,
     pub(super) timer: Option<Instant>,
     /// It is in the queue of those that may have something to send.
     pub(super) ready: bool,
@@ -42,6 +49,9 @@ impl Peer {
     /// The time after which a message that waits for a proof is dropped.
     const PROOF_WAIT: Duration = Duration::from_secs(1);
     const SMALL_MAX: usize = 1024;
+    /// The time that an address which has been heard may refuse everything, as while its program is
+    /// started again.
+    const RESTART_MAX: Duration = Duration::from_secs(1);
 
     /// An address that is heard, or sent to, for the first time.
     pub(super) fn new(now: Instant, proof: Proof, sending: Sending) -> Self {
@@ -52,9 +62,30 @@ impl Peer {
             pings: Pings::default(),
             small: VecDeque::new(),
             heard_at: now,
+            local: None,
+            has_spoken: false,
+            refused_at: None,
             timer: None,
             ready: false,
         }
+    }
+
+    /// A datagram came.
+    pub(super) fn on_heard(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.has_spoken = true;
+        self.refused_at = None;
+    }
+
+    /// Takes the operating system's word that nothing reaches the address; true if it is to be
+    /// believed.
+    pub(super) fn is_gone(&mut self, now: Instant, reason: Unreachable) -> bool {
+        if !self.has_spoken {
+            return true;
+        }
+        // A machine that has no route for a while, as between two networks, gets it again.
+        let since = *self.refused_at.get_or_insert(now);
+        reason == Unreachable::Refused && now.saturating_duration_since(since) >= Self::RESTART_MAX
     }
 
     /// Returns true if nothing is under way in either direction.

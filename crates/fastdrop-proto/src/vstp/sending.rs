@@ -273,6 +273,17 @@ impl Sending {
         }
     }
 
+    /// Gives up on everything, for this reason.
+    pub(super) fn abandon(&mut self, reason: &Failure) {
+        while !self.outgoing.is_empty() {
+            self.end(0, Err(reason.clone()));
+        }
+        while let Some(send) = self.unacknowledged.poll_any() {
+            self.outcomes.push_back((send, Err(reason.clone())));
+        }
+        self.probing = Probing::default();
+    }
+
     /// Gives up on everything whose time is over, and takes for lost what nobody reported.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         let mut has_failed = false;

@@ -204,6 +204,14 @@ impl Unacknowledged {
         if is_silent { self.held.pop_front().map(|held| held.send) } else { None }
     }
 
+    /// Takes any frame, numbered or not.
+    pub(super) fn poll_any(&mut self) -> Option<SendId> {
+        match self.waiting.first_key_value().map(|(msg_id, _)| *msg_id) {
+            Some(msg_id) => self.take(msg_id).map(|waiting| waiting.send),
+            None => self.held.pop_front().map(|held| held.send),
+        }
+    }
+
     /// When [`Self::poll_failed`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
