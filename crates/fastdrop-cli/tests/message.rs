@@ -127,14 +127,17 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
 fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     // Datagrams would not be encrypted: nobody listens for them, and who asks for both is refused.
     fastdrop(args!["message", "listen", "--port", "0", "--tls", "--udp"]).run().expect(2);
-    let listener = FASTDROP.listen("vstp", &["--tls"]);
-    let fingerprint = listener.certificate();
-    listener.send(&["secret"], &["--pin", &fingerprint, "--ack"]).expect(0);
-    listener.message("secret");
-    listener.send(&["to somebody else"], &["--pin", &"0".repeat(64)]).expect(6);
-    listener.send(&["in the clear"], &["--ack"]).expect(5);
-    listener.send(&["in the clear"], &["--ack", "--udp"]).expect(5);
-    listener.end();
+    // CNP refuses what comes in plain text in words, and then the exit code says so.
+    for (protocol, in_the_clear) in [("vstp", 5), ("cnp", 9)] {
+        let listener = FASTDROP.listen(protocol, &["--tls"]);
+        let fingerprint = listener.certificate();
+        listener.send(&["secret"], &["--protocol", protocol, "--pin", &fingerprint, "--ack"]).expect(0);
+        listener.message("secret");
+        listener.send(&["to somebody else"], &["--protocol", protocol, "--pin", &"0".repeat(64)]).expect(6);
+        listener.send(&["in the clear"], &["--protocol", protocol, "--ack"]).expect(in_the_clear);
+        listener.send(&["in the clear"], &["--protocol", protocol, "--ack", "--udp"]).expect(5);
+        listener.end();
+    }
 }
 
 #[test]

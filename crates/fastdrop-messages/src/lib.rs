@@ -9,6 +9,7 @@ mod datagrams;
 mod incoming;
 pub mod port;
 mod shutdown;
+pub mod tls;
 
 pub mod vstp;
 

@@ -5,7 +5,7 @@ use crate::units::{parse_duration, parse_size};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use fastdrop_messages::cnp::WINDOW_MAX;
-use fastdrop_messages::vstp::tcp::tls::Fingerprint;
+use fastdrop_messages::tls::Fingerprint;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -109,10 +109,10 @@ pub(crate) struct Listen {
     /// Send each message back
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) echo: bool,
-    /// vstp: encrypt with a certificate made for this run; its fingerprint is printed for --pin
+    /// Encrypt with a certificate made for this run; its fingerprint is printed for --pin
     #[arg(long, conflicts_with = "udp", value_parser = FalseyValueParser::new())]
     pub(crate) tls: bool,
-    /// vstp: encrypt with this certificate chain (PEM)
+    /// Encrypt with this certificate chain (PEM)
     #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["tls", "udp"])]
     pub(crate) cert: Option<PathBuf>,
     /// The certificate's key (PEM)
@@ -176,11 +176,11 @@ pub(crate) struct Send {
     /// vstp: compress with Zstandard what becomes smaller; only FastDrop decompresses it
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) zstd: bool,
-    /// vstp: by TCP, encrypt, and trust the listener whose certificate has this fingerprint
+    /// By TCP, encrypt, and trust the listener whose certificate has this fingerprint
     /// (SHA-256)
     #[arg(long, value_name = "HEX", conflicts_with_all = ["ca", "udp"], value_parser = parse_fingerprint)]
     pub(crate) pin: Option<Fingerprint>,
-    /// vstp: by TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
+    /// By TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "udp")]
     pub(crate) ca: Option<PathBuf>,
 }

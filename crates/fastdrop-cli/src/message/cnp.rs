@@ -9,11 +9,12 @@ use fastdrop_messages::cnp::{
     ChecksumKind, Client, ClientBuilder, Config, Delivery, Ending, Error, MessageLimits, Mode, Protocol,
     Server, ServerBuilder,
 };
+use fastdrop_messages::tls::Identity;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// The settings with which a listener takes sessions.
-pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
+pub(super) fn server(listen: &Listen, tcp: bool, udp: bool, identity: Option<Identity>) -> ServerBuilder {
     let mut config = Config::default();
     if let Some(size) = listen.max_size {
         config = config.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
@@ -26,7 +27,11 @@ pub(super) fn server(listen: &Listen, tcp: bool, udp: bool) -> ServerBuilder {
     if let Some(pause) = listen.packet_pause {
         config = config.unanswered_pause(pause);
     }
-    Server::builder().tcp(tcp).udp(udp).config(config)
+    let server = Server::builder().tcp(tcp).udp(udp).config(config);
+    match identity {
+        Some(identity) => server.tls(&identity),
+        None => server,
+    }
 }
 
 /// Prints what clients send.
@@ -103,7 +108,10 @@ pub(super) async fn send(
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), Failure> {
-    let client = client(send).connect(address).await?;
+    let client = match send.trust()? {
+        Some(trust) => client(send).connect_tls(address, trust).await?,
+        None => client(send).connect(address).await?,
+    };
     let begin = Instant::now();
     let count = async {
         while let Some(message) = messages.recv().await {

@@ -5,6 +5,7 @@ use crate::exit::ExitCode;
 use crate::output::OutputError;
 use fastdrop_messages::cnp;
 use fastdrop_messages::port::PortError;
+use fastdrop_messages::tls::TlsError;
 use fastdrop_messages::vstp::VstpError;
 
 /// A reason for which messages were not sent, or are not received.
@@ -14,6 +15,8 @@ pub(super) enum Failure {
     Vstp(#[from] VstpError),
     #[error(transparent)]
     Cnp(#[from] cnp::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Port(#[from] PortError),
     #[error(transparent)]
@@ -31,6 +34,7 @@ impl Failure {
             Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
             Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
             Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
+            Self::Tls(_) => ExitCode::Authentication,
             Self::Port(_) | Self::Output(_) | Self::NotWritten(_) => ExitCode::Other,
         }
     }
@@ -69,6 +73,7 @@ fn code_of_cnp(error: &cnp::Error) -> ExitCode {
             | Ending::Gone
             | Ending::ConnectionLost,
         ) => ExitCode::Network,
+        cnp::Error::Tls(_) | cnp::Error::Ended(Ending::Tls(_)) => ExitCode::Authentication,
         cnp::Error::Config(_) => ExitCode::Usage,
         _ => ExitCode::Other,
     }

@@ -10,7 +10,7 @@ use crate::output::Output;
 use fastdrop::Stop;
 use fastdrop_messages::cnp;
 use fastdrop_messages::port::{Port, PortConfig, Sorting};
-use fastdrop_messages::vstp::tcp::tls::Identity;
+use fastdrop_messages::tls::Identity;
 use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpServer};
 use fastdrop_messages::vstp::udp::{ReassemblyLimits, VstpUdpServer};
 use serde_json::json;
@@ -36,9 +36,6 @@ pub(super) async fn listen(
     stop: &Stop,
 ) -> Result<Result<(), Failure>, Refused> {
     let encrypts = listen.tls || listen.cert.is_some();
-    if encrypts && listen.protocol == Spoken::Cnp {
-        return Err(Refused::Usage("cnp is not encrypted: --tls and --cert are for vstp".into()));
-    }
     let end = Stop::new();
     let (printer, mut lost) = Printer::start(output, listen.echo, end.clone());
     let mut work = std::pin::pin!(listen_and_print(&listen, encrypts, printer, &end));
@@ -75,10 +72,11 @@ async fn listen_and_print(
     printer: Printer,
     stop: &Stop,
 ) -> Result<(), Failure> {
-    // Datagrams, and CNP, are not encrypted: where that is asked for, there are none.
+    // Datagrams are not encrypted, and a port of both protocols is not: where encryption is asked
+    // for, there is TCP, and VSTP unless CNP is named.
     let tcp = listen.tcp || !listen.udp;
     let udp = listen.udp || !(listen.tcp || encrypts);
-    let spoken = if encrypts { Spoken::Vstp } else { listen.protocol };
+    let spoken = if encrypts && listen.protocol == Spoken::All { Spoken::Vstp } else { listen.protocol };
     let size_max = size_max(listen).unwrap_or(MESSAGE_MAX);
     let servers = bind(listen, spoken, tcp, udp, &printer).await?;
     let vstp_tcp = async {
@@ -130,12 +128,13 @@ async fn bind(
             }
         }
         Spoken::Cnp => {
-            let server = super::cnp::server(listen, tcp, udp).bind(address).await?;
+            let server =
+                super::cnp::server(listen, tcp, udp, identity(listen, printer).await?).bind(address).await?;
             address = server.local_addr();
             servers.cnp = Some(server);
         }
         Spoken::All => {
-            let cnp = super::cnp::server(listen, tcp, udp);
+            let cnp = super::cnp::server(listen, tcp, udp, None);
             let config = PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen), cnp };
             let port = Port::bind(address, config).await?;
             address = port.address;
@@ -164,15 +163,23 @@ fn tcp_config(listen: &Listen) -> TcpConfig {
 
 async fn bind_tcp(listen: &Listen, address: SocketAddr, printer: &Printer) -> Result<VstpTcpServer, Failure> {
     let config = tcp_config(listen);
+    match identity(listen, printer).await? {
+        Some(identity) => Ok(VstpTcpServer::bind_tls(address, &identity, config).await?),
+        None => Ok(VstpTcpServer::bind_with_config(address, config).await?),
+    }
+}
+
+/// The certificate to be shown, if there is to be encryption; its fingerprint is printed.
+async fn identity(listen: &Listen, printer: &Printer) -> Result<Option<Identity>, Failure> {
     let identity = match (&listen.cert, &listen.key) {
         (Some(cert), Some(key)) => Identity::from_pem(cert, key)?,
         _ if listen.tls => Identity::generate(&["localhost"])?,
-        _ => return Ok(VstpTcpServer::bind_with_config(address, config).await?),
+        _ => return Ok(None),
     };
     let fingerprint = identity.fingerprint().to_string();
     let text = format!("certificate {fingerprint}");
     printer.say("certificate", json!({ "fingerprint": fingerprint }), &text).await?;
-    Ok(VstpTcpServer::bind_tls(address, &identity, config).await?)
+    Ok(Some(identity))
 }
 
 fn udp_limits(listen: &Listen) -> ReassemblyLimits {

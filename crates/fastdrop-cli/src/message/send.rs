@@ -9,6 +9,7 @@ use crate::begin::Refused;
 use crate::output::{Output, OutputError};
 use crate::units::bytes;
 use fastdrop::{Stop, Target, shown};
+use fastdrop_messages::tls::{TlsError, Trust};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
@@ -140,6 +141,15 @@ fn messages(
 
 impl Send {
     /// A flag that was given and that this protocol has no use for.
+    /// The listeners that are trusted, if there is to be encryption.
+    pub(super) fn trust(&self) -> Result<Option<Trust>, TlsError> {
+        Ok(match (self.pin, &self.ca) {
+            (Some(pin), _) => Some(Trust::Pinned(pin)),
+            (None, Some(ca)) => Some(Trust::from_pem(ca)?),
+            (None, None) => None,
+        })
+    }
+
     fn flag_of_the_other_protocol(&self) -> Option<&'static str> {
         let flags = match self.protocol {
             Protocol::Vstp => vec![
@@ -152,12 +162,7 @@ impl Send {
                 (self.stats, "--stats"),
                 (self.packet_pause.is_some(), "--packet-pause"),
             ],
-            Protocol::Cnp => vec![
-                (!self.header.is_empty(), "--header"),
-                (self.zstd, "--zstd"),
-                (self.pin.is_some(), "--pin"),
-                (self.ca.is_some(), "--ca"),
-            ],
+            Protocol::Cnp => vec![(!self.header.is_empty(), "--header"), (self.zstd, "--zstd")],
         };
         flags.into_iter().find_map(|(given, flag)| given.then_some(flag))
     }

@@ -7,7 +7,6 @@ use crate::args::message::Send;
 use bytes::Bytes;
 use fastdrop::{Stop, shown};
 use fastdrop_messages::ShutdownSignal;
-use fastdrop_messages::vstp::tcp::tls::Trust;
 use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpClient, VstpTcpConnection};
 use fastdrop_messages::vstp::types::{ErrorCode, Frame, FrameType, Header, VstpError};
 use fastdrop_messages::vstp::udp::{self, VstpUdpClient, VstpUdpServer};
@@ -194,14 +193,9 @@ pub(super) async fn by_tcp(
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), VstpError> {
-    let trust = match (send.pin, &send.ca) {
-        (Some(pin), _) => Some(Trust::Pinned(pin)),
-        (None, Some(ca)) => Some(Trust::from_pem(ca)?),
-        (None, None) => None,
-    };
     // A listener may echo whatever it takes.
     let config = TcpConfig { frame_max: ECHO_MAX, ..TcpConfig::default() };
-    let mut client = match &trust {
+    let mut client = match send.trust()? {
         Some(trust) => VstpTcpClient::connect_tls(address, trust, config).await?,
         None => VstpTcpClient::connect_with_config(address, config).await?,
     };

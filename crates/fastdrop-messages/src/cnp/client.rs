@@ -5,11 +5,14 @@ use super::driver::{Shared, drive};
 use super::error::Error;
 use super::link::{Link, Source};
 use super::session::{Handle, Session};
+use super::wire::Wire;
 use crate::datagrams::{Room, Socket};
 use crate::incoming::set_options;
+use crate::tls::{self, ClientTls, Fingerprint, Inner};
 use fastdrop_proto::cnp::{
-    Carrier, ChecksumKind, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
+    Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
+use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -125,6 +128,28 @@ impl ClientBuilder {
     ///
     /// The outcome of the first attempt, if none has led to a session; a refusal in words at once.
     pub async fn connect(self, addr: impl ToSocketAddrs) -> Result<Client, Error> {
+        self.connect_with(addr, None).await
+    }
+
+    /// Asks `host:port` for the session by TCP with TLS 1.3. There is none without TLS, whatever
+    /// the server says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`], and whatever stands in the way of TLS with a server that is trusted.
+    pub async fn connect_tls(self, addr: &str, tls: impl Into<ClientTls>) -> Result<Client, Error> {
+        if self.carrier == Carrier::Datagrams {
+            return Err(ConfigError("TLS is for TCP").into());
+        }
+        let security = Security { name: tls::host_of(addr)?, tls: tls.into() };
+        self.connect_with(addr, Some(&security)).await
+    }
+
+    async fn connect_with(
+        self,
+        addr: impl ToSocketAddrs,
+        security: Option<&Security>,
+    ) -> Result<Client, Error> {
         let config = self.session();
         config.check()?;
         let until = Instant::now() + config.handshake_timeout;
@@ -133,7 +158,7 @@ impl ClientBuilder {
         let mut first = None;
         for syn_form in FORMS {
             let config = SessionConfig { syn_form, ..config.clone() };
-            match ask(&config, &addresses, until).await {
+            match ask(&config, &addresses, until, security).await {
                 Err(Error::Ended(Ending::KnowsMore)) => break,
                 Err(error) if config.carrier == Carrier::Stream && may_know_another_form(&error) => {
                     tracing::debug!(%error, ?syn_form, "no session in this form");
@@ -145,7 +170,7 @@ impl ClientBuilder {
             }
         }
         // What was slow, or gone, is asked in full once more, if there is time.
-        match ask(&config, &addresses, until).await {
+        match ask(&config, &addresses, until, security).await {
             Err(error @ Error::Ended(Ending::Refused(_) | Ending::PeerError(_))) => Err(error),
             Err(error) => Err(first.unwrap_or(error)),
             result => result,
@@ -171,8 +196,14 @@ fn may_know_another_form(error: &Error) -> bool {
 }
 
 /// Asks for a session in one form.
-async fn ask(config: &SessionConfig, addresses: &[SocketAddr], until: Instant) -> Result<Client, Error> {
-    let connected = tokio::time::timeout_at(until.into(), link(config.carrier, addresses)).await;
+async fn ask(
+    config: &SessionConfig,
+    addresses: &[SocketAddr],
+    until: Instant,
+    security: Option<&Security>,
+) -> Result<Client, Error> {
+    let connecting = link(config.carrier, addresses, security);
+    let connected = tokio::time::timeout_at(until.into(), connecting).await;
     let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
     let mut config = config.clone();
     let left = until.saturating_duration_since(Instant::now());
@@ -180,19 +211,37 @@ async fn ask(config: &SessionConfig, addresses: &[SocketAddr], until: Instant) -
         Carrier::Stream => left.min(answer_time(&config)),
         Carrier::Datagrams => left,
     };
+    let fingerprint = link.fingerprint();
     let shared = Shared::new(Machine::connect(Instant::now(), config));
     // The task ends by itself, after what the last caller left to be done.
     tokio::spawn(drive(Arc::clone(&shared), link, None));
-    Ok(Client(open(shared, peer).await?))
+    Ok(Client(open(shared, peer, fingerprint).await?))
 }
 
-async fn link(carrier: Carrier, addresses: &[SocketAddr]) -> io::Result<(Link, SocketAddr)> {
+/// The TLS of a session, and the name of the server.
+struct Security {
+    name: ServerName<'static>,
+    tls: ClientTls,
+}
+
+async fn link(
+    carrier: Carrier,
+    addresses: &[SocketAddr],
+    security: Option<&Security>,
+) -> Result<(Link, SocketAddr), Error> {
     match carrier {
         Carrier::Stream => {
             let stream = TcpStream::connect(addresses).await?;
             set_options(&stream)?;
             let peer = stream.peer_addr()?;
-            Ok((Link::stream(stream), peer))
+            let wire = match security {
+                None => Wire::Plain(stream),
+                Some(Security { name, tls }) => {
+                    let stream = tls::connect(stream, name.clone(), tls, Inner::Cnp).await?;
+                    Wire::Tls(Box::new(stream.into()))
+                }
+            };
+            Ok((Link::stream(wire), peer))
         }
         Carrier::Datagrams => {
             let peer = addresses.first().copied();
@@ -207,7 +256,11 @@ async fn link(carrier: Carrier, addresses: &[SocketAddr]) -> io::Result<(Link, S
 }
 
 /// Waits until a session is open.
-pub(super) async fn open(shared: Arc<Shared>, peer: SocketAddr) -> Result<Session, Error> {
+pub(super) async fn open(
+    shared: Arc<Shared>,
+    peer: SocketAddr,
+    fingerprint: Option<Fingerprint>,
+) -> Result<Session, Error> {
     let mut abandoned = Abandon(Some(Arc::clone(&shared)));
     loop {
         let waited = shared.progress.notified();
@@ -219,7 +272,7 @@ pub(super) async fn open(shared: Arc<Shared>, peer: SocketAddr) -> Result<Sessio
                 drop(state);
                 abandoned.0 = None;
                 let shared = Arc::clone(&shared);
-                return Ok(Session(Arc::new(Handle { shared, agreed, peer })));
+                return Ok(Session(Arc::new(Handle { shared, agreed, peer, fingerprint })));
             }
             if let Some(ending) = &state.ended {
                 return Err(ending.clone().into());

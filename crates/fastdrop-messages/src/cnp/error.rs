@@ -1,5 +1,6 @@
 //! What can go wrong, and whose fault it is.
 
+use crate::tls::TlsError;
 use fastdrop_proto::cnp::{ConfigError, Ending, TooLarge};
 use std::io;
 
@@ -24,6 +25,9 @@ pub enum Error {
     /// The configuration cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no TLS connection.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The operating system says no.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -47,25 +51,36 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::TooLarge(_) | Self::NotText | Self::Config(_) => Fault::Caller,
-            Self::Io(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
-                | io::ErrorKind::TimedOut => Fault::Network,
-                _ => Fault::System,
+            Self::Tls(error) => match error {
+                TlsError::Certificate(_) | TlsError::Name => Fault::Caller,
+                TlsError::Timeout => Fault::Network,
+                TlsError::Io(error) => of_io(error),
+                _ => Fault::Peer,
             },
+            Self::Io(error) => of_io(error),
             Self::Ended(ending) => match ending {
                 Ending::Closed | Ending::Aborted => Fault::Caller,
                 Ending::PeerClosed
                 | Ending::PeerError(_)
                 | Ending::Refused(_)
                 | Ending::KnowsMore
+                | Ending::Tls(_)
                 | Ending::Protocol(_) => Fault::Peer,
                 Ending::Unreachable | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => {
                     Fault::Network
                 }
             },
         }
+    }
+}
+
+fn of_io(error: &io::Error) -> Fault {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::TimedOut => Fault::Network,
+        _ => Fault::System,
     }
 }

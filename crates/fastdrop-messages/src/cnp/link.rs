@@ -1,6 +1,8 @@
 //! What carries a session: a TCP connection, a UDP socket of its own, or a part of a server's.
 
+use super::wire::{End, Wire};
 use crate::datagrams::{Room, Socket, Transmit};
+use crate::tls::Fingerprint;
 use bytes::{Buf, BytesMut};
 use fastdrop_proto::cnp::Session;
 use std::collections::VecDeque;
@@ -8,8 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::Interest;
 use tokio::sync::mpsc;
 
 /// One way to the peer, and what is on its way through it.
@@ -21,7 +22,7 @@ pub(super) enum Link {
 }
 
 pub(super) struct Stream {
-    stream: TcpStream,
+    wire: Wire,
     read: BytesMut,
     /// When the last byte came.
     read_at: Instant,
@@ -29,7 +30,7 @@ pub(super) struct Stream {
     stalls_at: Option<Instant>,
     out: Vec<u8>,
     written: usize,
-    broken: bool,
+    broken: Option<End>,
 }
 
 pub(super) struct Datagrams {
@@ -61,15 +62,15 @@ impl Link {
     /// How long a peer has to close its side, so that what was said last is not lost in a reset.
     const FAREWELL: Duration = Duration::from_secs(1);
 
-    pub(super) fn stream(stream: TcpStream) -> Self {
+    pub(super) fn stream(wire: Wire) -> Self {
         Self::Stream(Box::new(Stream {
-            stream,
+            wire,
             read: BytesMut::new(),
             read_at: Instant::now(),
             stalls_at: None,
             out: Vec::new(),
             written: 0,
-            broken: false,
+            broken: None,
         }))
     }
 
@@ -77,6 +78,14 @@ impl Link {
         let (out, lengths) = (Vec::new(), VecDeque::new());
         let refused = false;
         Self::Datagrams(Box::new(Datagrams { socket, peer, source, out, refused, sent: 0, lengths }))
+    }
+
+    /// The fingerprint of the certificate that the peer has shown.
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Stream(link) => link.wire.fingerprint(),
+            Self::Datagrams(_) => None,
+        }
     }
 
     /// Gives the session what has come, as far as it wants it.
@@ -116,7 +125,7 @@ impl Link {
     /// Whether something waits to leave.
     pub(super) fn has_output(&self) -> bool {
         match self {
-            Self::Stream(link) => link.written < link.out.len(),
+            Self::Stream(link) => link.written < link.out.len() || link.wire.wants_write(),
             Self::Datagrams(link) => !link.lengths.is_empty(),
         }
     }
@@ -135,14 +144,14 @@ impl Link {
         let writes = self.has_output();
         match self {
             Self::Stream(link) => {
-                let interest = match (wants_input && !link.broken, writes) {
+                let interest = match (wants_input && link.broken.is_none(), writes) {
                     (true, true) => Interest::READABLE | Interest::WRITABLE,
                     (true, false) => Interest::READABLE,
                     (false, true) => Interest::WRITABLE,
                     (false, false) => return std::future::pending().await,
                 };
-                if link.stream.ready(interest).await.is_err() {
-                    link.broken = true;
+                if link.wire.ready(interest).await.is_err() {
+                    link.broken.get_or_insert(End::Stream);
                 }
             }
             Self::Datagrams(link) => {
@@ -177,12 +186,7 @@ impl Link {
     /// The session is over, and everything has left.
     pub(super) async fn farewell(self) {
         let Self::Stream(mut link) = self else { return };
-        let farewell = async {
-            link.stream.shutdown().await?;
-            let mut rest = (&mut link.stream).take(1 << 20);
-            tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
-        };
-        if !matches!(tokio::time::timeout(Self::FAREWELL, farewell).await, Ok(Ok(_))) {
+        if !matches!(tokio::time::timeout(Self::FAREWELL, link.wire.farewell()).await, Ok(Ok(()))) {
             tracing::debug!("the peer has not closed its side");
         }
     }
@@ -191,22 +195,22 @@ impl Link {
 impl Stream {
     fn receive(&mut self, now: Instant, session: &mut Session) {
         for _ in 0..Link::RECEIVES {
-            if !self.give(now, session) || self.broken {
+            if !self.give(now, session) || self.broken.is_some() {
                 break;
             }
             self.read.reserve(Link::READ);
-            match self.stream.try_read_buf(&mut self.read) {
-                Ok(0) => self.broken = true,
-                Ok(_) => self.read_at = now,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    tracing::debug!(%error, "the connection broke");
-                    self.broken = true;
-                }
+            match self.wire.try_read_buf(&mut self.read) {
+                Ok(Some(_)) => self.read_at = now,
+                Ok(None) => break,
+                Err(end) => self.broken = Some(end),
             }
         }
-        if self.broken && session.wants_input() {
-            session.handle_end();
+        if let Some(end) = self.broken.as_ref().filter(|_| session.wants_input()) {
+            match end {
+                End::Stream => session.handle_end(),
+                End::Truncated => session.handle_truncation(),
+                End::Tls(words) => session.handle_tls_failure(words),
+            }
         } else if self.stalls_at.is_some_and(|at| at <= now) {
             session.handle_stalled();
         }
@@ -238,7 +242,7 @@ impl Stream {
 
     fn send(&mut self) {
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
-            match self.stream.try_write(rest) {
+            match self.wire.try_write(rest) {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -248,6 +252,9 @@ impl Stream {
                     self.written = self.out.len();
                 }
             }
+        }
+        if let Err(error) = self.wire.try_flush() {
+            tracing::trace!(%error, "not all has left");
         }
     }
 }

@@ -133,7 +133,12 @@ impl Listener {
             return;
         };
         let shared = Shared::new(machine);
-        place.send(Session(Arc::new(Handle { shared: Arc::clone(&shared), agreed, peer: from })));
+        place.send(Session(Arc::new(Handle {
+            shared: Arc::clone(&shared),
+            agreed,
+            peer: from,
+            fingerprint: None,
+        })));
         tracing::debug!(%from, "a session by UDP");
         let source = Source::Inbox(datagrams, None);
         let link = Link::datagrams(Arc::clone(&self.socket), from, source);

@@ -60,6 +60,7 @@ mod link;
 mod listener;
 mod server;
 mod session;
+mod wire;
 
 pub use client::{Client, ClientBuilder};
 pub use config::Config;

@@ -8,18 +8,21 @@ use super::error::Error;
 use super::link::Link;
 use super::listener::Listener;
 use super::session::Session;
+use super::wire::Wire;
 use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Incoming, log_panic};
 use crate::shutdown::{Shutdown, ShutdownSignal};
+use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Carrier, Session as Machine, SessionConfig, SessionId};
+use fastdrop_proto::cnp::handshake::{FIRST_BYTE, refusal};
+use fastdrop_proto::cnp::{Carrier, ConfigError, Session as Machine, SessionConfig, SessionId};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::ToSocketAddrs;
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -146,6 +149,7 @@ impl Drop for Server {
 #[derive(Debug, Clone)]
 pub struct ServerBuilder {
     config: Config,
+    tls: Option<ServerTls>,
     tcp: bool,
     udp: bool,
     sessions_max: usize,
@@ -157,6 +161,7 @@ impl Default for ServerBuilder {
     fn default() -> Self {
         Self {
             config: Config::default(),
+            tls: None,
             tcp: true,
             udp: true,
             sessions_max: 1000,
@@ -185,6 +190,14 @@ impl ServerBuilder {
     /// Whether to listen by UDP. Default: yes.
     pub fn udp(mut self, udp: bool) -> Self {
         self.udp = udp;
+        self
+    }
+
+    /// TLS 1.3 for all sessions; then there is TCP alone. Clients that ask in plain text are told,
+    /// and served nothing. Default: none.
+    pub fn tls(mut self, tls: impl Into<ServerTls>) -> Self {
+        self.tls = Some(tls.into());
+        self.udp = false;
         self
     }
 
@@ -254,12 +267,17 @@ impl ServerBuilder {
         let (shutdown, signal) = Shutdown::new();
         let budget = Arc::new(Budget::new(self.memory_max));
         let both = self.tcp && self.udp;
+        let acceptor = self.tls.as_ref().map(|tls| Acceptor::new(tls, Inner::Cnp)).transpose()?;
+        if acceptor.is_some() && socket.is_some() {
+            return Err(ConfigError("TLS is for TCP: a server with it has no UDP").into());
+        }
         let mut tasks = JoinSet::new();
         if let Some(incoming) = incoming {
             let config = self.config.of_server(Carrier::Stream, both)?;
-            let (ready, budget) = (ready.clone(), Arc::clone(&budget));
+            let acceptance =
+                Acceptance { config, acceptor, ready: ready.clone(), budget: Arc::clone(&budget) };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
-                serve_stream(accepted, signal, config.clone(), ready.clone(), Arc::clone(&budget))
+                serve_stream(accepted, signal, acceptance.clone())
             };
             let (end, drain) = (signal.clone().waited(), self.drain);
             tasks.spawn(async move { incoming.serve(end, drain, serve).await });
@@ -277,14 +295,52 @@ impl ServerBuilder {
     }
 }
 
-async fn serve_stream(
-    accepted: Accepted,
-    mut signal: ShutdownSignal,
+/// No time that is left for a handshake is shorter.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What becomes of connections.
+#[derive(Clone)]
+struct Acceptance {
     config: SessionConfig,
+    acceptor: Option<Acceptor>,
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
-) {
+}
+
+/// The handshake of TLS, if there is to be one, within the time for handshakes.
+async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0] == FIRST_BYTE {
+        let refusal = refusal("this port speaks TLS 1.3 alone, and nothing was taken in plain text");
+        let mut wire = Wire::Plain(stream);
+        if wire.try_write(&refusal).is_ok() {
+            wire.farewell().await?;
+        }
+        return Err(TlsError::NotTls);
+    }
+    Ok(Wire::Tls(Box::new(acceptor.accept(stream).await?.into())))
+}
+
+async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance) {
     let Accepted { stream, peer, permit: _permit } = accepted;
+    let Acceptance { mut config, acceptor, ready, budget } = acceptance;
+    let begin = Instant::now();
+    let wire = match &acceptor {
+        None => Wire::Plain(stream),
+        Some(acceptor) => {
+            let secured = tokio::select! {
+                secured = tokio::time::timeout(config.handshake_timeout, secure(stream, acceptor)) => secured,
+                () = signal.wait() => return,
+            };
+            match secured.unwrap_or(Err(TlsError::Timeout)) {
+                Ok(wire) => wire,
+                Err(error) => return tracing::debug!(%peer, %error, "no session"),
+            }
+        }
+    };
+    let fingerprint = wire.fingerprint();
+    // The time for the handshake is one, with TLS or without.
+    config.handshake_timeout = config.handshake_timeout.saturating_sub(begin.elapsed()).max(SHORTEST);
     let mut id = [0; 16];
     if let Err(error) = getrandom::fill(&mut id) {
         tracing::error!(%error, "no id that nobody can guess");
@@ -293,7 +349,7 @@ async fn serve_stream(
     let machine = Machine::accept(Instant::now(), config, SessionId::from_random(id));
     let shared = Shared::new(machine);
     let hand_over = async {
-        match open(Arc::clone(&shared), peer).await {
+        match open(Arc::clone(&shared), peer, fingerprint).await {
             Ok(session) => {
                 tracing::debug!(%peer, "a session by TCP");
                 // If nobody takes it any more, it is dropped, and so closed.
@@ -308,7 +364,7 @@ async fn serve_stream(
         shared.changed.notify_one();
         std::future::pending().await
     };
-    let driven = drive(Arc::clone(&shared), Link::stream(stream), Some(budget));
+    let driven = drive(Arc::clone(&shared), Link::stream(wire), Some(budget));
     tokio::select! {
         _ = async { tokio::join!(driven, hand_over) } => {}
         () = close => {}

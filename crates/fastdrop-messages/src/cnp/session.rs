@@ -2,6 +2,7 @@
 
 use super::driver::{Shared, State};
 use super::error::Error;
+use crate::tls::Fingerprint;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, Generation, ReceiveId, SendError};
 use futures_core::Stream;
@@ -24,6 +25,7 @@ pub(super) struct Handle {
     pub(super) shared: Arc<Shared>,
     pub(super) agreed: Agreed,
     pub(super) peer: SocketAddr,
+    pub(super) fingerprint: Option<Fingerprint>,
 }
 
 impl Drop for Handle {
@@ -75,6 +77,11 @@ impl Session {
     /// The peer's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.0.peer
+    }
+
+    /// The fingerprint of the certificate that the peer has shown, if it has shown one.
+    pub fn peer_fingerprint(&self) -> Option<Fingerprint> {
+        self.0.fingerprint
     }
 
     /// What carries it: `tcp` or `udp`.

@@ -1,5 +1,6 @@
 //! The types that users build and match.
 
+use crate::tls::TlsError;
 use bytes::Bytes;
 pub use fastdrop_proto::vstp::{ErrorCode, Flags, FrameType};
 use fastdrop_proto::vstp::{FrameBytes, FrameError, HeadersBuf, frame};
@@ -220,6 +221,17 @@ pub enum VstpError {
     /// The other end says what went wrong there.
     #[error("the peer says: {0}")]
     ServerError(String),
+}
+
+impl From<TlsError> for VstpError {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Io(error) => Self::Io(error),
+            TlsError::Timeout => Self::Timeout,
+            TlsError::Name => Self::InvalidAddress,
+            error => Self::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)),
+        }
+    }
 }
 
 impl From<FrameError> for VstpError {

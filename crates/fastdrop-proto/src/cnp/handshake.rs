@@ -1,11 +1,14 @@
 //! The three packets with which a session begins, and what they agree on (docs/protocol/cnp.md,
 //! section 2).
 
+use super::checksum::Checksum;
 use super::config::{Carrier, SessionConfig, WINDOW_MAX};
 use super::cut::Cut;
 use super::generation::Generation;
 use super::header::{HEAD_BYTES, Layout};
+use super::packet::{PacketType, append};
 use super::params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
+use super::seq::Seq;
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -349,6 +352,13 @@ fn characters(said: Option<usize>) -> usize {
 /// The payload of a SYN-ACK that says no.
 pub fn write_refusal(why: &str) -> Vec<u8> {
     json::write(&Fields { status: Some(why.into()), ..Fields::default() })
+}
+
+/// The whole packet of a SYN-ACK that says no, for a client that has said nothing yet.
+pub fn refusal(why: &str) -> Vec<u8> {
+    let mut packet = Vec::new();
+    append(&mut packet, PacketType::Ack.byte(), Seq(0), 0, &Checksum::Md5, &write_refusal(why));
+    packet
 }
 
 /// Reads a SYN-ACK: what was agreed on by a client with this configuration.

@@ -42,7 +42,10 @@ const CRATES: &[(&str, Floors)] = &[
             &["checksum", "cursor", "json", "rtt", "units"],
         ],
     ),
-    ("fastdrop-messages", &[&["lib"], &["port"], &["cnp", "vstp"], &["datagrams", "incoming"]]),
+    (
+        "fastdrop-messages",
+        &[&["lib"], &["port"], &["cnp", "vstp"], &["datagrams", "incoming"], &["shutdown", "tls", "token"]],
+    ),
     (
         "fastdrop-cli",
         &[

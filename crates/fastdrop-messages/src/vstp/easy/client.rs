@@ -2,7 +2,8 @@
 
 use super::connected::Connected;
 use super::{TIMEOUT, from_payload, resolve, to_frame, within};
-use crate::vstp::tcp::{Connection, Stream, TcpConfig, dial, tls};
+use crate::tls::ClientTls;
+use crate::vstp::tcp::{Connection, Stream, TcpConfig, dial, handshake};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::{Handle, UdpConfig};
 use fastdrop_proto::vstp::transport::{Transport, choose};
@@ -62,8 +63,8 @@ impl VstpClient {
     }
 
     /// Connects to `host:port` by TCP with TLS 1.3.
-    pub async fn connect_tls(addr: impl Into<String>, trust: &tls::Trust) -> Result<Self, VstpError> {
-        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(trust), TcpConfig::default()).await?)))
+    pub async fn connect_tls(addr: impl Into<String>, tls: impl Into<ClientTls>) -> Result<Self, VstpError> {
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(&tls.into()), TcpConfig::default()).await?)))
     }
 
     /// Speaks to `host:port` by UDP.
@@ -164,11 +165,11 @@ impl VstpClient {
     }
 }
 
-async fn connect(addr: &str, trust: Option<&tls::Trust>, config: TcpConfig) -> Result<Connected, VstpError> {
+async fn connect(addr: &str, tls: Option<&ClientTls>, config: TcpConfig) -> Result<Connected, VstpError> {
     let (stream, _) = dial(addr).await?;
-    let stream = match trust {
+    let stream = match tls {
         None => Stream::Plain(stream),
-        Some(trust) => Stream::Tls(Box::new(tls::connect(stream, addr, trust).await?)),
+        Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, tls).await?.into())),
     };
     Ok(Connected::new(Connection::new(stream, config, None, false)))
 }

@@ -2,7 +2,8 @@
 
 use super::{TIMEOUT, within};
 use crate::shutdown::ShutdownSignal;
-use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer, tls};
+use crate::tls::ServerTls;
+use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::VstpUdpServer;
 use serde::Serialize;
@@ -38,8 +39,8 @@ impl VstpServer {
     }
 
     /// Listens by TCP with TLS 1.3.
-    pub async fn bind_tls(addr: impl Into<String>, identity: &tls::Identity) -> Result<Self, VstpError> {
-        let tcp = VstpTcpServer::bind_tls(addr.into(), identity, TcpConfig::default()).await?;
+    pub async fn bind_tls(addr: impl Into<String>, tls: impl Into<ServerTls>) -> Result<Self, VstpError> {
+        let tcp = VstpTcpServer::bind_tls(addr.into(), tls, TcpConfig::default()).await?;
         Ok(Self { tcp: Some(tcp), udp: None, timeout: TIMEOUT })
     }
 

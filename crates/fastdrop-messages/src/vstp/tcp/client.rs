@@ -4,13 +4,14 @@ use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::stream::Stream;
-use super::tls::Trust;
 use crate::incoming::set_options;
+use crate::tls::{self, ClientTls, Inner};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio_rustls::client;
 
 /// A connection to a server.
 #[derive(Debug)]
@@ -29,6 +30,15 @@ pub(crate) async fn dial(addr: impl ToSocketAddrs) -> Result<(TcpStream, SocketA
     Ok((stream, peer))
 }
 
+/// The TLS handshake with a server at `addr`.
+pub(crate) async fn handshake(
+    stream: TcpStream,
+    addr: &str,
+    tls: &ClientTls,
+) -> Result<client::TlsStream<TcpStream>, VstpError> {
+    Ok(tls::connect(stream, tls::host_of(addr)?, tls, Inner::Vstp).await?)
+}
+
 impl VstpTcpClient {
     /// How long [`Self::send_with_ack`] waits.
     const ACK_PATIENCE: Duration = Duration::from_secs(30);
@@ -45,9 +55,13 @@ impl VstpTcpClient {
     }
 
     /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
-    pub async fn connect_tls(addr: &str, trust: &Trust, config: TcpConfig) -> Result<Self, VstpError> {
+    pub async fn connect_tls(
+        addr: &str,
+        tls: impl Into<ClientTls>,
+        config: TcpConfig,
+    ) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
-        let stream = Stream::Tls(Box::new(super::tls::connect(stream, addr, trust).await?));
+        let stream = Stream::Tls(Box::new(handshake(stream, addr, &tls.into()).await?.into()));
         Ok(Self { connection: Connection::new(stream, config, None, false), peer })
     }
 

@@ -8,12 +8,11 @@ mod delivery;
 mod outbox;
 pub mod server;
 mod stream;
+pub use crate::tls;
 pub(super) use stream::Stream;
-/// TLS 1.3.
-pub mod tls;
 
 pub use client::VstpTcpClient;
-pub(super) use client::dial;
+pub(super) use client::{dial, handshake};
 pub(super) use connection::{Connection, Next};
 pub use delivery::Delivery;
 pub use server::{VstpTcpConnection, VstpTcpServer};

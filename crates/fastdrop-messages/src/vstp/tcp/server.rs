@@ -4,9 +4,9 @@ use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::stream::Stream;
-use super::tls::Identity;
 use crate::incoming::{Accepted, Incoming};
 use crate::shutdown::ShutdownSignal;
+use crate::tls::{self, Acceptor, Fingerprint, Inner, ServerTls};
 use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::future::Future;
@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::TlsAcceptor;
 
 /// A client that has connected.
 #[derive(Debug)]
 pub struct VstpTcpConnection {
     connection: Connection,
     peer: SocketAddr,
+    fingerprint: Option<Fingerprint>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -35,6 +35,11 @@ impl VstpTcpConnection {
     /// The client's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The fingerprint of the certificate that the client has shown, if it has shown one.
+    pub fn peer_fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
     }
 
     /// Sends a frame: when this returns, the operating system has all of it.
@@ -95,14 +100,11 @@ impl VstpTcpConnection {
 pub struct VstpTcpServer {
     incoming: Incoming,
     config: TcpConfig,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     sessions: AtomicU64,
 }
 
 impl VstpTcpServer {
-    /// How long a TLS handshake may take.
-    const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-
     /// Listens on an address.
     pub async fn bind(addr: impl ToSocketAddrs) -> Result<Self, VstpError> {
         Self::bind_with_config(addr, TcpConfig::default()).await
@@ -116,14 +118,14 @@ impl VstpTcpServer {
     /// Listens on an address for clients that speak TLS 1.3.
     pub async fn bind_tls(
         addr: impl ToSocketAddrs,
-        identity: &Identity,
+        tls: impl Into<ServerTls>,
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
-        let acceptor = TlsAcceptor::from(identity.server_config()?);
+        let acceptor = Acceptor::new(&tls.into(), Inner::Vstp)?;
         Ok(Self::new(Incoming::bind(addr, config.connections_max).await?, config, Some(acceptor)))
     }
 
-    pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<TlsAcceptor>) -> Self {
+    pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<Acceptor>) -> Self {
         Self { incoming, config, tls, sessions: AtomicU64::new(0) }
     }
 
@@ -141,17 +143,18 @@ impl VstpTcpServer {
 
     async fn establish(&self, accepted: Accepted, answers: bool) -> Result<VstpTcpConnection, VstpError> {
         let Accepted { stream, peer, permit } = accepted;
-        let stream = match &self.tls {
-            None => Stream::Plain(stream),
+        let (stream, fingerprint) = match &self.tls {
+            None => (Stream::Plain(stream), None),
             Some(acceptor) => {
-                let handshake = tokio::time::timeout(Self::HANDSHAKE_MAX, acceptor.accept(stream)).await;
-                Stream::Tls(Box::new(handshake.map_err(|_| VstpError::Timeout)??.into()))
+                let stream = acceptor.accept(stream).await?;
+                let fingerprint = tls::peer_of(stream.get_ref().1);
+                (Stream::Tls(Box::new(stream.into())), fingerprint)
             }
         };
         let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
         tracing::debug!(%peer, session = id, "connected");
         let connection = Connection::new(stream, self.config.clone(), Some(id), answers);
-        Ok(VstpTcpConnection { connection, peer, _permit: permit })
+        Ok(VstpTcpConnection { connection, peer, fingerprint, _permit: permit })
     }
 
     /// Hands every frame of every client to `handler`, one after the other for each client, and

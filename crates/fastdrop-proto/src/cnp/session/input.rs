@@ -88,6 +88,17 @@ impl Session {
     pub fn handle_end(&mut self) {
         // A message whose end nothing marks: what came of it is all that comes.
         self.complete_message();
+        self.handle_truncation();
+    }
+
+    /// TLS, which carries the packets, has failed.
+    pub fn handle_tls_failure(&mut self, words: &str) {
+        self.end(Ending::Tls(words.into()));
+    }
+
+    /// The stream has ended without the word of TLS that nothing more comes: what is not complete
+    /// was cut, maybe by somebody on the way.
+    pub fn handle_truncation(&mut self) {
         match self.state {
             State::Over => {}
             State::Lingering { .. } => self.state = State::Over,

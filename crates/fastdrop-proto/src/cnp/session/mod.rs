@@ -72,6 +72,9 @@ pub enum Ending {
     /// The stream ended without a request for it, or with an error.
     #[error("the connection was lost")]
     ConnectionLost,
+    /// TLS, which carries it, says no, in these words.
+    #[error("{0}")]
+    Tls(String),
     /// This end gave up.
     #[error("given up")]
     Aborted,

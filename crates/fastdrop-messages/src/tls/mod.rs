@@ -1,0 +1,18 @@
+//! TLS 1.3 over TCP, for either protocol: the identity of a server or a client, and what the other
+//! end trusts.
+//!
+//! Nothing falls back to plain TCP: a handshake that fails is an error, whichever end it fails at.
+
+mod error;
+mod handshake;
+mod identity;
+mod inner;
+mod trust;
+mod wire;
+
+pub use error::TlsError;
+pub(crate) use handshake::{Acceptor, connect, host_of, peer_of};
+pub use identity::{Fingerprint, Identity};
+pub(crate) use inner::Inner;
+pub use trust::{ClientTls, ServerTls, Trust};
+pub(crate) use wire::Wire;
