@@ -55,6 +55,11 @@ impl Model {
     const SLACK_MAX: f64 = 262_144.0;
     /// Loss beyond this share of a round is taken for congestion.
     const LOSS_MAX: f64 = 1.0 / 3.0;
+    /// Loss beyond this share of a round, behind a queue, ends the startup of a sender that does not
+    /// always have something to send.
+    const LOSS_STARTUP: f64 = 0.02;
+    /// Rounds without a rate that is better by a quarter end it too.
+    const FULL_ROUNDS: u32 = 3;
     /// Up to this share, what is lost is sent on top of what the path delivers.
     const LOSS_BORNE: f64 = 0.25;
 
@@ -115,6 +120,10 @@ impl Model {
             // Loss behind a queue comes with the load: more of it would not get through either.
             let queued = self.rtt_min.is_some_and(|(min, _)| self.rtt_latest > min + min / 4);
             self.loss += (if queued { 0.0 } else { share } - self.loss) / 4.0;
+            if queued && app_limited && share > Self::LOSS_STARTUP {
+                // The path is full, and the sender has not enough to find that out by its rate.
+                self.full.1 = Self::FULL_ROUNDS;
+            }
             let heavy = share > Self::LOSS_MAX;
             self.restraint =
                 if heavy { (self.restraint * 0.85).max(0.2) } else { (self.restraint * 1.1).min(1.0) };
@@ -133,7 +142,7 @@ impl Model {
                         self.full.1 += 1;
                     }
                 }
-                if self.full.1 >= 3 {
+                if self.full.1 >= Self::FULL_ROUNDS {
                     self.phase = Phase::Drain;
                 }
             }
@@ -156,7 +165,8 @@ impl Model {
                 if let Some((_, at)) = &mut self.rtt_min {
                     *at = now;
                 }
-                self.phase = if self.full.1 >= 3 { Phase::Cruise(2, now) } else { Phase::Startup };
+                self.phase =
+                    if self.full.1 >= Self::FULL_ROUNDS { Phase::Cruise(2, now) } else { Phase::Startup };
             }
             Phase::ProbeRtt(..) => {}
         }

@@ -2,7 +2,7 @@
 
 use super::error_code::{CODE, ErrorCode};
 use super::frame::{Flags, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
-use super::ids::{MSG_ID, MSG_ID_DIGITS, is_of_stream};
+use super::ids::{MSG_ID, MSG_ID_DIGITS, is_of_stream, number_digits};
 
 /// Owed for one received frame, until its application has handled it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,18 +34,18 @@ impl Acknowledgement {
     /// The headers of its answer.
     fn headers(&self) -> HeadersBuf {
         match self.msg_id {
-            Some(id) if self.unique => HeadersBuf::default().with(MSG_ID, format_args!("0{id}")),
+            Some(id) if self.unique => HeadersBuf::default().with(MSG_ID, number_digits(id)),
             Some(id) => HeadersBuf::default().with(MSG_ID, id),
             None => HeadersBuf::default(),
         }
     }
 
-    /// Encodes the ACK frame.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, FrameError> {
+    /// Encodes the ACK frame, with what it says beside.
+    pub(super) fn encode(&self, payload: &[u8]) -> Result<Vec<u8>, FrameError> {
         let headers = self.headers();
         let (typ, flags, headers) = (FrameType::Ack, Flags::empty(), headers.as_headers());
         let mut bytes = Vec::new();
-        FrameRef { typ, flags, headers, payload: b"" }.encode(&mut bytes)?;
+        FrameRef { typ, flags, headers, payload }.encode(&mut bytes)?;
         Ok(bytes)
     }
 

@@ -1,6 +1,7 @@
 //! VSTP over UDP: one socket, any number of addresses.
 
 use super::acknowledgement::Acknowledgement;
+use super::arrivals::Arrived;
 use super::error_code::{ErrorCode, code_of};
 use super::failure::{Failure, Unreachable};
 use super::fragment::{Fragment, Report, parse_refusal};
@@ -236,9 +237,10 @@ impl Endpoint {
         }
         match frame.typ {
             FrameType::Ack if Report::is_in(&frame) => self.handle_report(now, from, &frame),
+            FrameType::Ack if Arrived::is_in(&frame) => self.handle_arrived(now, from, &frame),
             FrameType::Ack if frame.headers.find(MSG_ID).is_some() => self.handle_ack(now, from, &frame),
             FrameType::Err if parse_refusal(&frame).is_some() => self.handle_refusal(from, &frame),
-            FrameType::Err if self.is_refused(from, &frame) => {}
+            FrameType::Err if self.is_refused(now, from, &frame) => {}
             FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
                 self.handle_challenge(now, from, &frame)
             }
@@ -248,10 +250,24 @@ impl Endpoint {
             _ if frame.flags.contains(Flags::FRAG) => self.handle_fragment(now, from, &frame),
             _ => {
                 let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
-                self.receive(now, from, FrameBytes::from(frame), crc);
+                self.handle_small(now, from, FrameBytes::from(frame), crc);
             }
         }
         self.wake(from);
+    }
+
+    /// Takes a frame that came whole, and notes its arrival if it asks for an acknowledgement.
+    fn handle_small(&mut self, now: Instant, from: SocketAddr, frame: FrameBytes, crc: u32) {
+        let duplicates = self.counters.duplicates;
+        let wanted = self.receive(now, from, frame, crc);
+        let again = self.counters.duplicates > duplicates;
+        if let Some(wanted) = wanted
+            && let Some(number) = wanted.unique_number()
+            && let Some(peer) = self.peers.get_mut(&from)
+            && peer.receiving.seen.peek(wanted) == Sight::Pending
+        {
+            peer.receiving.arrivals.on_arrived(now, number, again);
+        }
     }
 
     fn handle_report(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
@@ -269,7 +285,23 @@ impl Endpoint {
 
     fn handle_ack(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        if frame.headers.number(MSG_ID).is_some_and(|msg_id| peer.sending.handle_ack(now, msg_id)) {
+        // Whoever writes the zero says what has arrived.
+        let reports = frame.headers.find(MSG_ID).is_some_and(|digits| digits.starts_with(b"0"));
+        let number = frame.headers.number(MSG_ID);
+        if number.is_some_and(|number| peer.sending.handle_ack(now, number, frame.payload, reports)) {
+            peer.proof = Proof::Proved;
+        } else {
+            self.counters.unexpected += 1;
+        }
+    }
+
+    fn handle_arrived(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
+        let Some(arrived) = Arrived::parse(frame) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        if peer.sending.handle_arrived(now, &arrived) {
             peer.proof = Proof::Proved;
         } else {
             self.counters.unexpected += 1;
@@ -285,11 +317,11 @@ impl Endpoint {
 
     /// Returns true if an ERR refuses a frame that waits for its acknowledgement, which is then
     /// over.
-    fn is_refused(&mut self, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
+    fn is_refused(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
         let (Some(msg_id), Some(peer)) = (frame.headers.number(MSG_ID), self.peers.get_mut(&from)) else {
             return false;
         };
-        peer.sending.handle_refused(msg_id, || code_of(frame))
+        peer.sending.handle_refused(now, msg_id, || code_of(frame))
     }
 
     fn handle_challenge(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
@@ -426,6 +458,9 @@ impl Endpoint {
     fn settle(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement, settled: Settled) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.receiving.seen.settle(now, frame, settled);
+        if let Some(number) = frame.unique_number() {
+            peer.receiving.arrivals.on_settled(now, number);
+        }
         if let Some(answer) = peer.receiving.seen.answer(frame) {
             // If there is no room for it, the peer asks again.
             let _ = peer.push_small(now, answer);

@@ -12,6 +12,11 @@ pub(super) fn new_stream(random: u32) -> u64 {
     u64::from(random >> 1 | 1 << 30) << u32::BITS
 }
 
+/// The digits of a number that is used once.
+pub(super) fn number_digits(number: u64) -> String {
+    format!("0{number}")
+}
+
 /// Reports whether a number can be one of a stream.
 pub(super) fn is_of_stream(number: u64) -> bool {
     number >> 62 == 1 && number as u32 != 0

@@ -4,6 +4,7 @@
 //! socket with all its peers; both take bytes and the time, and give answers, events and deadlines.
 
 mod acknowledgement;
+mod arrivals;
 mod endpoint;
 mod error_code;
 mod failure;

@@ -3,6 +3,7 @@
 use super::fragment::{Report, WINDOW_MAX, Writer};
 use super::frame::{FrameBytes, FrameError};
 use super::ids::SendId;
+use super::unacknowledged::News;
 use crate::congestion::{Flow, Stamp};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -187,6 +188,11 @@ impl Outgoing {
         Ok(total)
     }
 
+    /// Nobody may ever report what is on its way: it holds nothing back.
+    pub(super) fn forget_in_flight(&mut self, flow: &mut Flow) {
+        flow.on_forgotten(std::mem::take(&mut self.in_flight));
+    }
+
     /// It has to be cut anew, although the peer reports fragments of it.
     pub(super) fn recut(&mut self, flow: &mut Flow) {
         self.replaces = self.writer.as_ref().map(|_| self.id).or(self.replaces);
@@ -195,9 +201,9 @@ impl Outgoing {
 
     /// It has to be cut anew, with another number: nothing is sent.
     pub(super) fn uncut(&mut self, flow: &mut Flow) {
-        flow.on_forgotten(self.in_flight);
+        self.forget_in_flight(flow);
         self.writer = None;
-        (self.base, self.limit, self.in_flight) = (0, WINDOW_MAX, 0);
+        (self.base, self.limit) = (0, WINDOW_MAX);
         self.slots.clear();
         self.lost.clear();
         (self.newest, self.loss_at, self.sent_at, self.ask) = (None, None, None, None);
@@ -220,16 +226,20 @@ impl Outgoing {
     }
 
     /// The fragment of [`Self::peek`] leaves: appends it to `out`.
-    pub(super) fn on_sent(&mut self, now: Instant, index: u32, stamp: Stamp, out: &mut Vec<u8>) {
+    pub(super) fn on_sent(&mut self, now: Instant, index: u32, flow: &mut Flow, out: &mut Vec<u8>) {
         let Some(writer) = &self.writer else { return };
         writer.write(index, out);
-        self.in_flight += writer.datagram_len(index) as u64;
+        let len = writer.datagram_len(index) as u64;
+        let stamp = flow.on_sent(now, len);
         if self.is_complete() {
+            // A question is not missed on the way: the next one follows in any case.
+            flow.on_forgotten(len);
             if let Some(ask) = &mut self.ask {
                 ask.due = false;
             }
             return;
         }
+        self.in_flight += len;
         let again = self.lost.remove(&index);
         let slot = Slot::OnWay { stamp, again };
         match self.slots.get_mut((index - self.base) as usize) {
@@ -247,7 +257,6 @@ impl Outgoing {
         let total = writer.total();
         if self.base == total {
             // The answer to a question for the ACK.
-            flow.on_forgotten(std::mem::take(&mut self.in_flight));
             return true;
         }
         let sent = self.base + self.slots.len() as u32;
@@ -270,7 +279,7 @@ impl Outgoing {
                     if again && since < flow.rtt.smallest() {
                         flow.on_spurious_loss();
                     }
-                    news.add(writer.datagram_len(index), stamp, again);
+                    news.add(writer.datagram_len(index) as u64, stamp, again);
                 }
                 Slot::Lost => {
                     self.lost.remove(&index);
@@ -331,35 +340,13 @@ impl Outgoing {
     /// Nothing has been reported for a timeout: everything on its way is taken for lost.
     pub(super) fn on_timeout(&mut self, flow: &mut Flow) {
         self.timeouts += 1;
-        flow.on_forgotten(self.in_flight);
-        self.in_flight = 0;
+        self.forget_in_flight(flow);
         self.loss_at = None;
         for (index, slot) in (self.base..).zip(&mut self.slots) {
             if matches!(slot, Slot::OnWay { .. }) {
                 *slot = Slot::Lost;
                 self.lost.insert(index);
             }
-        }
-    }
-}
-
-/// What one report says that was not known.
-#[derive(Default)]
-struct News {
-    bytes: u64,
-    newest: Option<Stamp>,
-    /// When the newest left of those that left only once.
-    once: Option<Instant>,
-}
-
-impl News {
-    fn add(&mut self, len: usize, stamp: Stamp, again: bool) {
-        self.bytes += len as u64;
-        if self.newest.is_none_or(|newest| stamp.sent_at >= newest.sent_at) {
-            self.newest = Some(stamp);
-        }
-        if !again {
-            self.once = self.once.max(Some(stamp.sent_at));
         }
     }
 }

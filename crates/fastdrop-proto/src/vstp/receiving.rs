@@ -1,6 +1,7 @@
 //! Everything that comes from one address: unfinished messages, and what has been seen already.
 
 use super::acknowledgement::Acknowledgement;
+use super::arrivals::Arrivals;
 use super::error_code::ErrorCode;
 use super::fragment::{Fragment, Report, write_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef};
@@ -79,6 +80,8 @@ pub(super) struct Receiving {
     ended_numbers: Streams,
     /// Frames with REQ_ACK that were received.
     pub(super) seen: Seen,
+    /// Those of them that are small, wait for their application, and have not been reported.
+    pub(super) arrivals: Arrivals,
     /// Answers about messages that are not under way.
     answers: VecDeque<Vec<u8>>,
 }
@@ -362,6 +365,9 @@ impl Receiving {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
+        if let Some(report) = self.arrivals.poll_report(now) {
+            return Some(report);
+        }
         let room = self.room(others, limits);
         let due = |reassembly: &&mut Reassembly| reassembly.report_at().is_some_and(|at| at <= now);
         let report = self.incoming.values_mut().find(due)?.report(now, room);
@@ -374,6 +380,7 @@ impl Receiving {
     pub(super) fn poll_timeout(&self, limits: &ReassemblyLimits) -> Option<Instant> {
         let expiry = self.incoming.values().map(|message| message.progress_at() + limits.age_max).min();
         let report = self.incoming.values().filter_map(Reassembly::report_at).min();
-        [expiry, report, self.whole.poll_timeout(limits.age_max)].into_iter().flatten().min()
+        let arrivals = self.arrivals.poll_timeout();
+        [expiry, report, arrivals, self.whole.poll_timeout(limits.age_max)].into_iter().flatten().min()
     }
 }

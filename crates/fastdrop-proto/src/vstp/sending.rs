@@ -1,13 +1,15 @@
 //! Everything that goes to one address and wants an answer: messages in fragments, and frames with
 //! REQ_ACK.
 
+use super::arrivals::Arrived;
 use super::failure::Failure;
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
 use super::ids::{SendId, new_stream};
 use super::outgoing::Outgoing;
 use super::random::Random;
-use super::unacknowledged::{Held, Large, MSG_ID_HEADER_BYTES, Unacknowledged};
+use super::streams::Numbers;
+use super::unacknowledged::{MSG_ID_HEADER_BYTES, Unacknowledged, numbered};
 use crate::congestion::{Flow, Leave, Model};
 use crate::rtt::Rtt;
 use std::collections::VecDeque;
@@ -65,6 +67,11 @@ pub(super) struct Sending {
     probing: Probing,
     datagram: usize,
     next_id: u64,
+    /// Numbers of messages in fragments that are to be acknowledged. They have a stream of their
+    /// own: a long one holds back no small frames.
+    numbers: Numbers,
+    /// Messages that wait for a place among `outgoing`, and those that are to be acknowledged.
+    held: VecDeque<(SendId, FrameBytes, bool)>,
     outgoing: VecDeque<Outgoing>,
     unacknowledged: Unacknowledged,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
@@ -73,6 +80,8 @@ pub(super) struct Sending {
     pace_at: Option<Instant>,
     blind_at: Instant,
     blind_left: u32,
+    /// Bytes by which small frames are ahead of fragments since both have waited.
+    small_ahead: i64,
 }
 
 impl Sending {
@@ -112,6 +121,8 @@ impl Sending {
             datagram: Self::DATAGRAM,
             // Beyond 32 bits, so that nobody guesses it.
             next_id: new_stream(random.next_u64() as u32),
+            numbers: Numbers::new(random),
+            held: VecDeque::new(),
             outgoing: VecDeque::new(),
             unacknowledged,
             outcomes: VecDeque::new(),
@@ -119,12 +130,14 @@ impl Sending {
             pace_at: None,
             blind_at: now,
             blind_left: Self::BLIND,
+            small_ahead: 0,
         }
     }
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.outgoing.is_empty() && self.unacknowledged.is_empty() && self.outcomes.is_empty()
+        let large = self.outgoing.is_empty() && self.held.is_empty();
+        large && self.unacknowledged.is_empty() && self.outcomes.is_empty()
     }
 
     /// Bytes that wait for their turn to leave, at most.
@@ -167,16 +180,13 @@ impl Sending {
         if !is_small && datagram > Self::DATAGRAM {
             return Err(Failure::NotCut);
         }
-        if !is_small && self.outgoing.len() >= Self::OUTGOING_MAX {
-            return Err(Failure::Busy);
-        }
-        if acknowledged {
-            self.unacknowledged.hold(Held { send, frame, datagram });
+        if !is_small {
+            self.held.push_back((send, frame, acknowledged));
             self.admit(now);
             return Ok(None);
         }
-        if !is_small {
-            self.outgoing.push_back(Outgoing::new(now, send, frame, None, Self::STALLED_MAX));
+        if acknowledged {
+            self.unacknowledged.hold(send, frame);
             return Ok(None);
         }
         let mut bytes = Vec::new();
@@ -184,29 +194,35 @@ impl Sending {
         Ok(Some(bytes))
     }
 
-    /// Numbers what is to be acknowledged and waits for a number.
+    /// Takes in messages that wait, while there are places and numbers for them.
     fn admit(&mut self, now: Instant) {
-        // Beyond, one after the other waits for those that are under way.
         while self.outgoing.len() < Self::OUTGOING_MAX {
-            let large = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
-            match self.unacknowledged.admit(now, large) {
-                Some(Ok(Large { send, frame, msg_id })) => {
+            let Some((.., acknowledged)) = self.held.front() else { return };
+            let oldest = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
+            if *acknowledged && !self.numbers.has_next(oldest) {
+                return;
+            }
+            let Some((send, frame, acknowledged)) = self.held.pop_front() else { return };
+            if !acknowledged {
+                self.outgoing.push_back(Outgoing::new(now, send, frame, None, Self::STALLED_MAX));
+                continue;
+            }
+            let number = self.numbers.take_next();
+            match numbered(frame, number) {
+                Ok(frame) => {
                     let give_up = self.patience.give_up;
-                    self.outgoing.push_back(Outgoing::new(now, send, frame, Some(msg_id), give_up));
+                    self.outgoing.push_back(Outgoing::new(now, send, frame, Some(number), give_up));
                 }
-                Some(Err((send, failure))) => self.outcomes.push_back((send, Err(failure))),
-                None => return,
+                Err(failure) => self.outcomes.push_back((send, Err(failure))),
             }
         }
     }
 
-    /// An ACK came. Whether it was for something that is waiting for one (case 74).
-    pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64) -> bool {
-        if let Some(waiting) = self.unacknowledged.take_acknowledged(now, msg_id) {
-            if waiting.attempts == 1 {
-                self.flow.rtt.on_measured(now.saturating_duration_since(waiting.sent_at));
-            }
-            self.outcomes.push_back((waiting.send, Ok(())));
+    /// An ACK came; `reports` if it is of somebody who says what has arrived. Returns false if
+    /// it is for nothing that was sent (case 74).
+    pub(super) fn handle_ack(&mut self, now: Instant, msg_id: u64, payload: &[u8], reports: bool) -> bool {
+        if self.unacknowledged.handle_ack(now, msg_id, payload, reports, &mut self.flow) {
+            self.tell_outcomes();
             return true;
         }
         let Some(at) = self.outgoing.iter().position(|message| message.msg_id() == Some(msg_id)) else {
@@ -214,6 +230,11 @@ impl Sending {
         };
         self.end(at, Ok(()));
         true
+    }
+
+    /// A report of arrivals came. Returns false if it is about nothing that was sent (case 74).
+    pub(super) fn handle_arrived(&mut self, now: Instant, arrived: &Arrived) -> bool {
+        self.unacknowledged.handle_arrived(now, arrived, &mut self.flow)
     }
 
     fn end(&mut self, at: usize, outcome: Result<(), Failure>) {
@@ -254,9 +275,9 @@ impl Sending {
     }
 
     /// The peer refuses a frame that waits for its ACK; false if none with this number does.
-    pub(super) fn handle_refused(&mut self, msg_id: u64, code: impl FnOnce() -> String) -> bool {
-        if let Some(waiting) = self.unacknowledged.take(msg_id) {
-            self.outcomes.push_back((waiting.send, Err(Failure::Refused(code()))));
+    pub(super) fn handle_refused(&mut self, now: Instant, msg_id: u64, code: impl Fn() -> String) -> bool {
+        if self.unacknowledged.handle_refused(now, msg_id, code(), &mut self.flow) {
+            self.tell_outcomes();
             return true;
         }
         let Some(at) = self.outgoing.iter().position(|message| message.msg_id() == Some(msg_id)) else {
@@ -278,22 +299,17 @@ impl Sending {
         while !self.outgoing.is_empty() {
             self.end(0, Err(reason.clone()));
         }
-        while let Some(send) = self.unacknowledged.poll_any() {
-            self.outcomes.push_back((send, Err(reason.clone())));
-        }
+        let held = self.held.drain(..);
+        self.outcomes.extend(held.map(|(send, ..)| (send, Err(reason.clone()))));
+        self.unacknowledged.abandon(reason, &mut self.flow);
+        self.tell_outcomes();
         self.probing = Probing::default();
     }
 
     /// Gives up on everything whose time is over, and takes for lost what nobody reported.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        let mut has_failed = false;
-        while let Some(send) = self.unacknowledged.poll_failed(now) {
-            self.outcomes.push_back((send, Err(Failure::TimedOut)));
-            has_failed = true;
-        }
-        while has_failed && let Some(send) = self.unacknowledged.poll_abandoned(now) {
-            self.outcomes.push_back((send, Err(Failure::TimedOut)));
-        }
+        self.unacknowledged.handle_timeout(now, &mut self.flow);
+        self.tell_outcomes();
         for message in &mut self.outgoing {
             message.detect_lost(now, &mut self.flow);
             message.ask_for_ack(now, self.patience.timeout_max);
@@ -302,22 +318,32 @@ impl Sending {
         self.settle(now);
     }
 
+    fn tell_outcomes(&mut self) {
+        self.outcomes.extend(std::iter::from_fn(|| self.unacknowledged.poll_outcome()));
+    }
+
     /// The retransmission timeout of what is on its way.
     fn handle_silence(&mut self, now: Instant) {
         if !self.on_way() || now < self.active_at + self.flow.rtt.timeout() {
             return;
         }
         self.active_at = now;
-        self.flow.on_timeout(now);
         if self.is_reporting(now) {
+            self.flow.on_timeout(now);
             self.outgoing.iter_mut().for_each(|message| message.on_timeout(&mut self.flow));
-        } else if self.outgoing.iter().any(|message| message.sent_at().is_some()) {
+            return self.shrink();
+        }
+        self.flow.rtt.on_timeout();
+        if self.outgoing.iter().any(|message| message.sent_at().is_some()) {
             // Nobody reports. What wants an acknowledgement goes out once more, as a whole.
             self.reports = Reports::No(now);
             let wanted = |message: &&mut Outgoing| message.sent_at().is_some() && message.msg_id().is_some();
             self.outgoing.iter_mut().filter(wanted).for_each(|message| message.uncut(&mut self.flow));
         }
-        // What was large may be what does not get through.
+    }
+
+    /// Cuts anew what does not get through, as it may be too large for the path.
+    fn shrink(&mut self) {
         if self.datagram > Self::DATAGRAM && self.outgoing.iter().any(Outgoing::is_stuck) {
             self.datagram = Self::DATAGRAM;
             let large = self.outgoing.iter_mut().filter(|message| message.datagram() > Self::DATAGRAM);
@@ -382,13 +408,57 @@ impl Sending {
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         self.admit(now);
-        if let Some(len) = self.unacknowledged.poll_transmit(now, budget, &self.flow.rtt, random, out) {
-            return Some(len);
-        }
         self.pace_at = None;
+        let small_first = self.small_ahead <= 0;
+        let mut size = None;
+        for small in [small_first, !small_first] {
+            size = if small {
+                self.poll_small(now, budget, segments, random, out)
+            } else {
+                self.poll_large(now, budget, segments, out)
+            };
+            if size.is_some() {
+                // Where both wait, each has half.
+                let both = !self.outgoing.is_empty() && self.unacknowledged.has_unsent();
+                let bytes = out.len() as i64;
+                self.small_ahead = match (both, small) {
+                    (false, _) => 0,
+                    (true, true) => self.small_ahead + bytes,
+                    (true, false) => self.small_ahead - bytes,
+                };
+                break;
+            }
+        }
+        self.tell_outcomes();
+        size
+    }
+
+    /// Small frames that are to be acknowledged.
+    fn poll_small(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        if !self.unacknowledged.has_unsent() {
+            return None;
+        }
+        let allowed = (budget, self.allowed(now)?);
+        let most = (segments, Self::BATCH_BYTES);
+        let size = self.unacknowledged.poll_transmit(now, allowed, most, &mut self.flow, random, out);
+        if !self.unacknowledged.has_unsent() && self.outgoing.is_empty() {
+            self.flow.on_idle();
+        }
+        size
+    }
+
+    /// Fragments, of one message after the other.
+    fn poll_large(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
         for _ in 0..self.outgoing.len() {
-            if let Some(len) = self.poll_outgoing(now, budget, segments, out) {
-                return Some(len);
+            if let Some(size) = self.poll_outgoing(now, budget, segments, out) {
+                return Some(size);
             }
             self.outgoing.rotate_left(1);
         }
@@ -447,11 +517,13 @@ impl Sending {
                 size = len;
             }
             let idle = self.flow.in_flight() == 0;
-            let stamp = self.flow.on_sent(now, len as u64);
             if idle {
                 self.active_at = now;
             }
-            message.on_sent(now, index, stamp, out);
+            message.on_sent(now, index, &mut self.flow, out);
+            if !reporting {
+                message.forget_in_flight(&mut self.flow);
+            }
             allowed = allowed.saturating_sub(len as u64);
             count += 1;
             self.blind_left = self.blind_left.saturating_sub(1);
@@ -460,7 +532,7 @@ impl Sending {
             }
         }
         if count == 0 {
-            if reporting && message.peek().is_none() {
+            if reporting && message.peek().is_none() && !self.unacknowledged.has_unsent() {
                 self.flow.on_idle();
             }
             return None;

@@ -198,7 +198,7 @@ impl Session {
     }
 
     fn push_ack(&mut self, frame: Acknowledgement) {
-        if let Ok(bytes) = frame.encode() {
+        if let Ok(bytes) = frame.encode(b"") {
             self.answers.push_back(bytes);
         }
     }

@@ -1,10 +1,49 @@
 //! The numbers that one sender has used, where it counts upwards (docs/protocol/vstp.md, section
 //! 6).
 
+use super::ids::new_stream;
+use super::random::Random;
 use std::collections::VecDeque;
 
 /// Numbers of one sender that are not settled lie within so many of each other.
 pub(super) const SPAN: u32 = 1 << 15;
+
+/// The numbers that a sender uses, each once.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    /// The last one.
+    last: u64,
+    /// Random bits of the next stream.
+    next_stream: u32,
+}
+
+impl Numbers {
+    /// A stream that nobody can guess.
+    pub(super) fn new(random: &mut Random) -> Self {
+        Self { last: new_stream(random.next_u64() as u32), next_stream: random.next_u64() as u32 }
+    }
+
+    /// Returns true if the next number is not too far above the oldest that is not settled. A new
+    /// stream begins when all of the one before are.
+    pub(super) fn has_next(&self, oldest: Option<u64>) -> bool {
+        let is_last = self.last as u32 == u32::MAX;
+        oldest.is_none_or(|oldest| !is_last && self.last + 1 - oldest < u64::from(SPAN))
+    }
+
+    /// Returns true if this number of the running stream has been used.
+    pub(super) fn has_used(&self, number: u64) -> bool {
+        number >> u32::BITS == self.last >> u32::BITS && number <= self.last
+    }
+
+    /// Takes the next number.
+    pub(super) fn take_next(&mut self) -> u64 {
+        if self.last as u32 == u32::MAX {
+            self.last = new_stream(self.next_stream ^ (self.last >> u32::BITS) as u32);
+        }
+        self.last += 1;
+        self.last
+    }
+}
 
 /// Knowledge of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +65,22 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Streams of one address: one is running, and late datagrams of the one before it may come.
-    const MAX: usize = 2;
+    /// Streams of one address: one of small frames and one of messages in fragments are running, and
+    /// late datagrams of those before them may come.
+    const MAX: usize = 4;
 
     /// Returns what is known of a number.
     pub(super) fn peek(&self, number: u64) -> Known {
         let (id, count) = split(number);
         self.streams.iter().find(|stream| stream.id == id).map_or(Known::New, |stream| stream.peek(count))
+    }
+
+    /// Returns those of the 128 numbers below this one that were acknowledged, a bit each, of which
+    /// the highest is for the next lower number.
+    pub(super) fn acknowledged_below(&self, number: u64) -> u128 {
+        let (id, count) = split(number);
+        let known = self.streams.iter().find(|stream| stream.id == id);
+        known.map_or(0, |stream| stream.acknowledged_below(count))
     }
 
     /// Records that a number has come and is settled: by an acknowledgement, or otherwise.
@@ -92,6 +140,23 @@ impl Stream {
         match self.words.get(word) {
             Some(word) if word.came & bit != 0 => Known::Came { acknowledged: word.refused & bit == 0 },
             _ => Known::New,
+        }
+    }
+
+    /// The acknowledged ones of 64 numbers, lowest bit first; those before what is kept all were.
+    fn acknowledged(&self, word: Option<u32>) -> u128 {
+        let Some(word) = word else { return 0 };
+        let Some(at) = word.checked_sub(self.first) else { return u64::MAX.into() };
+        self.words.get(at as usize).map_or(0, |word| (word.came & !word.refused).into())
+    }
+
+    fn acknowledged_below(&self, count: u32) -> u128 {
+        let (word, bit) = (count / u64::BITS, count % u64::BITS);
+        let [two, one] = [2, 1].map(|before| self.acknowledged(word.checked_sub(before)));
+        let below = two | one << u64::BITS;
+        match bit {
+            0 => below,
+            bit => below >> bit | self.acknowledged(Some(word)) << (u128::BITS - bit),
         }
     }
 
@@ -171,7 +236,7 @@ mod tests {
         assert_eq!(streams.peek(newest), Known::Came { acknowledged: false });
         assert_eq!(streams.peek(newest - 1), Known::New);
         assert_eq!(streams.peek(newest - (1 << u32::BITS)), Known::Came { acknowledged: false });
-        assert_eq!(streams.peek(newest - (2 << u32::BITS)), Known::New, "one before the last two");
+        assert_eq!(streams.peek(newest - (4 << u32::BITS)), Known::New, "one before the last four");
     }
 
     proptest! {
@@ -192,6 +257,14 @@ mod tests {
                     None => Known::New,
                 };
                 prop_assert_eq!(streams.peek(number), expected);
+                let below = streams.acknowledged_below(number);
+                for before in 1..=128.min(count * scale - 1) {
+                    let acknowledged = match model.get(&(stream, count * scale - before)) {
+                        _ if count * scale - before + u64::from(SPAN) <= max => continue,
+                        fate => fate == Some(&true),
+                    };
+                    prop_assert_eq!(below >> (128 - before) & 1 == 1, acknowledged, "{} below", before);
+                }
                 if expected == Known::New {
                     streams.settle(number, acknowledged);
                     model.insert((stream, count * scale), acknowledged);

@@ -5,11 +5,10 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
+mod narrow;
 mod net;
 
-use fastdrop_proto::vstp::{
-    Acknowledgement, EndpointConfig, Failure, FrameBytes, FrameType, HeadersBuf, Patience, SendId,
-};
+use fastdrop_proto::vstp::{EndpointConfig, Failure, FrameBytes, FrameType, HeadersBuf, Patience, SendId};
 use fastdrop_testing::network::{Link, Random};
 use net::{MIB, Net, SECOND, address, content, message, seeds};
 use std::collections::BTreeMap;
@@ -231,7 +230,11 @@ fn case_110_what_is_not_handled_is_not_acknowledged_and_nothing_comes_twice() {
         // Longer than it takes to ask several times, and shorter than the sender's patience.
         let until = net.now + SECOND * 2;
         while net.now < until && net.step() {
-            assert!(net.outcomes[0].is_empty(), "seed {seed}: an outcome that nobody knows");
+            assert!(
+                net.outcomes[0].is_empty(),
+                "seed {seed}: an outcome that nobody knows: {:?}",
+                net.outcomes[0]
+            );
         }
         let untaken = std::mem::take(&mut net.untaken[1]);
         let arrived: Vec<FrameBytes> = net.received[1].iter().map(|(_, frame)| frame.clone()).collect();

@@ -11,32 +11,32 @@ use std::time::{Duration, Instant};
 
 /// Endpoints, each with an address, and one bottleneck in each direction: from node 0, and to node
 /// 0.
-pub struct Net {
-    pub now: Instant,
-    pub start: Instant,
-    pub wire: Wire,
-    pub nodes: Vec<(SocketAddr, Endpoint)>,
-    pub received: Vec<Vec<(SocketAddr, FrameBytes)>>,
-    pub outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
-    pub sent_bytes: Vec<u64>,
-    pub sent_datagrams: Vec<u64>,
-    pub memory_max: usize,
+pub(crate) struct Net {
+    pub(crate) now: Instant,
+    pub(crate) start: Instant,
+    pub(crate) wire: Wire,
+    pub(crate) nodes: Vec<(SocketAddr, Endpoint)>,
+    pub(crate) received: Vec<Vec<(SocketAddr, FrameBytes)>>,
+    pub(crate) outcomes: Vec<BTreeMap<SendId, Result<(), Failure>>>,
+    pub(crate) sent_bytes: Vec<u64>,
+    pub(crate) sent_datagrams: Vec<u64>,
+    pub(crate) memory_max: usize,
     /// The applications take what comes, and acknowledge it.
-    pub takes: bool,
+    pub(crate) takes: bool,
     /// Acknowledgements that applications which take nothing owe.
-    pub untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
+    pub(crate) untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
 }
 
-pub fn address(node: usize) -> SocketAddr {
+pub(crate) fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, node as u8 + 1], 6969))
 }
 
 impl Net {
-    pub fn new(seed: u64, link: Link, nodes: usize) -> Self {
+    pub(crate) fn new(seed: u64, link: Link, nodes: usize) -> Self {
         Self::with_config(seed, link, nodes, EndpointConfig::default())
     }
 
-    pub fn with_config(seed: u64, link: Link, nodes: usize, config: EndpointConfig) -> Self {
+    pub(crate) fn with_config(seed: u64, link: Link, nodes: usize, config: EndpointConfig) -> Self {
         let now = Instant::now();
         let endpoint = |node: usize| {
             let mut bytes = [0; 16];
@@ -59,14 +59,14 @@ impl Net {
         }
     }
 
-    pub fn send(&mut self, from: usize, to: usize, frame: FrameBytes, acknowledged: bool) -> SendId {
+    pub(crate) fn send(&mut self, from: usize, to: usize, frame: FrameBytes, acknowledged: bool) -> SendId {
         let now = self.now;
         let send = self.nodes[from].1.send(now, address(to), frame, acknowledged);
         self.drain(from);
         send
     }
 
-    pub fn drain(&mut self, node: usize) {
+    pub(crate) fn drain(&mut self, node: usize) {
         let mut out = Vec::new();
         let now = self.now;
         while let Some(transmit) = self.nodes[node].1.poll_transmit(now, 16, &mut out) {
@@ -102,15 +102,21 @@ impl Net {
         }
     }
 
-    pub fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
         self.sent_bytes[from] += datagram.len() as u64;
         self.sent_datagrams[from] += 1;
         let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
         self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);
     }
 
+    /// When the next step of virtual time is.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
+        [self.wire.next_at(), timer].into_iter().flatten().min()
+    }
+
     /// One step of virtual time; false when nothing will happen any more.
-    pub fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let arrival = self.wire.next_at();
         let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
         let Some(next) = [arrival, timer].into_iter().flatten().min() else { return false };
@@ -132,7 +138,7 @@ impl Net {
     }
 
     /// Until every message has its outcome, or `limit` has passed.
-    pub fn run(&mut self, limit: Duration) {
+    pub(crate) fn run(&mut self, limit: Duration) {
         let end = self.now + limit;
         while self.now < end
             && !(self.nodes.iter().all(|(_, endpoint)| endpoint.is_idle()) && self.wire.is_empty())
@@ -143,26 +149,26 @@ impl Net {
         }
     }
 
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.now - self.start
     }
 }
 
-pub fn message(len: usize, seed: u64) -> FrameBytes {
+pub(crate) fn message(len: usize, seed: u64) -> FrameBytes {
     let mut headers = HeadersBuf::default();
     headers.push(b"n", seed.to_string().as_bytes()).unwrap();
     FrameBytes::new(FrameType::Data, headers, payload(len, seed))
 }
 
 /// The frame without what an acknowledgement needs.
-pub fn content(frame: &FrameBytes) -> (FrameType, Vec<u8>, Bytes) {
+pub(crate) fn content(frame: &FrameBytes) -> (FrameType, Vec<u8>, Bytes) {
     let n = frame.headers().find("n").unwrap_or_default().to_vec();
     (frame.typ, n, frame.payload.clone())
 }
 
-pub fn seeds(default: u64) -> u64 {
+pub(crate) fn seeds(default: u64) -> u64 {
     std::env::var("VSTP_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-pub const MIB: usize = 1 << 20;
-pub const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MIB: usize = 1 << 20;
+pub(crate) const SECOND: Duration = Duration::from_secs(1);

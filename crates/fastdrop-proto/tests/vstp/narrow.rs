@@ -1,0 +1,136 @@
+//! Small frames over lines that are narrower than their senders.
+
+use crate::net::{MIB, Net, SECOND, message};
+use fastdrop_proto::vstp::Acknowledgement;
+use fastdrop_testing::network::{Link, Random};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// What a run over a line cost.
+#[derive(Debug)]
+struct Cost {
+    /// Datagrams that left for each message.
+    datagrams: f64,
+    /// The share of the line that the messages filled, each counted once.
+    share: f64,
+}
+
+/// Sends acknowledged frames of `len` bytes, `outstanding` at once, for about `seconds` of the
+/// line.
+fn acknowledged(seed: u64, link: &Link, len: usize, outstanding: u64, seconds: f64) -> Cost {
+    let mut net = Net::new(seed, link.clone(), 2);
+    let wire = message(len, 0).as_ref().encoded_len() + 28 + 28;
+    let frames = (link.bytes_per_second * seconds / wire as f64) as u64;
+    let mut sent = 0;
+    let mut done = 0;
+    while done < frames {
+        while sent < frames && sent - done < outstanding {
+            net.send(0, 1, message(len, 1_000_000 + sent), true);
+            sent += 1;
+        }
+        assert!(net.step(), "{done} of {frames}");
+        assert!(net.elapsed() < 100 * SECOND, "{done} of {frames}");
+        for (_, result) in std::mem::take(&mut net.outcomes[0]) {
+            assert_eq!(result, Ok(()));
+            done += 1;
+        }
+        net.received[1].clear();
+    }
+    let elapsed = net.elapsed().as_secs_f64();
+    let cost = Cost {
+        datagrams: net.sent_datagrams[0] as f64 / frames as f64,
+        share: (frames as usize * wire) as f64 / elapsed / link.bytes_per_second,
+    };
+    eprintln!("seed {seed}, {len} bytes, {outstanding} at once: {cost:.3?}");
+    cost
+}
+
+/// Bits a second, milliseconds of a round trip, and seconds of each run.
+const LINES: [(f64, u64, f64); 4] = [(20e6, 40, 6.0), (5e6, 40, 6.0), (5e6, 10, 6.0), (100e6, 20, 2.0)];
+
+#[test]
+fn case_123_acknowledged_frames_on_a_narrow_line_leave_once_and_fill_it() {
+    for (bits, rtt, seconds) in LINES {
+        let link = Link::clean(bits, Duration::from_millis(rtt));
+        for (seed, (len, outstanding)) in
+            [(64, 4_000), (1_000, 1_000_000), (300, 8_000)].into_iter().enumerate()
+        {
+            let cost = acknowledged(seed as u64, &link, len, outstanding, seconds);
+            assert!(cost.datagrams <= 1.1 && cost.share >= 0.9, "{bits} {rtt} {cost:?}");
+        }
+    }
+}
+
+#[test]
+fn case_123_loss_that_is_not_congestion_costs_what_is_lost() {
+    for loss in [0.01, 0.05, 0.2] {
+        let link = Link { loss, ..Link::clean(20e6, Duration::from_millis(40)) };
+        let cost = acknowledged(7, &link, 300, 4_000, 6.0);
+        // What is lost leaves again, and what loses its answer.
+        let needed = 1.0 / ((1.0 - loss) * (1.0 - loss));
+        assert!(cost.datagrams <= needed * 1.1 && cost.share >= 0.85 * (1.0 - loss), "{loss} {cost:?}");
+    }
+}
+
+/// Frames that a peer has and its application takes its time over do not leave again, and do not
+/// hold back others.
+#[test]
+fn case_123_a_slow_application_costs_no_datagrams() {
+    let link = Link::clean(20e6, Duration::from_millis(40));
+    let mut net = Net::new(5, link, 2);
+    net.takes = false;
+    let mut random = Random(5);
+    let mut working: BTreeMap<(Instant, u64), (SocketAddr, Acknowledgement)> = BTreeMap::new();
+    let (mut sent, mut done, mut handed) = (0, 0, 0);
+    while done < 3_000 {
+        while sent < 3_000 && sent - done < 1_000 {
+            net.send(0, 1, message(100, sent), true);
+            sent += 1;
+        }
+        let (from, frames) = (net.now, std::mem::take(&mut net.untaken[1]));
+        for (sender, wanted) in frames {
+            handed += 1;
+            working.insert((from + Duration::from_millis(random.below(450)), handed), (sender, wanted));
+        }
+        let next = working.first_key_value().map(|((at, _), _)| *at);
+        if next.is_none_or(|at| net.next_at().is_some_and(|event| event < at)) {
+            assert!(net.step());
+        } else if let Some(((at, _), (sender, wanted))) = working.pop_first() {
+            net.now = net.now.max(at);
+            net.nodes[1].1.acknowledge(net.now, sender, wanted);
+            net.drain(1);
+        }
+        done +=
+            std::mem::take(&mut net.outcomes[0]).into_values().map(|result| result.unwrap()).count() as u64;
+    }
+    assert_eq!(handed, 3_000, "handed on twice");
+    assert!(net.sent_datagrams[0] <= 3_300, "{}", net.sent_datagrams[0]);
+    assert!(net.elapsed() < 3 * SECOND, "{:?}", net.elapsed());
+}
+
+/// Small frames and a large message share what there is.
+#[test]
+fn small_frames_and_a_large_message_have_half_each() {
+    let link = Link::clean(20e6, Duration::from_millis(40));
+    let mut net = Net::new(5, link, 2);
+    let large = net.send(0, 1, message(5 * MIB, 0), true);
+    let (mut sent, mut done) = (0, 0);
+    let mut large_done = false;
+    while !large_done {
+        while sent - done < 2_000 {
+            net.send(0, 1, message(300, sent), true);
+            sent += 1;
+        }
+        assert!(net.step() && net.elapsed() < 60 * SECOND);
+        for (send, result) in std::mem::take(&mut net.outcomes[0]) {
+            assert_eq!(result, Ok(()));
+            large_done |= send == large;
+            done += u64::from(send != large);
+        }
+    }
+    let bytes = done as f64 * 400.0;
+    let share = bytes / (bytes + 5.0 * MIB as f64);
+    assert!((0.35..=0.65).contains(&share), "small frames had {share:.2} of the line");
+    assert!(net.elapsed() < 6 * SECOND, "{:?}", net.elapsed());
+}
