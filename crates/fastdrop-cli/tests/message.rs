@@ -8,7 +8,7 @@ use fastdrop_messages::vstp::{Flags, Frame, FrameType, VstpTcpClient, VstpUdpCli
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{BufRead, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{FASTDROP, Listener, Output, args, fastdrop};
 
 #[test]
@@ -140,12 +140,42 @@ fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     }
 }
 
+/// Case 129: acknowledgements by UDP leave from the address that was asked, also where that is not
+/// the first of the machine.
+#[test]
+fn case_129_a_listener_on_all_addresses_is_reached_at_each_of_them() {
+    for (bind, hosts) in [("0.0.0.0", &["127.0.0.1", "127.0.0.2"][..]), ("::", &["127.0.0.2", "[::1]"])] {
+        let listener = FASTDROP.listen_on(bind, "all", &[]);
+        for (host, options) in
+            hosts.iter().flat_map(|host| ["--udp --ack", "--protocol cnp --udp", "--ack"].map(|o| (host, o)))
+        {
+            let to = format!("{host}:{}", listener.port());
+            let mut words: Vec<OsString> = args!["message", "send", format!("{host} {options}"), to];
+            words.extend(options.split(' ').map(OsString::from));
+            fastdrop(words).json().run().expect(0).expect_summary(&[("acknowledged", 1)]);
+            listener.message(&format!("{host} {options}"));
+        }
+        listener.end();
+    }
+}
+
 #[test]
 fn nobody_there_is_worth_a_retry() {
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = hole.local_addr().unwrap().to_string();
     drop(hole);
     fastdrop(args!["message", "send", "x", address]).json().run().expect(5);
+    for bound in ["127.0.0.1:0", "[::1]:0"] {
+        let closed = std::net::UdpSocket::bind(bound).unwrap().local_addr().unwrap().to_string();
+        for options in ["--udp", "--udp --ack", "--udp --protocol cnp"] {
+            let mut words: Vec<OsString> = args!["message", "send", "x", closed.clone()];
+            words.extend(options.split(' ').map(OsString::from));
+            let before = Instant::now();
+            let output = fastdrop(words).json().run().expect(5);
+            assert!(output.stderr.contains("nobody listens"), "{options}: {output}");
+            assert!(before.elapsed() < Duration::from_secs(5), "{options}: not at once");
+        }
+    }
     fastdrop(args!["message", "send", "x", "127.0.0.1:9/path"]).json().run().expect(2);
     fastdrop(args!["message", "send", "x", "127.0.0.1:9", "--header", "no-value"]).run().expect(2);
 }

@@ -5,6 +5,7 @@
 //! tokio.
 
 pub mod cnp;
+mod connecting;
 mod datagrams;
 mod incoming;
 pub mod port;

@@ -1,7 +1,7 @@
 //! One port for VSTP and CNP, by TCP and by UDP (docs/protocol/cnp.md, section 10).
 
 use crate::cnp::{self, ServerBuilder};
-use crate::datagrams::Socket;
+use crate::datagrams::{Path, Socket};
 use crate::incoming::Incoming;
 use crate::vstp::tcp::TcpConfig;
 use crate::vstp::udp::ReassemblyLimits;
@@ -100,14 +100,14 @@ impl Port {
         let (cnp, listener) = config.cnp.start(address, incoming, socket.clone(), Some(received))?;
         let vstp_udp = match (socket, listener) {
             (Some(socket), Some(listener)) => {
-                let others = move |from, datagram: &[u8]| {
+                let others = move |path: Path, datagram: &[u8]| {
                     // Dropped with this, upon which CNP receives for itself.
                     let _: &oneshot::Sender<Infallible> = &receives;
                     if datagram.first() == Some(&0) {
                         listener
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
-                            .handle_datagram(from, datagram);
+                            .handle_datagram(path, datagram);
                     }
                 };
                 Some(VstpUdpServer::share(socket, config.vstp_udp, Box::new(others))?)

@@ -9,7 +9,7 @@ use fastdrop::{Stop, shown};
 use fastdrop_messages::ShutdownSignal;
 use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpClient, VstpTcpConnection};
 use fastdrop_messages::vstp::types::{ErrorCode, Frame, FrameType, Header, VstpError};
-use fastdrop_messages::vstp::udp::{self, VstpUdpClient, VstpUdpServer};
+use fastdrop_messages::vstp::udp::{self, UdpConfig, VstpUdpClient, VstpUdpServer};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -234,14 +234,16 @@ pub(super) async fn by_tcp(
     tokio::time::timeout(LISTENER_ENDS, read_on).await.unwrap_or(Err(VstpError::Timeout))
 }
 
+/// The time that a machine has to say that nobody listens there, where nothing is acknowledged.
+const REFUSAL: Duration = Duration::from_millis(50);
+
 pub(super) async fn by_udp(
     send: &Send,
     address: &str,
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), VstpError> {
-    let to = tokio::net::lookup_host(address).await?.next().ok_or(VstpError::InvalidAddress)?;
-    let client = VstpUdpClient::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await?;
+    let (client, to) = VstpUdpClient::connect(address, UdpConfig::default()).await?;
     let client = Arc::new(client);
     let mut under_way = JoinSet::new();
     let counted = |outcome: Result<Result<(), VstpError>, tokio::task::JoinError>, sent: &mut Sent| {
@@ -275,6 +277,9 @@ pub(super) async fn by_udp(
     }
     while let Some(outcome) = under_way.join_next().await {
         counted(outcome, sent)?;
+    }
+    if !send.ack {
+        client.check(to, REFUSAL).await?;
     }
     Ok(())
 }

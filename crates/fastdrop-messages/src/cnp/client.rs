@@ -2,12 +2,12 @@
 
 use super::config::Config;
 use super::driver::{Shared, drive};
-use super::error::Error;
+use super::error::{Error, Fault};
 use super::link::{Link, Source};
 use super::session::{Handle, Session};
 use super::wire::Wire;
-use crate::datagrams::{Room, Socket};
-use crate::incoming::set_options;
+use crate::connecting;
+use crate::datagrams::{Path, Room, Socket, any_for, canonical};
 use crate::tls::{self, ClientTls, Fingerprint, Inner};
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::ToSocketAddrs;
 
 /// A session with a server that this end has asked for; everything that can be done with it is what
 /// can be done with any [`Session`].
@@ -195,8 +195,32 @@ fn may_know_another_form(error: &Error) -> bool {
     matches!(ending, Ending::ConnectionLost | Ending::HandshakeTimeout | Ending::Protocol(_))
 }
 
-/// Asks for a session in one form.
+/// Asks for a session in one form. By UDP the addresses are asked one after the other, each for its
+/// part of the time.
 async fn ask(
+    config: &SessionConfig,
+    addresses: &[SocketAddr],
+    until: Instant,
+    security: Option<&Security>,
+) -> Result<Client, Error> {
+    if config.carrier == Carrier::Stream {
+        return ask_one(config, addresses, until, security).await;
+    }
+    let mut waiting = addresses.chunks(1);
+    loop {
+        let address = waiting.next().unwrap_or_default();
+        let left = until.saturating_duration_since(Instant::now());
+        let others = u32::try_from(waiting.len()).unwrap_or(u32::MAX - 1);
+        match ask_one(config, address, Instant::now() + left / (others + 1), security).await {
+            Err(error) if others > 0 && error.fault() == Fault::Network => {
+                tracing::debug!(?address, %error, "no session there");
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn ask_one(
     config: &SessionConfig,
     addresses: &[SocketAddr],
     until: Instant,
@@ -231,8 +255,7 @@ async fn link(
 ) -> Result<(Link, SocketAddr), Error> {
     match carrier {
         Carrier::Stream => {
-            let stream = TcpStream::connect(addresses).await?;
-            set_options(&stream)?;
+            let stream = connecting::connect(addresses).await?;
             let peer = stream.peer_addr()?;
             let wire = match security {
                 None => Wire::Plain(stream),
@@ -246,11 +269,12 @@ async fn link(
         Carrier::Datagrams => {
             let peer = addresses.first().copied();
             let peer = peer.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
-            let any = if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = Socket::bind(any).await?;
+            let peer = canonical(peer);
+            let socket = Socket::bind(any_for(peer)).await?;
             socket.connect(peer).await?;
             let socket = Arc::new(socket);
-            Ok((Link::datagrams(socket, peer, Source::Own(Room::new())), peer))
+            let path = Path { remote: peer, local: None };
+            Ok((Link::datagrams(socket, path, Source::Own(Room::new())), peer))
         }
     }
 }

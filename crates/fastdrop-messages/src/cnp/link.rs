@@ -1,13 +1,12 @@
 //! What carries a session: a TCP connection, a UDP socket of its own, or a part of a server's.
 
 use super::wire::{End, Wire};
-use crate::datagrams::{Room, Socket, Transmit};
+use crate::datagrams::{Path, Room, Socket, Transmit};
 use crate::tls::Fingerprint;
 use bytes::{Buf, BytesMut};
 use fastdrop_proto::cnp::Session;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -35,7 +34,7 @@ pub(super) struct Stream {
 
 pub(super) struct Datagrams {
     socket: Arc<Socket>,
-    peer: SocketAddr,
+    path: Path,
     source: Source,
     out: Vec<u8>,
     /// Whether the system has said that nobody is there.
@@ -74,10 +73,10 @@ impl Link {
         }))
     }
 
-    pub(super) fn datagrams(socket: Arc<Socket>, peer: SocketAddr, source: Source) -> Self {
+    pub(super) fn datagrams(socket: Arc<Socket>, path: Path, source: Source) -> Self {
         let (out, lengths) = (Vec::new(), VecDeque::new());
         let refused = false;
-        Self::Datagrams(Box::new(Datagrams { socket, peer, source, out, refused, sent: 0, lengths }))
+        Self::Datagrams(Box::new(Datagrams { socket, path, source, out, refused, sent: 0, lengths }))
     }
 
     /// The fingerprint of the certificate that the peer has shown.
@@ -264,9 +263,9 @@ impl Datagrams {
         match &mut self.source {
             Source::Own(room) => {
                 for _ in 0..Link::RECEIVES {
-                    let peer = self.peer;
-                    let received = self.socket.try_recv(room, |from, bytes| {
-                        if from == peer {
+                    let peer = self.path.remote;
+                    let received = self.socket.try_recv(room, |path, bytes| {
+                        if path.remote == peer {
                             session.handle_datagram(now, bytes);
                         }
                     });
@@ -314,7 +313,7 @@ impl Datagrams {
                 }
             }
             let together = self.out.get(self.sent..self.sent + bytes).unwrap_or_default();
-            if self.socket.try_send(Transmit { to: self.peer, datagram }, together).is_err() {
+            if self.socket.try_send(Transmit { path: self.path, datagram }, together).is_err() {
                 return;
             }
             self.sent += bytes;

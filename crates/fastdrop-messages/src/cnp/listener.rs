@@ -3,7 +3,7 @@
 use super::driver::{Budget, Shared, drive};
 use super::link::{Link, Source};
 use super::session::{Handle, Session};
-use crate::datagrams::Socket;
+use crate::datagrams::{Path, Socket};
 use crate::incoming::log_panic;
 use fastdrop_proto::cnp::{
     Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
@@ -71,7 +71,8 @@ impl Listener {
     }
 
     /// A datagram came.
-    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
+        let from = path.remote;
         if datagram.len() > self.acceptor.datagram_max() {
             return;
         }
@@ -84,28 +85,29 @@ impl Listener {
             }
         }
         if Acceptor::is_handshake(datagram) {
-            self.handle_handshake(from, datagram);
+            self.handle_handshake(path, datagram);
         }
     }
 
-    fn handle_handshake(&mut self, from: SocketAddr, datagram: &[u8]) {
+    fn handle_handshake(&mut self, path: Path, datagram: &[u8]) {
         let id = || {
             let mut bytes = [0; 16];
             // Without a source of randomness there is no id that nobody can guess, and so no
             // session.
             getrandom::fill(&mut bytes).ok().map(|()| SessionId::from_random(bytes))
         };
-        match self.acceptor.handle_datagram(Instant::now(), from, datagram, id) {
+        match self.acceptor.handle_datagram(Instant::now(), path.remote, datagram, id) {
             Accepted::Nothing => {}
             Accepted::Answer(answer) => {
                 // One that does not leave is asked for again.
-                let _ = self.socket.try_send_one(from, &answer);
+                let _ = self.socket.try_send_one(path, &answer);
             }
-            Accepted::Session(handshake) => self.begin(from, handshake, datagram),
+            Accepted::Session(handshake) => self.begin(path, handshake, datagram),
         }
     }
 
-    fn begin(&mut self, from: SocketAddr, handshake: Handshake, datagram: &[u8]) {
+    fn begin(&mut self, path: Path, handshake: Handshake, datagram: &[u8]) {
+        let from = path.remote;
         while let Some(result) = self.tasks.try_join_next() {
             log_panic(result);
         }
@@ -129,7 +131,7 @@ impl Listener {
             let mut farewell = Vec::new();
             machine.poll_transmit(Instant::now(), &mut farewell, 0);
             // If it does not leave, the client finds out by itself.
-            let _ = self.socket.try_send_one(from, &farewell);
+            let _ = self.socket.try_send_one(path, &farewell);
             return;
         };
         let shared = Shared::new(machine);
@@ -141,7 +143,7 @@ impl Listener {
         })));
         tracing::debug!(%from, "a session by UDP");
         let source = Source::Inbox(datagrams, None);
-        let link = Link::datagrams(Arc::clone(&self.socket), from, source);
+        let link = Link::datagrams(Arc::clone(&self.socket), path, source);
         self.tasks.spawn(drive(Arc::clone(&shared), link, Some(Arc::clone(&self.budget))));
         // If there was one, its inbox is closed now, which is its end.
         let shared = Arc::downgrade(&shared);

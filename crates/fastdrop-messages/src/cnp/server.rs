@@ -413,7 +413,7 @@ async fn serve_datagrams(
 fn receive(socket: &Socket, room: &mut Room, listener: &mut Listener) -> io::Result<()> {
     const RECEIVES: usize = 16;
     for _ in 0..RECEIVES {
-        match socket.try_recv(room, |from, datagram| listener.handle_datagram(from, datagram)) {
+        match socket.try_recv(room, |path, datagram| listener.handle_datagram(path, datagram)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             // An earlier datagram did not reach anybody: its session finds that out.

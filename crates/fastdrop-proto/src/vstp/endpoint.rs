@@ -504,6 +504,12 @@ impl Endpoint {
         }
     }
 
+    /// The reason for which nothing has reached an address since it was last heard; None if none is
+    /// known.
+    pub fn unreachable(&self, address: SocketAddr) -> Option<Unreachable> {
+        self.peers.get(&address)?.unreachable()
+    }
+
     /// Datagrams do not reach an address, as far as the operating system knows. What goes to one
     /// that has never said anything fails at once; one that has may be starting again, and is given
     /// a second in which nothing comes of it but refusals.

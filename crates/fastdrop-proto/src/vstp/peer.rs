@@ -36,8 +36,8 @@ pub(super) struct Peer {
     pub(super) local: Option<IpAddr>,
     /// It has said something.
     has_spoken: bool,
-    /// The first refusal since it was last heard.
-    refused_at: Option<Instant>,
+    /// The first time that nothing reached it since it was last heard, and the reason.
+    unreachable: Option<(Instant, Unreachable)>,
     pub(super) timer: Option<Instant>,
     /// It is in the queue of those that may have something to send.
     pub(super) ready: bool,
@@ -64,7 +64,7 @@ impl Peer {
             heard_at: now,
             local: None,
             has_spoken: false,
-            refused_at: None,
+            unreachable: None,
             timer: None,
             ready: false,
         }
@@ -74,18 +74,21 @@ impl Peer {
     pub(super) fn on_heard(&mut self, now: Instant) {
         self.heard_at = now;
         self.has_spoken = true;
-        self.refused_at = None;
+        self.unreachable = None;
     }
 
     /// Takes the operating system's word that nothing reaches the address; true if it is to be
     /// believed.
     pub(super) fn is_gone(&mut self, now: Instant, reason: Unreachable) -> bool {
-        if !self.has_spoken {
-            return true;
-        }
+        let (since, _) = *self.unreachable.get_or_insert((now, reason));
         // A machine that has no route for a while, as between two networks, gets it again.
-        let since = *self.refused_at.get_or_insert(now);
-        reason == Unreachable::Refused && now.saturating_duration_since(since) >= Self::RESTART_MAX
+        let is_over = now.saturating_duration_since(since) >= Self::RESTART_MAX;
+        !self.has_spoken || (reason == Unreachable::Refused && is_over)
+    }
+
+    /// The reason for which nothing has reached the address since it was last heard.
+    pub(super) fn unreachable(&self) -> Option<Unreachable> {
+        self.unreachable.map(|(_, reason)| reason)
     }
 
     /// Returns true if nothing is under way in either direction.

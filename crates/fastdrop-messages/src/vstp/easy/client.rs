@@ -1,7 +1,8 @@
 //! The client for both transports.
 
 use super::connected::Connected;
-use super::{TIMEOUT, from_payload, resolve, to_frame, within};
+use super::{TIMEOUT, from_payload, to_frame, within};
+use crate::datagrams::any_for;
 use crate::tls::ClientTls;
 use crate::vstp::tcp::{Connection, Stream, TcpConfig, dial, handshake};
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -59,18 +60,20 @@ impl VstpClient {
         addr: impl Into<String>,
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
-        Ok(Self::new(Ways::Tcp(connect(&addr.into(), None, config).await?)))
+        Ok(Self::new(Ways::Tcp(connect(&addr.into(), None, config).await?.0)))
     }
 
     /// Connects to `host:port` by TCP with TLS 1.3.
     pub async fn connect_tls(addr: impl Into<String>, tls: impl Into<ClientTls>) -> Result<Self, VstpError> {
-        Ok(Self::new(Ways::Tcp(connect(&addr.into(), Some(&tls.into()), TcpConfig::default()).await?)))
+        let (tcp, _) = connect(&addr.into(), Some(&tls.into()), TcpConfig::default()).await?;
+        Ok(Self::new(Ways::Tcp(tcp)))
     }
 
     /// Speaks to `host:port` by UDP.
     pub async fn connect_udp(server_addr: impl Into<String>) -> Result<Self, VstpError> {
-        let server = resolve(&server_addr.into()).await?;
-        Ok(Self::new(Ways::Udp { handle: open(server).await?, server }))
+        let addresses: Vec<_> = tokio::net::lookup_host(server_addr.into()).await?.collect();
+        let (handle, server) = Handle::connect(&addresses, UdpConfig::default().endpoint()).await?;
+        Ok(Self::new(Ways::Udp { handle: Arc::new(handle), server }))
     }
 
     /// Connects to `host:port` by TCP, and by UDP as well: each message takes the way that suits
@@ -78,9 +81,9 @@ impl VstpClient {
     /// may overtake each other. Where datagrams do not come through, all go by TCP.
     pub async fn connect_auto(addr: impl Into<String>) -> Result<Self, VstpError> {
         let addr = addr.into();
-        let tcp = connect(&addr, None, TcpConfig::default()).await?;
-        let server = resolve(&addr).await?;
-        let udp = open(server).await?;
+        let (tcp, server) = connect(&addr, None, TcpConfig::default()).await?;
+        let udp = Handle::open(any_for(server), UdpConfig::default().endpoint()).await?;
+        let udp = Arc::new(udp);
         let pings = tokio::spawn(ping(Arc::clone(&udp), server));
         Ok(Self::new(Ways::Auto { tcp, udp, server, pings }))
     }
@@ -165,18 +168,17 @@ impl VstpClient {
     }
 }
 
-async fn connect(addr: &str, tls: Option<&ClientTls>, config: TcpConfig) -> Result<Connected, VstpError> {
-    let (stream, _) = dial(addr).await?;
+async fn connect(
+    addr: &str,
+    tls: Option<&ClientTls>,
+    config: TcpConfig,
+) -> Result<(Connected, SocketAddr), VstpError> {
+    let (stream, peer) = dial(addr).await?;
     let stream = match tls {
         None => Stream::Plain(stream),
         Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, tls).await?.into())),
     };
-    Ok(Connected::new(Connection::new(stream, config, None, false)))
-}
-
-async fn open(server: SocketAddr) -> Result<Arc<Handle>, VstpError> {
-    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    Ok(Arc::new(Handle::bind(any, UdpConfig::default().endpoint()).await?))
+    Ok((Connected::new(Connection::new(stream, config, None, false)), peer))
 }
 
 async fn ping(udp: Arc<Handle>, server: SocketAddr) {

@@ -3,7 +3,6 @@
 use super::types::{Frame, FrameType, VstpError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 mod client;
@@ -25,10 +24,6 @@ fn to_frame<T: Serialize>(value: &T) -> Result<Frame, VstpError> {
 fn from_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, VstpError> {
     serde_json::from_slice(payload)
         .map_err(|error| VstpError::Protocol(format!("Deserialization error: {error}")))
-}
-
-async fn resolve(addr: &str) -> Result<SocketAddr, VstpError> {
-    tokio::net::lookup_host(addr).await?.next().ok_or(VstpError::InvalidAddress)
 }
 
 async fn within<T>(

@@ -4,7 +4,7 @@ use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::stream::Stream;
-use crate::incoming::set_options;
+use crate::connecting::connect;
 use crate::tls::{self, ClientTls, Inner};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
@@ -22,10 +22,12 @@ pub struct VstpTcpClient {
 
 /// Connects, within ten seconds.
 pub(crate) async fn dial(addr: impl ToSocketAddrs) -> Result<(TcpStream, SocketAddr), VstpError> {
-    let connect = TcpStream::connect(addr);
+    let connect = async {
+        let addresses: Vec<_> = tokio::net::lookup_host(addr).await?.collect();
+        connect(&addresses).await
+    };
     let bound = Duration::from_secs(10);
     let stream = tokio::time::timeout(bound, connect).await.map_err(|_| VstpError::Timeout)??;
-    set_options(&stream)?;
     let peer = stream.peer_addr()?;
     Ok((stream, peer))
 }

@@ -4,8 +4,11 @@ pub use super::config::UdpConfig;
 use super::delivery::Delivery;
 use super::driver::Handle;
 use crate::vstp::types::{Frame, LARGER, VstpError};
-use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes};
+use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, Unreachable};
+use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::ToSocketAddrs;
 
 /// A socket that sends to any address.
 ///
@@ -23,9 +26,22 @@ impl From<Failure> for VstpError {
             Failure::TimedOut => Self::Timeout,
             Failure::Refused(code) => Self::ServerError(words_of(&code)),
             Failure::Frame(error) => error.into(),
+            Failure::Unreachable(reason) => reason.into(),
             Failure::NotCut => Self::Protocol(format!("{failure}; UdpConfig::allow_frag allows it")),
             other => Self::Protocol(other.to_string()),
         }
+    }
+}
+
+impl From<Unreachable> for VstpError {
+    fn from(reason: Unreachable) -> Self {
+        let kind = match reason {
+            Unreachable::Refused => io::ErrorKind::ConnectionRefused,
+            Unreachable::Forbidden => io::ErrorKind::PermissionDenied,
+            Unreachable::NeedsIpv4 | Unreachable::NeedsIpv6 => io::ErrorKind::InvalidInput,
+            _ => io::ErrorKind::NetworkUnreachable,
+        };
+        Self::Io(io::Error::new(kind, reason))
     }
 }
 
@@ -50,7 +66,33 @@ impl VstpUdpClient {
 
     /// The same, set up otherwise.
     pub async fn bind_with_config(local_addr: &str, config: UdpConfig) -> Result<Self, VstpError> {
-        Ok(Self { handle: Handle::bind(local_addr, config.endpoint()).await? })
+        Ok(Self { handle: Handle::open(local_addr, config.endpoint()).await? })
+    }
+
+    /// Opens a socket to speak to `host:port`, which is given back as an address. Of several
+    /// addresses it is the first that answers a PING; if none does within half a second, as
+    /// programs of version 0.2, the first of which is not known that nobody listens there.
+    ///
+    /// # Errors
+    ///
+    /// The name has no address, or nobody listens at any of them.
+    pub async fn connect(
+        addr: impl ToSocketAddrs,
+        config: UdpConfig,
+    ) -> Result<(Self, SocketAddr), VstpError> {
+        let addresses: Vec<_> = tokio::net::lookup_host(addr).await?.collect();
+        let (handle, address) = Handle::connect(&addresses, config.endpoint()).await?;
+        Ok((Self { handle }, address))
+    }
+
+    /// Waits for so long, at most, for the operating system's word that nothing reaches an address:
+    /// for those who send what nobody acknowledges.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which nothing has reached the address since it was last heard.
+    pub async fn check(&self, dest: SocketAddr, time: Duration) -> Result<(), Unreachable> {
+        self.handle.refused_within(dest, time).await.map_or(Ok(()), Err)
     }
 
     /// Where the socket is.

@@ -2,7 +2,7 @@
 
 use super::driver::{Fate, Handle, Received, Shared};
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
+use fastdrop_proto::vstp::{ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,37 +15,35 @@ use std::sync::Arc;
 #[must_use = "a delivery that is dropped is not acknowledged"]
 pub struct Delivery {
     shared: Arc<Shared>,
-    from: SocketAddr,
-    frame: FrameBytes,
-    wanted: Option<Acknowledgement>,
+    received: Received,
     fate: Fate,
 }
 
 impl Delivery {
     /// The next frame or message of an endpoint.
     pub(super) async fn next(handle: &Handle) -> Result<Self, VstpError> {
-        let Received { from, frame, wanted } = handle.take().await?;
-        Ok(Self { shared: Arc::clone(handle.shared()), from, frame, wanted, fate: Fate::Dropped })
+        let received = handle.take().await?;
+        Ok(Self { shared: Arc::clone(handle.shared()), received, fate: Fate::Dropped })
     }
 
     /// The frame.
     pub fn frame(&self) -> &FrameBytes {
-        &self.frame
+        &self.received.frame
     }
 
     /// A copy of the frame.
     pub fn to_frame(&self) -> Frame {
-        self.frame.clone().into()
+        self.received.frame.clone().into()
     }
 
     /// The sender's address.
     pub fn from(&self) -> SocketAddr {
-        self.from
+        self.received.from
     }
 
     /// Returns true if the sender wants an acknowledgement.
     pub fn wants_acknowledgement(&self) -> bool {
-        self.wanted.is_some()
+        self.received.wanted.is_some()
     }
 
     /// Acknowledges the frame, if its sender wants that.
@@ -61,6 +59,6 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.shared.settle(self.from, &self.frame, self.wanted, &self.fate);
+        self.shared.settle(&self.received, &self.fate);
     }
 }

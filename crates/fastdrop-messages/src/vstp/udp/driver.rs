@@ -1,22 +1,23 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers
 //! that send.
 
-use crate::datagrams::{Room, Socket, Transmit as Leaving};
+use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, canonical, is_about_another};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, SendId,
-    Transmit,
+    Transmit, Unreachable,
 };
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::net::ToSocketAddrs;
 use tokio::sync::{Notify, oneshot};
 
 /// Takes datagrams that are not VSTP's, where several protocols share a socket.
-pub(crate) type Others = Box<dyn FnMut(SocketAddr, &[u8]) + Send>;
+pub(crate) type Others = Box<dyn FnMut(Path, &[u8]) + Send>;
 
 /// What callers and the task share.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) from: SocketAddr,
+    /// The local address that it came to, where there are several.
+    pub(super) local: Option<IpAddr>,
     pub(super) frame: FrameBytes,
     pub(super) wanted: Option<Acknowledgement>,
 }
@@ -70,9 +73,20 @@ impl Handle {
     const LINGER: Duration = Duration::from_secs(10);
     /// Calls to receive before callers have their turn: as much as the socket's buffer holds.
     const RECEIVES: usize = 16;
+    /// The time that the addresses of a name have to answer.
+    const ANSWER_TIME: Duration = Duration::from_millis(500);
+    /// Between two looks at what has become of a question.
+    const LOOK: Duration = Duration::from_millis(5);
 
+    /// For one that is spoken to.
     pub(crate) async fn bind(addr: &str, config: EndpointConfig) -> Result<Self, VstpError> {
         Self::new(Arc::new(Socket::bind(addr).await?), config, None)
+    }
+
+    /// For one that speaks first, and hears where nobody is. (One that is spoken to does not: who
+    /// makes up addresses would decide how much it hears.)
+    pub(crate) async fn open(addr: impl ToSocketAddrs, config: EndpointConfig) -> Result<Self, VstpError> {
+        Self::new(Arc::new(Socket::bind(addr).await?.hearing_errors()?), config, None)
     }
 
     /// On a socket that is there. What begins otherwise than a frame is given to `others`, if there
@@ -111,6 +125,8 @@ impl Handle {
         to: SocketAddr,
         acknowledged: bool,
     ) -> Result<(), Failure> {
+        let to = canonical(to);
+        self.shared.socket.check(to)?;
         let outcome = {
             let mut state = self.shared.lock();
             let send = state.endpoint.send(Instant::now(), to, frame, acknowledged);
@@ -124,9 +140,9 @@ impl Handle {
 
     /// The next frame or message, acknowledged if its sender wants that.
     pub(crate) async fn recv(&self) -> Result<(FrameBytes, SocketAddr), VstpError> {
-        let Received { from, frame, wanted } = self.take().await?;
-        self.shared.settle(from, &frame, wanted, &Fate::Acknowledged);
-        Ok((frame, from))
+        let received = self.take().await?;
+        self.shared.settle(&received, &Fate::Acknowledged);
+        Ok((received.frame, received.from))
     }
 
     /// The outcomes with which the frames that it takes are settled.
@@ -158,12 +174,74 @@ impl Handle {
     /// Sends a PING, from which [`Self::path`] learns.
     pub(crate) fn ping(&self, to: SocketAddr) {
         let mut state = self.shared.lock();
-        state.endpoint.ping(Instant::now(), to);
+        state.endpoint.ping(Instant::now(), canonical(to));
         self.shared.pump(&mut state);
     }
 
     pub(crate) fn path(&self, to: SocketAddr) -> UdpPath {
-        self.shared.lock().endpoint.path(Instant::now(), to)
+        self.shared.lock().endpoint.path(Instant::now(), canonical(to))
+    }
+
+    /// Opens a socket for one of these addresses: the first that answers, or else the first of which
+    /// is not known that nobody is there.
+    pub(crate) async fn connect(
+        addresses: &[SocketAddr],
+        config: EndpointConfig,
+    ) -> Result<(Self, SocketAddr), VstpError> {
+        let first = *addresses.first().ok_or(VstpError::InvalidAddress)?;
+        let is_of_one_family = addresses.iter().all(|other| any_for(*other) == any_for(first));
+        let any =
+            if is_of_one_family { any_for(first) } else { SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)) };
+        let handle = match Self::open(any, config.clone()).await {
+            // A machine without IPv6.
+            Err(_) if any.is_ipv6() => {
+                Self::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), config).await?
+            }
+            handle => handle?,
+        };
+        let address = handle.choose(addresses).await?;
+        Ok((handle, address))
+    }
+
+    async fn choose(&self, addresses: &[SocketAddr]) -> Result<SocketAddr, Failure> {
+        let wrong = |address: &SocketAddr| self.shared.socket.check(canonical(*address)).err();
+        let unreachable = |address: &SocketAddr| wrong(address).or_else(|| self.unreachable(*address));
+        let until = Instant::now() + Self::ANSWER_TIME;
+        let possible: Vec<_> = addresses.iter().filter(|address| wrong(address).is_none()).collect();
+        if possible.len() > 1 {
+            possible.iter().for_each(|address| self.ping(**address));
+        }
+        loop {
+            if let Some(answers) = possible.iter().find(|address| self.path(***address).pongs > 0) {
+                return Ok(**answers);
+            }
+            let mut open = addresses.iter().filter(|address| unreachable(address).is_none());
+            match (open.next(), open.next()) {
+                (None, _) => {
+                    let reason = addresses.first().and_then(unreachable).unwrap_or(Unreachable::NoRoute);
+                    return Err(reason.into());
+                }
+                (Some(only), None) => return Ok(*only),
+                (Some(first), _) if Instant::now() >= until => return Ok(*first),
+                _ => tokio::time::sleep(Self::LOOK).await,
+            }
+        }
+    }
+
+    /// The reason for which nothing has reached an address since it was last heard.
+    pub(crate) fn unreachable(&self, to: SocketAddr) -> Option<Unreachable> {
+        self.shared.lock().endpoint.unreachable(canonical(to))
+    }
+
+    /// Waits for what the system says about datagrams that have just left.
+    pub(crate) async fn refused_within(&self, to: SocketAddr, time: Duration) -> Option<Unreachable> {
+        let until = Instant::now() + time;
+        loop {
+            match self.unreachable(to) {
+                None if Instant::now() < until => tokio::time::sleep(Self::LOOK).await,
+                reason => return reason,
+            }
+        }
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -189,16 +267,15 @@ impl Shared {
     }
 
     /// The application is done with a frame that it has taken.
-    pub(super) fn settle(
-        &self,
-        from: SocketAddr,
-        frame: &FrameBytes,
-        wanted: Option<Acknowledgement>,
-        fate: &Fate,
-    ) {
+    pub(super) fn settle(&self, received: &Received, fate: &Fate) {
+        let Received { from, local, ref frame, wanted } = *received;
         let mut state = self.lock();
         let now = Instant::now();
         state.endpoint.handle_taken(frame);
+        if let Some(local) = local {
+            // What the application answers leaves from where that was asked.
+            state.endpoint.set_local(from, local);
+        }
         if let Some(wanted) = wanted {
             match fate {
                 Fate::Acknowledged => state.endpoint.acknowledge(now, from, wanted),
@@ -219,13 +296,17 @@ impl Shared {
             let next =
                 next.or_else(|| endpoint.poll_transmit(Instant::now(), self.socket.segments(), buffer));
             let Some(transmit) = next else { break };
-            let leaving = Leaving { to: transmit.to, datagram: transmit.datagram };
-            if self.socket.try_send(leaving, buffer).is_err() {
-                // Nobody is told that something was sent before it has left; the task goes on when
-                // there is room.
-                *unsent = Some(transmit);
-                self.changed.notify_one();
-                return;
+            let path = Path { remote: transmit.to, local: transmit.from };
+            match self.socket.try_send(Leaving { path, datagram: transmit.datagram }, buffer) {
+                Ok(None) => {}
+                Ok(Some(reason)) => endpoint.handle_unreachable(Instant::now(), transmit.to, reason),
+                Err(_) => {
+                    // Nobody is told that something was sent before it has left; the task goes on
+                    // when there is room.
+                    *unsent = Some(transmit);
+                    self.changed.notify_one();
+                    return;
+                }
             }
         }
         // The task waits for the deadline that was; a later one it finds out by itself.
@@ -236,7 +317,8 @@ impl Shared {
         while let Some(event) = state.endpoint.poll_event() {
             match event {
                 Event::Received { from, frame, acknowledgement: wanted } => {
-                    state.received.push_back(Received { from, frame, wanted });
+                    let local = state.endpoint.local(from);
+                    state.received.push_back(Received { from, local, frame, wanted });
                     came = true;
                 }
                 Event::Outcome { send, result } => {
@@ -265,7 +347,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                     return;
                 }
                 // Nobody takes it any more.
-                while let Some(Received { from, frame, wanted }) = state.received.pop_front() {
+                while let Some(Received { from, frame, wanted, .. }) = state.received.pop_front() {
                     state.endpoint.handle_taken(&frame);
                     if let Some(wanted) = wanted {
                         state.endpoint.forgo(Instant::now(), from, wanted);
@@ -278,8 +360,11 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
         let deadline = [deadline, linger].into_iter().flatten().min();
         let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
         tokio::select! {
-            readable = shared.socket.readable() => {
-                if let Err(error) = readable.and_then(|()| receive(&shared, &mut room, &mut others)) {
+            ready = shared.socket.readable_or_failed() => {
+                if ready.as_ref().is_ok_and(|failed| *failed) {
+                    handle_errors(&shared);
+                }
+                if let Err(error) = ready.and_then(|_| receive(&shared, &mut room, &mut others)) {
                     tracing::warn!(%error, "the socket is of no use any more");
                     shared.lock().broken = Some(error.kind());
                     shared.received.notify_waiters();
@@ -302,11 +387,20 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
     for _ in 0..Handle::RECEIVES {
         let mut state = shared.lock();
         let now = Instant::now();
-        let received = shared.socket.try_recv(room, |from, bytes| match others {
-            Some(others) if bytes.first() != VSTP_MAGIC.first() => others(from, bytes),
+        let received = shared.socket.try_recv(room, |path, bytes| match others {
+            Some(others) if bytes.first() != VSTP_MAGIC.first() => others(path, bytes),
             _ => {
+                let from = path.remote;
                 let before = state.endpoint.counters().refused;
+                let asked = state.endpoint.local(from);
+                if asked.is_some() && asked != path.local {
+                    // It is answered from the address that it had asked before.
+                    shared.pump(&mut state);
+                }
                 state.endpoint.handle_datagram(now, from, bytes);
+                if let Some(local) = path.local {
+                    state.endpoint.set_local(from, local);
+                }
                 let refused = state.endpoint.counters().refused;
                 // Whoever sends such datagrams does not decide how much is logged.
                 if refused > before && refused.is_power_of_two() {
@@ -318,9 +412,21 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
             Ok(()) => shared.pump(&mut state),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             // An earlier datagram did not reach anybody: its sender finds that out.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) if is_about_another(&error) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Takes what the system says about datagrams that did not arrive.
+fn handle_errors(shared: &Shared) {
+    let mut state = shared.lock();
+    let now = Instant::now();
+    let State { endpoint, .. } = &mut *state;
+    shared.socket.take_errors(|to, reason| {
+        tracing::debug!(%to, %reason, "a datagram did not arrive");
+        endpoint.handle_unreachable(now, to, reason);
+    });
+    shared.pump(&mut state);
 }

@@ -10,7 +10,7 @@ pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
-pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits};
+pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits, Unreachable};
 pub use server::VstpUdpServer;
 
 /// The most bytes of a datagram before it is known that more fit.
