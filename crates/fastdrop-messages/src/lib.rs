@@ -11,7 +11,9 @@ mod incoming;
 pub mod port;
 mod shutdown;
 pub mod tls;
+mod token;
 
 pub mod vstp;
 
 pub use shutdown::{Shutdown, ShutdownSignal};
+pub use token::{Authorize, Credentials, TOKEN_MAX, Token, TokenError, TokenSet};

@@ -6,6 +6,8 @@
 
 #![warn(clippy::indexing_slicing)]
 
+/// Tokens with which clients are let in.
+pub mod authorize;
 /// Checksums of chunks, and how those of pieces and slices are joined.
 pub mod checksum;
 pub mod cnp;

@@ -73,7 +73,9 @@ fn code_of_cnp(error: &cnp::Error) -> ExitCode {
             | Ending::Gone
             | Ending::ConnectionLost,
         ) => ExitCode::Network,
-        cnp::Error::Tls(_) | cnp::Error::Ended(Ending::Tls(_)) => ExitCode::Authentication,
+        cnp::Error::Tls(_) | cnp::Error::Ended(Ending::Tls(_) | Ending::Unauthorized(_)) => {
+            ExitCode::Authentication
+        }
         cnp::Error::Config(_) => ExitCode::Usage,
         _ => ExitCode::Other,
     }

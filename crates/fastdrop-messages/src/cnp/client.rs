@@ -9,6 +9,7 @@ use super::wire::Wire;
 use crate::connecting;
 use crate::datagrams::{Path, Room, Socket, any_for, canonical};
 use crate::tls::{self, ClientTls, Fingerprint, Inner};
+use crate::token::Token;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
@@ -55,6 +56,7 @@ pub struct ClientBuilder {
     protocol: Protocol,
     checksum: ChecksumKind,
     client_id: Option<String>,
+    token: Option<Token>,
 }
 
 impl Default for ClientBuilder {
@@ -67,6 +69,7 @@ impl Default for ClientBuilder {
             protocol: default.protocol,
             checksum: default.checksum,
             client_id: None,
+            token: None,
         }
     }
 }
@@ -108,6 +111,13 @@ impl ClientBuilder {
         self
     }
 
+    /// The token that is shown to the server. Without TLS everybody on the way can read it. Programs
+    /// that do not know tokens let in everybody. Default: none.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
     /// The configuration of the session.
     fn session(&self) -> SessionConfig {
         SessionConfig {
@@ -115,6 +125,7 @@ impl ClientBuilder {
             protocol: self.protocol,
             checksum: self.checksum,
             client_id: self.client_id.clone(),
+            token: self.token.clone(),
             ..self.config.of_client(self.carrier)
         }
     }
@@ -156,7 +167,9 @@ impl ClientBuilder {
         let resolved = tokio::time::timeout_at(until.into(), tokio::net::lookup_host(addr)).await;
         let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
         let mut first = None;
-        for syn_form in FORMS {
+        // The other forms have no token, and nobody who asks for one understands them alone.
+        let forms = if config.token.is_some() { &FORMS[..1] } else { &FORMS[..] };
+        for &syn_form in forms {
             let config = SessionConfig { syn_form, ..config.clone() };
             match ask(&config, &addresses, until, security).await {
                 Err(Error::Ended(Ending::KnowsMore)) => break,

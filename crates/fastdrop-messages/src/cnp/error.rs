@@ -65,6 +65,7 @@ impl Error {
                 | Ending::Refused(_)
                 | Ending::KnowsMore
                 | Ending::Tls(_)
+                | Ending::Unauthorized(_)
                 | Ending::Protocol(_) => Fault::Peer,
                 Ending::Unreachable | Ending::HandshakeTimeout | Ending::Gone | Ending::ConnectionLost => {
                     Fault::Network

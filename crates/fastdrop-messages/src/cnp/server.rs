@@ -13,6 +13,7 @@ use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Incoming, log_panic};
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
+use crate::token::Authorize;
 use bytes::Bytes;
 use fastdrop_proto::cnp::handshake::{FIRST_BYTE, refusal};
 use fastdrop_proto::cnp::{Carrier, ConfigError, Session as Machine, SessionConfig, SessionId};
@@ -150,6 +151,7 @@ impl Drop for Server {
 pub struct ServerBuilder {
     config: Config,
     tls: Option<ServerTls>,
+    authorize: Option<Authorize>,
     tcp: bool,
     udp: bool,
     sessions_max: usize,
@@ -162,6 +164,7 @@ impl Default for ServerBuilder {
         Self {
             config: Config::default(),
             tls: None,
+            authorize: None,
             tcp: true,
             udp: true,
             sessions_max: 1000,
@@ -199,6 +202,21 @@ impl ServerBuilder {
         self.tls = Some(tls.into());
         self.udp = false;
         self
+    }
+
+    /// The decision about who is let in, by the token that a client shows: a [`TokenSet`], or a
+    /// function of the application. Default: everybody.
+    ///
+    /// [`TokenSet`]: crate::TokenSet
+    pub fn authorize(mut self, authorize: impl Into<Authorize>) -> Self {
+        self.authorize = Some(authorize.into());
+        self
+    }
+
+    /// What is agreed to by one kind of transport.
+    fn session(&self, carrier: Carrier) -> Result<SessionConfig, ConfigError> {
+        let config = self.config.of_server(carrier, self.tcp && self.udp)?;
+        Ok(SessionConfig { authorize: self.authorize.clone(), ..config })
     }
 
     /// Sessions at once, by each of TCP and UDP. Default 1,000. By TCP more wait to be accepted, by
@@ -266,14 +284,13 @@ impl ServerBuilder {
         let (ready, taken) = mpsc::channel(Self::READY);
         let (shutdown, signal) = Shutdown::new();
         let budget = Arc::new(Budget::new(self.memory_max));
-        let both = self.tcp && self.udp;
         let acceptor = self.tls.as_ref().map(|tls| Acceptor::new(tls, Inner::Cnp)).transpose()?;
         if acceptor.is_some() && socket.is_some() {
             return Err(ConfigError("TLS is for TCP: a server with it has no UDP").into());
         }
         let mut tasks = JoinSet::new();
         if let Some(incoming) = incoming {
-            let config = self.config.of_server(Carrier::Stream, both)?;
+            let config = self.session(Carrier::Stream)?;
             let acceptance =
                 Acceptance { config, acceptor, ready: ready.clone(), budget: Arc::clone(&budget) };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
@@ -284,7 +301,7 @@ impl ServerBuilder {
         }
         let mut shared_listener = None;
         if let Some(socket) = socket {
-            let config = self.config.of_server(Carrier::Datagrams, both)?;
+            let config = self.session(Carrier::Datagrams)?;
             let listener = Listener::new(Arc::clone(&socket), config, self.sessions_max, ready, budget);
             let listener = Arc::new(Mutex::new(listener));
             shared_listener = Some(Arc::clone(&listener));

@@ -127,6 +127,9 @@ impl Acceptor {
         if syn.cuts_characters() {
             return answer(syn_ack(&write_refusal("by TCP alone")));
         }
+        if let Err(why) = syn.authorize(&self.config) {
+            return answer(syn_ack(&write_refusal(&why)));
+        }
         self.forget(from);
         if self.by_ip.get(&from.ip()).is_some_and(|count| *count >= Self::WAITING_MAX_BY_IP) {
             return Accepted::Nothing;

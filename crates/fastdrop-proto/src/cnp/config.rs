@@ -2,6 +2,7 @@
 
 use super::header::HEAD_BYTES;
 use super::params::{ChecksumKind, Mode, Protocol, SynForm};
+use crate::authorize::{Authorize, Token};
 use std::time::Duration;
 
 /// The largest window: with more, an old number could be taken for a new one.
@@ -69,6 +70,10 @@ pub struct SessionConfig {
     pub checksum: ChecksumKind,
     /// A name that the client gives itself, at most 128 bytes. Default none.
     pub client_id: Option<String>,
+    /// The token that the client shows. Default none.
+    pub token: Option<Token>,
+    /// The server's decision about who is let in. Default everybody.
+    pub authorize: Option<Authorize>,
     /// The time that silence may last, from 100 ms to an hour; None for no keep-alive. Default 15
     /// seconds.
     pub keep_alive: Option<Duration>,
@@ -124,6 +129,8 @@ impl SessionConfig {
             },
             checksum: ChecksumKind::Crc32c,
             client_id: None,
+            token: None,
+            authorize: None,
             keep_alive: Some(Duration::from_secs(15)),
             handled: true,
             limits: MessageLimits::default(),

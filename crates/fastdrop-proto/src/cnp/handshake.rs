@@ -9,6 +9,7 @@ use super::header::{HEAD_BYTES, Layout};
 use super::packet::{PacketType, append};
 use super::params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 use super::seq::Seq;
+use crate::authorize::{Credentials, Token};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -155,6 +156,8 @@ struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     client_id: Option<SessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     fragmentation: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_message_size: Option<u64>,
@@ -173,6 +176,9 @@ impl Fields {
             if text.text().len() > TEXT_MAX {
                 return malformed("an id of more than 128 bytes");
             }
+        }
+        if fields.token.as_ref().is_some_and(|token| !token.fits()) {
+            return malformed("a token of more than 255 bytes");
         }
         if fields.window_size == Some(0) {
             return malformed("a window of 0");
@@ -259,6 +265,7 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
         max_packet_size: Some(config.packet_max.min(config.limits.message_max) as u64),
         window_size: burst.then(|| config.window.into()),
         client_id: config.client_id.clone().map(SessionId::Text),
+        token: config.token.clone(),
         protocol: burst.then_some(config.protocol),
         fragmentation: Some(true),
         max_message_size: Some(config.limits.message_max as u64),
@@ -299,6 +306,13 @@ impl Syn {
     /// Reports whether its sender cuts messages by characters, which no program does by UDP.
     pub(super) fn cuts_characters(&self) -> bool {
         self.generation.cuts_characters()
+    }
+
+    /// The decision of a server with this configuration about whether the client is let in.
+    pub(super) fn authorize(&self, config: &SessionConfig) -> Result<(), String> {
+        let Some(authorize) = &config.authorize else { return Ok(()) };
+        let name = self.fields.client_id.as_ref().map(SessionId::text);
+        authorize.decide(&Credentials::new(self.fields.token.as_ref().map(Token::secret), name.as_deref()))
     }
 
     /// The terms that a server with this configuration agrees to, and the payload of the SYN-ACK

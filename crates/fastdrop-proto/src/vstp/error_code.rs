@@ -20,6 +20,8 @@ pub enum ErrorCode {
     Busy,
     /// The application did not handle the frame.
     Unhandled,
+    /// The client is not let in.
+    Unauthorized,
 }
 
 impl ErrorCode {
@@ -32,6 +34,7 @@ impl ErrorCode {
             Self::Timeout => "timeout",
             Self::Busy => "busy",
             Self::Unhandled => "unhandled",
+            Self::Unauthorized => "unauthorized",
         }
     }
 }

@@ -6,11 +6,13 @@ use super::error_code::ErrorCode;
 use super::frame::{Flags, FrameRef, FrameType, Headers, HeadersBuf};
 use super::ids::MSG_ID;
 use super::seen::{Seen, Settled, Sight};
+use crate::authorize::{Authorize, Credentials, Token};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 const KEEP_ALIVE: &str = "keep-alive";
 const SESSION: &str = "session";
+const TOKEN: &str = "token";
 
 /// What a session is to do.
 #[derive(Debug, Clone)]
@@ -24,6 +26,10 @@ pub struct SessionConfig {
     /// Says whether HELLO and PING are answered at once; else only if the application has not done
     /// so by the time it reads on.
     pub answers: bool,
+    /// The token that the end that connects shows in its HELLO.
+    pub token: Option<Token>,
+    /// The decision of the end that accepts about who is let in. None: everybody.
+    pub authorize: Option<Authorize>,
     /// The first number for frames that want an acknowledgement; should be random.
     pub first_msg_id: u64,
 }
@@ -64,6 +70,16 @@ pub struct Session {
     heard_at: Instant,
     sent_at: Instant,
     bye: bool,
+    /// Says whether the peer has been let in, or why it has not been.
+    admission: Admission,
+}
+
+/// The state of a peer that needs a token.
+#[derive(Debug, PartialEq, Eq)]
+enum Admission {
+    Awaited,
+    Granted,
+    Refused(String),
 }
 
 impl Session {
@@ -74,7 +90,9 @@ impl Session {
 
     /// A connection was made.
     pub fn new(now: Instant, config: SessionConfig) -> Self {
+        let admission = if config.authorize.is_some() { Admission::Awaited } else { Admission::Granted };
         Self {
+            admission,
             next_msg_id: config.first_msg_id,
             config,
             keep_alive: None,
@@ -100,7 +118,10 @@ impl Session {
 
     /// The headers of a HELLO that offers what this session does.
     pub fn hello(&self) -> HeadersBuf {
-        let headers = HeadersBuf::default();
+        let mut headers = HeadersBuf::default();
+        if let Some(token) = &self.config.token {
+            headers = headers.with(TOKEN, token.secret());
+        }
         match self.config.keep_alive {
             Some(interval) => headers.with(KEEP_ALIVE, interval.as_millis()),
             None => headers,
@@ -132,7 +153,7 @@ impl Session {
 
     /// A frame came, with this CRC.
     pub fn handle_frame(&mut self, now: Instant, frame: &FrameRef<'_>, crc: u32) -> Verdict {
-        if self.bye {
+        if self.bye || (self.admission != Admission::Granted && !self.admit(frame)) {
             return Verdict::Consumed;
         }
         let msg_id = frame.headers.number(MSG_ID);
@@ -195,6 +216,43 @@ impl Session {
             }
             self.answers.push_back(bytes);
         }
+    }
+
+    /// Reports whether the peer has been let in.
+    pub fn is_admitted(&self) -> bool {
+        self.admission == Admission::Granted
+    }
+
+    /// The reason for which the peer is not let in; nothing of it is handed on.
+    pub fn refusal(&self) -> Option<&str> {
+        match &self.admission {
+            Admission::Refused(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Decides about the first frame of a peer that needs a token. False: it is not handed on.
+    fn admit(&mut self, frame: &FrameRef<'_>) -> bool {
+        let Some(authorize) = &self.config.authorize else { return true };
+        if matches!(self.admission, Admission::Refused(_)) {
+            return false;
+        }
+        if frame.typ != FrameType::Hello {
+            self.admission = Admission::Refused("a HELLO with a token has to come first".into());
+            return false;
+        }
+        let token = frame.headers.find(TOKEN).and_then(|token| std::str::from_utf8(token).ok());
+        match authorize.decide(&Credentials::new(token, None)) {
+            Ok(()) => {
+                self.admission = Admission::Granted;
+                // Nobody else answers it.
+                let answers = std::mem::replace(&mut self.config.answers, true);
+                self.handle_hello(frame.headers);
+                self.config.answers = answers;
+            }
+            Err(why) => self.admission = Admission::Refused(why),
+        }
+        false
     }
 
     fn push_ack(&mut self, frame: Acknowledgement) {
@@ -281,7 +339,20 @@ mod tests {
 
     fn session(keep_alive: Option<Duration>, answers: bool) -> (Instant, Session) {
         let now = Instant::now();
-        (now, Session::new(now, SessionConfig { id: Some(7), keep_alive, answers, first_msg_id: 100 }))
+        (
+            now,
+            Session::new(
+                now,
+                SessionConfig {
+                    id: Some(7),
+                    keep_alive,
+                    answers,
+                    token: None,
+                    authorize: None,
+                    first_msg_id: 100,
+                },
+            ),
+        )
     }
 
     fn frame(typ: FrameType, headers: &[(&str, u64)]) -> FrameBytes {

@@ -178,7 +178,9 @@ async fn connect(
         None => Stream::Plain(stream),
         Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, tls).await?.into())),
     };
-    Ok((Connected::new(Connection::new(stream, config, None, false)), peer))
+    let mut connection = Connection::new(stream, config, None, false);
+    connection.introduce().await?;
+    Ok((Connected::new(connection), peer))
 }
 
 async fn ping(udp: Arc<Handle>, server: SocketAddr) {

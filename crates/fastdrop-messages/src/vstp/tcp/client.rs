@@ -53,7 +53,7 @@ impl VstpTcpClient {
     /// The same, set up otherwise.
     pub async fn connect_with_config(addr: &str, config: TcpConfig) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
-        Ok(Self { connection: Connection::new(Stream::Plain(stream), config, None, false), peer })
+        Self::open(Stream::Plain(stream), peer, config).await
     }
 
     /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
@@ -64,7 +64,13 @@ impl VstpTcpClient {
     ) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
         let stream = Stream::Tls(Box::new(handshake(stream, addr, &tls.into()).await?.into()));
-        Ok(Self { connection: Connection::new(stream, config, None, false), peer })
+        Self::open(stream, peer, config).await
+    }
+
+    async fn open(stream: Stream, peer: SocketAddr, config: TcpConfig) -> Result<Self, VstpError> {
+        let mut connection = Connection::new(stream, config, None, false);
+        connection.introduce().await?;
+        Ok(Self { connection, peer })
     }
 
     /// The server's address.

@@ -61,8 +61,14 @@ impl Connection {
     const OUTBOX_MAX: usize = 256 << 10;
 
     pub(crate) fn new(stream: Stream, config: TcpConfig, id: Option<u128>, answers: bool) -> Self {
-        let session =
-            SessionConfig { id, keep_alive: config.keep_alive, answers, first_msg_id: random() >> 1 };
+        let session = SessionConfig {
+            id,
+            keep_alive: config.keep_alive,
+            answers,
+            token: config.token.clone(),
+            authorize: config.authorize.clone(),
+            first_msg_id: random() >> 1,
+        };
         Self {
             stream,
             session: Session::new(Instant::now(), session),
@@ -226,6 +232,52 @@ impl Connection {
             Ok(()) => Ok(()),
             Err(error) => Err(self.refusal_after(error).await),
         }
+    }
+
+    // ---- tokens ----
+
+    /// The most that it may take until a client is let in.
+    const ADMISSION_MAX: Duration = Duration::from_secs(10);
+
+    /// Shows the token, if there is one, and waits until the server has let this end in.
+    pub(crate) async fn introduce(&mut self) -> Result<(), VstpError> {
+        if self.config.token.is_none() {
+            return Ok(());
+        }
+        let welcomed = async {
+            self.hello().await?;
+            match self.recv_bytes().await? {
+                Some(frame) if frame.typ == FrameType::Welcome => Ok(()),
+                Some(frame) if frame.typ == FrameType::Err => Err(VstpError::ServerError(reason_of(&frame))),
+                Some(_) => Err(VstpError::UnexpectedFrameType),
+                None => Err(VstpError::ConnectionClosed),
+            }
+        };
+        let welcomed = tokio::time::timeout(Self::ADMISSION_MAX, welcomed).await;
+        welcomed.unwrap_or(Err(VstpError::Timeout))
+    }
+
+    /// Waits until the client has been let in, where it needs a token.
+    pub(crate) async fn admit(&mut self) -> Result<(), VstpError> {
+        let admitted = async {
+            while !self.session.is_admitted() {
+                match self.next_frame().await? {
+                    Some((frame, crc)) => self.judge(frame, crc),
+                    None => return Err(VstpError::ConnectionClosed),
+                }
+                if let Some(why) = self.session.refusal() {
+                    return Err(VstpError::Protocol(format!("not let in: {why}")));
+                }
+            }
+            self.answer().await
+        };
+        let admitted = tokio::time::timeout(Self::ADMISSION_MAX, admitted).await;
+        let admitted = admitted.unwrap_or(Err(VstpError::Timeout));
+        if let Err(error) = &admitted {
+            self.ended = true;
+            self.say_error(error).await;
+        }
+        admitted
     }
 
     // ---- receiving ----
@@ -485,13 +537,14 @@ impl Connection {
     /// then the peer may never see the reason.
     async fn say_error(&mut self, error: &VstpError) {
         let code = match error {
+            _ if self.session.refusal().is_some() => ErrorCode::Unauthorized,
             VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::ServerError(_) => return,
             VstpError::FrameTooLarge { .. } => ErrorCode::TooLarge,
             VstpError::CrcMismatch { .. } => ErrorCode::Crc,
             VstpError::Timeout => ErrorCode::Timeout,
             _ => ErrorCode::Malformed,
         };
-        let mut reason = error.to_string();
+        let mut reason = self.session.refusal().map_or_else(|| error.to_string(), str::to_owned);
         reason.truncate(reason.floor_char_boundary(255));
         let frame =
             Frame::new(FrameType::Err).with_header("code", code.as_str()).with_header("reason", &reason);

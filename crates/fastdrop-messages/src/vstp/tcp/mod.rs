@@ -1,5 +1,6 @@
 //! Frames over TCP, and over TLS 1.3.
 
+use crate::token::{Authorize, Token};
 use std::time::Duration;
 
 pub mod client;
@@ -30,6 +31,13 @@ pub struct TcpConfig {
     pub keep_alive: Option<Duration>,
     /// A frame that has begun must go on within this. Default 60 seconds.
     pub frame_timeout: Duration,
+    /// The token that a client shows in its HELLO, which it says when it connects. Without TLS
+    /// everybody on the way can read it. Default: none.
+    pub token: Option<Token>,
+    /// The decision of a server about who is let in, as a [`TokenSet`](crate::TokenSet) makes it.
+    /// Then a HELLO has to come first, within ten seconds; it is answered, and not handed on.
+    /// Default: everybody.
+    pub authorize: Option<Authorize>,
     /// Connections that a server has at once; more wait to be accepted. Default 10,000.
     pub connections_max: usize,
     /// How long a server that ends waits for its handlers. Default 10 seconds.
@@ -42,6 +50,8 @@ impl Default for TcpConfig {
             frame_max: fastdrop_proto::vstp::frame::FRAME_MAX,
             keep_alive: None,
             frame_timeout: Duration::from_secs(60),
+            token: None,
+            authorize: None,
             connections_max: 10_000,
             drain: Duration::from_secs(10),
         }

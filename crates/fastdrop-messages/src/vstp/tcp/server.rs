@@ -153,7 +153,8 @@ impl VstpTcpServer {
         };
         let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
         tracing::debug!(%peer, session = id, "connected");
-        let connection = Connection::new(stream, self.config.clone(), Some(id), answers);
+        let mut connection = Connection::new(stream, self.config.clone(), Some(id), answers);
+        connection.admit().await?;
         Ok(VstpTcpConnection { connection, peer, fingerprint, _permit: permit })
     }
 

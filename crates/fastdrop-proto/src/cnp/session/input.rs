@@ -152,6 +152,10 @@ impl Session {
         }
         match (Syn::parse(payload, head.layout()), id) {
             (Ok(syn), Some(id)) if head.typ == PacketType::Data.byte() => {
+                if let Err(why) = syn.authorize(&self.config) {
+                    self.push_handshake_as(head.layout(), PacketType::Ack, &write_refusal(&why));
+                    return self.end(Ending::Unauthorized(why));
+                }
                 let (agreed, answer) = syn.answer(&self.config, id);
                 self.channel = Some(Channel::new(now, agreed, &self.config));
                 self.push_handshake(PacketType::Ack, &answer);

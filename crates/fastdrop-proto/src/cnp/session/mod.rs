@@ -57,6 +57,9 @@ pub enum Ending {
     /// The server understands a SYN in full, and was asked in another form.
     #[error("the server understands a SYN in full")]
     KnowsMore,
+    /// This server has not let the client in, for the reason that it was told.
+    #[error("not let in: {0}")]
+    Unauthorized(String),
     /// The peer sent what may not be.
     #[error("the peer has broken the protocol: {0}")]
     Protocol(String),
