@@ -8,6 +8,8 @@
 
 /// Tokens with which clients are let in.
 pub mod authorize;
+/// Calls and their replies.
+pub mod calls;
 /// Checksums of chunks, and how those of pieces and slices are joined.
 pub mod checksum;
 pub mod cnp;
