@@ -1,20 +1,22 @@
 //! Connections that come, at most so many at once, and a task for each.
 
+use crate::places::{Limits, Origin, Place, Places};
 use crate::shutdown::{Shutdown, ShutdownSignal};
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
 /// A connection before its handshake.
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) place: Place,
 }
 
 enum Source {
@@ -26,28 +28,68 @@ enum Source {
 /// Where connections come from.
 pub(crate) struct Incoming {
     source: Source,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
+    waiting: std::sync::Mutex<Waiting>,
+}
+
+/// Connections that are there and have no place yet.
+#[derive(Default)]
+struct Waiting(VecDeque<(TcpStream, SocketAddr)>);
+
+impl Waiting {
+    /// Connections that wait; one more, and one of the address of which most wait is closed.
+    const MAX: usize = 256;
+
+    fn push(&mut self, stream: TcpStream, peer: SocketAddr) {
+        if self.0.len() >= Self::MAX {
+            let mut counts = HashMap::new();
+            for (_, peer) in &self.0 {
+                *counts.entry(Origin::of(peer.ip())).or_insert(0_usize) += 1;
+            }
+            let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(origin, _)| origin);
+            let oldest = self.0.iter().position(|(_, peer)| Some(Origin::of(peer.ip())) == most);
+            if let Some((_, peer)) = oldest.and_then(|at| self.0.remove(at)) {
+                tracing::debug!(%peer, "closed, as too many connections wait");
+            }
+        }
+        self.0.push_back((stream, peer));
+    }
+
+    /// The connection that has a place now: of the address that holds fewest, the oldest.
+    fn take(&mut self, now: Instant, places: &Arc<Places>) -> Option<(TcpStream, SocketAddr, Place)> {
+        let mut origins: Vec<_> = self.0.iter().map(|(_, peer)| Origin::of(peer.ip())).collect();
+        origins.sort_unstable();
+        origins.dedup();
+        origins.sort_by_key(|origin| places.held_by(*origin));
+        for origin in origins {
+            let Some(place) = places.take(now, origin) else { continue };
+            let at = self.0.iter().position(|(_, peer)| Origin::of(peer.ip()) == origin)?;
+            let (stream, peer) = self.0.remove(at)?;
+            return Some((stream, peer, place));
+        }
+        None
+    }
 }
 
 impl Incoming {
     /// After the system had no descriptor left, say.
     pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-    pub(crate) async fn bind(addr: impl ToSocketAddrs, connections_max: usize) -> io::Result<Self> {
-        Ok(Self::new(Source::Listener(TcpListener::bind(addr).await?), connections_max))
+    pub(crate) async fn bind(addr: impl ToSocketAddrs, places: Limits) -> io::Result<Self> {
+        Ok(Self::new(Source::Listener(TcpListener::bind(addr).await?), places))
     }
 
     /// What somebody else, who listens on `addr`, hands on.
     pub(crate) fn handed(
         streams: mpsc::Receiver<(TcpStream, SocketAddr)>,
         addr: SocketAddr,
-        connections_max: usize,
+        places: Limits,
     ) -> Self {
-        Self::new(Source::Handed(Mutex::new(streams), addr), connections_max)
+        Self::new(Source::Handed(Mutex::new(streams), addr), places)
     }
 
-    fn new(source: Source, connections_max: usize) -> Self {
-        Self { source, permits: Arc::new(Semaphore::new(connections_max.clamp(1, Semaphore::MAX_PERMITS))) }
+    fn new(source: Source, places: Limits) -> Self {
+        Self { source, places: Places::new(places), waiting: std::sync::Mutex::default() }
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -57,9 +99,35 @@ impl Incoming {
         }
     }
 
-    /// The next connection, when there may be one more.
+    /// The next connection for which there is a place.
     pub(crate) async fn accept(&self) -> io::Result<Accepted> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
+        loop {
+            let freed = self.places.freed.notified();
+            let (placed, is_waiting) = {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let placed = waiting.take(Instant::now(), &self.places);
+                (placed, !waiting.0.is_empty())
+            };
+            if let Some((stream, peer, place)) = placed {
+                if is_waiting {
+                    // For another caller, if there is one.
+                    self.places.freed.notify_one();
+                }
+                return Ok(Accepted { stream, peer, place });
+            }
+            tokio::select! {
+                next = self.next() => {
+                    let (stream, peer) = next?;
+                    self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(stream, peer);
+                }
+                () = freed => {}
+                // Somebody may have been silent for long enough.
+                () = tokio::time::sleep(Places::LOOK), if is_waiting => {}
+            }
+        }
+    }
+
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = match &self.source {
             Source::Listener(listener) => listener.accept().await?,
             Source::Handed(streams, _) => {
@@ -75,7 +143,7 @@ impl Incoming {
             // One that has already gone again; whoever reads from it will see.
             tracing::debug!(%peer, %error, "a connection without options");
         }
-        Ok(Accepted { stream, peer, permit })
+        Ok((stream, peer))
     }
 
     /// Accepts until `end`, and gives each connection a task of its own, which should end soon

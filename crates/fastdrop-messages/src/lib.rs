@@ -8,6 +8,7 @@ pub mod cnp;
 mod connecting;
 mod datagrams;
 mod incoming;
+mod places;
 pub mod port;
 mod shutdown;
 pub mod tls;

@@ -3,6 +3,7 @@
 use crate::cnp::{self, ServerBuilder};
 use crate::datagrams::{Path, Socket};
 use crate::incoming::Incoming;
+use crate::places::{Limits, Origin, Places};
 use crate::vstp::tcp::TcpConfig;
 use crate::vstp::udp::ReassemblyLimits;
 use crate::vstp::{VSTP_MAGIC, VstpError, VstpTcpServer, VstpUdpServer};
@@ -12,7 +13,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -87,9 +88,9 @@ impl Port {
             address = listener.local_addr()?;
             let (vstp, for_vstp) = mpsc::channel(Self::HANDED_MAX);
             let (cnp, for_cnp) = mpsc::channel(Self::HANDED_MAX);
-            let frames = Incoming::handed(for_vstp, address, config.vstp_tcp.connections_max);
+            let frames = Incoming::handed(for_vstp, address, config.vstp_tcp.places());
             vstp_tcp = Some(VstpTcpServer::new(frames, config.vstp_tcp, None));
-            incoming = Some(Incoming::handed(for_cnp, address, config.cnp.connections_max()));
+            incoming = Some(Incoming::handed(for_cnp, address, config.cnp.places()));
             sorting.spawn(sort(listener, vstp, cnp));
         }
         let socket = if udp { Some(Arc::new(Socket::bind(address).await?)) } else { None };
@@ -124,16 +125,11 @@ type Handed = mpsc::Sender<(TcpStream, SocketAddr)>;
 async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
     let mut looking = JoinSet::new();
     let mut oldest = VecDeque::new();
+    let places = Places::new(Limits { all: Port::WAITING_MAX, of_one: Port::WAITING_MAX });
     loop {
         while looking.try_join_next().is_some() {}
         if oldest.len() >= 2 * Port::WAITING_MAX {
             oldest.retain(|task: &AbortHandle| !task.is_finished());
-        }
-        while looking.len() >= Port::WAITING_MAX
-            && let Some(task) = oldest.pop_front()
-        {
-            task.abort();
-            looking.join_next().await;
         }
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -143,6 +139,16 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
                 continue;
             }
         };
+        let mut place = places.take(Instant::now(), Origin::of(peer.ip()));
+        while place.is_none()
+            && let Some(task) = oldest.pop_front()
+        {
+            // Nobody has more than its share.
+            task.abort();
+            looking.join_next().await;
+            place = places.take(Instant::now(), Origin::of(peer.ip()));
+        }
+        let Some(place) = place else { continue };
         let (vstp, cnp) = (vstp.clone(), cnp.clone());
         oldest.push_back(looking.spawn(async move {
             let look = async {
@@ -158,7 +164,11 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
                 };
                 to.try_send((stream, peer)).map_err(|_| io::Error::other("too many connections"))
             };
-            match tokio::time::timeout(Port::WAITING_TIME, look).await {
+            let looked = tokio::select! {
+                looked = tokio::time::timeout(Port::WAITING_TIME, look) => looked,
+                () = place.lost() => return tracing::debug!(%peer, "others have its place"),
+            };
+            match looked {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "not handed on"),
                 Err(_) => tracing::debug!(%peer, "said nothing in time"),

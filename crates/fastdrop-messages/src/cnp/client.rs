@@ -277,7 +277,7 @@ async fn link(
                     Wire::Tls(Box::new(stream.into()))
                 }
             };
-            Ok((Link::stream(wire), peer))
+            Ok((Link::stream(wire, None), peer))
         }
         Carrier::Datagrams => {
             let peer = addresses.first().copied();

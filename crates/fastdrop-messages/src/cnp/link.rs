@@ -2,6 +2,7 @@
 
 use super::wire::{End, Wire};
 use crate::datagrams::{Path, Room, Socket, Transmit};
+use crate::places::Place;
 use crate::tls::Fingerprint;
 use bytes::{Buf, BytesMut};
 use fastdrop_proto::cnp::Session;
@@ -30,6 +31,8 @@ pub(super) struct Stream {
     out: Vec<u8>,
     written: usize,
     broken: Option<End>,
+    /// The place that it holds at a server.
+    place: Option<Arc<Place>>,
 }
 
 pub(super) struct Datagrams {
@@ -61,7 +64,7 @@ impl Link {
     /// How long a peer has to close its side, so that what was said last is not lost in a reset.
     const FAREWELL: Duration = Duration::from_secs(1);
 
-    pub(super) fn stream(wire: Wire) -> Self {
+    pub(super) fn stream(wire: Wire, place: Option<Arc<Place>>) -> Self {
         Self::Stream(Box::new(Stream {
             wire,
             read: BytesMut::new(),
@@ -70,6 +73,7 @@ impl Link {
             out: Vec::new(),
             written: 0,
             broken: None,
+            place,
         }))
     }
 
@@ -199,7 +203,12 @@ impl Stream {
             }
             self.read.reserve(Link::READ);
             match self.wire.try_read_buf(&mut self.read) {
-                Ok(Some(_)) => self.read_at = now,
+                Ok(Some(_)) => {
+                    self.read_at = now;
+                    if let Some(place) = &self.place {
+                        place.on_heard(now);
+                    }
+                }
                 Ok(None) => break,
                 Err(end) => self.broken = Some(end),
             }

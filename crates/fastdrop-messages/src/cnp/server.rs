@@ -11,12 +11,13 @@ use super::session::Session;
 use super::wire::Wire;
 use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Incoming, log_panic};
+use crate::places::Limits;
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
 use crate::token::Authorize;
 use bytes::Bytes;
 use fastdrop_proto::cnp::handshake::{FIRST_BYTE, refusal};
-use fastdrop_proto::cnp::{Carrier, ConfigError, Session as Machine, SessionConfig, SessionId};
+use fastdrop_proto::cnp::{Carrier, ConfigError, ErrorCode, Session as Machine, SessionConfig, SessionId};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -155,6 +156,8 @@ pub struct ServerBuilder {
     tcp: bool,
     udp: bool,
     sessions_max: usize,
+    sessions_per_address: usize,
+    idle_timeout: Option<Duration>,
     memory_max: usize,
     drain: Duration,
 }
@@ -168,6 +171,8 @@ impl Default for ServerBuilder {
             tcp: true,
             udp: true,
             sessions_max: 1000,
+            sessions_per_address: usize::MAX,
+            idle_timeout: None,
             memory_max: 1 << 30,
             drain: Duration::from_secs(10),
         }
@@ -226,6 +231,22 @@ impl ServerBuilder {
         self
     }
 
+    /// The time in which something comes by TCP, or the session is ended: for programs of the field,
+    /// which know no keep-alives and may be silent for ever. Default: any.
+    pub fn idle_timeout(mut self, time: Option<Duration>) -> Self {
+        self.idle_timeout = time;
+        self
+    }
+
+    /// Sessions by TCP of one IPv4 address, or of the 64 bits of an IPv6 address that name a
+    /// network. Default: as many as of all. When there is no place for one more, an address that
+    /// holds fewer gets one of the address that holds most: one without a session yet, or else one
+    /// that was idle for five seconds.
+    pub fn sessions_per_address(mut self, count: usize) -> Self {
+        self.sessions_per_address = count;
+        self
+    }
+
     /// Bytes that all sessions together may keep. Default 1 GiB; beyond, a session that keeps more
     /// than 256 KiB is ended.
     pub fn memory_max(mut self, bytes: usize) -> Self {
@@ -245,8 +266,8 @@ impl ServerBuilder {
     }
 
     /// Sessions at once.
-    pub(crate) fn connections_max(&self) -> usize {
-        self.sessions_max
+    pub(crate) fn places(&self) -> Limits {
+        Limits { all: self.sessions_max, of_one: self.sessions_per_address }
     }
 
     /// Listens.
@@ -254,7 +275,7 @@ impl ServerBuilder {
         let none = || io::Error::new(io::ErrorKind::NotFound, "no address");
         let mut address = tokio::net::lookup_host(addr).await?.next().ok_or_else(none)?;
         let incoming = match self.tcp {
-            true => Some(Incoming::bind(address, self.sessions_max).await?),
+            true => Some(Incoming::bind(address, self.places()).await?),
             false => None,
         };
         if let Some(incoming) = &incoming {
@@ -291,8 +312,9 @@ impl ServerBuilder {
         let mut tasks = JoinSet::new();
         if let Some(incoming) = incoming {
             let config = self.session(Carrier::Stream)?;
-            let acceptance =
-                Acceptance { config, acceptor, ready: ready.clone(), budget: Arc::clone(&budget) };
+            let (ready, budget) = (ready.clone(), Arc::clone(&budget));
+            let idle_timeout = self.idle_timeout;
+            let acceptance = Acceptance { config, acceptor, ready, budget, idle_timeout };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
                 serve_stream(accepted, signal, acceptance.clone())
             };
@@ -322,6 +344,7 @@ struct Acceptance {
     acceptor: Option<Acceptor>,
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
+    idle_timeout: Option<Duration>,
 }
 
 /// The handshake of TLS, if there is to be one, within the time for handshakes.
@@ -339,8 +362,9 @@ async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError
 }
 
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance) {
-    let Accepted { stream, peer, permit: _permit } = accepted;
-    let Acceptance { mut config, acceptor, ready, budget } = acceptance;
+    let Accepted { stream, peer, place } = accepted;
+    let place = Arc::new(place);
+    let Acceptance { mut config, acceptor, ready, budget, idle_timeout } = acceptance;
     let begin = Instant::now();
     let wire = match &acceptor {
         None => Wire::Plain(stream),
@@ -348,6 +372,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
             let secured = tokio::select! {
                 secured = tokio::time::timeout(config.handshake_timeout, secure(stream, acceptor)) => secured,
                 () = signal.wait() => return,
+                () = place.lost() => return,
             };
             match secured.unwrap_or(Err(TlsError::Timeout)) {
                 Ok(wire) => wire,
@@ -369,6 +394,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         match open(Arc::clone(&shared), peer, fingerprint).await {
             Ok(session) => {
                 tracing::debug!(%peer, "a session by TCP");
+                place.on_frame(Instant::now());
                 // If nobody takes it any more, it is dropped, and so closed.
                 let _ = ready.send(session).await;
             }
@@ -381,10 +407,29 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         shared.changed.notify_one();
         std::future::pending().await
     };
-    let driven = drive(Arc::clone(&shared), Link::stream(wire), Some(budget));
+    let evict = async {
+        place.lost().await;
+        shared.lock().session.abort(ErrorCode::Busy, "there are too many sessions, and this one is idle");
+        shared.changed.notify_one();
+        std::future::pending().await
+    };
+    place.on_heard(Instant::now());
+    let idle = async {
+        let Some(time) = idle_timeout else { return std::future::pending().await };
+        while Instant::now() < place.heard_at() + time {
+            tokio::time::sleep_until((place.heard_at() + time).into()).await;
+        }
+        shared.lock().session.abort(ErrorCode::Timeout, "nothing came for too long");
+        shared.changed.notify_one();
+        std::future::pending().await
+    };
+    let link = Link::stream(wire, Some(Arc::clone(&place)));
+    let driven = drive(Arc::clone(&shared), link, Some(budget));
     tokio::select! {
         _ = async { tokio::join!(driven, hand_over) } => {}
         () = close => {}
+        () = evict => {}
+        () = idle => {}
     }
 }
 

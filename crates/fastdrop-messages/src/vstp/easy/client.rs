@@ -178,6 +178,7 @@ async fn connect(
         None => Stream::Plain(stream),
         Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, tls).await?.into())),
     };
+    let stream = stream.guarded(&config, None);
     let mut connection = Connection::new(stream, config, None, false);
     connection.introduce().await?;
     Ok((Connected::new(connection), peer))

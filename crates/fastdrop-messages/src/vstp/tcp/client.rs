@@ -68,6 +68,7 @@ impl VstpTcpClient {
     }
 
     async fn open(stream: Stream, peer: SocketAddr, config: TcpConfig) -> Result<Self, VstpError> {
+        let stream = stream.guarded(&config, None);
         let mut connection = Connection::new(stream, config, None, false);
         connection.introduce().await?;
         Ok(Self { connection, peer })

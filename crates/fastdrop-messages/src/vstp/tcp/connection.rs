@@ -1,6 +1,7 @@
 //! One connection, at either end.
 
 use super::TcpConfig;
+use super::guard::Overdue;
 use super::outbox::Outbox;
 use super::stream::Stream;
 use crate::vstp::types::{Frame, FrameType, LARGER, VstpError};
@@ -386,6 +387,7 @@ impl Connection {
     }
 
     fn judge(&mut self, frame: FrameBytes, crc: u32) {
+        self.stream.on_frame(Instant::now());
         match self.session.handle_frame(Instant::now(), &frame.as_ref(), crc) {
             Verdict::Deliver(wanted) => self.ready = Some(Next::Frame(frame, wanted)),
             Verdict::Acknowledged(msg_id) => self.ready = Some(Next::Acknowledged(msg_id)),
@@ -538,7 +540,12 @@ impl Connection {
     async fn say_error(&mut self, error: &VstpError) {
         let code = match error {
             _ if self.session.refusal().is_some() => ErrorCode::Unauthorized,
-            VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::ServerError(_) => return,
+            VstpError::Io(error) => match Overdue::of(error) {
+                Some(Overdue::FirstFrame | Overdue::Idle) => ErrorCode::Timeout,
+                Some(Overdue::Place) => ErrorCode::Busy,
+                Some(Overdue::Write) | None => return,
+            },
+            VstpError::ConnectionClosed | VstpError::ServerError(_) => return,
             VstpError::FrameTooLarge { .. } => ErrorCode::TooLarge,
             VstpError::CrcMismatch { .. } => ErrorCode::Crc,
             VstpError::Timeout => ErrorCode::Timeout,

@@ -1,11 +1,13 @@
 //! Frames over TCP, and over TLS 1.3.
 
+use crate::places::Limits;
 use crate::token::{Authorize, Token};
 use std::time::Duration;
 
 pub mod client;
 mod connection;
 mod delivery;
+mod guard;
 mod outbox;
 pub mod server;
 mod stream;
@@ -38,8 +40,23 @@ pub struct TcpConfig {
     /// Then a HELLO has to come first, within ten seconds; it is answered, and not handed on.
     /// Default: everybody.
     pub authorize: Option<Authorize>,
-    /// Connections that a server has at once; more wait to be accepted. Default 10,000.
+    /// The time that a client of a server has for its first whole frame, however much of it comes.
+    /// Default: any, as programs of version 0.2 may connect in order to listen.
+    pub first_frame_timeout: Option<Duration>,
+    /// The time in which a frame comes or something is written, or the connection ends. Default:
+    /// any, as programs of version 0.2 may be silent for long.
+    pub idle_timeout: Option<Duration>,
+    /// The time in which the peer takes something of what is being written. Default two minutes,
+    /// after which most systems give up by themselves.
+    pub write_timeout: Option<Duration>,
+    /// Connections that a server has at once; more wait. When there is no place for one more, an
+    /// address that holds fewer places gets one of the address that holds most: one on which no
+    /// frame has come, or else one that was idle for five seconds. A connection on which no frame
+    /// has come in ten seconds loses its place to anybody. Default 10,000.
     pub connections_max: usize,
+    /// Connections of one IPv4 address, or of the 64 bits of an IPv6 address that name a network.
+    /// Default: as many as of all.
+    pub connections_per_address: usize,
     /// How long a server that ends waits for its handlers. Default 10 seconds.
     pub drain: Duration,
 }
@@ -52,8 +69,19 @@ impl Default for TcpConfig {
             frame_timeout: Duration::from_secs(60),
             token: None,
             authorize: None,
+            first_frame_timeout: None,
+            idle_timeout: None,
+            write_timeout: Some(Duration::from_secs(120)),
             connections_max: 10_000,
+            connections_per_address: usize::MAX,
             drain: Duration::from_secs(10),
         }
+    }
+}
+
+impl TcpConfig {
+    /// The bounds of a server's connections.
+    pub(crate) fn places(&self) -> Limits {
+        Limits { all: self.connections_max, of_one: self.connections_per_address }
     }
 }

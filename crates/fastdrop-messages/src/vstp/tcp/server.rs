@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// A client that has connected.
 #[derive(Debug)]
@@ -23,7 +22,6 @@ pub struct VstpTcpConnection {
     connection: Connection,
     peer: SocketAddr,
     fingerprint: Option<Fingerprint>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl VstpTcpConnection {
@@ -112,7 +110,7 @@ impl VstpTcpServer {
 
     /// The same, set up otherwise.
     pub async fn bind_with_config(addr: impl ToSocketAddrs, config: TcpConfig) -> Result<Self, VstpError> {
-        Ok(Self::new(Incoming::bind(addr, config.connections_max).await?, config, None))
+        Ok(Self::new(Incoming::bind(addr, config.places()).await?, config, None))
     }
 
     /// Listens on an address for clients that speak TLS 1.3.
@@ -122,7 +120,7 @@ impl VstpTcpServer {
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
         let acceptor = Acceptor::new(&tls.into(), Inner::Vstp)?;
-        Ok(Self::new(Incoming::bind(addr, config.connections_max).await?, config, Some(acceptor)))
+        Ok(Self::new(Incoming::bind(addr, config.places()).await?, config, Some(acceptor)))
     }
 
     pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<Acceptor>) -> Self {
@@ -142,20 +140,24 @@ impl VstpTcpServer {
     }
 
     async fn establish(&self, accepted: Accepted, answers: bool) -> Result<VstpTcpConnection, VstpError> {
-        let Accepted { stream, peer, permit } = accepted;
+        let Accepted { stream, peer, place } = accepted;
         let (stream, fingerprint) = match &self.tls {
             None => (Stream::Plain(stream), None),
             Some(acceptor) => {
-                let stream = acceptor.accept(stream).await?;
+                let stream = tokio::select! {
+                    stream = acceptor.accept(stream) => stream?,
+                    () = place.lost() => return Err(VstpError::ConnectionClosed),
+                };
                 let fingerprint = tls::peer_of(stream.get_ref().1);
                 (Stream::Tls(Box::new(stream.into())), fingerprint)
             }
         };
         let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
         tracing::debug!(%peer, session = id, "connected");
+        let stream = stream.guarded(&self.config, Some(place));
         let mut connection = Connection::new(stream, self.config.clone(), Some(id), answers);
         connection.admit().await?;
-        Ok(VstpTcpConnection { connection, peer, fingerprint, _permit: permit })
+        Ok(VstpTcpConnection { connection, peer, fingerprint })
     }
 
     /// Hands every frame of every client to `handler`, one after the other for each client, and

@@ -1,8 +1,12 @@
 //! A connection's bytes: plain or encrypted.
 
+use super::TcpConfig;
+use super::guard::Guarded;
+use crate::places::Place;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -12,6 +16,22 @@ use tokio_rustls::TlsStream;
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Either, within the bounds that were set.
+    Guarded(Box<Guarded>),
+}
+
+impl Stream {
+    /// The same within the bounds of a configuration, and with the place that it holds.
+    pub(crate) fn guarded(self, config: &TcpConfig, place: Option<Place>) -> Self {
+        Self::Guarded(Box::new(Guarded::new(self, config, place)))
+    }
+
+    /// A whole frame came.
+    pub(super) fn on_frame(&mut self, now: Instant) {
+        if let Self::Guarded(guarded) = self {
+            guarded.on_frame(now);
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -19,6 +39,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Guarded(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -28,6 +49,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Guarded(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -39,6 +61,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Guarded(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -50,6 +73,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Guarded(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -57,6 +81,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Guarded(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -1,0 +1,198 @@
+//! Bounds on how long a connection may be silent, and the place that it holds.
+
+use super::TcpConfig;
+use super::stream::Stream;
+use crate::places::Place;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// A reason for which a connection that is still there is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Overdue {
+    #[error("no frame came within the time for the first one (TcpConfig::first_frame_timeout)")]
+    FirstFrame,
+    #[error("nothing was said for too long (TcpConfig::idle_timeout)")]
+    Idle,
+    #[error("the peer takes nothing of what is written (TcpConfig::write_timeout)")]
+    Write,
+    #[error("there are too many connections, and this one has said nothing for longest")]
+    Place,
+}
+
+impl Overdue {
+    /// The reason in an error of a guarded stream.
+    pub(super) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+impl From<Overdue> for io::Error {
+    fn from(overdue: Overdue) -> Self {
+        let kind = match overdue {
+            Overdue::Place => io::ErrorKind::ConnectionAborted,
+            _ => io::ErrorKind::TimedOut,
+        };
+        Self::new(kind, overdue)
+    }
+}
+
+/// A stream that ends when its peer has been silent for too long, or its place is needed.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    inner: Stream,
+    place: Option<Place>,
+    first_frame_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    write_timeout: Option<Duration>,
+    begun_at: Instant,
+    has_spoken: bool,
+    /// When a frame came, or something was written.
+    active_at: Instant,
+    /// Since when nothing can be written.
+    blocked_at: Option<Instant>,
+    reading: Timer,
+    writing: Timer,
+}
+
+impl Guarded {
+    /// A place is given at the end that listens, where the first frame is waited for.
+    pub(super) fn new(inner: Stream, config: &TcpConfig, place: Option<Place>) -> Self {
+        let now = Instant::now();
+        Self {
+            inner,
+            first_frame_timeout: config.first_frame_timeout.filter(|_| place.is_some()),
+            place,
+            idle_timeout: config.idle_timeout,
+            write_timeout: config.write_timeout,
+            begun_at: now,
+            has_spoken: false,
+            active_at: now,
+            blocked_at: None,
+            reading: Timer::default(),
+            writing: Timer::default(),
+        }
+    }
+
+    /// A whole frame came.
+    pub(super) fn on_frame(&mut self, now: Instant) {
+        self.has_spoken = true;
+        self.active_at = now;
+        if let Some(place) = &self.place {
+            place.on_frame(now);
+        }
+    }
+
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
+        if let Some(place) = &self.place
+            && place.poll_lost(cx).is_ready()
+        {
+            return Poll::Ready(Overdue::Place);
+        }
+        let first = self.first_frame_timeout.filter(|_| !self.has_spoken);
+        let first = first.map(|time| (self.begun_at + time, Overdue::FirstFrame));
+        let idle = self.idle_timeout.map(|time| (self.active_at + time, Overdue::Idle));
+        let Some((at, reason)) = [first, idle].into_iter().flatten().min_by_key(|(at, _)| *at) else {
+            return Poll::Pending;
+        };
+        self.reading.poll_at(at, cx).map(|()| reason)
+    }
+
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<Overdue> {
+        if let Some(place) = &self.place
+            && place.poll_lost(cx).is_ready()
+        {
+            return Poll::Ready(Overdue::Place);
+        }
+        let since = *self.blocked_at.get_or_insert_with(Instant::now);
+        match self.write_timeout {
+            Some(time) => self.writing.poll_at(since + time, cx).map(|()| Overdue::Write),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The outcome of an attempt to write.
+    fn written<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        match outcome {
+            Poll::Ready(done) => {
+                self.blocked_at = None;
+                if self.idle_timeout.is_some() {
+                    self.active_at = Instant::now();
+                }
+                Poll::Ready(done)
+            }
+            Poll::Pending => self.poll_blocked(cx).map(|overdue| Err(overdue.into())),
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_read(cx, buf) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => this.poll_silent(cx).map(|overdue| Err(overdue.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.written(outcome, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.written(outcome, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_flush(cx) {
+            // That nothing waits is no sign of life.
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => this.poll_blocked(cx).map(|overdue| Err(overdue.into())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// A timer that is set anew only when it has rung, as it is put off with every frame.
+#[derive(Debug, Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    fn poll_at(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at.into())));
+        if sleep.deadline() > at.into() {
+            sleep.as_mut().reset(at.into());
+        }
+        loop {
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if sleep.deadline() >= at.into() {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(at.into());
+        }
+    }
+}
