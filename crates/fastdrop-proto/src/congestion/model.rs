@@ -25,6 +25,12 @@ pub struct Model {
     /// What persistent heavy loss leaves of the rate.
     restraint: f64,
     timed_out: bool,
+    /// Bytes that may be on their way since a queue has overflowed; None while none has.
+    in_flight_max: Option<f64>,
+    /// The most bytes that were on their way in this round.
+    in_flight: u64,
+    /// Rounds since the last overflow.
+    overflow_rounds: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,7 +45,7 @@ enum Phase {
 
 impl Model {
     /// Rounds for which a rate is remembered.
-    const ROUNDS: usize = 6;
+    const ROUNDS: usize = 10;
     /// Doubles what is sent each round: 2 / ln 2.
     const GAIN_STARTUP: f64 = 2.885;
     const GAINS: [f64; 4] = [1.25, 0.75, 1.0, 1.0];
@@ -49,6 +55,8 @@ impl Model {
     /// Datagrams before anything is known (RFC 6928).
     const WINDOW_FIRST: u64 = 10;
     const WINDOW_MIN: u64 = 4;
+    /// Datagrams on top of what a path needs, as they come and are answered in bursts.
+    const WINDOW_SLACK: u64 = 3;
     /// The allowance that drivers and timers need on top of the path's own product, in bytes a
     /// second times their delay.
     const SLACK: Duration = Duration::from_micros(500);
@@ -60,6 +68,18 @@ impl Model {
     const LOSS_STARTUP: f64 = 0.02;
     /// Rounds without a rate that is better by a quarter end it too.
     const FULL_ROUNDS: u32 = 3;
+    /// Loss beyond this share of a round is an overflow, if round trips are longer by half.
+    const LOSS_OVERFLOW: f64 = 0.02;
+    /// The share of the bytes on their way that an overflow leaves: what is left to CUBIC and Reno,
+    /// which give way too, and take long to come back.
+    const DECREASE: f64 = 0.5;
+    /// Datagrams by which they grow in each round after that, times the rounds since.
+    const INCREASE: f64 = 0.5;
+    /// The rounds after an overflow in which loss belongs to it.
+    const OVERFLOW_ECHO: u32 = 3;
+    /// An overflow within so many rounds after another shows that others do not give way: then
+    /// neither does this one, or it would be left with nothing.
+    const OVERFLOW_PAUSE: u32 = 6;
     /// Up to this share, what is lost is sent on top of what the path delivers.
     const LOSS_BORNE: f64 = 0.25;
 
@@ -78,6 +98,9 @@ impl Model {
             loss: 0.0,
             restraint: 1.0,
             timed_out: false,
+            in_flight_max: None,
+            in_flight: 0,
+            overflow_rounds: Self::OVERFLOW_PAUSE,
         }
     }
 
@@ -124,11 +147,36 @@ impl Model {
                 // The path is full, and the sender has not enough to find that out by its rate.
                 self.full.1 = Self::FULL_ROUNDS;
             }
+            self.on_overflow(share > Self::LOSS_OVERFLOW);
             let heavy = share > Self::LOSS_MAX;
             self.restraint =
                 if heavy { (self.restraint * 0.85).max(0.2) } else { (self.restraint * 1.1).min(1.0) };
             (self.lost, self.delivered) = (0, 0);
         }
+    }
+
+    /// Gives way to others where a queue overflows, and takes it back slowly.
+    fn on_overflow(&mut self, lost: bool) {
+        let long = self.rtt_min.is_some_and(|(min, _)| self.rtt_latest > min + min / 2);
+        let product = self.product();
+        self.overflow_rounds = self.overflow_rounds.saturating_add(1);
+        if lost && long {
+            // What follows at once was on its way already.
+            if self.overflow_rounds > Self::OVERFLOW_ECHO {
+                // Where giving way changes nothing, the others do not, and take all.
+                let again = self.overflow_rounds <= Self::OVERFLOW_PAUSE;
+                let most =
+                    self.in_flight_max.map_or(self.in_flight as f64, |max| max.min(self.in_flight as f64));
+                self.in_flight_max = (!again).then_some(most * Self::DECREASE);
+                self.overflow_rounds = 0;
+            }
+        } else if let Some(max) = &mut self.in_flight_max {
+            *max += (Self::INCREASE * f64::from(self.overflow_rounds)).max(1.0) * self.datagram as f64;
+            if *max > Self::GAIN_STARTUP * product {
+                self.in_flight_max = None;
+            }
+        }
+        self.in_flight = 0;
     }
 
     fn on_phase(&mut self, now: Instant, sample: &Sample) {
@@ -177,6 +225,7 @@ impl Controller for Model {
     fn on_delivered(&mut self, now: Instant, sample: &Sample) {
         self.timed_out = false;
         self.delivered += sample.bytes;
+        self.in_flight = self.in_flight.max(sample.in_flight + sample.bytes);
         if sample.round_began {
             self.on_round(sample.app_limited);
         }
@@ -222,7 +271,8 @@ impl Controller for Model {
         if product == 0.0 {
             return Self::WINDOW_FIRST * self.datagram;
         }
-        let slack = (self.best_rate() * Self::SLACK.as_secs_f64()).min(Self::SLACK_MAX);
+        let slack = (self.best_rate() * Self::SLACK.as_secs_f64()).min(Self::SLACK_MAX)
+            + (Self::WINDOW_SLACK * self.datagram) as f64;
         let window = match self.phase {
             Phase::Startup | Phase::Drain => {
                 Self::GAIN_STARTUP.mul_add(product, slack).max((Self::WINDOW_FIRST * self.datagram) as f64)
@@ -230,6 +280,7 @@ impl Controller for Model {
             Phase::Cruise(..) => 2.0_f64.mul_add(product, slack),
             Phase::ProbeRtt(..) => 0.5 * product,
         };
+        let window = self.in_flight_max.map_or(window, |max| window.min(max));
         (window * self.overhead()).max(floor) as u64
     }
 
