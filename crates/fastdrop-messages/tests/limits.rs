@@ -40,13 +40,18 @@ async fn a_frame_at_the_limit_goes_through_by_tcp_and_one_byte_more_is_too_large
                 let frame = framed(size - overhead);
                 assert_eq!(encode_frame(&frame).unwrap().len(), size);
                 client.send(frame.clone()).await.unwrap();
-                let received = soon(connection.recv()).await;
                 if size <= limit {
-                    assert_eq!(received.unwrap(), Some(frame), "{size} of {limit}");
+                    assert_eq!(soon(connection.recv()).await.unwrap(), Some(frame), "{size} of {limit}");
                     continue;
                 }
+                // The end of the client is waited for, so that it is sure to be told.
+                let told = async {
+                    let told = client.recv().await.unwrap().unwrap();
+                    drop(client);
+                    told
+                };
+                let (received, told) = soon(async { tokio::join!(connection.recv(), told) }).await;
                 assert!(matches!(received, Err(VstpError::FrameTooLarge { .. })), "{size} of {limit}");
-                let told = soon(client.recv()).await.unwrap().unwrap();
                 assert_eq!((told.typ, told.get_header("code")), (FrameType::Err, Some("too-large")));
             }
         }
