@@ -8,6 +8,7 @@ pub mod cnp;
 mod connecting;
 mod datagrams;
 mod incoming;
+mod metrics;
 mod places;
 pub mod port;
 mod shutdown;
@@ -16,5 +17,6 @@ mod token;
 
 pub mod vstp;
 
+pub use metrics::{Counts, Metrics};
 pub use shutdown::{Shutdown, ShutdownSignal};
 pub use token::{Authorize, Credentials, TOKEN_MAX, Token, TokenError, TokenSet};

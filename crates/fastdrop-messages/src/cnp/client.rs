@@ -8,6 +8,7 @@ use super::session::{Handle, Session};
 use super::wire::Wire;
 use crate::connecting;
 use crate::datagrams::{Path, Room, Socket, any_for, canonical};
+use crate::metrics::Metrics;
 use crate::tls::{self, ClientTls, Fingerprint, Inner};
 use crate::token::Token;
 use fastdrop_proto::cnp::{
@@ -57,6 +58,7 @@ pub struct ClientBuilder {
     checksum: ChecksumKind,
     client_id: Option<String>,
     token: Option<Token>,
+    metrics: Metrics,
 }
 
 impl Default for ClientBuilder {
@@ -70,6 +72,7 @@ impl Default for ClientBuilder {
             checksum: default.checksum,
             client_id: None,
             token: None,
+            metrics: Metrics::default(),
         }
     }
 }
@@ -115,6 +118,12 @@ impl ClientBuilder {
     /// that do not know tokens let in everybody. Default: none.
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
+        self
+    }
+
+    /// Counts of what the session does. Default: counts of its own.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
         self
     }
 
@@ -171,7 +180,7 @@ impl ClientBuilder {
         let forms = if config.token.is_some() { &FORMS[..1] } else { &FORMS[..] };
         for &syn_form in forms {
             let config = SessionConfig { syn_form, ..config.clone() };
-            match ask(&config, &addresses, until, security).await {
+            match ask(&config, &addresses, until, security, &self.metrics).await {
                 Err(Error::Ended(Ending::KnowsMore)) => break,
                 Err(error) if config.carrier == Carrier::Stream && may_know_another_form(&error) => {
                     tracing::debug!(%error, ?syn_form, "no session in this form");
@@ -183,7 +192,7 @@ impl ClientBuilder {
             }
         }
         // What was slow, or gone, is asked in full once more, if there is time.
-        match ask(&config, &addresses, until, security).await {
+        match ask(&config, &addresses, until, security, &self.metrics).await {
             Err(error @ Error::Ended(Ending::Refused(_) | Ending::PeerError(_))) => Err(error),
             Err(error) => Err(first.unwrap_or(error)),
             result => result,
@@ -215,16 +224,17 @@ async fn ask(
     addresses: &[SocketAddr],
     until: Instant,
     security: Option<&Security>,
+    metrics: &Metrics,
 ) -> Result<Client, Error> {
     if config.carrier == Carrier::Stream {
-        return ask_one(config, addresses, until, security).await;
+        return ask_one(config, addresses, until, security, metrics).await;
     }
     let mut waiting = addresses.chunks(1);
     loop {
         let address = waiting.next().unwrap_or_default();
         let left = until.saturating_duration_since(Instant::now());
         let others = u32::try_from(waiting.len()).unwrap_or(u32::MAX - 1);
-        match ask_one(config, address, Instant::now() + left / (others + 1), security).await {
+        match ask_one(config, address, Instant::now() + left / (others + 1), security, metrics).await {
             Err(error) if others > 0 && error.fault() == Fault::Network => {
                 tracing::debug!(?address, %error, "no session there");
             }
@@ -238,6 +248,7 @@ async fn ask_one(
     addresses: &[SocketAddr],
     until: Instant,
     security: Option<&Security>,
+    metrics: &Metrics,
 ) -> Result<Client, Error> {
     let connecting = link(config.carrier, addresses, security);
     let connected = tokio::time::timeout_at(until.into(), connecting).await;
@@ -251,7 +262,7 @@ async fn ask_one(
     let fingerprint = link.fingerprint();
     let shared = Shared::new(Machine::connect(Instant::now(), config));
     // The task ends by itself, after what the last caller left to be done.
-    tokio::spawn(drive(Arc::clone(&shared), link, None));
+    tokio::spawn(drive(Arc::clone(&shared), link, None, metrics.clone()));
     Ok(Client(open(shared, peer, fingerprint).await?))
 }
 

@@ -2,6 +2,8 @@
 //! callers.
 
 use super::link::Link;
+use super::tally::Tally;
+use crate::metrics::Metrics;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{Ending, ErrorCode, Event, ReceiveId, SendId, Session};
 use std::collections::VecDeque;
@@ -219,7 +221,13 @@ struct Turn {
 }
 
 /// Drives a session until it is finished. `budget`: what all sessions of its server may keep.
-pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Arc<Budget>>) {
+pub(super) async fn drive(
+    shared: Arc<Shared>,
+    mut link: Link,
+    budget: Option<Arc<Budget>>,
+    metrics: Metrics,
+) {
+    let mut tally = Tally::new(metrics);
     let ended = EndedWithoutWord(Arc::clone(&shared));
     let mut kept = Kept { budget, bytes: 0 };
     let mut turns = 0_u32;
@@ -242,6 +250,7 @@ pub(super) async fn drive(shared: Arc<Shared>, mut link: Link, budget: Option<Ar
                 progress |= state.take_events(now);
             }
             link.take_output(now, &mut state.session);
+            tally.update(&state.session, state.opened, state.ended.as_ref(), link.traffic());
             if progress {
                 shared.progress.notify_waiters();
             }

@@ -1,5 +1,6 @@
 //! What carries a session: a TCP connection, a UDP socket of its own, or a part of a server's.
 
+use super::tally::Traffic;
 use super::wire::{End, Wire};
 use crate::datagrams::{Path, Room, Socket, Transmit};
 use crate::places::Place;
@@ -33,6 +34,7 @@ pub(super) struct Stream {
     broken: Option<End>,
     /// The place that it holds at a server.
     place: Option<Arc<Place>>,
+    traffic: Traffic,
 }
 
 pub(super) struct Datagrams {
@@ -42,6 +44,7 @@ pub(super) struct Datagrams {
     out: Vec<u8>,
     /// Whether the system has said that nobody is there.
     refused: bool,
+    traffic: Traffic,
     /// Where the next datagram in `out` begins, and the lengths of those that have not left.
     sent: usize,
     lengths: VecDeque<usize>,
@@ -74,13 +77,14 @@ impl Link {
             written: 0,
             broken: None,
             place,
+            traffic: Traffic::default(),
         }))
     }
 
     pub(super) fn datagrams(socket: Arc<Socket>, path: Path, source: Source) -> Self {
         let (out, lengths) = (Vec::new(), VecDeque::new());
-        let refused = false;
-        Self::Datagrams(Box::new(Datagrams { socket, path, source, out, refused, sent: 0, lengths }))
+        let (refused, traffic) = (false, Traffic::default());
+        Self::Datagrams(Box::new(Datagrams { socket, path, source, out, refused, traffic, sent: 0, lengths }))
     }
 
     /// The fingerprint of the certificate that the peer has shown.
@@ -88,6 +92,14 @@ impl Link {
         match self {
             Self::Stream(link) => link.wire.fingerprint(),
             Self::Datagrams(_) => None,
+        }
+    }
+
+    /// Bytes that came and left.
+    pub(super) fn traffic(&self) -> Traffic {
+        match self {
+            Self::Stream(link) => link.traffic,
+            Self::Datagrams(link) => link.traffic,
         }
     }
 
@@ -203,7 +215,8 @@ impl Stream {
             }
             self.read.reserve(Link::READ);
             match self.wire.try_read_buf(&mut self.read) {
-                Ok(Some(_)) => {
+                Ok(Some(count)) => {
+                    self.traffic.received += count as u64;
                     self.read_at = now;
                     if let Some(place) = &self.place {
                         place.on_heard(now);
@@ -251,7 +264,10 @@ impl Stream {
     fn send(&mut self) {
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
             match self.wire.try_write(rest) {
-                Ok(written) => self.written += written,
+                Ok(written) => {
+                    self.traffic.sent += written as u64;
+                    self.written += written;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     // What the peer had said before may still be there to be read, and then the
@@ -272,9 +288,10 @@ impl Datagrams {
         match &mut self.source {
             Source::Own(room) => {
                 for _ in 0..Link::RECEIVES {
-                    let peer = self.path.remote;
+                    let (peer, traffic) = (self.path.remote, &mut self.traffic);
                     let received = self.socket.try_recv(room, |path, bytes| {
                         if path.remote == peer {
+                            traffic.received += bytes.len() as u64;
                             session.handle_datagram(now, bytes);
                         }
                     });
@@ -293,6 +310,7 @@ impl Datagrams {
             Source::Inbox(inbox, next) => {
                 let mut count = 0;
                 while let Some(datagram) = next.take().or_else(|| inbox.try_recv().ok()) {
+                    self.traffic.received += datagram.len() as u64;
                     session.handle_datagram(now, &datagram);
                     count += 1;
                     if count >= 64 * Link::RECEIVES {
@@ -325,6 +343,7 @@ impl Datagrams {
             if self.socket.try_send(Transmit { path: self.path, datagram }, together).is_err() {
                 return;
             }
+            self.traffic.sent += bytes as u64;
             self.sent += bytes;
             self.lengths.drain(..count);
         }

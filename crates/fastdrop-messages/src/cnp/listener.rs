@@ -5,6 +5,7 @@ use super::link::{Link, Source};
 use super::session::{Handle, Session};
 use crate::datagrams::{Path, Socket};
 use crate::incoming::log_panic;
+use crate::metrics::{Count, Metrics};
 use fastdrop_proto::cnp::{
     Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
 };
@@ -36,6 +37,7 @@ pub(crate) struct Listener {
     sessions: HashMap<SocketAddr, Entry>,
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
+    metrics: Metrics,
     tasks: JoinSet<()>,
     /// Whether there are to be no new sessions, not even in the place of others.
     closes: bool,
@@ -53,6 +55,7 @@ impl Listener {
         sessions_max: usize,
         ready: mpsc::Sender<Session>,
         budget: Arc<Budget>,
+        metrics: Metrics,
     ) -> Self {
         let acceptor = Acceptor::new(config.clone());
         let (sessions, tasks) = (HashMap::new(), JoinSet::new());
@@ -64,6 +67,7 @@ impl Listener {
             sessions,
             ready,
             budget,
+            metrics,
             tasks,
             closes: false,
             sweep_at: 64,
@@ -125,6 +129,7 @@ impl Listener {
             if self.closes {
                 tracing::debug!(%from, "no new session while the server closes");
             } else {
+                self.metrics.on(Count::Refused);
                 tracing::warn!(%from, "no more sessions");
             }
             machine.abort(ErrorCode::Busy, "no more sessions here");
@@ -144,7 +149,12 @@ impl Listener {
         tracing::debug!(%from, "a session by UDP");
         let source = Source::Inbox(datagrams, None);
         let link = Link::datagrams(Arc::clone(&self.socket), path, source);
-        self.tasks.spawn(drive(Arc::clone(&shared), link, Some(Arc::clone(&self.budget))));
+        self.tasks.spawn(drive(
+            Arc::clone(&shared),
+            link,
+            Some(Arc::clone(&self.budget)),
+            self.metrics.clone(),
+        ));
         // If there was one, its inbox is closed now, which is its end.
         let shared = Arc::downgrade(&shared);
         if self.sessions.insert(from, Entry { inbox, shared }).is_some() {

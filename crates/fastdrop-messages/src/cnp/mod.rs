@@ -60,6 +60,7 @@ mod link;
 mod listener;
 mod server;
 mod session;
+mod tally;
 mod wire;
 
 pub use client::{Client, ClientBuilder};

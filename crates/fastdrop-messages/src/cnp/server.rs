@@ -11,6 +11,7 @@ use super::session::Session;
 use super::wire::Wire;
 use crate::datagrams::{Room, Socket};
 use crate::incoming::{Accepted, Incoming, log_panic};
+use crate::metrics::{Count, Metrics};
 use crate::places::Limits;
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
@@ -158,6 +159,7 @@ pub struct ServerBuilder {
     sessions_max: usize,
     sessions_per_address: usize,
     idle_timeout: Option<Duration>,
+    metrics: Metrics,
     memory_max: usize,
     drain: Duration,
 }
@@ -173,6 +175,7 @@ impl Default for ServerBuilder {
             sessions_max: 1000,
             sessions_per_address: usize::MAX,
             idle_timeout: None,
+            metrics: Metrics::default(),
             memory_max: 1 << 30,
             drain: Duration::from_secs(10),
         }
@@ -228,6 +231,12 @@ impl ServerBuilder {
     /// UDP more are told that there is no room.
     pub fn sessions_max(mut self, count: usize) -> Self {
         self.sessions_max = count;
+        self
+    }
+
+    /// Counts of what the server and its sessions do. Default: counts of its own.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
         self
     }
 
@@ -313,8 +322,8 @@ impl ServerBuilder {
         if let Some(incoming) = incoming {
             let config = self.session(Carrier::Stream)?;
             let (ready, budget) = (ready.clone(), Arc::clone(&budget));
-            let idle_timeout = self.idle_timeout;
-            let acceptance = Acceptance { config, acceptor, ready, budget, idle_timeout };
+            let (idle_timeout, metrics) = (self.idle_timeout, self.metrics.clone());
+            let acceptance = Acceptance { config, acceptor, ready, budget, idle_timeout, metrics };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
                 serve_stream(accepted, signal, acceptance.clone())
             };
@@ -324,7 +333,14 @@ impl ServerBuilder {
         let mut shared_listener = None;
         if let Some(socket) = socket {
             let config = self.session(Carrier::Datagrams)?;
-            let listener = Listener::new(Arc::clone(&socket), config, self.sessions_max, ready, budget);
+            let listener = Listener::new(
+                Arc::clone(&socket),
+                config,
+                self.sessions_max,
+                ready,
+                budget,
+                self.metrics.clone(),
+            );
             let listener = Arc::new(Mutex::new(listener));
             shared_listener = Some(Arc::clone(&listener));
             tasks.spawn(serve_datagrams(listener, socket, others, signal, self.drain));
@@ -345,6 +361,7 @@ struct Acceptance {
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
     idle_timeout: Option<Duration>,
+    metrics: Metrics,
 }
 
 /// The handshake of TLS, if there is to be one, within the time for handshakes.
@@ -364,7 +381,7 @@ async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
-    let Acceptance { mut config, acceptor, ready, budget, idle_timeout } = acceptance;
+    let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics } = acceptance;
     let begin = Instant::now();
     let wire = match &acceptor {
         None => Wire::Plain(stream),
@@ -409,6 +426,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     };
     let evict = async {
         place.lost().await;
+        metrics.on(Count::Refused);
         shared.lock().session.abort(ErrorCode::Busy, "there are too many sessions, and this one is idle");
         shared.changed.notify_one();
         std::future::pending().await
@@ -419,12 +437,13 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         while Instant::now() < place.heard_at() + time {
             tokio::time::sleep_until((place.heard_at() + time).into()).await;
         }
+        metrics.on(Count::TimedOut);
         shared.lock().session.abort(ErrorCode::Timeout, "nothing came for too long");
         shared.changed.notify_one();
         std::future::pending().await
     };
     let link = Link::stream(wire, Some(Arc::clone(&place)));
-    let driven = drive(Arc::clone(&shared), link, Some(budget));
+    let driven = drive(Arc::clone(&shared), link, Some(budget), metrics.clone());
     tokio::select! {
         _ = async { tokio::join!(driven, hand_over) } => {}
         () = close => {}

@@ -2,6 +2,7 @@
 
 use super::TcpConfig;
 use super::stream::Stream;
+use crate::metrics::{Count, Metrics};
 use crate::places::Place;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -51,18 +52,21 @@ pub(crate) struct Guarded {
     write_timeout: Option<Duration>,
     begun_at: Instant,
     has_spoken: bool,
+    has_expired: bool,
     /// When a frame came, or something was written.
     active_at: Instant,
     /// Since when nothing can be written.
     blocked_at: Option<Instant>,
     reading: Timer,
     writing: Timer,
+    metrics: Metrics,
 }
 
 impl Guarded {
     /// A place is given at the end that listens, where the first frame is waited for.
     pub(super) fn new(inner: Stream, config: &TcpConfig, place: Option<Place>) -> Self {
         let now = Instant::now();
+        config.metrics.on(Count::Joined);
         Self {
             inner,
             first_frame_timeout: config.first_frame_timeout.filter(|_| place.is_some()),
@@ -71,10 +75,12 @@ impl Guarded {
             write_timeout: config.write_timeout,
             begun_at: now,
             has_spoken: false,
+            has_expired: false,
             active_at: now,
             blocked_at: None,
             reading: Timer::default(),
             writing: Timer::default(),
+            metrics: config.metrics.clone(),
         }
     }
 
@@ -82,6 +88,7 @@ impl Guarded {
     pub(super) fn on_frame(&mut self, now: Instant) {
         self.has_spoken = true;
         self.active_at = now;
+        self.metrics.on(Count::MessagesReceived);
         if let Some(place) = &self.place {
             place.on_frame(now);
         }
@@ -115,27 +122,49 @@ impl Guarded {
         }
     }
 
+    /// The connection ends for this reason.
+    fn expire(&mut self, overdue: Overdue) -> io::Error {
+        // What is still tried after that fails in the same way.
+        if !std::mem::replace(&mut self.has_expired, true) {
+            self.metrics.on(if overdue == Overdue::Place { Count::Refused } else { Count::TimedOut });
+        }
+        overdue.into()
+    }
+
     /// The outcome of an attempt to write.
-    fn written<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn written(&mut self, outcome: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match outcome {
             Poll::Ready(done) => {
+                if let Ok(count) = done {
+                    self.metrics.add(Count::BytesSent, count as u64);
+                }
                 self.blocked_at = None;
                 if self.idle_timeout.is_some() {
                     self.active_at = Instant::now();
                 }
                 Poll::Ready(done)
             }
-            Poll::Pending => self.poll_blocked(cx).map(|overdue| Err(overdue.into())),
+            Poll::Pending => self.poll_blocked(cx).map(|overdue| Err(self.expire(overdue))),
         }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.metrics.on(Count::Gone);
     }
 }
 
 impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buf.filled().len();
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
-            Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => this.poll_silent(cx).map(|overdue| Err(overdue.into())),
+            Poll::Ready(done) => {
+                this.metrics.add(Count::BytesReceived, buf.filled().len().saturating_sub(before) as u64);
+                Poll::Ready(done)
+            }
+            Poll::Pending => this.poll_silent(cx).map(|overdue| Err(this.expire(overdue))),
         }
     }
 }
@@ -166,7 +195,7 @@ impl AsyncWrite for Guarded {
         match Pin::new(&mut this.inner).poll_flush(cx) {
             // That nothing waits is no sign of life.
             Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => this.poll_blocked(cx).map(|overdue| Err(overdue.into())),
+            Poll::Pending => this.poll_blocked(cx).map(|overdue| Err(this.expire(overdue))),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Frames over TCP, and over TLS 1.3.
 
+use crate::metrics::Metrics;
 use crate::places::Limits;
 use crate::token::{Authorize, Token};
 use std::time::Duration;
@@ -57,6 +58,8 @@ pub struct TcpConfig {
     /// Connections of one IPv4 address, or of the 64 bits of an IPv6 address that name a network.
     /// Default: as many as of all.
     pub connections_per_address: usize,
+    /// Counts of what a server and its connections, or a client, do. Default: counts of their own.
+    pub metrics: Metrics,
     /// How long a server that ends waits for its handlers. Default 10 seconds.
     pub drain: Duration,
 }
@@ -74,6 +77,7 @@ impl Default for TcpConfig {
             write_timeout: Some(Duration::from_secs(120)),
             connections_max: 10_000,
             connections_per_address: usize::MAX,
+            metrics: Metrics::default(),
             drain: Duration::from_secs(10),
         }
     }

@@ -5,6 +5,7 @@ use super::connection::Connection;
 use super::delivery::Delivery;
 use super::stream::Stream;
 use crate::incoming::{Accepted, Incoming};
+use crate::metrics::Metrics;
 use crate::shutdown::ShutdownSignal;
 use crate::tls::{self, Acceptor, Fingerprint, Inner, ServerTls};
 use crate::vstp::types::{Frame, SessionId, VstpError};
@@ -125,6 +126,11 @@ impl VstpTcpServer {
 
     pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<Acceptor>) -> Self {
         Self { incoming, config, tls, sessions: AtomicU64::new(0) }
+    }
+
+    /// Counts of what this server does, also when it is used up: those of its configuration.
+    pub fn metrics(&self) -> Metrics {
+        self.config.metrics.clone()
     }
 
     /// Where it listens.

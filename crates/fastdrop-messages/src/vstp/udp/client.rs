@@ -3,6 +3,7 @@
 pub use super::config::UdpConfig;
 use super::delivery::Delivery;
 use super::driver::Handle;
+use crate::metrics::Metrics;
 use crate::vstp::types::{Frame, LARGER, VstpError};
 use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, Unreachable};
 use std::io;
@@ -155,6 +156,11 @@ impl VstpUdpClient {
     /// How many messages have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
+    }
+
+    /// Counts of what this client does, also when it is used up.
+    pub fn metrics(&self) -> Metrics {
+        self.handle.metrics()
     }
 
     /// What was counted since the beginning.

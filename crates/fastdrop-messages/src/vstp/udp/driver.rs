@@ -2,6 +2,7 @@
 //! that send.
 
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, canonical, is_about_another};
+use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
@@ -42,6 +43,28 @@ struct State {
     closed: bool,
     /// The socket is of no use any more.
     broken: Option<io::ErrorKind>,
+    metrics: Metrics,
+    /// What the endpoint had counted when that was last added to the metrics.
+    counted: Counters,
+}
+
+impl State {
+    /// Adds to the metrics what the endpoint has counted.
+    fn count(&mut self) {
+        let (now, before) = (self.endpoint.counters(), self.counted);
+        if now == before {
+            return;
+        }
+        self.counted = now;
+        for (count, now, before) in [
+            (Count::PacketsReceived, now.datagrams, before.datagrams),
+            (Count::Malformed, now.malformed, before.malformed),
+            (Count::Duplicates, now.duplicates, before.duplicates),
+            (Count::Refused, now.refused, before.refused),
+        ] {
+            self.metrics.add(count, now.saturating_sub(before));
+        }
+    }
 }
 
 /// The fate of a frame in its application's hands.
@@ -106,6 +129,8 @@ impl Handle {
             buffer: Vec::new(),
             closed: false,
             broken: None,
+            metrics: Metrics::default(),
+            counted: Counters::default(),
         };
         let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
         let shared = Arc::new(Shared { socket, state, changed, received });
@@ -248,6 +273,10 @@ impl Handle {
         self.shared.lock().endpoint.counters()
     }
 
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.shared.lock().metrics.clone()
+    }
+
     pub(crate) fn unfinished(&self) -> usize {
         self.shared.lock().endpoint.unfinished()
     }
@@ -289,7 +318,8 @@ impl Shared {
     /// Sends what there is to send, as far as the socket has room, and hands out what there is to
     /// hand out.
     fn pump(&self, state: &mut State) {
-        let State { endpoint, unsent, buffer, .. } = state;
+        state.count();
+        let State { endpoint, unsent, buffer, metrics, .. } = state;
         let deadline = endpoint.poll_timeout();
         loop {
             let next = unsent.take();
@@ -298,7 +328,11 @@ impl Shared {
             let Some(transmit) = next else { break };
             let path = Path { remote: transmit.to, local: transmit.from };
             match self.socket.try_send(Leaving { path, datagram: transmit.datagram }, buffer) {
-                Ok(None) => {}
+                Ok(None) => {
+                    let datagrams = buffer.len().div_ceil(transmit.datagram.max(1));
+                    metrics.add(Count::PacketsSent, datagrams as u64);
+                    metrics.add(Count::BytesSent, buffer.len() as u64);
+                }
                 Ok(Some(reason)) => endpoint.handle_unreachable(Instant::now(), transmit.to, reason),
                 Err(_) => {
                     // Nobody is told that something was sent before it has left; the task goes on
@@ -318,10 +352,13 @@ impl Shared {
             match event {
                 Event::Received { from, frame, acknowledgement: wanted } => {
                     let local = state.endpoint.local(from);
+                    state.metrics.on(Count::MessagesReceived);
                     state.received.push_back(Received { from, local, frame, wanted });
                     came = true;
                 }
                 Event::Outcome { send, result } => {
+                    let sent = result.is_ok();
+                    state.metrics.on(if sent { Count::MessagesSent } else { Count::MessagesFailed });
                     if let Some(told) = state.waiting.remove(&send) {
                         // A caller that was dropped does not want to know.
                         let _ = told.send(result);
@@ -391,6 +428,7 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
             Some(others) if bytes.first() != VSTP_MAGIC.first() => others(path, bytes),
             _ => {
                 let from = path.remote;
+                state.metrics.add(Count::BytesReceived, bytes.len() as u64);
                 let before = state.endpoint.counters().refused;
                 let asked = state.endpoint.local(from);
                 if asked.is_some() && asked != path.local {

@@ -4,6 +4,7 @@ pub use super::config::UdpServerConfig;
 use super::delivery::Delivery;
 use super::driver::{Handle, Others};
 use crate::datagrams::Socket;
+use crate::metrics::Metrics;
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use fastdrop_proto::vstp::{Counters, EndpointConfig, FrameBytes, ReassemblyLimits};
 use std::future::Future;
@@ -151,6 +152,11 @@ impl VstpUdpServer {
     /// How many messages have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
+    }
+
+    /// Counts of what this server does, also when it is used up.
+    pub fn metrics(&self) -> Metrics {
+        self.handle.metrics()
     }
 
     /// What was counted since the beginning.
