@@ -190,11 +190,15 @@ impl Link {
         }
     }
 
-    /// When a packet that has begun has not gone on for too long.
+    /// When a packet that has begun has not gone on for too long, or what is not used can be given
+    /// back.
     pub(super) fn stalls_at(&self) -> Option<Instant> {
         match self {
             Self::Stream(link) => link.stalls_at,
-            Self::Datagrams(_) => None,
+            Self::Datagrams(link) => match &link.source {
+                Source::Own(room) => room.give_back_at(),
+                Source::Inbox(..) => None,
+            },
         }
     }
 
@@ -303,6 +307,7 @@ impl Datagrams {
                         Err(_) => break,
                     }
                 }
+                room.give_back(now);
                 if std::mem::take(&mut self.refused) {
                     session.handle_unreachable();
                 }

@@ -467,6 +467,8 @@ async fn serve_datagrams(
     let mut until: Option<Instant> = None;
     loop {
         let look = tokio::time::sleep(LOOK);
+        let give_back_at = room.give_back_at();
+        let idle = tokio::time::sleep_until(give_back_at.unwrap_or_else(Instant::now).into());
         tokio::select! {
             _ = async { match &mut others {
                 Some(others) => others.await,
@@ -483,6 +485,7 @@ async fn serve_datagrams(
                 lock().close_all();
             }
             () = look, if until.is_some() => {}
+            () = idle, if give_back_at.is_some() => room.give_back(Instant::now()),
         }
         if until.is_some_and(|until| until <= Instant::now() || !lock().is_busy()) {
             return;

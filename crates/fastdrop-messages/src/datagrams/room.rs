@@ -1,14 +1,16 @@
 //! Buffers to receive datagrams in.
 
 use quinn_udp::RecvMeta;
+use std::time::{Duration, Instant};
 
-/// Room for what one call receives: one buffer at first, and more while they are filled.
+/// Room for what one call receives: one buffer at first, more while they are filled, and one again
+/// when they have not been for a while.
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(super) buffers: Vec<Vec<u8>>,
     pub(super) metas: Vec<RecvMeta>,
-    /// Calls in a row that filled no more than half of the buffers.
-    unused: u32,
+    /// When a call last filled more than half of the buffers.
+    used_at: Instant,
 }
 
 impl Room {
@@ -16,33 +18,34 @@ impl Room {
     const BUFFERS_MAX: usize = 8;
     /// The most that the system puts together of the datagrams of one sender.
     const BUFFER: usize = 65_536;
-    /// Calls after which buffers that are not used are given back.
-    const UNUSED_MAX: u32 = 256;
+    /// The time after which buffers that are not used are given back.
+    const UNUSED_MAX: Duration = Duration::from_secs(1);
 
     pub(crate) fn new() -> Self {
-        Self { buffers: vec![vec![0; Self::BUFFER]], metas: vec![RecvMeta::default()], unused: 0 }
-    }
-
-    /// Bytes of all buffers.
-    #[cfg(test)]
-    pub(super) fn bytes(&self) -> usize {
-        self.buffers.iter().map(Vec::capacity).sum()
+        let used_at = Instant::now();
+        Self { buffers: vec![vec![0; Self::BUFFER]], metas: vec![RecvMeta::default()], used_at }
     }
 
     /// A call has filled so many buffers, and its datagrams have been taken.
     pub(super) fn on_filled(&mut self, count: usize) {
         let buffers = self.buffers.len();
-        if count >= buffers {
-            self.unused = 0;
-            self.resize((2 * buffers).min(Self::BUFFERS_MAX));
-        } else if 2 * count > buffers {
-            self.unused = 0;
-        } else {
-            self.unused += 1;
-            if self.unused >= Self::UNUSED_MAX {
-                self.unused = 0;
-                self.resize((buffers / 2).max(1));
-            }
+        if count >= buffers && buffers < Self::BUFFERS_MAX {
+            self.resize(2 * buffers);
+        }
+        if 2 * count > buffers {
+            self.used_at = Instant::now();
+        }
+    }
+
+    /// The time at which [`Self::give_back`] has something to do.
+    pub(crate) fn give_back_at(&self) -> Option<Instant> {
+        (self.buffers.len() > 1).then(|| self.used_at + Self::UNUSED_MAX)
+    }
+
+    /// Gives back what has not been used for a while.
+    pub(crate) fn give_back(&mut self, now: Instant) {
+        if self.give_back_at().is_some_and(|at| at <= now) {
+            self.resize(1);
         }
     }
 
@@ -59,21 +62,22 @@ mod tests {
     #[test]
     fn room_grows_while_it_is_filled_and_is_given_back() {
         let mut room = Room::new();
-        let sizes = |room: &Room| room.bytes() / Room::BUFFER;
-        assert_eq!(sizes(&room), 1);
+        assert_eq!((room.buffers.len(), room.give_back_at()), (1, None));
         let mut seen = Vec::new();
         for _ in 0..5 {
             room.on_filled(room.buffers.len());
-            seen.push(sizes(&room));
+            seen.push(room.buffers.len());
         }
         assert_eq!(seen, [2, 4, 8, 8, 8]);
-        for _ in 0..3 * Room::UNUSED_MAX {
-            room.on_filled(5);
-        }
-        assert_eq!(sizes(&room), 8, "more than half of it is used");
-        for _ in 0..3 * Room::UNUSED_MAX {
-            room.on_filled(0);
-        }
-        assert_eq!(sizes(&room), 1);
+        let at = room.give_back_at().unwrap();
+        room.on_filled(4);
+        assert_eq!(room.give_back_at(), Some(at), "half of it would do");
+        room.on_filled(5);
+        let later = room.give_back_at().unwrap();
+        assert!(later >= at);
+        room.give_back(later - Duration::from_millis(1));
+        assert_eq!(room.buffers.len(), 8);
+        room.give_back(later);
+        assert_eq!((room.buffers.len(), room.metas.len(), room.give_back_at()), (1, 1, None));
     }
 }

@@ -394,7 +394,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
             (state.endpoint.poll_timeout(), state.unsent.is_some())
         };
         let linger = closed_at.map(|at| at + Handle::LINGER);
-        let deadline = [deadline, linger].into_iter().flatten().min();
+        let deadline = [deadline, linger, room.give_back_at()].into_iter().flatten().min();
         let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
         tokio::select! {
             ready = shared.socket.readable_or_failed() => {
@@ -410,6 +410,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
             }
             _ = shared.socket.writable(), if blocked => shared.pump(&mut shared.lock()),
             () = pause, if deadline.is_some() => {
+                room.give_back(Instant::now());
                 let mut state = shared.lock();
                 state.endpoint.handle_timeout(Instant::now());
                 shared.pump(&mut state);
