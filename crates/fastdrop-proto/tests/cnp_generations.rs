@@ -131,6 +131,23 @@ fn asking(generation: Generation) -> SessionConfig {
 }
 
 #[test]
+fn case_62_a_message_that_is_cut_with_its_tls_is_not_taken_for_whole() {
+    for (cut, came) in [(false, 1), (true, 0)] {
+        let (now, dialect) = (Instant::now(), Dialect(Generation::Third));
+        let mut session = server(now, dialect, &format!("{{{LATER}}}"));
+        give(&mut session, now, &dialect.packet(LATER_DATA, 0, false, b"abc"));
+        if cut {
+            session.handle_truncation()
+        } else {
+            session.handle_end()
+        }
+        let events = events(&mut session);
+        assert_eq!(events.iter().filter(|event| matches!(event, Event::Message(_))).count(), came);
+        assert_eq!(events.last(), Some(&Event::Ended(Ending::ConnectionLost)));
+    }
+}
+
+#[test]
 fn data_leave_when_a_peer_of_one_read_a_packet_has_read_the_end_of_the_handshake() {
     for (generation, fields, pause) in [
         (Generation::First, FIRST, 50 * MS),

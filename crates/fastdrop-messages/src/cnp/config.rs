@@ -25,6 +25,7 @@ pub struct Config {
     gone_after: Duration,
     unanswered_pause: Duration,
     timeouts_max: u32,
+    calls: Option<u16>,
 }
 
 impl Default for Config {
@@ -40,6 +41,7 @@ impl Default for Config {
             gone_after: default.gone_after,
             unanswered_pause: default.unanswered_pause,
             timeouts_max: default.timeouts_max,
+            calls: default.calls,
         }
     }
 }
@@ -106,6 +108,13 @@ impl Config {
         self
     }
 
+    /// Calls of the peer that are taken at once, running or waiting: the peer makes no more. None
+    /// for no calls in either direction. Default 1,024.
+    pub fn calls(mut self, count: Option<u16>) -> Self {
+        self.calls = count;
+        self
+    }
+
     /// These settings in place of those of `base`.
     fn over(&self, base: SessionConfig) -> SessionConfig {
         SessionConfig {
@@ -118,6 +127,7 @@ impl Config {
             gone_after: self.gone_after,
             unanswered_pause: self.unanswered_pause,
             timeouts_max: self.timeouts_max,
+            calls: self.calls,
             ..base
         }
     }

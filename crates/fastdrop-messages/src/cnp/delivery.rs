@@ -1,10 +1,12 @@
 //! A message that is acknowledged when its application has handled it.
 
+use super::driver::Shared;
 use super::error::Error;
 use super::session::Session;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{ErrorCode, ReceiveId};
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A received message that the application acknowledges when it has handled it.
@@ -19,6 +21,27 @@ pub struct Delivery {
     id: ReceiveId,
     message: Bytes,
     acknowledged: bool,
+    _in_hand: InHand,
+}
+
+/// A message that the application is at work on; a server that ends waits for it.
+#[derive(Debug)]
+pub(super) struct InHand(Arc<Shared>);
+
+impl InHand {
+    /// The application has taken a message.
+    pub(super) fn new(session: &Session) -> Self {
+        let shared = Arc::clone(&session.0.shared);
+        shared.lock().in_hand += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.lock().in_hand -= 1;
+        self.0.changed.notify_one();
+    }
 }
 
 impl Session {
@@ -30,7 +53,10 @@ impl Session {
     /// As [`Self::recv`].
     pub async fn recv_delivery(&self) -> Result<Option<Delivery>, Error> {
         let taken = poll_fn(|cx| self.poll_take(cx)).await?;
-        Ok(taken.map(|(id, message)| Delivery { session: self.clone(), id, message, acknowledged: false }))
+        Ok(taken.map(|(id, message)| {
+            let _in_hand = InHand::new(self);
+            Delivery { session: self.clone(), id, message, acknowledged: false, _in_hand }
+        }))
     }
 }
 

@@ -1,11 +1,14 @@
 //! A session and what carries it: one task that receives, sends and keeps time, and any number of
 //! callers.
 
+use super::call_table::{Arrived, CallTable, Handled};
 use super::link::Link;
 use super::tally::Tally;
 use crate::metrics::Metrics;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{Ending, ErrorCode, Event, ReceiveId, SendId, Session};
+use fastdrop_proto::cnp::{
+    CallMessage, CallRefusal, Ending, ErrorCode, Event, ReceiveId, SendError, SendId, Session,
+};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,9 +35,15 @@ pub(super) struct State {
     next_received: u64,
     pub(super) readers: Vec<Waker>,
     pub(super) receipts: Receipts,
+    pub(super) calls: CallTable,
     pub(super) ended: Option<Ending>,
     /// No caller is left.
     pub(super) abandoned: bool,
+    /// The server ends: no message more is handed on, and the session is closed when nothing is in
+    /// the hands of the application.
+    shutting_down: bool,
+    /// Messages that the application is at work on.
+    pub(super) in_hand: usize,
 }
 
 /// Bytes that all sessions of a server keep.
@@ -138,8 +147,12 @@ impl Receipts {
 
 impl Shared {
     pub(super) fn new(session: Session) -> Arc<Self> {
+        let config = session.config();
+        let taken_max = usize::from(config.calls.unwrap_or(0));
+        let calls = CallTable::new(taken_max, config.limits.receive_max);
         let state = State {
             session,
+            calls,
             opened: false,
             received: VecDeque::new(),
             next_received: 0,
@@ -147,6 +160,8 @@ impl Shared {
             receipts: Receipts::default(),
             ended: None,
             abandoned: false,
+            shutting_down: false,
+            in_hand: 0,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), progress: Notify::new() })
     }
@@ -163,10 +178,73 @@ impl State {
         if now >= since + LINGER {
             self.session.abort(ErrorCode::Shutdown, "the program ends");
         } else if now == since {
+            self.close_calls("the program ends");
             self.session.close(now);
         }
         while let Some((id, _)) = self.received.pop_front() {
             self.session.discard(now, id);
+        }
+    }
+
+    /// Refuses the calls that wait, and those that come from now on.
+    pub(super) fn close_calls(&mut self, words: &str) {
+        for id in self.calls.close(words) {
+            let (words, refusal) = (words.to_owned(), CallRefusal::Unhandled);
+            let _ = self.send_call(&CallMessage::Refusal { id, refusal, words });
+        }
+    }
+
+    /// The server ends. What the application is at work on may be finished, and nothing else.
+    pub(super) fn shut_down(&mut self) {
+        if !std::mem::replace(&mut self.shutting_down, true) {
+            self.close_calls("the server ends");
+            self.wake_readers();
+        }
+    }
+
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.shutting_down
+    }
+
+    /// Wakes everybody who waits for a message or a call.
+    pub(super) fn wake_readers(&mut self) {
+        self.readers.drain(..).for_each(Waker::wake);
+    }
+
+    /// Sends a message about a call, for whose acknowledgement nobody waits.
+    pub(super) fn send_call(&mut self, message: &CallMessage) -> Result<(), SendError> {
+        let id = self.session.send_call(Instant::now(), message)?;
+        self.receipts.push(id, None);
+        Ok(())
+    }
+
+    /// A message about a call came.
+    fn handle_call(&mut self, now: Instant, message: &Bytes) -> Handled {
+        let Some(message) = CallMessage::parse(message) else {
+            self.session.abort(ErrorCode::Malformed, "a message about a call that is none");
+            return Handled::Done;
+        };
+        let handled = self.calls.handle(now, message);
+        if let Handled::Refuse(refusal) = &handled {
+            if self.session.can_send() {
+                let _ = self.send_call(refusal);
+            } else {
+                self.session.abort(ErrorCode::Busy, "more calls than are taken here");
+            }
+        }
+        handled
+    }
+
+    /// The next call for a handler; those whose deadline has passed are refused.
+    pub(super) fn take_call(&mut self, now: Instant) -> Option<Arrived> {
+        loop {
+            let arrived = self.calls.take()?;
+            if arrived.deadline.is_none_or(|at| at > now) {
+                return Some(arrived);
+            }
+            let (id, words) = (arrived.id, "the deadline passed before it was taken".into());
+            self.calls.on_answered(id);
+            let _ = self.send_call(&CallMessage::Refusal { id, refusal: CallRefusal::Timeout, words });
         }
     }
 
@@ -175,11 +253,26 @@ impl State {
         let (mut progress, mut came) = (false, false);
         while let Some(event) = self.session.poll_event() {
             match event {
-                Event::Opened => (self.opened, progress) = (true, true),
+                Event::Opened => {
+                    let made_max = self.session.agreed().and_then(|agreed| agreed.calls);
+                    self.calls.open(made_max.unwrap_or(0).into());
+                    (self.opened, progress) = (true, true);
+                }
+                Event::Call(message) => {
+                    // Its reply will say more than that it was received.
+                    self.session.acknowledge(now, ReceiveId(self.next_received));
+                    self.next_received += 1;
+                    match self.handle_call(now, &message) {
+                        Handled::Waits => came = true,
+                        Handled::Done | Handled::Refuse(_) => progress = true,
+                    }
+                }
                 Event::Message(message) => {
                     let id = ReceiveId(self.next_received);
                     self.next_received += 1;
-                    if self.abandoned {
+                    if self.shutting_down {
+                        // Never acknowledged: its sender finds out that the session is over.
+                    } else if self.abandoned {
                         // Nobody handles it.
                         self.session.discard(now, id);
                     } else {
@@ -193,13 +286,14 @@ impl State {
                 }
                 Event::Ended(ending) => {
                     self.receipts.give_up();
+                    self.calls.end();
                     self.ended = Some(ending);
                     (progress, came) = (true, true);
                 }
             }
         }
         if came {
-            self.readers.drain(..).for_each(Waker::wake);
+            self.wake_readers();
         }
         progress
     }
@@ -240,12 +334,15 @@ pub(super) async fn drive(
                 let since = *abandoned_at.get_or_insert(now);
                 state.abandon(now, since);
             }
+            if state.shutting_down && state.in_hand == 0 && state.calls.unanswered() == 0 {
+                state.session.close(now);
+            }
             link.receive(now, &mut state.session);
             if state.session.poll_timeout().is_some_and(|at| at <= now) {
                 state.session.handle_timeout(now);
             }
             let mut progress = state.take_events(now);
-            if !kept.set(state.session.memory()) {
+            if !kept.set(state.session.memory() + state.calls.memory()) {
                 state.session.abort(ErrorCode::Busy, "too much is waiting here");
                 progress |= state.take_events(now);
             }

@@ -166,7 +166,7 @@ impl Listener {
     pub(super) fn close_all(&mut self) {
         self.closes = true;
         for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
-            shared.lock().session.close(Instant::now());
+            shared.lock().shut_down();
             shared.changed.notify_one();
         }
     }

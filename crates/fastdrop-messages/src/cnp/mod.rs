@@ -51,9 +51,12 @@
 //! An application that has to do something with a message before it may be acknowledged takes a
 //! [`Delivery`]: [`Session::recv_delivery`], [`Server::serve_until`].
 
+mod call_table;
+mod calls;
 mod client;
 mod config;
 mod delivery;
+mod drain;
 mod driver;
 mod error;
 mod link;
@@ -63,13 +66,15 @@ mod session;
 mod tally;
 mod wire;
 
+pub use calls::{Call, CallError, Request};
 pub use client::{Client, ClientBuilder};
 pub use config::Config;
 pub use delivery::Delivery;
+pub use drain::{DrainReport, Unfinished};
 pub use error::{Error, Fault};
 pub use fastdrop_proto::cnp::{
-    Agreed, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, Generation, MessageLimits, Mode,
-    PeerError, Protocol, SessionId, WINDOW_MAX,
+    Agreed, CallRefusal, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, Generation, MessageLimits,
+    Mode, PeerError, Protocol, SessionId, WINDOW_MAX,
 };
 pub use server::{Server, ServerBuilder};
 pub use session::{Messages, Receipt, Session, Stats};

@@ -1,8 +1,10 @@
 //! The end that is asked for sessions, by TCP, by UDP, or by both on one port.
 
+use super::calls::Request;
 use super::client::open;
 use super::config::Config;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, InHand};
+use super::drain::{DrainReport, UnderWay};
 use super::driver::{Budget, Shared, drive};
 use super::error::Error;
 use super::link::Link;
@@ -65,7 +67,7 @@ impl Server {
     }
 
     /// Hands every message of every session to `handler`, one after the other for each session,
-    /// with the session that it came from.
+    /// with the session that it came from. Calls are refused.
     pub async fn run<F, Fut>(self, handler: F)
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
@@ -74,27 +76,100 @@ impl Server {
         self.run_until(std::future::pending(), handler).await;
     }
 
-    /// The same until `end`: then nobody is accepted any more, and all sessions are closed, within
-    /// the time that was set for that.
-    pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F)
+    /// The same until `end`. Then nobody is accepted any more, and no message is taken and
+    /// acknowledged any more: their senders are told that the session is over. Handlers that are at
+    /// work have the time that was set for that, and may send; then the sessions are closed.
+    ///
+    /// A message is acknowledged when its handler begins. Those whose handler did not come to its
+    /// end are in the report.
+    pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> DrainReport
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send,
     {
+        let under_way = UnderWay::default();
+        let begun = under_way.clone();
         self.serve_until(end, move |delivery| {
             let (session, message) = (delivery.session().clone(), delivery.message().clone());
+            let in_hand = InHand::new(&session);
+            let begun = begun.begin(session.peer_addr(), message.clone());
             delivery.acknowledge();
-            handler(session, message)
+            let handled = handler(session, message);
+            async move {
+                handled.await;
+                begun.finish();
+                drop(in_hand);
+            }
+        })
+        .await;
+        under_way.report()
+    }
+
+    /// Hands every message of every session to `handler`, one after the other for each session,
+    /// until `end`, and then as [`Self::run_until`]. A message is acknowledged when the handler
+    /// says so. Calls are refused.
+    pub async fn serve_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F)
+    where
+        F: Fn(Delivery) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        self.serve_sessions(end, move |session| {
+            let handler = handler.clone();
+            async move {
+                session.close_calls("nobody handles calls here, only messages");
+                loop {
+                    match session.recv_delivery().await {
+                        Ok(Some(delivery)) => handler(delivery).await,
+                        Ok(None) => break,
+                        Err(error) => {
+                            tracing::debug!(peer = %session.peer_addr(), %error, "the session ended");
+                            break;
+                        }
+                    }
+                }
+            }
         })
         .await;
     }
 
-    /// Hands every message of every session to `handler`, one after the other for each session,
-    /// until `end`. A message is acknowledged when the handler says so.
-    pub async fn serve_until<F, Fut>(mut self, end: impl Future<Output = ()>, handler: F)
+    /// Answers the calls of every session, as [`Session::serve_calls`] does, at most `handlers` of
+    /// each session beside each other. A session in which a message comes is ended.
+    pub async fn run_calls<F, Fut>(self, handlers: usize, handler: F)
     where
-        F: Fn(Delivery) -> Fut + Clone + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send,
+        F: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, String>> + Send,
+    {
+        self.run_calls_until(std::future::pending(), handlers, handler).await;
+    }
+
+    /// The same until `end`. Then calls that wait are refused, handlers that are at work have the
+    /// time that was set for that, and their replies still leave.
+    pub async fn run_calls_until<F, Fut>(self, end: impl Future<Output = ()>, handlers: usize, handler: F)
+    where
+        F: Fn(Request) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, String>> + Send,
+    {
+        self.serve_sessions(end, move |session| {
+            let handler = handler.clone();
+            async move {
+                let no_messages = async {
+                    if let Ok(Some(delivery)) = session.recv_delivery().await {
+                        session.abort(ErrorCode::Unhandled, "messages are not taken here, only calls");
+                        drop(delivery);
+                    }
+                };
+                tokio::join!(session.serve_calls(handlers, handler), no_messages);
+            }
+        })
+        .await;
+    }
+
+    /// Gives each session a task of its own, until `end`, and then the time that was set to come to
+    /// an end.
+    async fn serve_sessions<F, Fut>(mut self, end: impl Future<Output = ()>, serve: F)
+    where
+        F: Fn(Session) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
     {
         let mut sessions = JoinSet::new();
         tokio::pin!(end);
@@ -108,24 +183,15 @@ impl Server {
                 () = &mut end => None,
             };
             let Some(session) = session else { break };
-            let handler = handler.clone();
-            sessions.spawn(async move {
-                loop {
-                    match session.recv_delivery().await {
-                        Ok(Some(delivery)) => handler(delivery).await,
-                        Ok(None) => break,
-                        Err(error) => {
-                            tracing::debug!(peer = %session.peer_addr(), %error, "the session ended");
-                            break;
-                        }
-                    }
-                }
-            });
+            sessions.spawn(serve(session));
         }
         let drain = self.drain;
-        self.close().await;
-        let all = async { while sessions.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(drain, all).await;
+        let all = async {
+            while let Some(result) = sessions.join_next().await {
+                log_panic(result);
+            }
+        };
+        let _ = tokio::time::timeout(drain, async { tokio::join!(self.close(), all) }).await;
     }
 
     /// Accepts nobody any more, and closes all sessions, within the time that was set for that.
@@ -420,7 +486,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     };
     let close = async {
         signal.wait().await;
-        shared.lock().session.close(Instant::now());
+        shared.lock().shut_down();
         shared.changed.notify_one();
         std::future::pending().await
     };

@@ -137,7 +137,9 @@ impl Session {
                         Err(SendError::TooLarge(error)) => return Err(error.into()),
                         Err(SendError::NotText) => return Err(Error::NotText),
                         // It is being closed.
-                        Err(SendError::Over | SendError::NotOpen) => return Err(Ending::Closed.into()),
+                        Err(SendError::Over | SendError::NotOpen | SendError::NoCalls) => {
+                            return Err(Ending::Closed.into());
+                        }
                     }
                     drop(state);
                     shared.changed.notify_one();
@@ -204,6 +206,10 @@ impl Session {
     /// The next message, which its taker acknowledges.
     pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
         let mut state = self.0.shared.lock();
+        if state.is_shutting_down() {
+            // What waits is not acknowledged, so that its sender knows.
+            return Poll::Ready(Ok(None));
+        }
         if let Some(taken) = state.received.pop_front() {
             return Poll::Ready(Ok(Some(taken)));
         }
@@ -244,7 +250,7 @@ impl Session {
         self.ending()
     }
 
-    fn ending(&self) -> Ending {
+    pub(super) fn ending(&self) -> Ending {
         self.0.shared.lock().ended.clone().unwrap_or(Ending::Aborted)
     }
 }

@@ -81,6 +81,9 @@ pub struct SessionConfig {
     /// else the acknowledgement of a message's last packet waits until the message is handled.
     /// Default true.
     pub handled: bool,
+    /// Calls of the peer that are taken at once, running or waiting; None for no calls. Default
+    /// 1,024.
+    pub calls: Option<u16>,
     /// Bounds in bytes.
     pub limits: MessageLimits,
     /// How often a packet may time out before the peer is taken for gone, at least 1. Default 15.
@@ -133,6 +136,7 @@ impl SessionConfig {
             authorize: None,
             keep_alive: Some(Duration::from_secs(15)),
             handled: true,
+            calls: Some(1024),
             limits: MessageLimits::default(),
             timeouts_max: 15,
             gone_after: Duration::from_secs(60),

@@ -57,6 +57,8 @@ pub struct Agreed {
     /// An acknowledgement of a packet says only that it was received, and a packet of its own that
     /// messages were handled.
     pub handled: bool,
+    /// Calls of this end that the peer takes at once; None if it knows no calls.
+    pub calls: Option<u16>,
     /// The generation of the peer's program, as far as the handshake tells.
     pub generation: Generation,
     /// Characters of a fragment, where messages are cut by characters.
@@ -167,6 +169,8 @@ struct Fields {
     keep_alive: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     handled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calls: Option<u16>,
 }
 
 impl Fields {
@@ -234,6 +238,11 @@ impl Fields {
         self.handled == Some(true) && self.fragmentation == Some(true)
     }
 
+    /// Calls that the peer takes at once, if both ends know calls; only one of ours does.
+    fn calls(&self, config: &SessionConfig) -> Option<u16> {
+        self.calls.filter(|_| config.calls.is_some() && self.fragmentation == Some(true))
+    }
+
     fn keep_alive(&self, ours: Option<Duration>) -> Option<Duration> {
         let theirs = Duration::from_millis(self.keep_alive?);
         Some(theirs.min(ours?).clamp(SessionConfig::KEEP_ALIVE_MIN, SessionConfig::KEEP_ALIVE_MAX))
@@ -272,6 +281,7 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
         checksum: (config.checksum == ChecksumKind::Crc32c).then(|| config.checksum.as_str().into()),
         keep_alive: config.keep_alive.map(millis),
         handled: config.handled.then_some(true),
+        calls: config.calls,
         ..Fields::default()
     })
 }
@@ -333,6 +343,7 @@ impl Syn {
             fragments: fields.fragments().filter(|_| !cuts_characters),
             keep_alive: if cuts_characters { None } else { fields.keep_alive(config.keep_alive) },
             handled: config.handled && fields.handled() && !cuts_characters,
+            calls: fields.calls(config),
             generation: self.generation,
             characters: cuts_characters.then(|| characters(self.size)),
             data_unknown: false,
@@ -351,6 +362,7 @@ impl Syn {
             checksum: (agreed.checksum == ChecksumKind::Crc32c).then(|| agreed.checksum.as_str().into()),
             keep_alive: agreed.keep_alive.map(millis),
             handled: agreed.handled.then_some(true),
+            calls: config.calls.filter(|_| agreed.calls.is_some()),
             ..Fields::default()
         };
         answer.set_size(self.size_name, agreed.characters.unwrap_or(agreed.packet_max));
@@ -417,6 +429,7 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         fragments: fields.fragments().filter(|_| !cuts_characters),
         keep_alive: fields.keep_alive(config.keep_alive).filter(|_| !cuts_characters),
         handled: config.handled && fields.handled() && !cuts_characters,
+        calls: fields.calls(config).filter(|_| !cuts_characters),
         generation,
         characters: cuts_characters.then(|| characters(size)),
         data_unknown: generation == Generation::First

@@ -5,6 +5,7 @@
 //! a UDP socket.
 
 mod acceptor;
+mod call_message;
 /// What covers packets against corruption.
 pub mod checksum;
 mod config;
@@ -27,12 +28,13 @@ mod seq;
 mod session;
 
 pub use acceptor::{Accepted, Acceptor, Handshake};
+pub use call_message::{CallMessage, CallRefusal};
 pub use checksum::Checksum;
 pub use config::{Carrier, ConfigError, MessageLimits, SessionConfig, WINDOW_MAX};
 pub use generation::Generation;
 pub use handshake::Agreed;
 pub use header::{Head, Layout, PacketError};
-pub use packet::{ErrorCode, PacketType, PeerError};
+pub use packet::{ErrorCode, MessageKind, PacketType, PeerError};
 pub use params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 pub use receiver::ReceiveId;
 pub use sender::{SendId, TooLarge};

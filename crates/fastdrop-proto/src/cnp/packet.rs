@@ -23,11 +23,22 @@ pub enum PacketType {
     Fragment,
     /// A count of packets whose messages have been handled, or a question for it.
     Handled,
+    /// A message about a call, or the last fragment of one.
+    Call,
+}
+
+/// The use of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKind {
+    /// It is for the application.
+    Plain,
+    /// It is about a call: a [`CallMessage`](super::CallMessage).
+    Call,
 }
 
 impl PacketType {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Data,
         Self::Ack,
         Self::Error,
@@ -35,6 +46,7 @@ impl PacketType {
         Self::Disconnect,
         Self::Fragment,
         Self::Handled,
+        Self::Call,
     ];
 
     /// The byte on the wire.
@@ -47,6 +59,7 @@ impl PacketType {
             Self::Disconnect => 0x05,
             Self::Fragment => 0x06,
             Self::Handled => 0x07,
+            Self::Call => 0x08,
         }
     }
 

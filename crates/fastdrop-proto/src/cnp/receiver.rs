@@ -1,6 +1,7 @@
 //! The receiving half of a session: packets in any order, messages in theirs.
 
 use super::config::MessageLimits;
+use super::packet::MessageKind;
 use super::repeat::Repeat;
 use super::seq::Seq;
 use bytes::Bytes;
@@ -28,7 +29,7 @@ pub(super) enum Taken {
 #[derive(Debug)]
 struct Ahead {
     seq: Seq,
-    is_last: bool,
+    last: Option<MessageKind>,
     payload: Box<[u8]>,
 }
 
@@ -70,7 +71,7 @@ pub(super) struct Receiver {
     /// The fragments of the message that is not complete, and the last of these.
     partial: Vec<u8>,
     partial_last: Option<PacketId>,
-    messages: VecDeque<Bytes>,
+    messages: VecDeque<(MessageKind, Bytes)>,
     /// All messages from `first_unhandled` on.
     unhandled: VecDeque<Unhandled>,
     first_unhandled: u64,
@@ -143,7 +144,7 @@ impl Receiver {
     /// one of a message that has not been handled, where that would acknowledge the message.
     pub(super) fn acknowledges(&self, number: u64) -> bool {
         if number >= self.expected {
-            return self.ahead.get(&number).is_some_and(|ahead| !(self.withholds && ahead.is_last));
+            return self.ahead.get(&number).is_some_and(|ahead| !(self.withholds && ahead.last.is_some()));
         }
         if !self.withholds {
             return true;
@@ -169,7 +170,7 @@ impl Receiver {
     pub(super) fn complete(&mut self) {
         if let Some(last) = self.partial_last.take() {
             let message = std::mem::take(&mut self.partial);
-            self.hand_on(last, message.into(), true);
+            self.hand_on(last, MessageKind::Plain, message.into(), true);
         }
     }
 
@@ -202,7 +203,7 @@ impl Receiver {
 
     /// The next message, which counts until it is [handled](Self::on_handled) or
     /// [discarded](Self::on_discarded).
-    pub(super) fn poll_message(&mut self) -> Option<Bytes> {
+    pub(super) fn poll_message(&mut self) -> Option<(MessageKind, Bytes)> {
         self.messages.pop_front()
     }
 
@@ -250,8 +251,13 @@ impl Receiver {
         again
     }
 
-    /// A packet with this number came.
-    pub(super) fn handle_data(&mut self, packet: PacketId, is_last: bool, payload: &[u8]) -> Taken {
+    /// A packet with this number came, the last one of a message of this kind, or not the last.
+    pub(super) fn handle_data(
+        &mut self,
+        packet: PacketId,
+        last: Option<MessageKind>,
+        payload: &[u8],
+    ) -> Taken {
         let number = packet.number;
         if number < self.expected || self.ahead.contains_key(&number) {
             return Taken::Again;
@@ -263,25 +269,26 @@ impl Receiver {
             return Taken::TooLarge;
         }
         if number > self.expected {
-            return self.keep_ahead(packet, is_last, payload);
+            return self.keep_ahead(packet, last, payload);
         }
         if !self.has_room() {
             self.refused = true;
             return Taken::NoRoom;
         }
-        if !self.join(packet.seq, is_last, payload) {
+        if !self.join(packet.seq, last, payload) {
             return Taken::TooLarge;
         }
         while let Some(next) = self.ahead.remove(&self.expected) {
             self.ahead_bytes -= next.payload.len() + Self::OVERHEAD;
-            if !self.join(next.seq, next.is_last, &next.payload) {
+            if !self.join(next.seq, next.last, &next.payload) {
                 return Taken::TooLarge;
             }
         }
         Taken::New
     }
 
-    fn keep_ahead(&mut self, PacketId { seq, number }: PacketId, is_last: bool, payload: &[u8]) -> Taken {
+    fn keep_ahead(&mut self, packet: PacketId, last: Option<MessageKind>, payload: &[u8]) -> Taken {
+        let PacketId { seq, number } = packet;
         if !self.repeat.keeps_ahead() {
             return Taken::BehindGap;
         }
@@ -290,36 +297,36 @@ impl Receiver {
             return Taken::Dropped;
         }
         self.ahead_bytes += bytes;
-        self.ahead.insert(number, Ahead { seq, is_last, payload: payload.into() });
+        self.ahead.insert(number, Ahead { seq, last, payload: payload.into() });
         Taken::New
     }
 
     /// Adds the next packet to the message that is under way; false if that becomes too long.
-    fn join(&mut self, seq: Seq, is_last: bool, payload: &[u8]) -> bool {
+    fn join(&mut self, seq: Seq, kind: Option<MessageKind>, payload: &[u8]) -> bool {
         if self.partial.len() + payload.len() > self.limits.message_max {
             return false;
         }
         let last = PacketId { seq, number: self.expected };
         self.expected += 1;
-        if is_last && self.partial.is_empty() {
+        if let Some(kind) = kind.filter(|_| self.partial.is_empty()) {
             self.partial_last = None;
-            self.hand_on(last, Bytes::copy_from_slice(payload), false);
+            self.hand_on(last, kind, Bytes::copy_from_slice(payload), false);
             return true;
         }
         self.partial.extend_from_slice(payload);
-        self.partial_last = (!is_last).then_some(last);
-        if is_last {
+        self.partial_last = kind.is_none().then_some(last);
+        if let Some(kind) = kind {
             let message = std::mem::take(&mut self.partial);
-            self.hand_on(last, message.into(), false);
+            self.hand_on(last, kind, message.into(), false);
         }
         true
     }
 
-    fn hand_on(&mut self, last: PacketId, message: Bytes, acknowledged: bool) {
+    fn hand_on(&mut self, last: PacketId, kind: MessageKind, message: Bytes, acknowledged: bool) {
         let bytes = message.len() + Self::OVERHEAD;
         self.untaken += bytes;
         self.unhandled.push_back(Unhandled { last, bytes, handled: false, acknowledged });
-        self.messages.push_back(message);
+        self.messages.push_back((kind, message));
     }
 }
 
@@ -328,6 +335,8 @@ mod tests {
     use super::super::params::Protocol;
     use super::super::repeat;
     use super::*;
+
+    const LAST: Option<MessageKind> = Some(MessageKind::Plain);
 
     fn receiver(protocol: Protocol, limits: MessageLimits) -> Receiver {
         Receiver::new(repeat::of(Some(protocol)), 100, false, limits)
@@ -344,23 +353,23 @@ mod tests {
     #[test]
     fn case_72_a_message_that_becomes_longer_than_it_may_be_is_refused() {
         let mut receiver = receiver(Protocol::SelectiveRepeat, small());
-        assert_eq!(receiver.handle_data(packet(0), false, b"12345"), Taken::New);
-        assert_eq!(receiver.handle_data(packet(1), false, b"12345"), Taken::New);
-        assert_eq!(receiver.handle_data(packet(2), true, b"6"), Taken::TooLarge);
+        assert_eq!(receiver.handle_data(packet(0), None, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(1), None, b"12345"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(2), LAST, b"6"), Taken::TooLarge);
     }
 
     #[test]
     fn what_is_behind_a_gap_is_kept_or_not_as_the_protocol_says() {
         let mut repeat = receiver(Protocol::SelectiveRepeat, small());
-        assert_eq!(repeat.handle_data(packet(1), true, b"b"), Taken::New);
-        assert_eq!(repeat.handle_data(packet(1), true, b"b"), Taken::Again);
+        assert_eq!(repeat.handle_data(packet(1), LAST, b"b"), Taken::New);
+        assert_eq!(repeat.handle_data(packet(1), LAST, b"b"), Taken::Again);
         assert_eq!((repeat.poll_message(), repeat.before(3)), (None, !0b101));
-        assert_eq!(repeat.handle_data(packet(0), true, b"a"), Taken::New);
-        assert_eq!(repeat.poll_message().as_deref(), Some(&b"a"[..]));
-        assert_eq!(repeat.poll_message().as_deref(), Some(&b"b"[..]));
+        assert_eq!(repeat.handle_data(packet(0), LAST, b"a"), Taken::New);
+        assert_eq!(repeat.poll_message(), Some((MessageKind::Plain, Bytes::from_static(b"a"))));
+        assert_eq!(repeat.poll_message(), Some((MessageKind::Plain, Bytes::from_static(b"b"))));
         let mut back = receiver(Protocol::GoBackN, small());
-        assert_eq!(back.handle_data(packet(1), true, b"b"), Taken::BehindGap);
-        assert_eq!(back.handle_data(packet(0), true, b"a"), Taken::New);
+        assert_eq!(back.handle_data(packet(1), LAST, b"b"), Taken::BehindGap);
+        assert_eq!(back.handle_data(packet(0), LAST, b"a"), Taken::New);
         assert_eq!((back.expected(), back.memory()), (1, 1 + Receiver::OVERHEAD));
     }
 
@@ -369,18 +378,18 @@ mod tests {
         let mut receiver = receiver(Protocol::SelectiveRepeat, small());
         let mut number = 0;
         while receiver.has_room() {
-            assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::New);
+            assert_eq!(receiver.handle_data(packet(number), LAST, b"x"), Taken::New);
             number += 1;
         }
-        assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::NoRoom);
-        assert_eq!(receiver.handle_data(packet(number + 1), true, b"x"), Taken::Dropped);
-        assert_eq!(receiver.handle_data(packet(number + 100), true, b"x"), Taken::Dropped);
+        assert_eq!(receiver.handle_data(packet(number), LAST, b"x"), Taken::NoRoom);
+        assert_eq!(receiver.handle_data(packet(number + 1), LAST, b"x"), Taken::Dropped);
+        assert_eq!(receiver.handle_data(packet(number + 100), LAST, b"x"), Taken::Dropped);
         let handle = |id| {
             receiver.on_handled(ReceiveId(id));
             receiver.poll_room()
         };
         let taken = (0..number).map(handle).filter(|room| *room).count();
         assert_eq!(taken, 1, "told once that there is room again");
-        assert_eq!(receiver.handle_data(packet(number), true, b"x"), Taken::New);
+        assert_eq!(receiver.handle_data(packet(number), LAST, b"x"), Taken::New);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::cut::Cut;
 use super::header::HEAD_BYTES;
+use super::packet::MessageKind;
 use super::repeat::Repeat;
 use crate::congestion::{Flow, Leave, Stamp};
 use crate::rtt::Rtt;
@@ -30,7 +31,8 @@ pub(super) struct Outgoing {
     pub(super) number: u64,
     /// Its place in its message.
     pub(super) index: u64,
-    pub(super) is_last: bool,
+    /// The kind of the message whose last packet it is.
+    pub(super) last: Option<MessageKind>,
     /// The number of times that it was sent before.
     pub(super) before: u32,
     pub(super) payload: Bytes,
@@ -50,7 +52,7 @@ enum SlotState {
 #[derive(Debug)]
 struct Slot {
     payload: Bytes,
-    is_last: bool,
+    last: Option<MessageKind>,
     message: u64,
     index: u64,
     state: SlotState,
@@ -73,6 +75,7 @@ impl Slot {
 
 #[derive(Debug)]
 struct Message {
+    kind: MessageKind,
     len: usize,
     /// Packets of it that have not been acknowledged.
     packets: usize,
@@ -277,11 +280,11 @@ impl Sender {
     const QUESTIONS: Duration = Duration::from_secs(5);
 
     /// Takes a message, to be sent when the window allows.
-    pub(super) fn send(&mut self, now: Instant, message: Bytes) -> SendId {
+    pub(super) fn send(&mut self, now: Instant, kind: MessageKind, message: Bytes) -> SendId {
         let id = self.first_message + self.messages.len() as u64;
         let packets = self.cut.pieces(&message);
         self.message_bytes += message.len() + Self::OVERHEAD;
-        self.messages.push_back(Message { len: message.len(), packets, last: None });
+        self.messages.push_back(Message { kind, len: message.len(), packets, last: None });
         self.waiting.push_back((id, message));
         self.waiting_since.get_or_insert(now);
         SendId(id)
@@ -348,18 +351,20 @@ impl Sender {
             self.cut_before = 0;
         }
         let number = self.next();
+        let mut last = is_last.then_some(MessageKind::Plain);
         if is_last
             && let Ok(index) = usize::try_from(message - self.first_message)
             && let Some(message) = self.messages.get_mut(index)
         {
             message.last = Some(number);
+            last = Some(message.kind);
         }
         let bytes = (HEAD_BYTES + payload.len()) as u64;
         let stamp = self.flow.on_sent(now, bytes);
         let (state, in_flight, order, sends) = (SlotState::OnItsWay, true, 0, 0);
         self.slots.push_back(Slot {
             payload,
-            is_last,
+            last,
             message,
             index,
             state,
@@ -387,8 +392,8 @@ impl Sender {
         slot.order = self.orders;
         slot.sends += 1;
         self.sent.push_back((self.orders, number));
-        let (index, is_last, before) = (slot.index, slot.is_last, slot.sends - 1);
-        Some(Outgoing { number, index, is_last, before, payload: slot.payload.clone() })
+        let (index, last, before) = (slot.index, slot.last, slot.sends - 1);
+        Some(Outgoing { number, index, last, before, payload: slot.payload.clone() })
     }
 
     fn slot(&self, number: u64) -> Option<&Slot> {

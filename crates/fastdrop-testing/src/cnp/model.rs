@@ -189,7 +189,7 @@ impl Model {
                     happened = true;
                     match event {
                         Event::Opened => self.opened[end] = true,
-                        Event::Message(message) => {
+                        Event::Message(message) | Event::Call(message) => {
                             let queue = &mut self.queues[1 - end];
                             assert_eq!(queue.messages.get(queue.out).map(Vec::as_slice), Some(&message[..]));
                             self.untaken[end].push_back(ReceiveId(queue.out as u64));

@@ -320,7 +320,7 @@ impl Pair {
                     happened = true;
                     match event {
                         Event::Opened => side.opened = true,
-                        Event::Message(message) => {
+                        Event::Message(message) | Event::Call(message) => {
                             let id = ReceiveId(side.received.len() as u64);
                             side.untaken.push_back((self.now + self.taken_after, id));
                             side.received.push(message);

@@ -39,7 +39,7 @@ const CRATES: &[(&str, Floors)] = &[
             // No protocol knows another one.
             &[OTHERS],
             &["congestion"],
-            &["authorize", "checksum", "cursor", "json", "rtt", "units"],
+            &["authorize", "calls", "checksum", "cursor", "json", "rtt", "units"],
         ],
     ),
     (

@@ -9,7 +9,7 @@ use crate::cnp::generation::{CHANNEL, Generation, Meaning};
 use crate::cnp::handshake::{HandshakeError, Syn, read_ack, read_syn_ack, write_ack, write_refusal};
 use crate::cnp::header::{Head, Layout, PacketError};
 use crate::cnp::numbering::Context;
-use crate::cnp::packet::{ErrorCode, PacketType, PeerError};
+use crate::cnp::packet::{ErrorCode, MessageKind, PacketType, PeerError};
 use crate::cnp::params::Protocol;
 use crate::cnp::per_message::Place;
 use crate::cnp::receiver::{PacketId, Taken};
@@ -34,7 +34,7 @@ struct Position {
     number: u64,
     /// They are the first of a message, and have this number.
     begins: Option<u64>,
-    is_last: bool,
+    last: Option<MessageKind>,
 }
 
 impl Channel {
@@ -88,17 +88,30 @@ impl Session {
     pub fn handle_end(&mut self) {
         // A message whose end nothing marks: what came of it is all that comes.
         self.complete_message();
-        self.handle_truncation();
+        self.on_end();
     }
 
     /// TLS, which carries the packets, has failed.
     pub fn handle_tls_failure(&mut self, words: &str) {
+        self.drop_message();
         self.end(Ending::Tls(words.into()));
     }
 
     /// The stream has ended without the word of TLS that nothing more comes: what is not complete
     /// was cut, maybe by somebody on the way.
     pub fn handle_truncation(&mut self) {
+        self.drop_message();
+        self.on_end();
+    }
+
+    /// Drops what came of a message that is not complete.
+    fn drop_message(&mut self) {
+        if let Some(channel) = &mut self.channel {
+            channel.receiver.end();
+        }
+    }
+
+    fn on_end(&mut self) {
         match self.state {
             State::Over => {}
             State::Lingering { .. } => self.state = State::Over,
@@ -253,11 +266,14 @@ impl Session {
             channel.generation = Generation::Second;
             typ = Some(PacketType::Data);
         }
+        if typ == Some(PacketType::Call) && channel.agreed.calls.is_none() {
+            typ = None;
+        }
         let settled = channel.is_settled();
         let (sender, numbering) = (&channel.sender, &mut channel.numbering);
         let mut begins = None;
         let number = match typ {
-            Some(PacketType::Data | PacketType::Fragment) => {
+            Some(PacketType::Data | PacketType::Fragment | PacketType::Call) => {
                 let again = channel.last_data == Some(head.checksum) && !settled;
                 let expected = channel.receiver.expected();
                 match numbering.of_data(head.seq, Context { expected, again, settled }) {
@@ -295,12 +311,15 @@ impl Session {
         // The server has this client's ACK, or it would say nothing.
         self.unconfirmed = None;
         match typ {
-            Some(PacketType::Data | PacketType::Fragment) => {
+            Some(PacketType::Data | PacketType::Fragment | PacketType::Call) => {
                 if begins.is_some() {
                     self.complete_message();
                 }
-                let is_last = self.is_last(head, payload, typ == Some(PacketType::Data));
-                self.handle_data(now, head, Position { number, begins, is_last }, payload);
+                let is_last = self.is_last(head, payload, typ != Some(PacketType::Fragment));
+                let is_call = typ == Some(PacketType::Call);
+                let kind = if is_call { MessageKind::Call } else { MessageKind::Plain };
+                let last = is_last.then_some(kind);
+                self.handle_data(now, head, Position { number, begins, last }, payload);
             }
             Some(PacketType::Ack) => self.handle_ack(now, number, payload),
             Some(PacketType::Error) => self.end(Ending::PeerError(PeerError::parse(payload))),
@@ -354,7 +373,7 @@ impl Session {
     }
 
     fn handle_data(&mut self, now: Instant, head: &Head, position: Position, payload: &[u8]) {
-        let Position { number, begins, is_last } = position;
+        let Position { number, begins, last } = position;
         let Some(channel) = &mut self.channel else { return };
         if matches!(self.state, State::Lingering { .. }) {
             return;
@@ -362,11 +381,11 @@ impl Session {
         if payload.len() > channel.agreed.packet_max {
             return self.fail(ErrorCode::TooLarge, "more bytes in a packet than was agreed");
         }
-        if !is_last && !channel.agreed.strict() && channel.agreed.characters.is_none() {
+        if last.is_none() && !channel.agreed.strict() && channel.agreed.characters.is_none() {
             return self.fail(ErrorCode::Malformed, "a fragment where none was agreed");
         }
         let packet = PacketId { seq: head.seq, number };
-        match channel.receiver.handle_data(packet, is_last, payload) {
+        match channel.receiver.handle_data(packet, last, payload) {
             Taken::New => {
                 let within = channel.receiver.is_within();
                 channel.numbering.on_taken(head.seq, begins, !within);
@@ -430,9 +449,12 @@ impl Session {
 
     pub(super) fn hand_on(&mut self) {
         let Some(channel) = &mut self.channel else { return };
-        while let Some(message) = channel.receiver.poll_message() {
+        while let Some((kind, message)) = channel.receiver.poll_message() {
             self.counters.messages_received += 1;
-            self.events.push_back(Event::Message(message));
+            self.events.push_back(match kind {
+                MessageKind::Plain => Event::Message(message),
+                MessageKind::Call => Event::Call(message),
+            });
         }
     }
 

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 mod input;
 mod output;
+mod sending;
 
 /// What happens to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub enum Event {
     /// The next message came; the first one is `ReceiveId(0)`. It counts, and is not acknowledged,
     /// until [`Session::acknowledge`] says that the application has handled it.
     Message(Bytes),
+    /// The same of a message about a call: a [`CallMessage`](super::CallMessage).
+    Call(Bytes),
     /// A message that was sent has been acknowledged.
     Acknowledged(SendId),
     /// The session is over. What was not acknowledged has failed.
@@ -382,6 +385,11 @@ impl Session {
         self.config.packet_timeout
     }
 
+    /// The settings of this end.
+    pub fn config(&self) -> &SessionConfig {
+        &self.config
+    }
+
     /// What carries its packets.
     pub fn carrier(&self) -> Carrier {
         self.config.carrier
@@ -490,24 +498,6 @@ impl Session {
     }
 
     // ---- what the application does ----
-
-    /// Sends a message, once the session is open and the window allows; [`Event::Acknowledged`]
-    /// says that it has arrived. What is sent before that waits.
-    pub fn send(&mut self, now: Instant, message: Bytes) -> Result<SendId, SendError> {
-        if self.is_over() || self.closes {
-            return Err(SendError::Over);
-        }
-        let channel =
-            self.channel.as_mut().filter(|_| self.state == State::Open).ok_or(SendError::NotOpen)?;
-        let (len, max) = (message.len(), channel.agreed.message_max());
-        if !channel.agreed.fits(&message) {
-            return Err(SendError::TooLarge(TooLarge { len, max }));
-        }
-        if channel.agreed.characters.is_some() && std::str::from_utf8(&message).is_err() {
-            return Err(SendError::NotText);
-        }
-        Ok(channel.sender.send(now, message))
-    }
 
     /// The application has handled a message, which is acknowledged when all before it are. The
     /// second time, and once the session is over, nothing happens.
@@ -694,4 +684,7 @@ pub enum SendError {
     /// The peer's program counts the characters of a message, and this is no UTF-8.
     #[error("a message that is no text, where the peer takes text alone")]
     NotText,
+    /// The peer's program knows no calls.
+    #[error("the peer's program knows no calls")]
+    NoCalls,
 }

@@ -5,7 +5,7 @@ use crate::cnp::config::{Carrier, SessionConfig};
 use crate::cnp::control::{ACK, ACK_BEFORE_LEN, CONTROL_LEN, DISCONNECT, GAP, HOLD, NACK_PAYLOAD};
 use crate::cnp::generation::NACK;
 use crate::cnp::header::{HEAD_BYTES, Layout};
-use crate::cnp::packet::{ErrorCode, PacketType, append, append_marked};
+use crate::cnp::packet::{ErrorCode, MessageKind, PacketType, append, append_marked};
 use crate::cnp::sender::Outgoing;
 use crate::cnp::seq::Seq;
 use crate::rtt::Rtt;
@@ -276,7 +276,11 @@ fn append_ack(out: &mut Vec<u8>, ack: Ack, channel: &Channel, carrier: Carrier) 
 }
 
 fn append_data(out: &mut Vec<u8>, data: &Outgoing, channel: &Channel) {
-    let typ = if data.is_last { PacketType::Data } else { PacketType::Fragment };
+    let typ = match data.last {
+        None => PacketType::Fragment,
+        Some(MessageKind::Plain) => PacketType::Data,
+        Some(MessageKind::Call) => PacketType::Call,
+    };
     let generation = channel.data_type.map_or(channel.generation, |data_type| data_type.next(data.before));
     // Every generation has a byte for both.
     let byte = generation.byte(typ).unwrap_or(typ.byte());
@@ -284,6 +288,6 @@ fn append_data(out: &mut Vec<u8>, data: &Outgoing, channel: &Channel) {
     let seq = Seq::of(if counts { data.number } else { data.index });
     match generation.layout() {
         Layout::Plain => append(out, byte, seq, data.number, &channel.checksum, &data.payload),
-        Layout::Marked => append_marked(out, data.is_last, byte, seq, &data.payload),
+        Layout::Marked => append_marked(out, data.last.is_some(), byte, seq, &data.payload),
     }
 }
