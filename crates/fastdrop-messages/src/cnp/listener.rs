@@ -171,6 +171,14 @@ impl Listener {
         }
     }
 
+    /// All sessions end at once, for this reason.
+    pub(super) fn abort_all(&mut self, why: &str) {
+        for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
+            shared.lock().session.abort(ErrorCode::Shutdown, why);
+            shared.changed.notify_one();
+        }
+    }
+
     /// Whether a session is still under way.
     pub(super) fn is_busy(&mut self) -> bool {
         while let Some(result) = self.tasks.try_join_next() {

@@ -186,12 +186,18 @@ impl Server {
             sessions.spawn(serve(session));
         }
         let drain = self.drain;
-        let all = async {
-            while let Some(result) = sessions.join_next().await {
-                log_panic(result);
+        let handlers = async {
+            let all = async {
+                while let Some(result) = sessions.join_next().await {
+                    log_panic(result);
+                }
+            };
+            if tokio::time::timeout(drain, all).await.is_err() {
+                tracing::warn!("left handlers that did not end in time");
+                sessions.shutdown().await;
             }
         };
-        let _ = tokio::time::timeout(drain, async { tokio::join!(self.close(), all) }).await;
+        tokio::join!(self.close(), handlers);
     }
 
     /// Accepts nobody any more, and closes all sessions, within the time that was set for that.
@@ -389,12 +395,13 @@ impl ServerBuilder {
             let config = self.session(Carrier::Stream)?;
             let (ready, budget) = (ready.clone(), Arc::clone(&budget));
             let (idle_timeout, metrics) = (self.idle_timeout, self.metrics.clone());
-            let acceptance = Acceptance { config, acceptor, ready, budget, idle_timeout, metrics };
+            let acceptance =
+                Acceptance { config, acceptor, ready, budget, idle_timeout, metrics, drain: self.drain };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
                 serve_stream(accepted, signal, acceptance.clone())
             };
             let (end, drain) = (signal.clone().waited(), self.drain);
-            tasks.spawn(async move { incoming.serve(end, drain, serve).await });
+            tasks.spawn(async move { incoming.serve(end, drain + FAREWELL, serve).await });
         }
         let mut shared_listener = None;
         if let Some(socket) = socket {
@@ -416,6 +423,10 @@ impl ServerBuilder {
     }
 }
 
+/// The time that sessions have to say their last word, when the time to come to an end is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+const DRAINED: &str = "the server ends, and did not finish in time";
+
 /// No time that is left for a handshake is shorter.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -428,6 +439,7 @@ struct Acceptance {
     budget: Arc<Budget>,
     idle_timeout: Option<Duration>,
     metrics: Metrics,
+    drain: Duration,
 }
 
 /// The handshake of TLS, if there is to be one, within the time for handshakes.
@@ -447,7 +459,7 @@ async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
-    let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics } = acceptance;
+    let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
     let begin = Instant::now();
     let wire = match &acceptor {
         None => Wire::Plain(stream),
@@ -487,6 +499,9 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     let close = async {
         signal.wait().await;
         shared.lock().shut_down();
+        shared.changed.notify_one();
+        tokio::time::sleep(drain).await;
+        shared.lock().session.abort(ErrorCode::Shutdown, DRAINED);
         shared.changed.notify_one();
         std::future::pending().await
     };
@@ -530,7 +545,7 @@ async fn serve_datagrams(
     const LOOK: Duration = Duration::from_millis(20);
     let lock = || listener.lock().unwrap_or_else(PoisonError::into_inner);
     let mut room = Room::new();
-    let mut until: Option<Instant> = None;
+    let (mut until, mut drained): (Option<Instant>, bool) = (None, false);
     loop {
         let look = tokio::time::sleep(LOOK);
         let give_back_at = room.give_back_at();
@@ -553,7 +568,11 @@ async fn serve_datagrams(
             () = look, if until.is_some() => {}
             () = idle, if give_back_at.is_some() => room.give_back(Instant::now()),
         }
-        if until.is_some_and(|until| until <= Instant::now() || !lock().is_busy()) {
+        let now = Instant::now();
+        if until.is_some_and(|until| until <= now) && !std::mem::replace(&mut drained, true) {
+            lock().abort_all(DRAINED);
+        }
+        if until.is_some_and(|until| until + FAREWELL <= now || !lock().is_busy()) {
             return;
         }
     }
