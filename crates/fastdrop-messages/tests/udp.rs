@@ -4,7 +4,7 @@
 
 mod relay;
 
-use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
+use fastdrop_messages::vstp::udp::{Departure, Failure, PeerEvent, ReassemblyLimits};
 use fastdrop_messages::vstp::{
     Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpServer, VstpUdpClient, VstpUdpServer, encode_frame,
 };
@@ -232,4 +232,46 @@ async fn case_75_a_complaint_is_not_complained_about() {
     client.send(Frame::new(FrameType::Data).with_payload(b"7".to_vec()), to).await.unwrap();
     assert_eq!(soon(client.recv()).await.unwrap().0.payload, b"7", "the complaint was answered");
     serving.abort();
+}
+
+/// Peers that come and go are told of, also while a handler has the server.
+#[tokio::test]
+async fn a_server_learns_who_joins_and_who_is_gone() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let mut events = server.events(Duration::from_secs(2));
+    let serving = tokio::spawn(server.run(|_, _| async {}));
+    let polite = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let silent = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    for client in [&polite, &silent] {
+        client.send_with_ack(Frame::new(FrameType::Data), to).await.unwrap();
+        let joined = soon(events.next()).await;
+        assert_eq!(joined, Some(PeerEvent::Joined(client.local_addr().unwrap())));
+    }
+    polite.send(Frame::new(FrameType::Bye), to).await.unwrap();
+    let gone = |client: &VstpUdpClient, why| Some(PeerEvent::Gone(client.local_addr().unwrap(), why));
+    assert_eq!(soon(events.next()).await, gone(&polite, Departure::Bye));
+    assert_eq!(soon(events.next()).await, gone(&silent, Departure::Silent));
+    silent.send(Frame::new(FrameType::Data), to).await.unwrap();
+    assert_eq!(soon(events.next()).await, Some(PeerEvent::Joined(silent.local_addr().unwrap())));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_client_learns_that_its_server_is_gone() {
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let to = server.local_addr().unwrap();
+    let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let mut events = client.events(Duration::from_secs(60));
+    let answering = async {
+        let (frame, from) = server.recv().await.unwrap();
+        server.send(frame, from).await.unwrap();
+    };
+    let asking = client.send(Frame::new(FrameType::Data), to);
+    let (asked, ()) = tokio::join!(asking, answering);
+    asked.unwrap();
+    assert_eq!(soon(events.next()).await, Some(PeerEvent::Joined(to)));
+    drop(server);
+    soon(client.send_with_ack(Frame::new(FrameType::Data), to)).await.unwrap_err();
+    assert_eq!(soon(events.next()).await, Some(PeerEvent::Gone(to, Departure::Unreachable)));
 }

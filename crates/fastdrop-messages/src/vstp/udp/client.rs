@@ -3,6 +3,7 @@
 pub use super::config::UdpConfig;
 use super::delivery::Delivery;
 use super::driver::Handle;
+use super::presence::PeerEvents;
 use crate::metrics::Metrics;
 use crate::vstp::types::{Frame, LARGER, VstpError};
 use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, Unreachable};
@@ -156,6 +157,12 @@ impl VstpUdpClient {
     /// How many messages have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
+    }
+
+    /// Tells from now on which peers come and go, where one from which nothing has come for so long
+    /// counts as gone.
+    pub fn events(&self, silent_after: Duration) -> PeerEvents {
+        self.handle.events(silent_after)
     }
 
     /// Counts of what this client does, also when it is used up.

@@ -1,13 +1,14 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers
 //! that send.
 
+use super::presence::{Departure, PeerEvents, Presence};
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, canonical, is_about_another};
 use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, SendId,
-    Transmit, Unreachable,
+    Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, FrameType,
+    SendId, Transmit, Unreachable,
 };
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -35,7 +36,7 @@ pub(super) struct Shared {
 struct State {
     endpoint: Endpoint,
     received: VecDeque<Received>,
-    waiting: HashMap<SendId, oneshot::Sender<Result<(), Failure>>>,
+    waiting: HashMap<SendId, (SocketAddr, oneshot::Sender<Result<(), Failure>>)>,
     /// What the socket had no room for.
     unsent: Option<Transmit>,
     buffer: Vec<u8>,
@@ -43,6 +44,8 @@ struct State {
     closed: bool,
     /// The socket is of no use any more.
     broken: Option<io::ErrorKind>,
+    /// Those who want to know who comes and goes.
+    presences: Vec<Presence>,
     metrics: Metrics,
     /// What the endpoint had counted when that was last added to the metrics.
     counted: Counters,
@@ -129,6 +132,7 @@ impl Handle {
             buffer: Vec::new(),
             closed: false,
             broken: None,
+            presences: Vec::new(),
             metrics: Metrics::default(),
             counted: Counters::default(),
         };
@@ -156,7 +160,7 @@ impl Handle {
             let mut state = self.shared.lock();
             let send = state.endpoint.send(Instant::now(), to, frame, acknowledged);
             let (told, outcome) = oneshot::channel();
-            state.waiting.insert(send, told);
+            state.waiting.insert(send, (to, told));
             self.shared.pump(&mut state);
             outcome
         };
@@ -273,6 +277,15 @@ impl Handle {
         self.shared.lock().endpoint.counters()
     }
 
+    /// Tells from now on who comes and goes.
+    pub(super) fn events(&self, silent_after: Duration) -> PeerEvents {
+        let (presence, events) = Presence::new(silent_after);
+        let mut state = self.shared.lock();
+        state.presences.retain(|presence| !presence.is_over());
+        state.presences.push(presence);
+        events
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         self.shared.lock().metrics.clone()
     }
@@ -351,6 +364,10 @@ impl Shared {
         while let Some(event) = state.endpoint.poll_event() {
             match event {
                 Event::Received { from, frame, acknowledgement: wanted } => {
+                    let is_bye = frame.typ == FrameType::Bye;
+                    for presence in &mut state.presences {
+                        presence.on_frame(Instant::now(), from, is_bye);
+                    }
                     let local = state.endpoint.local(from);
                     state.metrics.on(Count::MessagesReceived);
                     state.received.push_back(Received { from, local, frame, wanted });
@@ -359,7 +376,11 @@ impl Shared {
                 Event::Outcome { send, result } => {
                     let sent = result.is_ok();
                     state.metrics.on(if sent { Count::MessagesSent } else { Count::MessagesFailed });
-                    if let Some(told) = state.waiting.remove(&send) {
+                    if let Some((to, told)) = state.waiting.remove(&send) {
+                        let is_gone = matches!(result, Err(Failure::TimedOut | Failure::Unreachable(_)));
+                        for presence in state.presences.iter_mut().filter(|_| is_gone) {
+                            presence.on_gone(to, Departure::Unreachable);
+                        }
                         // A caller that was dropped does not want to know.
                         let _ = told.send(result);
                     }
@@ -391,7 +412,10 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                     }
                 }
             }
-            (state.endpoint.poll_timeout(), state.unsent.is_some())
+            state.presences.retain(|presence| !presence.is_over());
+            let silent = state.presences.iter().filter_map(Presence::poll_timeout);
+            let deadline = silent.chain(state.endpoint.poll_timeout()).min();
+            (deadline, state.unsent.is_some())
         };
         let linger = closed_at.map(|at| at + Handle::LINGER);
         let deadline = [deadline, linger, room.give_back_at()].into_iter().flatten().min();
@@ -412,7 +436,9 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
             () = pause, if deadline.is_some() => {
                 room.give_back(Instant::now());
                 let mut state = shared.lock();
-                state.endpoint.handle_timeout(Instant::now());
+                let now = Instant::now();
+                state.presences.iter_mut().for_each(|presence| presence.handle_timeout(now));
+                state.endpoint.handle_timeout(now);
                 shared.pump(&mut state);
             }
             () = shared.changed.notified() => {}
@@ -437,6 +463,9 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
                     shared.pump(&mut state);
                 }
                 state.endpoint.handle_datagram(now, from, bytes);
+                for presence in &mut state.presences {
+                    presence.on_heard(now, from);
+                }
                 if let Some(local) = path.local {
                     state.endpoint.set_local(from, local);
                 }

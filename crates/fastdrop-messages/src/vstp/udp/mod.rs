@@ -4,6 +4,7 @@ pub mod client;
 mod config;
 mod delivery;
 mod driver;
+mod presence;
 pub mod server;
 
 pub use client::VstpUdpClient;
@@ -11,6 +12,7 @@ pub use config::{UdpConfig, UdpServerConfig};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
 pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits, Unreachable};
+pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;
 
 /// The most bytes of a datagram before it is known that more fit.

@@ -3,6 +3,7 @@
 pub use super::config::UdpServerConfig;
 use super::delivery::Delivery;
 use super::driver::{Handle, Others};
+use super::presence::PeerEvents;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -152,6 +153,12 @@ impl VstpUdpServer {
     /// How many messages have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
+    }
+
+    /// Tells from now on which peers come and go, where one from which nothing has come for so long
+    /// counts as gone. To be asked for before [`Self::run`], which uses this up.
+    pub fn events(&self, silent_after: Duration) -> PeerEvents {
+        self.handle.events(silent_after)
     }
 
     /// Counts of what this server does, also when it is used up.
