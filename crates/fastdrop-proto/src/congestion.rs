@@ -43,6 +43,8 @@ pub trait Controller: Debug + Send {
     fn window(&self) -> u64;
     /// The bytes a second at which they may leave; None while nothing is known.
     fn rate(&self) -> Option<f64>;
+    /// The bytes a second at which they have been seen to arrive; None while nothing is known.
+    fn arrival_rate(&self) -> Option<f64>;
 }
 
 /// Bounds nothing: for what runs over TCP, which has a controller of its own.
@@ -63,6 +65,10 @@ impl Controller for Unbounded {
     }
 
     fn rate(&self) -> Option<f64> {
+        None
+    }
+
+    fn arrival_rate(&self) -> Option<f64> {
         None
     }
 }
@@ -112,7 +118,7 @@ impl Flow {
     /// Bytes that leave at once even where that is faster than the rate.
     const BURST_MIN: f64 = 12_000.0;
     /// So much of a second's bytes may leave at once: timers are no finer than a millisecond.
-    const BURST: Duration = Duration::from_millis(2);
+    pub const BURST: Duration = Duration::from_millis(2);
     /// What waits for the rate waits until this much may leave, or one datagram if that is more.
     const QUANTUM: Duration = Duration::from_micros(1000);
     const QUANTUM_MAX: f64 = 65_536.0;
@@ -143,6 +149,11 @@ impl Flow {
     /// What the controller allows a second.
     pub fn rate(&self) -> Option<f64> {
         self.controller.rate()
+    }
+
+    /// What has been seen to arrive a second.
+    pub fn arrival_rate(&self) -> Option<f64> {
+        self.controller.arrival_rate()
     }
 
     /// What the controller allows on its way.

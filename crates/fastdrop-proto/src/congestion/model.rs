@@ -284,6 +284,11 @@ impl Controller for Model {
         (window * self.overhead()).max(floor) as u64
     }
 
+    fn arrival_rate(&self) -> Option<f64> {
+        let best = self.best_rate();
+        (best > 0.0).then_some(best)
+    }
+
     fn rate(&self) -> Option<f64> {
         let best = self.best_rate();
         (best > 0.0 && self.rtt_min.is_some())

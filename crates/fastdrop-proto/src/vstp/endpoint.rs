@@ -4,7 +4,7 @@ use super::acknowledgement::Acknowledgement;
 use super::arrivals::Arrived;
 use super::error_code::{ErrorCode, code_of};
 use super::failure::{Failure, Unreachable};
-use super::fragment::{Fragment, Report, parse_refusal};
+use super::fragment::{CAME, Fragment, Report, parse_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
 use super::ids::{MSG_ID, SendId};
 use super::peer::{CHALLENGE, Peer, Proof, write_challenge};
@@ -196,13 +196,24 @@ impl Endpoint {
         self.next_send += 1;
         let send = SendId(self.next_send);
         let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
+        // An answer of an application that answers for itself is like one of the endpoint.
+        let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err);
         let sent = match self.peer(now, to, Proof::Proved) {
             None => Err(Failure::Busy),
             Some(peer) => match peer.sending.send(now, send, frame, acknowledged, datagram) {
                 Ok(None) => Ok(()),
-                Ok(Some(small)) => peer.push_small(now, small).map(|()| {
-                    self.events.push_back(Event::Outcome { send, result: Ok(()) });
-                }),
+                Ok(Some(small)) => {
+                    let taken = if is_answer {
+                        peer.push_small(now, small).map(|()| true)
+                    } else {
+                        peer.push_plain(now, send, small)
+                    };
+                    taken.map(|told| {
+                        if told {
+                            self.events.push_back(Event::Outcome { send, result: Ok(()) });
+                        }
+                    })
+                }
                 Err(failure) => Err(failure),
             },
         };
@@ -258,6 +269,11 @@ impl Endpoint {
 
     /// Takes a frame that came whole, and notes its arrival if it asks for an acknowledgement.
     fn handle_small(&mut self, now: Instant, from: SocketAddr, frame: FrameBytes, crc: u32) {
+        if !frame.flags.contains(Flags::REQ_ACK)
+            && let Some(peer) = self.peers.get_mut(&from)
+        {
+            peer.receiving.plain_came = peer.receiving.plain_came.wrapping_add(1);
+        }
         let duplicates = self.counters.duplicates;
         let wanted = self.receive(now, from, frame, crc);
         let again = self.counters.duplicates > duplicates;
@@ -276,7 +292,8 @@ impl Endpoint {
             return;
         };
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        match peer.sending.handle_report(now, &report) {
+        let came = frame.headers.number(CAME).map(|came| came as u32);
+        match peer.sending.handle_report(now, &report, came) {
             Some(true) => peer.proof = Proof::Proved,
             Some(false) => {}
             None => self.counters.unexpected += 1,

@@ -13,6 +13,8 @@ const TOTAL: &str = "frag-total";
 const NESTED: &str = "nested";
 const REPLACES: &str = "frag-replaces";
 const PROBE: &str = "frag-probe";
+/// In the report of a probe: small frames that came and want no acknowledgement, modulo 2^32.
+pub(super) const CAME: &str = "came";
 
 /// The most fragments of a message that peers of version 0.2 reassemble.
 pub const CLASSIC_TOTAL_MAX: u32 = 255;
@@ -194,6 +196,12 @@ pub(super) fn write_probe(id: u64, datagram: usize, out: &mut Vec<u8>) {
     let _ = probe.encode(out);
 }
 
+/// The report of a probe, with the count of small frames that came and want no acknowledgement.
+pub(super) fn write_probe_report(id: u64, came: u32, out: &mut Vec<u8>) {
+    let report = Report { id, base: 1, limit: 1, delay_us: 0, bitmap: Vec::new() };
+    report.write_with(HeadersBuf::default().with(ID, id_digits(id)).with(CAME, came), out);
+}
+
 /// What a receiver says about the fragments of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -230,12 +238,15 @@ impl Report {
 
     /// Appends its frame to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_with(HeadersBuf::default().with(ID, id_digits(self.id)), out);
+    }
+
+    fn write_with(&self, headers: HeadersBuf, out: &mut Vec<u8>) {
         let mut payload = Vec::with_capacity(Self::NUMBERS_BYTES + self.bitmap.len());
         for number in [self.base, self.limit, self.delay_us] {
             payload.extend_from_slice(&number.to_be_bytes());
         }
         payload.extend_from_slice(&self.bitmap);
-        let headers = HeadersBuf::default().with(ID, id_digits(self.id));
         let flags = Flags::empty();
         let frame = FrameRef { typ: FrameType::Ack, flags, headers: headers.as_headers(), payload: &payload };
         // Nothing of it is too long.

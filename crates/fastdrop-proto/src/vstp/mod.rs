@@ -15,6 +15,7 @@ mod ids;
 mod outgoing;
 mod peer;
 mod pings;
+mod plain;
 mod random;
 mod reassembly;
 mod receiving;

@@ -2,6 +2,7 @@
 
 use super::failure::{Failure, Unreachable};
 use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
+use super::ids::SendId;
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::{ReassemblyLimits, Receiving};
@@ -108,6 +109,16 @@ impl Peer {
         }
         self.small.push_back((now + Self::PROOF_WAIT, bytes));
         Ok(())
+    }
+
+    /// Takes a frame of the application that wants no acknowledgement. Returns true if its sender
+    /// need not wait until it has left: always where that waits for a proof, as others than the
+    /// address may have to.
+    pub(super) fn push_plain(&mut self, now: Instant, send: SendId, bytes: Vec<u8>) -> Result<bool, Failure> {
+        match self.proof {
+            Proof::Proved => self.sending.push_plain(send, bytes),
+            Proof::Unproved { .. } => self.push_small(now, bytes).map(|()| true),
+        }
     }
 
     /// Drops the frames that have waited for a proof for too long, and counts them.

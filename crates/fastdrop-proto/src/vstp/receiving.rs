@@ -3,7 +3,7 @@
 use super::acknowledgement::Acknowledgement;
 use super::arrivals::Arrivals;
 use super::error_code::ErrorCode;
-use super::fragment::{Fragment, Report, write_refusal};
+use super::fragment::{Fragment, Report, write_probe_report, write_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef};
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
@@ -82,6 +82,8 @@ pub(super) struct Receiving {
     pub(super) seen: Seen,
     /// Those of them that are small, wait for their application, and have not been reported.
     pub(super) arrivals: Arrivals,
+    /// Small frames that came and want no acknowledgement, modulo 2^32.
+    pub(super) plain_came: u32,
     /// Answers about messages that are not under way.
     answers: VecDeque<Vec<u8>>,
 }
@@ -124,8 +126,8 @@ impl Receiving {
         }
         if fragment.probe {
             if fragment.wants_reports {
-                let report = Report { id, base: 1, limit: 1, delay_us: 0, bitmap: Vec::new() };
-                self.answer(|out| report.write(out));
+                let came = self.plain_came;
+                self.answer(|out| write_probe_report(id, came, out));
             }
             return Got::Kept;
         }

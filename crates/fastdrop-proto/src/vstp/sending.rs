@@ -7,6 +7,7 @@ use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
 use super::ids::{SendId, new_stream};
 use super::outgoing::Outgoing;
+use super::plain::{Path, Plain};
 use super::random::Random;
 use super::streams::Numbers;
 use super::unacknowledged::{MSG_ID_HEADER_BYTES, Unacknowledged, numbered};
@@ -74,6 +75,7 @@ pub(super) struct Sending {
     held: VecDeque<(SendId, FrameBytes, bool)>,
     outgoing: VecDeque<Outgoing>,
     unacknowledged: Unacknowledged,
+    plain: Plain,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
     /// When something was last sent or reported while fragments were on their way.
     active_at: Instant,
@@ -125,6 +127,7 @@ impl Sending {
             held: VecDeque::new(),
             outgoing: VecDeque::new(),
             unacknowledged,
+            plain: Plain::new(now),
             outcomes: VecDeque::new(),
             active_at: now,
             pace_at: None,
@@ -137,7 +140,7 @@ impl Sending {
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
         let large = self.outgoing.is_empty() && self.held.is_empty();
-        large && self.unacknowledged.is_empty() && self.outcomes.is_empty()
+        large && self.unacknowledged.is_empty() && self.plain.is_empty() && self.outcomes.is_empty()
     }
 
     /// Bytes that wait for their turn to leave, at most.
@@ -248,9 +251,13 @@ impl Sending {
 
     /// A report came. None if it is about nothing that was sent (case 74); else whether its number
     /// could not be guessed.
-    pub(super) fn handle_report(&mut self, now: Instant, report: &Report) -> Option<bool> {
+    pub(super) fn handle_report(&mut self, now: Instant, report: &Report, came: Option<u32>) -> Option<bool> {
         if let Some(&(_, size)) = self.probing.probes.iter().find(|(id, _)| *id == report.id) {
             self.on_probe_reported(now, report, size);
+            return Some(false);
+        }
+        if self.plain.handle_report(now, report.id, came, &mut self.flow) {
+            self.reports = Reports::Yes(now);
             return Some(false);
         }
         let at = self.outgoing.iter().position(|message| message.has_id(report.id))?;
@@ -302,6 +309,7 @@ impl Sending {
         let held = self.held.drain(..);
         self.outcomes.extend(held.map(|(send, ..)| (send, Err(reason.clone()))));
         self.unacknowledged.abandon(reason, &mut self.flow);
+        self.plain.abandon(reason, &mut self.outcomes);
         self.tell_outcomes();
         self.probing = Probing::default();
     }
@@ -313,6 +321,10 @@ impl Sending {
         for message in &mut self.outgoing {
             message.detect_lost(now, &mut self.flow);
             message.ask_for_ack(now, self.patience.timeout_max);
+        }
+        let reports = self.is_reporting(now);
+        if self.plain.handle_timeout(now, &mut self.flow, reports) {
+            self.reports = Reports::No(now);
         }
         self.handle_silence(now);
         self.settle(now);
@@ -409,8 +421,11 @@ impl Sending {
     ) -> Option<usize> {
         self.admit(now);
         self.pace_at = None;
+        let mut size = self.poll_plain(now, budget, segments, out);
+        if size.is_some() {
+            return size;
+        }
         let small_first = self.small_ahead <= 0;
-        let mut size = None;
         for small in [small_first, !small_first] {
             size = if small {
                 self.poll_small(now, budget, segments, random, out)
@@ -430,6 +445,38 @@ impl Sending {
             }
         }
         self.tell_outcomes();
+        size
+    }
+
+    /// Takes a small frame that wants no acknowledgement. Returns true if its sender need not wait
+    /// until it has left.
+    pub(super) fn push_plain(&mut self, send: SendId, bytes: Vec<u8>) -> Result<bool, Failure> {
+        self.plain.push(send, bytes)
+    }
+
+    /// Small frames that want no acknowledgement, and the probes that ask how many of them came.
+    fn poll_plain(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
+        let reporting = self.reporting(now);
+        let may_report = !matches!(reporting, Reports::No(_));
+        if may_report && self.plain.wants_mark(&self.flow) {
+            // Below 256, as programs of version 0.2 show their applications any other.
+            self.next_id += 1;
+            let id = self.next_id & 0xff;
+            write_probe(id, 0, out);
+            if out.len() as u64 <= budget {
+                self.plain.on_marked(now, id);
+                return Some(out.len());
+            }
+            out.clear();
+        }
+        let is_shared = !self.outgoing.is_empty() || self.unacknowledged.has_unsent();
+        let path = Path { reports: matches!(reporting, Reports::Yes(_)), may_report, is_shared };
+        let most = (segments, Self::BATCH_BYTES);
+        let told = &mut self.outcomes;
+        let size = self.plain.poll_transmit(now, budget, most, path, &mut self.flow, told, out);
+        if size.is_some() && self.plain.is_empty() && !is_shared {
+            self.flow.on_idle();
+        }
         size
     }
 
@@ -617,6 +664,7 @@ impl Sending {
         // What waits for a proof of the address waits for that, and not for a time that has passed.
         let probe = self.probe_at().filter(|at| probed && *at > now);
         let pace = self.pace_at.filter(|at| *at > now);
-        messages.chain([waiting, silence, pace, probe]).flatten().min()
+        let plain = self.plain.poll_timeout(&self.flow);
+        messages.chain([waiting, silence, pace, probe, plain]).flatten().min()
     }
 }

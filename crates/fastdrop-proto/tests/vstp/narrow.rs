@@ -134,3 +134,48 @@ fn small_frames_and_a_large_message_have_half_each() {
     assert!((0.35..=0.65).contains(&share), "small frames had {share:.2} of the line");
     assert!(net.elapsed() < 6 * SECOND, "{:?}", net.elapsed());
 }
+
+/// Frames that want no acknowledgement: how many leave at once, arrive, and how long that takes.
+fn plain(link: &Link, frames: u64, len: usize) -> (u64, u64, Duration) {
+    let mut net = Net::new(9, link.clone(), 2);
+    for n in 0..frames {
+        net.send(0, 1, message(len, n), false);
+    }
+    let at_once = net.sent_datagrams[0];
+    net.run(600 * SECOND);
+    assert_eq!(net.outcomes[0].len() as u64, frames, "one outcome each");
+    (at_once, net.received[1].len() as u64, net.elapsed())
+}
+
+#[test]
+fn case_123_frames_without_acknowledgement_leave_at_the_rate_of_the_path() {
+    for (bits, rtt) in [(20e6, 40), (5e6, 40), (1e9, 1)] {
+        let link = Link::clean(bits, Duration::from_millis(rtt));
+        let (frames, len) = (4_000, 1_000);
+        let (at_once, came, took) = plain(&link, frames, len);
+        let line = Duration::from_secs_f64(frames as f64 * (len + 60) as f64 / link.bytes_per_second);
+        eprintln!(
+            "{bits} {rtt}: {at_once} at once, {came} of {frames} came in {took:?}, the line needs {line:?}"
+        );
+        assert!(at_once <= 90, "{at_once}");
+        assert!(came as f64 >= 0.9 * frames as f64, "{came}");
+        assert!(took <= line * 3 / 2 + SECOND / 4, "{took:?} for {line:?}");
+    }
+}
+
+#[test]
+fn a_few_frames_without_acknowledgement_leave_at_once() {
+    let link = Link::clean(5e6, Duration::from_millis(40));
+    let (at_once, came, _) = plain(&link, 60, 200);
+    assert!((60..64).contains(&at_once) && came == 60, "{at_once} left, {came} came");
+}
+
+/// Nobody is told that a frame has left which waits, and nobody waits for ever for one that is not
+/// there.
+#[test]
+fn frames_without_acknowledgement_to_nobody_leave_all_the_same() {
+    let link = Link { loss: 1.0, ..Link::clean(100e6, Duration::from_millis(10)) };
+    let (_, came, took) = plain(&link, 4_000, 1_000);
+    assert_eq!(came, 0);
+    assert!(took < 12 * SECOND, "{took:?}");
+}
