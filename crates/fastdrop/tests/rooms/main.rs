@@ -44,7 +44,14 @@ const CRATES: &[(&str, Floors)] = &[
     ),
     (
         "fastdrop-messages",
-        &[&["lib"], &["port"], &["cnp", "vstp"], &["datagrams", "incoming"], &["shutdown", "tls", "token"]],
+        &[
+            &["lib"],
+            &["port"],
+            &["cnp", "vstp"],
+            &["connecting"],
+            &["datagrams", "incoming"],
+            &["metrics", "places", "shutdown", "tls", "token"],
+        ],
     ),
     (
         "fastdrop-cli",

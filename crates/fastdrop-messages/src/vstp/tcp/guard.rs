@@ -1,7 +1,6 @@
 //! Bounds on how long a connection may be silent, and the place that it holds.
 
 use super::TcpConfig;
-use super::stream::Stream;
 use crate::metrics::{Count, Metrics};
 use crate::places::Place;
 use std::future::Future;
@@ -44,8 +43,8 @@ impl From<Overdue> for io::Error {
 
 /// A stream that ends when its peer has been silent for too long, or its place is needed.
 #[derive(Debug)]
-pub(crate) struct Guarded {
-    inner: Stream,
+pub(crate) struct Guarded<S> {
+    inner: S,
     place: Option<Place>,
     first_frame_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
@@ -62,9 +61,9 @@ pub(crate) struct Guarded {
     metrics: Metrics,
 }
 
-impl Guarded {
+impl<S> Guarded<S> {
     /// A place is given at the end that listens, where the first frame is waited for.
-    pub(super) fn new(inner: Stream, config: &TcpConfig, place: Option<Place>) -> Self {
+    pub(super) fn new(inner: S, config: &TcpConfig, place: Option<Place>) -> Self {
         let now = Instant::now();
         config.metrics.on(Count::Joined);
         Self {
@@ -149,13 +148,13 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl<S> Drop for Guarded<S> {
     fn drop(&mut self) {
         self.metrics.on(Count::Gone);
     }
 }
 
-impl AsyncRead for Guarded {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -169,7 +168,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.inner).poll_write(cx, buf);

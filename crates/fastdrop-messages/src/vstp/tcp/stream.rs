@@ -17,7 +17,7 @@ pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     /// Either, within the bounds that were set.
-    Guarded(Box<Guarded>),
+    Guarded(Box<Guarded<Stream>>),
 }
 
 impl Stream {
