@@ -10,6 +10,7 @@ use fastdrop_proto::cnp::{
     CallMessage, CallRefusal, Ending, ErrorCode, Event, ReceiveId, SendError, SendId, Session,
 };
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -39,6 +40,8 @@ pub(super) struct State {
     pub(super) ended: Option<Ending>,
     /// No caller is left.
     pub(super) abandoned: bool,
+    /// The address of a peer by UDP, which may change.
+    pub(super) peer: Option<SocketAddr>,
     /// The server ends: no message more is handed on, and the session is closed when nothing is in
     /// the hands of the application.
     shutting_down: bool,
@@ -160,6 +163,7 @@ impl Shared {
             receipts: Receipts::default(),
             ended: None,
             abandoned: false,
+            peer: None,
             shutting_down: false,
             in_hand: 0,
         };
@@ -338,6 +342,7 @@ pub(super) async fn drive(
                 state.session.close(now);
             }
             link.receive(now, &mut state.session);
+            state.peer = link.peer();
             if state.session.poll_timeout().is_some_and(|at| at <= now) {
                 state.session.handle_timeout(now);
             }

@@ -6,9 +6,10 @@ use crate::datagrams::{Path, Room, Socket, Transmit};
 use crate::places::Place;
 use crate::tls::Fingerprint;
 use bytes::{Buf, BytesMut};
-use fastdrop_proto::cnp::Session;
+use fastdrop_proto::cnp::{PathChallenge, Session};
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -40,6 +41,8 @@ pub(super) struct Stream {
 pub(super) struct Datagrams {
     socket: Arc<Socket>,
     path: Path,
+    /// A new address of the peer that has to prove itself, and the question to it.
+    candidate: Option<(Path, PathChallenge)>,
     source: Source,
     out: Vec<u8>,
     /// Whether the system has said that nobody is there.
@@ -50,11 +53,14 @@ pub(super) struct Datagrams {
     lengths: VecDeque<usize>,
 }
 
+/// A datagram, and where it came from.
+pub(super) type Received = (Path, Vec<u8>);
+
 pub(super) enum Source {
     /// The socket is this session's alone.
     Own(Room),
     /// Somebody else receives, and hands on what is from the peer.
-    Inbox(mpsc::Receiver<Vec<u8>>, Option<Vec<u8>>),
+    Inbox(mpsc::Receiver<Received>, Option<Received>),
 }
 
 impl Link {
@@ -84,7 +90,17 @@ impl Link {
     pub(super) fn datagrams(socket: Arc<Socket>, path: Path, source: Source) -> Self {
         let (out, lengths) = (Vec::new(), VecDeque::new());
         let (refused, traffic) = (false, Traffic::default());
-        Self::Datagrams(Box::new(Datagrams { socket, path, source, out, refused, traffic, sent: 0, lengths }))
+        Self::Datagrams(Box::new(Datagrams {
+            socket,
+            path,
+            candidate: None,
+            source,
+            out,
+            refused,
+            traffic,
+            sent: 0,
+            lengths,
+        }))
     }
 
     /// The fingerprint of the certificate that the peer has shown.
@@ -142,6 +158,14 @@ impl Link {
         match self {
             Self::Stream(link) => link.written < link.out.len() || link.wire.wants_write(),
             Self::Datagrams(link) => !link.lengths.is_empty(),
+        }
+    }
+
+    /// The address of the peer, if it may change.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Stream(_) => None,
+            Self::Datagrams(link) => Some(link.path.remote),
         }
     }
 
@@ -287,6 +311,42 @@ impl Stream {
     }
 }
 
+/// A datagram of the peer came from a new address: that is asked for its proof, in a datagram that
+/// is shorter than the one that came, until it has given it. Then everything goes there.
+fn prove(
+    socket: &Socket,
+    path: &mut Path,
+    candidate: &mut Option<(Path, PathChallenge)>,
+    from: Path,
+    answered: Option<PathChallenge>,
+    session: &Session,
+) {
+    let asked = candidate.filter(|(asked, _)| asked.remote == from.remote);
+    if let Some((_, challenge)) = asked
+        && answered == Some(challenge)
+    {
+        tracing::debug!(before = %path.remote, now = %from.remote, "the peer has another address");
+        *path = from;
+        *candidate = None;
+        return;
+    }
+    let challenge = match asked {
+        Some((_, challenge)) => challenge,
+        None => {
+            let mut bytes = [0; 8];
+            if getrandom::fill(&mut bytes).is_err() {
+                return;
+            }
+            PathChallenge(bytes)
+        }
+    };
+    *candidate = Some((from, challenge));
+    if let Some(question) = session.path_challenge(challenge) {
+        // One that does not leave is sent for the next datagram.
+        let _ = socket.try_send_one(from, &question);
+    }
+}
+
 impl Datagrams {
     fn receive(&mut self, now: Instant, session: &mut Session) {
         match &mut self.source {
@@ -314,9 +374,13 @@ impl Datagrams {
             }
             Source::Inbox(inbox, next) => {
                 let mut count = 0;
-                while let Some(datagram) = next.take().or_else(|| inbox.try_recv().ok()) {
+                while let Some((path, datagram)) = next.take().or_else(|| inbox.try_recv().ok()) {
                     self.traffic.received += datagram.len() as u64;
                     session.handle_datagram(now, &datagram);
+                    if path.remote != self.path.remote && session.is_from_peer(&datagram) {
+                        let answered = session.poll_path_response();
+                        prove(&self.socket, &mut self.path, &mut self.candidate, path, answered, session);
+                    }
                     count += 1;
                     if count >= 64 * Link::RECEIVES {
                         break;

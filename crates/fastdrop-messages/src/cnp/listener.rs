@@ -3,30 +3,17 @@
 use super::driver::{Budget, Shared, drive};
 use super::link::{Link, Source};
 use super::session::{Handle, Session};
+use super::sessions::{Entry, Sessions};
 use crate::datagrams::{Path, Socket};
 use crate::incoming::log_panic;
 use crate::metrics::{Count, Metrics};
 use fastdrop_proto::cnp::{
     Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
 };
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-struct Entry {
-    inbox: mpsc::Sender<Vec<u8>>,
-    shared: Weak<Shared>,
-}
-
-impl Entry {
-    /// Whether the session is over, or only waits in case that its last acknowledgement is lost.
-    fn is_over(&self) -> bool {
-        self.shared.upgrade().is_none_or(|shared| shared.lock().session.is_over())
-    }
-}
 
 /// The sessions of one socket.
 pub(crate) struct Listener {
@@ -34,7 +21,7 @@ pub(crate) struct Listener {
     config: SessionConfig,
     sessions_max: usize,
     acceptor: Acceptor,
-    sessions: HashMap<SocketAddr, Entry>,
+    sessions: Sessions,
     ready: mpsc::Sender<Session>,
     budget: Arc<Budget>,
     metrics: Metrics,
@@ -58,7 +45,7 @@ impl Listener {
         metrics: Metrics,
     ) -> Self {
         let acceptor = Acceptor::new(config.clone());
-        let (sessions, tasks) = (HashMap::new(), JoinSet::new());
+        let (sessions, tasks) = (Sessions::default(), JoinSet::new());
         Self {
             socket,
             config,
@@ -80,12 +67,12 @@ impl Listener {
         if datagram.len() > self.acceptor.datagram_max() {
             return;
         }
-        if let Some(entry) = self.sessions.get(&from) {
-            if entry.inbox.try_send(datagram.to_vec()).is_ok() && !Acceptor::is_handshake(datagram) {
+        if let Some(entry) = self.sessions.of(from, datagram) {
+            if entry.inbox.try_send((path, datagram.to_vec())).is_ok() && !Acceptor::is_handshake(datagram) {
                 return;
             }
             if entry.inbox.is_closed() {
-                self.sessions.remove(&from);
+                self.sessions.remove(from);
             }
         }
         if Acceptor::is_handshake(datagram) {
@@ -116,14 +103,14 @@ impl Listener {
             log_panic(result);
         }
         if self.sessions.len() >= self.sweep_at.min(self.sessions_max) {
-            self.sessions.retain(|_, entry| !entry.is_over());
+            self.sessions.sweep();
             self.sweep_at = 2 * self.sessions.len().max(32);
         }
         let (inbox, datagrams) = mpsc::channel(Self::INBOX);
         let agreed = handshake.agreed().clone();
         let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
         machine.handle_datagram(Instant::now(), datagram);
-        let fits = self.sessions.len() < self.sessions_max || self.sessions.contains_key(&from);
+        let fits = self.sessions.len() < self.sessions_max || self.sessions.contains(from);
         let place = self.ready.try_reserve().ok().filter(|_| fits && !self.closes);
         let Some(place) = place else {
             if self.closes {
@@ -156,8 +143,7 @@ impl Listener {
             self.metrics.clone(),
         ));
         // If there was one, its inbox is closed now, which is its end.
-        let shared = Arc::downgrade(&shared);
-        if self.sessions.insert(from, Entry { inbox, shared }).is_some() {
+        if self.sessions.insert(from, Entry::new(inbox, &shared)) {
             tracing::debug!(%from, "replaced by a new session");
         }
     }
@@ -165,7 +151,7 @@ impl Listener {
     /// All sessions take leave.
     pub(super) fn close_all(&mut self) {
         self.closes = true;
-        for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
+        for shared in self.sessions.shared() {
             shared.lock().shut_down();
             shared.changed.notify_one();
         }
@@ -173,7 +159,7 @@ impl Listener {
 
     /// All sessions end at once, for this reason.
     pub(super) fn abort_all(&mut self, why: &str) {
-        for shared in self.sessions.values().filter_map(|entry| entry.shared.upgrade()) {
+        for shared in self.sessions.shared() {
             shared.lock().session.abort(ErrorCode::Shutdown, why);
             shared.changed.notify_one();
         }

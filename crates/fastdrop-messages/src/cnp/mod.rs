@@ -63,6 +63,7 @@ mod link;
 mod listener;
 mod server;
 mod session;
+mod sessions;
 mod tally;
 mod wire;
 

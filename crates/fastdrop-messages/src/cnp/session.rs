@@ -74,9 +74,9 @@ impl Session {
         self.0.shared.lock().session.generation().unwrap_or(self.0.agreed.generation)
     }
 
-    /// The peer's address.
+    /// The peer's address; by UDP it may change.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.0.peer
+        self.0.shared.lock().peer.unwrap_or(self.0.peer)
     }
 
     /// The fingerprint of the certificate that the peer has shown, if it has shown one.

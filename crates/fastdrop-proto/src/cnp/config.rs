@@ -81,6 +81,9 @@ pub struct SessionConfig {
     /// else the acknowledgement of a message's last packet waits until the message is handled.
     /// Default true.
     pub handled: bool,
+    /// By UDP, the session goes on when the client's address changes, with a peer that knows that,
+    /// and with CRC-32C. Default true.
+    pub moves: bool,
     /// Calls of the peer that are taken at once, running or waiting; None for no calls. Default
     /// 1,024.
     pub calls: Option<u16>,
@@ -136,6 +139,7 @@ impl SessionConfig {
             authorize: None,
             keep_alive: Some(Duration::from_secs(15)),
             handled: true,
+            moves: carrier == Carrier::Datagrams,
             calls: Some(1024),
             limits: MessageLimits::default(),
             timeouts_max: 15,
@@ -183,6 +187,11 @@ impl SessionConfig {
             (self.client_id.as_ref().is_none_or(|id| id.len() <= 128), "a client's id has at most 128 bytes"),
         ];
         rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, why)| Err(ConfigError(why)))
+    }
+
+    /// Reports whether the session is to go on when the client's address changes.
+    pub(super) fn wants_moves(&self) -> bool {
+        self.moves && self.carrier == Carrier::Datagrams && self.checksum == ChecksumKind::Crc32c
     }
 
     /// Bytes of a datagram that has room for a packet of data behind a client's ACK.

@@ -67,7 +67,7 @@ impl Generation {
         match (self, byte) {
             (Self::Third, DATA) | (Self::Fourth, DATA) => is(PacketType::Data),
             (Self::Third, _) => match PacketType::of(byte)? {
-                PacketType::Fragment | PacketType::Handled | PacketType::Call => None,
+                typ if !typ.is_of_the_field() => None,
                 typ => is(typ),
             },
             (Self::Fourth, NACK) => Some(Meaning::Nack),
@@ -88,7 +88,8 @@ impl Generation {
         match (self, typ) {
             (Self::Second | Self::Third | Self::Fourth, PacketType::Data) => Some(DATA),
             (Self::Third | Self::Fourth, PacketType::Fragment) => Some(DATA),
-            (Self::Third, PacketType::KeepAlive | PacketType::Handled | PacketType::Call) => None,
+            (Self::Third, PacketType::KeepAlive) => None,
+            (Self::Third, typ) if !typ.is_of_the_field() => None,
             (Self::Fourth, PacketType::Ack) => Some(typ.byte()),
             (Self::Fourth, PacketType::Disconnect) => Some(DISCONNECT),
             (Self::Fourth, _) => None,

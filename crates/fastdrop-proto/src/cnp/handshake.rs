@@ -57,6 +57,8 @@ pub struct Agreed {
     /// An acknowledgement of a packet says only that it was received, and a packet of its own that
     /// messages were handled.
     pub handled: bool,
+    /// By UDP, the session goes on when the client's address changes.
+    pub moves: bool,
     /// Calls of this end that the peer takes at once; None if it knows no calls.
     pub calls: Option<u16>,
     /// The generation of the peer's program, as far as the handshake tells.
@@ -171,6 +173,8 @@ struct Fields {
     handled: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     calls: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moves: Option<bool>,
 }
 
 impl Fields {
@@ -238,6 +242,15 @@ impl Fields {
         self.handled == Some(true) && self.fragmentation == Some(true)
     }
 
+    /// Reports whether the session goes on when the client's address changes: between ours, where
+    /// packets are covered with the session's id.
+    fn moves(&self, config: &SessionConfig) -> bool {
+        self.moves == Some(true)
+            && self.fragmentation == Some(true)
+            && self.checksum() == ChecksumKind::Crc32c
+            && config.wants_moves()
+    }
+
     /// Calls that the peer takes at once, if both ends know calls; only one of ours does.
     fn calls(&self, config: &SessionConfig) -> Option<u16> {
         self.calls.filter(|_| config.calls.is_some() && self.fragmentation == Some(true))
@@ -282,6 +295,7 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
         keep_alive: config.keep_alive.map(millis),
         handled: config.handled.then_some(true),
         calls: config.calls,
+        moves: config.wants_moves().then_some(true),
         ..Fields::default()
     })
 }
@@ -344,6 +358,7 @@ impl Syn {
             keep_alive: if cuts_characters { None } else { fields.keep_alive(config.keep_alive) },
             handled: config.handled && fields.handled() && !cuts_characters,
             calls: fields.calls(config),
+            moves: fields.moves(config),
             generation: self.generation,
             characters: cuts_characters.then(|| characters(self.size)),
             data_unknown: false,
@@ -363,6 +378,7 @@ impl Syn {
             keep_alive: agreed.keep_alive.map(millis),
             handled: agreed.handled.then_some(true),
             calls: config.calls.filter(|_| agreed.calls.is_some()),
+            moves: agreed.moves.then_some(true),
             ..Fields::default()
         };
         answer.set_size(self.size_name, agreed.characters.unwrap_or(agreed.packet_max));
@@ -430,6 +446,7 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         keep_alive: fields.keep_alive(config.keep_alive).filter(|_| !cuts_characters),
         handled: config.handled && fields.handled() && !cuts_characters,
         calls: fields.calls(config).filter(|_| !cuts_characters),
+        moves: fields.moves(config) && crc32c,
         generation,
         characters: cuts_characters.then(|| characters(size)),
         data_unknown: generation == Generation::First

@@ -39,4 +39,4 @@ pub use params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 pub use receiver::ReceiveId;
 pub use sender::{SendId, TooLarge};
 pub use seq::Seq;
-pub use session::{Counters, Ending, Event, SendError, Session};
+pub use session::{ConnectionId, Counters, Ending, Event, PathChallenge, SendError, Session};

@@ -25,6 +25,10 @@ pub enum PacketType {
     Handled,
     /// A message about a call, or the last fragment of one.
     Call,
+    /// The name of the session, in front of a datagram.
+    Connection,
+    /// A question to a new address, or its answer.
+    Path,
 }
 
 /// The use of a message.
@@ -38,7 +42,7 @@ pub enum MessageKind {
 
 impl PacketType {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Data,
         Self::Ack,
         Self::Error,
@@ -47,6 +51,8 @@ impl PacketType {
         Self::Fragment,
         Self::Handled,
         Self::Call,
+        Self::Connection,
+        Self::Path,
     ];
 
     /// The byte on the wire.
@@ -60,7 +66,14 @@ impl PacketType {
             Self::Fragment => 0x06,
             Self::Handled => 0x07,
             Self::Call => 0x08,
+            Self::Connection => 0x09,
+            Self::Path => 0x0a,
         }
+    }
+
+    /// Reports whether programs of the field know it.
+    pub(super) fn is_of_the_field(self) -> bool {
+        matches!(self, Self::Data | Self::Ack | Self::Error | Self::KeepAlive | Self::Disconnect)
     }
 
     /// The type with this byte.

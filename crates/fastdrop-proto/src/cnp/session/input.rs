@@ -266,9 +266,12 @@ impl Session {
             channel.generation = Generation::Second;
             typ = Some(PacketType::Data);
         }
-        if typ == Some(PacketType::Call) && channel.agreed.calls.is_none() {
-            typ = None;
-        }
+        let is_agreed = match typ {
+            Some(PacketType::Call) => channel.agreed.calls.is_some(),
+            Some(PacketType::Connection | PacketType::Path) => channel.agreed.moves,
+            _ => true,
+        };
+        typ = typ.filter(|_| is_agreed);
         let settled = channel.is_settled();
         let (sender, numbering) = (&channel.sender, &mut channel.numbering);
         let mut begins = None;
@@ -326,6 +329,8 @@ impl Session {
             Some(PacketType::KeepAlive) => self.handle_keep_alive(now, head.seq, payload),
             Some(PacketType::Disconnect) => self.handle_disconnect(now, head.seq, number),
             Some(PacketType::Handled) => self.handle_handled(now, payload),
+            Some(PacketType::Connection) => {}
+            Some(PacketType::Path) => self.handle_path(payload),
             None => self.fail(ErrorCode::Malformed, "a packet of no known type"),
         }
     }

@@ -23,8 +23,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 mod input;
+mod moving;
 mod output;
 mod sending;
+
+pub use moving::{ConnectionId, PathChallenge};
 
 /// What happens to a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,6 +315,8 @@ pub struct Session {
     /// When an acknowledgement may leave: the peer may not have read data that left before.
     acks_at: Option<Instant>,
     counters: Counters,
+    /// The proof of an address that came last.
+    path_response: Option<PathChallenge>,
 }
 
 impl Session {
@@ -350,6 +355,7 @@ impl Session {
             quiet: None,
             acks_at: None,
             counters: Counters::default(),
+            path_response: None,
             config,
         }
     }

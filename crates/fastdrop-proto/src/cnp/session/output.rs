@@ -26,6 +26,9 @@ impl Session {
         if let Some((ack, _)) = &self.unconfirmed {
             out.extend_from_slice(ack);
         }
+        if let Some(name) = self.name(now) {
+            out.extend_from_slice(&name);
+        }
         let front = out.len();
         loop {
             let used = out.len() - begin;
