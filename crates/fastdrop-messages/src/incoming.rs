@@ -1,5 +1,6 @@
 //! Connections that come, at most so many at once, and a task for each.
 
+use crate::addresses::canonical;
 use crate::places::{Limits, Origin, Place, Places};
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use std::collections::{HashMap, VecDeque};
@@ -143,7 +144,7 @@ impl Incoming {
             // One that has already gone again; whoever reads from it will see.
             tracing::debug!(%peer, %error, "a connection without options");
         }
-        Ok((stream, peer))
+        Ok((stream, canonical(peer)))
     }
 
     /// Accepts until `end`, and gives each connection a task of its own, which should end soon

@@ -4,6 +4,7 @@
 //! The protocols themselves are in `fastdrop-proto`, without sockets and clocks; here they meet
 //! tokio.
 
+mod addresses;
 pub mod cnp;
 mod connecting;
 mod datagrams;

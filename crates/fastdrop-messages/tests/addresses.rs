@@ -6,8 +6,8 @@ use fastdrop_messages::cnp::{Client, Config, Fault, Server};
 use fastdrop_messages::port::{Port, PortConfig};
 use fastdrop_messages::vstp::udp::{Failure, UdpConfig, Unreachable};
 use fastdrop_messages::vstp::{
-    Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpError, VstpUdpClient, VstpUdpServer, encode_frame,
-    try_decode_frame,
+    Flags, Frame, FrameBytes, FrameType, HeadersBuf, VstpError, VstpTcpServer, VstpUdpClient, VstpUdpServer,
+    encode_frame, try_decode_frame,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -284,4 +284,21 @@ async fn case_129_a_closed_port_is_told_to_whoever_asks_where_nothing_is_acknowl
     let (delivered, received) = soon(async { tokio::join!(delivered, server.recv_bytes()) }).await;
     assert_eq!((delivered, received.unwrap().0.payload.len()), (Ok(()), 10));
     assert_eq!(client.check(to, Duration::ZERO).await, Ok(()));
+}
+
+/// By TCP as well, a peer that speaks IPv4 to a socket of both families has its IPv4 address.
+#[tokio::test]
+async fn case_129_a_peer_is_known_by_one_form_of_its_address_by_tcp() {
+    let server = VstpTcpServer::bind("[::]:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut cnp = Server::builder().udp(false).bind("[::]:0").await.unwrap();
+    let cnp_port = cnp.local_addr().port();
+    for host in ["127.0.0.1", "[::1]"] {
+        let client = tokio::net::TcpStream::connect(format!("{host}:{port}")).await.unwrap();
+        let connection = soon(server.accept()).await.unwrap();
+        assert_eq!(connection.peer_addr(), client.local_addr().unwrap());
+        let client = soon(Client::connect(format!("{host}:{cnp_port}"))).await.unwrap();
+        let session = soon(cnp.accept()).await.unwrap();
+        assert_eq!(session.peer_addr().ip(), client.peer_addr().ip(), "both are this machine's {host}");
+    }
 }

@@ -1,7 +1,8 @@
 //! Addresses of both families: which of them a socket reaches, and in which form.
 
+use crate::addresses::canonical;
 use fastdrop_proto::vstp::Unreachable;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 
 /// The addresses that a socket can send to.
@@ -31,20 +32,6 @@ impl Reach {
             (Self::Ipv4, SocketAddr::V6(_)) => Err(Unreachable::NeedsIpv6),
             (Self::Ipv6, SocketAddr::V4(_)) => Err(Unreachable::NeedsIpv4),
             _ => Ok(()),
-        }
-    }
-}
-
-/// The one form in which an address is known: IPv4 where it is IPv4 mapped into IPv6, without what
-/// does not tell addresses from each other.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    let SocketAddr::V6(v6) = address else { return address };
-    let (ip, port) = (*v6.ip(), v6.port());
-    match ip.to_ipv4_mapped() {
-        Some(ip) => (ip, port).into(),
-        None => {
-            let needs_zone = ip.is_unicast_link_local() || ip.is_multicast();
-            SocketAddrV6::new(ip, port, 0, if needs_zone { v6.scope_id() } else { 0 }).into()
         }
     }
 }
@@ -134,19 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn case_129_an_address_has_one_form() {
-        for (text, expected) in [
-            ("127.0.0.1:7", "127.0.0.1:7"),
-            ("[::ffff:127.0.0.1]:7", "127.0.0.1:7"),
-            ("[::1]:7", "[::1]:7"),
-            ("[::1%3]:7", "[::1]:7"),
-            ("[fe80::1%3]:7", "[fe80::1%3]:7"),
-            ("[ff02::1%3]:7", "[ff02::1%3]:7"),
-        ] {
-            assert_eq!(canonical(address(text)).to_string(), expected, "{text}");
-        }
-        let flow = SocketAddr::from(SocketAddrV6::new(Ipv6Addr::LOCALHOST, 7, 99, 0));
-        assert_eq!(canonical(flow), address("[::1]:7"));
+    fn case_129_an_ipv6_socket_sends_to_mapped_addresses() {
         assert_eq!(for_ipv6(address("127.0.0.1:7")), address("[::ffff:127.0.0.1]:7"));
     }
 

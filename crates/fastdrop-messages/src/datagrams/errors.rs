@@ -1,6 +1,6 @@
 //! What the operating system says about datagrams that did not arrive.
 
-use super::addresses::canonical;
+use crate::addresses::canonical;
 use fastdrop_proto::vstp::Unreachable;
 use nix::cmsg_space;
 use nix::errno::Errno;

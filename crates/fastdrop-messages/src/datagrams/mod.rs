@@ -5,10 +5,11 @@ mod addresses;
 mod errors;
 mod room;
 
-pub(crate) use addresses::{any_for, canonical};
+pub(crate) use addresses::any_for;
 pub(crate) use errors::is_about_another;
 pub(crate) use room::Room;
 
+use crate::addresses::canonical;
 use addresses::{Locals, Reach, for_ipv6};
 use fastdrop_proto::vstp::Unreachable;
 use quinn_udp::UdpSocketState;

@@ -50,7 +50,7 @@ const CRATES: &[(&str, Floors)] = &[
             &["cnp", "vstp"],
             &["connecting"],
             &["datagrams", "incoming"],
-            &["metrics", "places", "shutdown", "tls", "token"],
+            &["addresses", "metrics", "places", "shutdown", "tls", "token"],
         ],
     ),
     (

@@ -2,7 +2,8 @@
 //! that send.
 
 use super::presence::{Departure, PeerEvents, Presence};
-use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, canonical, is_about_another};
+use crate::addresses::canonical;
+use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
 use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
