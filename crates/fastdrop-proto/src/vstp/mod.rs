@@ -5,6 +5,7 @@
 
 mod acknowledgement;
 mod arrivals;
+mod batch;
 mod endpoint;
 mod error_code;
 mod failure;

@@ -1,6 +1,7 @@
 //! Small frames that want no acknowledgement: they leave at once as long as they are few, and at
 //! the rate of the path beyond (docs/protocol/vstp.md, section 5).
 
+use super::batch::Batch;
 use super::failure::Failure;
 use super::ids::SendId;
 use crate::congestion::{Flow, Stamp};
@@ -158,8 +159,7 @@ impl Plain {
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        budget: u64,
-        (segments, bytes_max): (usize, usize),
+        batch: Batch,
         path: Path,
         flow: &mut Flow,
         told: &mut VecDeque<(SendId, Result<(), Failure>)>,
@@ -186,14 +186,11 @@ impl Plain {
             return None;
         }
         let mut size = None;
-        for _ in 0..segments.max(1) {
+        for _ in 0..batch.segments.max(1) {
             let Some((_, bytes)) = self.queue.front() else { break };
-            let (len, end) = (bytes.len(), (out.len() + bytes.len()) as u64);
-            let fits = size.is_none_or(|size| len <= size && end <= bytes_max as u64);
-            if !fits || end > budget || (size.is_some() && self.credit <= 0.0) {
-                break;
-            }
-            if size.is_some() && self.is_blocked(flow) {
+            let len = bytes.len();
+            let waits = size.is_some() && (self.credit <= 0.0 || self.is_blocked(flow));
+            if waits || !batch.has_room(len, out.len(), size) {
                 break;
             }
             let are_many = self.are_many();

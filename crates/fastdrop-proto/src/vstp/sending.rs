@@ -2,6 +2,7 @@
 //! REQ_ACK.
 
 use super::arrivals::Arrived;
+use super::batch::Batch;
 use super::failure::Failure;
 use super::fragment::{CLASSIC_TOTAL_MAX, Report, write_probe};
 use super::frame::FrameBytes;
@@ -108,8 +109,6 @@ impl Sending {
     const BLIND_INTERVAL: Duration = Duration::from_millis(5);
     /// A message in fragments is given up when nothing of it gets through for so long.
     const STALLED_MAX: Duration = Duration::from_secs(30);
-    /// What leaves in one call: segmentation offload takes no more.
-    const BATCH_BYTES: usize = 65_000;
 
     /// Nothing has been sent.
     pub(super) fn new(now: Instant, patience: Patience, random: &mut Random) -> Self {
@@ -471,9 +470,9 @@ impl Sending {
         }
         let is_shared = !self.outgoing.is_empty() || self.unacknowledged.has_unsent();
         let path = Path { reports: matches!(reporting, Reports::Yes(_)), may_report, is_shared };
-        let most = (segments, Self::BATCH_BYTES);
+        let batch = Batch { budget, segments };
         let told = &mut self.outcomes;
-        let size = self.plain.poll_transmit(now, budget, most, path, &mut self.flow, told, out);
+        let size = self.plain.poll_transmit(now, batch, path, &mut self.flow, told, out);
         if size.is_some() && self.plain.is_empty() && !is_shared {
             self.flow.on_idle();
         }
@@ -492,9 +491,9 @@ impl Sending {
         if !self.unacknowledged.has_unsent() {
             return None;
         }
-        let allowed = (budget, self.allowed(now)?);
-        let most = (segments, Self::BATCH_BYTES);
-        let size = self.unacknowledged.poll_transmit(now, allowed, most, &mut self.flow, random, out);
+        let allowed = self.allowed(now)?;
+        let batch = Batch { budget, segments };
+        let size = self.unacknowledged.poll_transmit(now, batch, allowed, &mut self.flow, random, out);
         if !self.unacknowledged.has_unsent() && self.outgoing.is_empty() {
             self.flow.on_idle();
         }
@@ -556,7 +555,7 @@ impl Sending {
         while count < segments.max(1) {
             let Some((index, len)) = message.peek() else { break };
             let first = count == 0;
-            let fits = first || (len <= size && out.len() + len <= Self::BATCH_BYTES);
+            let fits = first || (len <= size && out.len() + len <= Batch::BYTES_MAX);
             if !fits || (len as u64 > allowed && (!first || len as u64 > budget)) {
                 break;
             }

@@ -2,6 +2,7 @@
 //! sections 5 and 6).
 
 use super::arrivals::Arrived;
+use super::batch::Batch;
 use super::failure::Failure;
 use super::frame::FrameBytes;
 use super::ids::{MSG_ID, MSG_ID_DIGITS, SendId, number_digits};
@@ -181,23 +182,22 @@ impl Unacknowledged {
     }
 
     /// Writes the frames that leave next, of which each but the last has the same size: that size.
-    /// At most `segments`, and `budget` bytes; only one may exceed `allowed`.
+    /// Only the first may exceed `allowed` bytes.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        (budget, allowed): (u64, u64),
-        (segments, bytes_max): (usize, usize),
+        batch: Batch,
+        allowed: u64,
         flow: &mut Flow,
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let mut size = None;
-        for _ in 0..segments.max(1) {
+        for _ in 0..batch.segments.max(1) {
             let Some(number) = self.next(now) else { break };
             let len = self.waiting.get(&number).map_or(0, |waiting| waiting.bytes.len());
-            let end = (out.len() + len) as u64;
-            let fits = size.is_none_or(|size| len <= size && end <= bytes_max as u64 && end <= allowed);
-            if !fits || end > budget {
+            let waits = size.is_some() && (out.len() + len) as u64 > allowed;
+            if waits || !batch.has_room(len, out.len(), size) {
                 break;
             }
             self.queue.pop_front();
