@@ -1,95 +1,30 @@
 //! VSTP over UDP: one socket, any number of addresses.
 
 use super::acknowledgement::Acknowledgement;
-use super::arrivals::Arrived;
-use super::error_code::{ErrorCode, code_of};
+use super::budget::Budgets;
+use super::challenge::{CHALLENGE, Challenges, write_challenge};
+use super::config::EndpointConfig;
+use super::error_code::ErrorCode;
+use super::event::{Counters, Event, Transmit};
 use super::failure::{Failure, Unreachable};
-use super::fragment::{CAME, Fragment, Report, parse_refusal};
-use super::frame::{Flags, FrameBytes, FrameRef, FrameType, HeadersBuf};
-use super::ids::{MSG_ID, SendId};
-use super::peer::{CHALLENGE, Peer, Proof, write_challenge};
+use super::frame::{Flags, FrameBytes, FrameType};
+use super::ids::SendId;
+use super::inbox::Inbox;
+use super::peer::{Peer, Proof};
+use super::peers::{Peers, Standing};
 use super::random::Random;
-use super::receiving::{Got, ReassemblyLimits};
-use super::seen::{Settled, Sight};
-use super::sending::{Patience, Sending};
+use super::seen::Settled;
+use super::sending::Sending;
 use super::transport::UdpPath;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// What an endpoint does and bears.
-#[derive(Debug, Clone)]
-pub struct EndpointConfig {
-    /// How long unfinished messages are kept, and how many.
-    pub limits: ReassemblyLimits,
-    /// How long answers are waited for.
-    pub patience: Patience,
-    /// Says whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they
-    /// can. Default true.
-    pub fragments: bool,
-}
-
-impl Default for EndpointConfig {
-    fn default() -> Self {
-        Self { limits: ReassemblyLimits::default(), patience: Patience::default(), fragments: true }
-    }
-}
+mod addresses;
+mod incoming;
 
 /// The most bytes that UDP over IPv4 carries.
 const DATAGRAM_LIMIT: usize = 65_507;
-
-/// Something for the application.
-#[derive(Debug, PartialEq)]
-pub enum Event {
-    /// A frame or a whole message came. The driver says [`Endpoint::handle_taken`] when the
-    /// application has it, and [`Endpoint::acknowledge`] when the application has handled it.
-    Received {
-        /// Who sent it.
-        from: SocketAddr,
-        /// The frame, without the headers of its fragments.
-        frame: FrameBytes,
-        /// The acknowledgement that it asks for.
-        acknowledgement: Option<Acknowledgement>,
-    },
-    /// What became of a message.
-    Outcome {
-        /// Which one.
-        send: SendId,
-        /// Whether it was sent, or acknowledged if that was wanted.
-        result: Result<(), Failure>,
-    },
-}
-
-/// Datagrams to send, in the buffer given to [`Endpoint::poll_transmit`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
-    /// The bytes of each; the last one may have fewer.
-    pub datagram: usize,
-    /// The local address that they leave from: the one that was asked. None for any.
-    pub from: Option<IpAddr>,
-}
-
-/// What was counted since the beginning.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Datagrams that came.
-    pub datagrams: u64,
-    /// Of them, those that were no frame, of another version or type, or changed on the way (case
-    /// 71).
-    pub malformed: u64,
-    /// Acknowledgements and reports about nothing that was sent (case 74).
-    pub unexpected: u64,
-    /// Messages that were there already.
-    pub duplicates: u64,
-    /// Frames and fragments for which there was no room, or that contradicted others.
-    pub refused: u64,
-    /// Unfinished messages that got nothing more in time.
-    pub expired: u64,
-    /// Datagrams that an address that has not proved itself did not get.
-    pub withheld: u64,
-}
 
 /// All of VSTP over UDP but the socket and the clock.
 ///
@@ -102,42 +37,58 @@ pub struct Counters {
 pub struct Endpoint {
     config: EndpointConfig,
     random: Random,
-    peers: HashMap<SocketAddr, Peer>,
+    challenges: Challenges,
+    peers: Peers,
+    budgets: Budgets,
+    /// Addresses with messages that wait for admission.
+    waiting: BTreeSet<SocketAddr>,
+    /// Strangers with unfinished messages, by when they began.
+    reassembling_strangers: BTreeSet<(Instant, SocketAddr)>,
+    /// Bytes that the application has given back since messages were last admitted.
+    freed: usize,
+    inbox: Inbox,
+    /// Frames that have begun to wait there.
+    arrivals: VecDeque<(SocketAddr, FrameType)>,
+    /// Answers to addresses of which nothing is remembered, with the local address that was asked.
+    stateless: VecDeque<(SocketAddr, Option<IpAddr>, Vec<u8>)>,
     ready: VecDeque<SocketAddr>,
     timers: BTreeSet<(Instant, SocketAddr)>,
-    events: VecDeque<Event>,
+    outcomes: VecDeque<(SendId, Result<(), Failure>)>,
     next_send: u64,
-    unfinished: usize,
-    reassembling: usize,
-    /// Bytes that the application has not taken.
-    waiting: usize,
-    waiting_count: usize,
     counters: Counters,
 }
 
 impl Endpoint {
-    /// Addresses that are remembered; beyond, the idle are forgotten, and strangers are not heard.
-    pub const PEERS_MAX: usize = 10_000;
+    /// Addresses that are remembered by default.
+    pub const PEERS_MAX: usize = EndpointConfig::PEERS_MAX;
     /// What is remembered of an address that says nothing.
     const IDLE_MAX: Duration = Duration::from_secs(300);
-    /// Frames that the application has not taken; beyond, more are dropped.
-    const WAITING_MAX: usize = 65_536;
+    /// The same of one that has not answered a challenge.
+    const UNANSWERED_MAX: Duration = Duration::from_secs(10);
+    /// Arrivals that are kept for [`Self::poll_arrival`].
+    const ARRIVALS_MAX: usize = 1024;
+    /// Messages are admitted again when the application has given back so much.
+    const FREED_MIN: usize = 64 << 10;
 
     /// No address is known. The seed must be unguessable.
     pub fn new(config: EndpointConfig, seed: [u8; 16]) -> Self {
         Self {
-            config,
             random: Random::new(seed),
-            peers: HashMap::new(),
+            challenges: Challenges::new(seed),
+            peers: Peers::new(config.peers_max),
+            budgets: Budgets::new(&config.limits),
+            waiting: BTreeSet::new(),
+            reassembling_strangers: BTreeSet::new(),
+            freed: 0,
+            inbox: Inbox::default(),
+            arrivals: VecDeque::new(),
+            stateless: VecDeque::new(),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
-            events: VecDeque::new(),
+            outcomes: VecDeque::new(),
             next_send: 0,
-            unfinished: 0,
-            reassembling: 0,
-            waiting: 0,
-            waiting_count: 0,
             counters: Counters::default(),
+            config,
         }
     }
 
@@ -148,29 +99,29 @@ impl Endpoint {
 
     /// Messages of which fragments are missing.
     pub fn unfinished(&self) -> usize {
-        self.unfinished
+        self.budgets.used().messages
     }
 
     /// Bytes of memory that unfinished messages keep, and those that the application has not taken.
     pub fn memory(&self) -> usize {
-        self.reassembling + self.waiting
+        self.budgets.used().memory + self.inbox.amount(true).bytes + self.inbox.amount(false).bytes
     }
 
     /// The smoothed round-trip time to an address; None if nothing was measured.
     pub fn rtt(&self, address: SocketAddr) -> Option<Duration> {
-        self.peers.get(&address)?.sending.rtt()
+        self.peers.get(address)?.sending.rtt()
     }
 
     /// Bytes a second at which an address is sent to; None if nothing is known.
     pub fn rate(&self, address: SocketAddr) -> Option<f64> {
-        self.peers.get(&address)?.sending.rate()
+        self.peers.get(address)?.sending.rate()
     }
 
     /// Sends a PING, to find out whether datagrams come through; [`Self::path`] says what was
     /// found.
     pub fn ping(&mut self, now: Instant, to: SocketAddr) {
         let token = self.random.next_u64();
-        let Some(peer) = self.peer(now, to, Proof::Proved) else { return };
+        let Some(peer) = self.peer_to_send(now, to) else { return };
         let mut ping = Vec::new();
         if write_challenge(token, &mut ping).is_ok() && peer.push_small(now, ping).is_ok() {
             peer.pings.on_sent(now, token);
@@ -180,12 +131,12 @@ impl Endpoint {
 
     /// What the last PINGs to an address have shown.
     pub fn path(&self, now: Instant, to: SocketAddr) -> UdpPath {
-        self.peers.get(&to).map_or_else(UdpPath::default, |peer| peer.pings.path(now))
+        self.peers.get(to).map_or_else(UdpPath::default, |peer| peer.pings.path(now))
     }
 
     /// Whether everything that was to be sent has had its outcome.
     pub fn is_idle(&self) -> bool {
-        self.peers.values().all(Peer::has_sent_all)
+        self.peers.iter().all(Peer::has_sent_all)
     }
 
     // ---- sending ----
@@ -198,7 +149,7 @@ impl Endpoint {
         let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
         // An answer of an application that answers for itself is like one of the endpoint.
         let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err);
-        let sent = match self.peer(now, to, Proof::Proved) {
+        let sent = match self.peer_to_send(now, to) {
             None => Err(Failure::Busy),
             Some(peer) => match peer.sending.send(now, send, frame, acknowledged, datagram) {
                 Ok(None) => Ok(()),
@@ -210,7 +161,7 @@ impl Endpoint {
                     };
                     taken.map(|told| {
                         if told {
-                            self.events.push_back(Event::Outcome { send, result: Ok(()) });
+                            self.outcomes.push_back((send, Ok(())));
                         }
                     })
                 }
@@ -218,234 +169,13 @@ impl Endpoint {
             },
         };
         if let Err(failure) = sent {
-            self.events.push_back(Event::Outcome { send, result: Err(failure) });
+            self.outcomes.push_back((send, Err(failure)));
         }
         self.wake(to);
         send
     }
 
     // ---- receiving ----
-
-    /// A datagram came.
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
-        self.counters.datagrams += 1;
-        let whole = match FrameRef::decode(bytes, usize::from(u16::MAX)) {
-            Ok(Some((frame, len))) if len == bytes.len() => Some(frame),
-            _ => None,
-        };
-        let Some(frame) = whole else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let stranger = Proof::Unproved { came: 0, went: 0, challenge: None };
-        let Some(peer) = self.peer(now, from, stranger) else {
-            self.counters.refused += 1;
-            return;
-        };
-        peer.on_heard(now);
-        if let Proof::Unproved { came, .. } = &mut peer.proof {
-            *came = came.saturating_add(bytes.len() as u64);
-        }
-        match frame.typ {
-            FrameType::Ack if Report::is_in(&frame) => self.handle_report(now, from, &frame),
-            FrameType::Ack if Arrived::is_in(&frame) => self.handle_arrived(now, from, &frame),
-            FrameType::Ack if frame.headers.find(MSG_ID).is_some() => self.handle_ack(now, from, &frame),
-            FrameType::Err if parse_refusal(&frame).is_some() => self.handle_refusal(from, &frame),
-            FrameType::Err if self.is_refused(now, from, &frame) => {}
-            FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
-                self.handle_challenge(now, from, &frame)
-            }
-            FrameType::Pong if frame.headers.find(CHALLENGE).is_some() => {
-                self.handle_proof(now, from, &frame)
-            }
-            _ if frame.flags.contains(Flags::FRAG) => self.handle_fragment(now, from, &frame),
-            _ => {
-                let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
-                self.handle_small(now, from, FrameBytes::from(frame), crc);
-            }
-        }
-        self.wake(from);
-    }
-
-    /// Takes a frame that came whole, and notes its arrival if it asks for an acknowledgement.
-    fn handle_small(&mut self, now: Instant, from: SocketAddr, frame: FrameBytes, crc: u32) {
-        if !frame.flags.contains(Flags::REQ_ACK)
-            && let Some(peer) = self.peers.get_mut(&from)
-        {
-            peer.receiving.plain_came = peer.receiving.plain_came.wrapping_add(1);
-        }
-        let duplicates = self.counters.duplicates;
-        let wanted = self.receive(now, from, frame, crc);
-        let again = self.counters.duplicates > duplicates;
-        if let Some(wanted) = wanted
-            && let Some(number) = wanted.unique_number()
-            && let Some(peer) = self.peers.get_mut(&from)
-            && peer.receiving.seen.peek(wanted) == Sight::Pending
-        {
-            peer.receiving.arrivals.on_arrived(now, number, again);
-        }
-    }
-
-    fn handle_report(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        let Some(report) = Report::parse(frame) else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        let came = frame.headers.number(CAME).map(|came| came as u32);
-        match peer.sending.handle_report(now, &report, came) {
-            Some(true) => peer.proof = Proof::Proved,
-            Some(false) => {}
-            None => self.counters.unexpected += 1,
-        }
-    }
-
-    fn handle_ack(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        // Whoever writes the zero says what has arrived.
-        let reports = frame.headers.find(MSG_ID).is_some_and(|digits| digits.starts_with(b"0"));
-        let number = frame.headers.number(MSG_ID);
-        if number.is_some_and(|number| peer.sending.handle_ack(now, number, frame.payload, reports)) {
-            peer.proof = Proof::Proved;
-        } else {
-            self.counters.unexpected += 1;
-        }
-    }
-
-    fn handle_arrived(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        let Some(arrived) = Arrived::parse(frame) else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        if peer.sending.handle_arrived(now, &arrived) {
-            peer.proof = Proof::Proved;
-        } else {
-            self.counters.unexpected += 1;
-        }
-    }
-
-    fn handle_refusal(&mut self, from: SocketAddr, frame: &FrameRef<'_>) {
-        // An error is never answered (case 75).
-        if let (Some((id, code)), Some(peer)) = (parse_refusal(frame), self.peers.get_mut(&from)) {
-            peer.sending.handle_refusal(id, &code);
-        }
-    }
-
-    /// Returns true if an ERR refuses a frame that waits for its acknowledgement, which is then
-    /// over.
-    fn is_refused(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
-        let (Some(msg_id), Some(peer)) = (frame.headers.number(MSG_ID), self.peers.get_mut(&from)) else {
-            return false;
-        };
-        peer.sending.handle_refused(now, msg_id, || code_of(frame))
-    }
-
-    fn handle_challenge(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        if frame.payload.len() != size_of::<u64>() {
-            self.counters.malformed += 1;
-            return;
-        }
-        let headers = HeadersBuf::default().with(CHALLENGE, 1);
-        let mut pong = Vec::new();
-        let answer = FrameRef { typ: FrameType::Pong, headers: headers.as_headers(), ..*frame };
-        if answer.encode(&mut pong).is_ok()
-            && let Some(peer) = self.peers.get_mut(&from)
-        {
-            let _ = peer.push_small(now, pong);
-        }
-    }
-
-    fn handle_proof(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        if peer.pings.handle_pong(now, frame.payload) {
-            peer.proof = Proof::Proved;
-            return;
-        }
-        match peer.proof {
-            Proof::Unproved { challenge: Some((token, _)), .. } if frame.payload == token.to_be_bytes() => {
-                peer.proof = Proof::Proved;
-            }
-            _ => self.counters.unexpected += 1,
-        }
-    }
-
-    fn handle_fragment(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) {
-        let Some(fragment) = Fragment::parse(frame.headers) else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let (unfinished, memory) = (self.unfinished, self.memory());
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        let before = (peer.receiving.unfinished(), peer.receiving.memory());
-        let others = (unfinished - before.0, memory - before.1);
-        let got = peer.receiving.handle_fragment(now, frame, fragment, others, &self.config.limits);
-        self.unfinished = others.0 + peer.receiving.unfinished();
-        self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
-        match got {
-            Got::Kept => {}
-            Got::Refused => self.counters.refused += 1,
-            Got::Complete(wanted) => {
-                if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
-                    let _ = peer.push_small(now, answer);
-                }
-            }
-            Got::Message(message) => {
-                let crc = acknowledged_crc(&message);
-                let wanted = self.receive(now, from, message, crc);
-                if let (Some(wanted), Some(peer)) = (wanted, self.peers.get_mut(&from)) {
-                    peer.receiving.on_wanted(fragment.id, wanted);
-                }
-            }
-        }
-    }
-
-    /// Hands a whole frame on, once. Returns the acknowledgement that it asks for.
-    fn receive(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        frame: FrameBytes,
-        crc: u32,
-    ) -> Option<Acknowledgement> {
-        let peer = self.peers.get_mut(&from)?;
-        let memory = frame.memory();
-        // What cannot be kept is not acknowledged either, and comes again.
-        let full = self.waiting_count >= Self::WAITING_MAX
-            || self.waiting + self.reassembling + memory > self.config.limits.bytes_max.max(memory);
-        let asks =
-            frame.flags.contains(Flags::REQ_ACK) && !matches!(frame.typ, FrameType::Ack | FrameType::Err);
-        let wanted = Acknowledgement::of(frame.headers(), crc).filter(|_| asks);
-        let sight = wanted.map_or(Sight::New, |wanted| peer.receiving.seen.peek(wanted));
-        if sight != Sight::New {
-            self.counters.duplicates += 1;
-            if let Some(answer) = wanted.and_then(|wanted| peer.receiving.seen.answer(wanted)) {
-                // If there is no room for it, the peer asks again.
-                let _ = peer.push_small(now, answer);
-            }
-            return wanted;
-        }
-        if frame.payload.len() > self.config.limits.message_bytes_max {
-            self.counters.refused += 1;
-            if let Some(wanted) = wanted {
-                let reason = format!("more than {} bytes", self.config.limits.message_bytes_max);
-                peer.receiving.seen.receive(now, wanted);
-                self.refuse(now, from, wanted, ErrorCode::TooLarge, &reason);
-            }
-            return None;
-        }
-        if full {
-            self.counters.refused += 1;
-            return None;
-        }
-        if let Some(wanted) = wanted {
-            peer.receiving.seen.receive(now, wanted);
-        }
-        self.waiting += memory;
-        self.waiting_count += 1;
-        self.events.push_back(Event::Received { from, frame, acknowledgement: wanted });
-        wanted
-    }
 
     /// Acknowledges a frame that the application has handled.
     pub fn acknowledge(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement) {
@@ -473,7 +203,7 @@ impl Endpoint {
     }
 
     fn settle(&mut self, now: Instant, from: SocketAddr, frame: Acknowledgement, settled: Settled) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let Some(peer) = self.peers.get_mut(from) else { return };
         peer.receiving.seen.settle(now, frame, settled);
         if let Some(number) = frame.unique_number() {
             peer.receiving.arrivals.on_settled(now, number);
@@ -485,23 +215,14 @@ impl Endpoint {
         self.wake(from);
     }
 
-    /// The application has taken a frame that was received: there is room for more.
-    pub fn handle_taken(&mut self, frame: &FrameBytes) {
-        let was_full = self.memory() * 2 > self.config.limits.bytes_max;
-        self.waiting = self.waiting.saturating_sub(frame.memory());
-        self.waiting_count = self.waiting_count.saturating_sub(1);
-        if was_full {
-            let held: Vec<_> = self
-                .peers
-                .iter()
-                .filter(|(_, peer)| peer.receiving.unfinished() > 0)
-                .map(|(at, _)| *at)
-                .collect();
-            for address in held {
-                if let Some(peer) = self.peers.get_mut(&address) {
-                    peer.receiving.on_room();
-                }
-                self.wake(address);
+    /// The application is done with a frame that it has taken: there is room for more.
+    pub fn handle_taken(&mut self, from: SocketAddr, frame: &FrameBytes) {
+        self.inbox.on_taken(from, frame);
+        if !self.waiting.is_empty() {
+            self.freed += frame.memory();
+            let is_empty = self.inbox.amount(false).count == 0;
+            if self.freed >= Self::FREED_MIN || is_empty {
+                self.admit_waiting();
             }
         }
     }
@@ -510,28 +231,35 @@ impl Endpoint {
 
     /// The local address that a peer has asked last, from which it is answered.
     pub fn local(&self, address: SocketAddr) -> Option<IpAddr> {
-        self.peers.get(&address)?.local
+        let known = self.peers.get(address).and_then(|peer| peer.local);
+        // A stranger may have been forgotten meanwhile.
+        known.or_else(|| self.inbox.local(address))
     }
 
     /// Records the local address that a peer has asked: after [`Self::handle_datagram`], where the
     /// socket has several.
     pub fn set_local(&mut self, address: SocketAddr, local: IpAddr) {
-        if let Some(peer) = self.peers.get_mut(&address) {
+        self.inbox.set_local(address, local);
+        if let Some(peer) = self.peers.get_mut(address) {
             peer.local = Some(local);
+        } else if let Some((to, from, _)) = self.stateless.back_mut()
+            && *to == address
+        {
+            *from = Some(local);
         }
     }
 
     /// The reason for which nothing has reached an address since it was last heard; None if none is
     /// known.
     pub fn unreachable(&self, address: SocketAddr) -> Option<Unreachable> {
-        self.peers.get(&address)?.unreachable()
+        self.peers.get(address)?.unreachable()
     }
 
     /// Datagrams do not reach an address, as far as the operating system knows. What goes to one
     /// that has never said anything fails at once; one that has may be starting again, and is given
     /// a second in which nothing comes of it but refusals.
     pub fn handle_unreachable(&mut self, now: Instant, address: SocketAddr, reason: Unreachable) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(peer) = self.peers.get_mut(address) else { return };
         if peer.is_gone(now, reason) {
             peer.sending.abandon(&Failure::Unreachable(reason));
             self.wake(address);
@@ -547,29 +275,42 @@ impl Endpoint {
                 break;
             }
             self.timers.pop_first();
-            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            let Some(peer) = self.peers.get_mut(address) else { continue };
             peer.timer = None;
             peer.sending.handle_timeout(now);
-            let before = (peer.receiving.unfinished(), peer.receiving.memory());
-            let limits = &self.config.limits;
-            let sufficient: Vec<_> =
-                std::iter::from_fn(|| peer.receiving.poll_sufficient(now, limits)).collect();
-            let expired = peer.receiving.handle_timeout(now, limits);
-            self.unfinished = self.unfinished + peer.receiving.unfinished() - before.0;
-            self.reassembling = self.reassembling + peer.receiving.memory() - before.1;
-            self.counters.expired += expired as u64;
             self.counters.withheld += peer.drop_withheld(now);
-            for message in sufficient {
-                let crc = acknowledged_crc(&message);
-                self.receive(now, address, message, crc);
+            let age_max = self.config.limits.age_max;
+            let ended = self.with_scope(now, address, |peer, _| {
+                let sufficient: Vec<_> =
+                    std::iter::from_fn(|| peer.receiving.poll_sufficient(now, age_max)).collect();
+                (sufficient, peer.receiving.handle_timeout(now, age_max))
+            });
+            if let Some((sufficient, expired)) = ended {
+                self.counters.expired += expired as u64;
+                for message in sufficient {
+                    let crc = acknowledged_crc(&message);
+                    self.receive(now, address, message, crc, false);
+                }
+                if expired > 0 {
+                    self.admit_waiting();
+                }
             }
-            let Some(peer) = self.peers.get(&address) else { continue };
-            if peer.is_idle() && now.saturating_duration_since(peer.heard_at) >= Self::IDLE_MAX {
-                self.peers.remove(&address);
+            if self.peers.get(address).is_some_and(|peer| self.is_over(now, address, peer)) {
+                self.forget(address);
+                self.admit_waiting();
                 continue;
             }
             self.wake(address);
         }
+    }
+
+    /// Returns true if nothing has to be remembered of an address any more.
+    fn is_over(&self, now: Instant, address: SocketAddr, peer: &Peer) -> bool {
+        let silent = now.saturating_duration_since(peer.heard_at);
+        if peer.standing == Standing::Challenged && silent >= Self::UNANSWERED_MAX {
+            return true;
+        }
+        peer.is_idle() && silent >= Self::IDLE_MAX && self.inbox.held(address).count == 0
     }
 
     /// When [`Self::handle_timeout`] has to be called; None if there is nothing to wait for.
@@ -583,15 +324,23 @@ impl Endpoint {
     /// each other, at most `segments`.
     pub fn poll_transmit(&mut self, now: Instant, segments: usize, out: &mut Vec<u8>) -> Option<Transmit> {
         out.clear();
+        if let Some((to, from, answer)) = self.stateless.pop_front() {
+            *out = answer;
+            return Some(Transmit { to, datagram: out.len(), from });
+        }
         while let Some(to) = self.ready.front().copied() {
-            let memory = self.memory();
-            let Some(peer) = self.peers.get_mut(&to) else {
+            let Some(peer) = self.peers.get_mut(to) else {
                 self.ready.pop_front();
                 continue;
             };
-            let others = memory - peer.receiving.memory();
-            let limits = &self.config.limits;
-            if let Some(datagram) = peer.poll_transmit(now, segments, others, limits, &mut self.random, out) {
+            let token = match peer.proof {
+                Proof::Unproved { .. } => self.challenges.token(now, to),
+                Proof::Proved => 0,
+            };
+            // What messages of this address have reserved counts once.
+            let all = self.inbox.amount(peer.standing != Standing::Known);
+            let free = self.budgets.get(peer.standing).free(all, 0);
+            if let Some(datagram) = peer.poll_transmit(now, segments, free, token, &mut self.random, out) {
                 if let Proof::Unproved { went, .. } = &mut peer.proof {
                     *went += out.len() as u64;
                 }
@@ -600,8 +349,8 @@ impl Endpoint {
                 return Some(Transmit { to, datagram, from: peer.local });
             }
             peer.ready = false;
-            while let Some((send, result)) = peer.sending.poll_outcome() {
-                self.events.push_back(Event::Outcome { send, result });
+            while let Some(outcome) = peer.sending.poll_outcome() {
+                self.outcomes.push_back(outcome);
             }
             self.ready.pop_front();
             self.reschedule(now, to);
@@ -611,47 +360,51 @@ impl Endpoint {
 
     /// What the application has to be told.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        if let Some((send, result)) = self.poll_outcome() {
+            return Some(Event::Outcome { send, result });
+        }
+        let (from, frame, acknowledgement) = self.poll_received()?;
+        Some(Event::Received { from, frame, acknowledgement })
     }
 
-    fn peer(&mut self, now: Instant, address: SocketAddr, proof: Proof) -> Option<&mut Peer> {
-        if !self.peers.contains_key(&address) {
-            if self.peers.len() >= Self::PEERS_MAX && !self.forget_idle() {
-                return None;
-            }
-            let sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
-            let peer = Peer::new(now, proof, sending);
-            self.peers.insert(address, peer);
-        }
-        self.peers.get_mut(&address)
+    /// What became of a message.
+    pub fn poll_outcome(&mut self) -> Option<(SendId, Result<(), Failure>)> {
+        self.outcomes.pop_front()
     }
 
-    /// Makes room for a stranger: forgets the address that has been silent for longest, if one is
-    /// idle.
-    fn forget_idle(&mut self) -> bool {
-        // Looking at all of them for each stranger would be a gift to whoever makes up addresses; a
-        // few will do.
-        let some = self.peers.iter().take(64).filter(|(_, peer)| peer.is_idle());
-        let Some(address) = some.min_by_key(|(_, peer)| peer.heard_at).map(|(address, _)| *address) else {
-            return false;
-        };
-        if let Some(timer) = self.peers.remove(&address).and_then(|peer| peer.timer) {
-            self.timers.remove(&(timer, address));
-        }
-        true
+    /// The next frame that was received: addresses have their turns, and strangers one together.
+    pub fn poll_received(&mut self) -> Option<(SocketAddr, FrameBytes, Option<Acknowledgement>)> {
+        self.inbox.pop()
+    }
+
+    /// The sender and the type of the next frame that has begun to wait for the application, where
+    /// the driver wants to know at once; of those that it does not ask for, the first are kept.
+    pub fn poll_arrival(&mut self) -> Option<(SocketAddr, FrameType)> {
+        self.arrivals.pop_front()
+    }
+
+    /// Returns true if a frame may be there to be taken.
+    pub fn has_received(&self) -> bool {
+        !self.inbox.is_empty()
     }
 
     fn wake(&mut self, address: SocketAddr) {
-        if let Some(peer) = self.peers.get_mut(&address).filter(|peer| !peer.ready) {
+        if let Some(peer) = self.peers.get_mut(address).filter(|peer| !peer.ready) {
             peer.ready = true;
             self.ready.push_back(address);
         }
     }
 
     fn reschedule(&mut self, now: Instant, address: SocketAddr) {
-        let Some(peer) = self.peers.get_mut(&address) else { return };
-        let idle = Some(peer.heard_at.max(now) + Self::IDLE_MAX);
-        let timer = peer.poll_timeout(now, &self.config.limits).or(idle);
+        let Some(peer) = self.peers.get_mut(address) else { return };
+        let timer = peer.poll_timeout(now, self.config.limits.age_max);
+        let timer = match peer.standing {
+            Standing::Challenged => {
+                let over = (peer.heard_at + Self::UNANSWERED_MAX).max(now);
+                Some(timer.map_or(over, |timer| timer.min(over)))
+            }
+            _ => timer.or(Some(peer.heard_at.max(now) + Self::IDLE_MAX)),
+        };
         if timer != peer.timer {
             if let Some(old) = peer.timer {
                 self.timers.remove(&(old, address));
@@ -672,7 +425,7 @@ fn acknowledged_crc(message: &FrameBytes) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vstp::frame::Headers;
+    use crate::vstp::frame::{FrameRef, Headers, HeadersBuf};
 
     #[test]
     fn case_70_datagrams_that_an_address_without_proof_does_not_get_are_counted() {

@@ -1,5 +1,6 @@
 //! Reasons for which a message did not arrive.
 
+use super::error_code::ErrorCode;
 use super::frame::FrameError;
 
 /// The reason for which no datagram reaches an address.
@@ -42,8 +43,8 @@ pub enum Failure {
     /// The peer said so.
     #[error("the peer refused it: {0}")]
     Refused(String),
-    /// Too much is waiting to be sent there already.
-    #[error("too many messages are waiting for this address")]
+    /// Too much is waiting already: here to be sent to that address, or there to be taken.
+    #[error("too many messages are waiting, here for this address or there; later there may be room")]
     Busy,
     /// The address did not prove that it exists.
     #[error("the address has not proved itself")]
@@ -54,4 +55,11 @@ pub enum Failure {
     /// It cannot be written as a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
+}
+
+impl Failure {
+    /// The failure that the code of an ERR frame says.
+    pub(super) fn refused(code: String) -> Self {
+        if code == ErrorCode::Busy.as_str() { Self::Busy } else { Self::Refused(code) }
+    }
 }

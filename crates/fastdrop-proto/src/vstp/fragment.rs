@@ -57,6 +57,14 @@ impl Fragment {
         (index < total).then_some(Self { id, index, total, wants_reports, nested, replaces, probe })
     }
 
+    /// Bytes that the message has in all, as far as a fragment with a payload of this length says.
+    /// The last one says little; it is taken as if the others were as small.
+    pub(super) fn announced(&self, len: usize) -> usize {
+        let is_last = self.index + 1 == self.total;
+        let slice = if is_last { len.max(super::transport::DATAGRAM_MAX) } else { len };
+        if self.total == 1 { len } else { (self.total as usize).saturating_mul(slice) }
+    }
+
     /// The headers that a sender of version 0.2 puts behind those of the message.
     pub(super) fn plain_fields(&self) -> HeadersBuf {
         HeadersBuf::default().with(ID, self.id).with(INDEX, self.index).with(TOTAL, self.total)

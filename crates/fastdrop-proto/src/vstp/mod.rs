@@ -6,15 +6,21 @@
 mod acknowledgement;
 mod arrivals;
 mod batch;
+mod budget;
+mod challenge;
+mod config;
 mod endpoint;
 mod error_code;
+mod event;
 mod failure;
 mod fragment;
 /// Frames on the wire.
 pub mod frame;
 mod ids;
+mod inbox;
 mod outgoing;
 mod peer;
+mod peers;
 mod pings;
 mod plain;
 mod random;
@@ -30,8 +36,10 @@ mod unacknowledged;
 mod whole;
 
 pub use acknowledgement::Acknowledgement;
-pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
+pub use config::EndpointConfig;
+pub use endpoint::Endpoint;
 pub use error_code::ErrorCode;
+pub use event::{Counters, Event, Transmit};
 pub use failure::{Failure, Unreachable};
 pub use fragment::{CLASSIC_TOTAL_MAX, Fragment, Report, Writer};
 pub use frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Head, Headers, HeadersBuf};

@@ -47,6 +47,10 @@ pub(super) struct Outgoing {
     timeouts: u32,
     /// The question for the ACK of a complete message.
     ask: Option<Ask>,
+    /// Since when the peer has had no room for it.
+    shut_since: Option<Instant>,
+    /// The last report said so.
+    is_shut: bool,
     /// Whether its application has been told what became of it.
     pub(super) told: bool,
 }
@@ -61,6 +65,9 @@ struct Ask {
 }
 
 impl Outgoing {
+    /// A peer may say for so long that it has no room for a message.
+    const SHUT_MAX: Duration = Duration::from_secs(600);
+
     /// Nothing has been sent of it.
     pub(super) fn new(
         now: Instant,
@@ -88,6 +95,8 @@ impl Outgoing {
             give_up,
             timeouts: 0,
             ask: None,
+            shut_since: None,
+            is_shut: false,
             told: false,
         }
     }
@@ -169,6 +178,11 @@ impl Outgoing {
         self.loss_at
     }
 
+    /// Returns true if the peer has said that it has no room for it now.
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
     /// Whether several timeouts in a row brought nothing.
     pub(super) fn is_stuck(&self) -> bool {
         self.timeouts >= 5
@@ -207,6 +221,7 @@ impl Outgoing {
         self.slots.clear();
         self.lost.clear();
         (self.newest, self.loss_at, self.sent_at, self.ask) = (None, None, None, None);
+        self.is_shut = false;
         self.timeouts = 0;
     }
 
@@ -219,10 +234,10 @@ impl Outgoing {
         }
         let next = self.base + self.slots.len() as u32;
         // Towards a closed window, one fragment at a time asks whether it has opened.
-        let asks = self.slots.is_empty() && self.timeouts > 0;
-        let new = (next < writer.total() && (next < self.limit || asks)).then_some(next);
+        let asks = self.in_flight == 0 && self.timeouts > 0;
+        let new = (next < writer.total()).then_some(next);
         let index = self.lost.first().copied().or(new)?;
-        Some((index, writer.datagram_len(index)))
+        (index < self.limit || asks).then(|| (index, writer.datagram_len(index)))
     }
 
     /// The fragment of [`Self::peek`] leaves: appends it to `out`.
@@ -266,6 +281,7 @@ impl Outgoing {
         }
         if report.base >= self.base {
             self.limit = report.limit;
+            self.is_shut = report.limit <= report.base && report.base < total;
         }
         let mut news = News::default();
         for index in (self.base..report.base).chain(report.above()) {
@@ -293,8 +309,12 @@ impl Outgoing {
             self.base += 1;
         }
         self.timeouts = 0;
+        if self.is_shut {
+            self.wait_for_room(now, flow);
+        }
         if let Some(newest) = news.newest {
             self.progress_at = now;
+            self.shut_since = None;
             self.in_flight -= news.bytes.min(self.in_flight);
             let delay = Duration::from_micros(report.delay_us.into());
             let rtt = news.once.map(|sent_at| now.saturating_duration_since(sent_at).saturating_sub(delay));
@@ -307,6 +327,16 @@ impl Outgoing {
             self.ask = Some(Ask { at: now + interval, interval, due: false });
         }
         self.base == total
+    }
+
+    /// The peer takes nothing now: what is on its way leaves again when there is room, and patience
+    /// begins anew.
+    fn wait_for_room(&mut self, now: Instant, flow: &mut Flow) {
+        let since = *self.shut_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < Self::SHUT_MAX {
+            self.progress_at = now;
+        }
+        self.forget_on_way(flow);
     }
 
     /// Takes for lost what left more than a round trip and a quarter ago, and before something that
@@ -340,6 +370,11 @@ impl Outgoing {
     /// Nothing has been reported for a timeout: everything on its way is taken for lost.
     pub(super) fn on_timeout(&mut self, flow: &mut Flow) {
         self.timeouts += 1;
+        self.forget_on_way(flow);
+    }
+
+    /// Everything on its way has to leave again.
+    fn forget_on_way(&mut self, flow: &mut Flow) {
         self.forget_in_flight(flow);
         self.loss_at = None;
         for (index, slot) in (self.base..).zip(&mut self.slots) {

@@ -1,34 +1,46 @@
 //! One address of an endpoint, and the proof that somebody is there (section 7).
 
+use super::challenge::write_challenge;
 use super::failure::{Failure, Unreachable};
-use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
 use super::ids::SendId;
+use super::peers::Standing;
 use super::pings::Pings;
 use super::random::Random;
-use super::receiving::{ReassemblyLimits, Receiving};
+use super::receiving::Receiving;
 use super::sending::Sending;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-/// The header of a PING that asks an address to prove itself.
-pub(super) const CHALLENGE: &str = "challenge";
 
 /// The proof that an address may be sent more than it asked for (section 7).
 #[derive(Debug)]
 pub(super) enum Proof {
     /// It is ours to speak first, or it has returned something that could not be guessed.
     Proved,
-    /// It spoke first. Bytes that came from it and went to it, and the challenge that is under way.
-    Unproved { came: u64, went: u64, challenge: Option<(u64, Instant)> },
+    /// It spoke first. Bytes that came from it and went to it, and when it may be challenged again.
+    Unproved { came: u64, went: u64, challenge_at: Option<Instant> },
+}
+
+impl Proof {
+    /// Nothing is proved of an address from which and to which so many bytes went.
+    pub(super) fn unproved(came: u64, went: u64) -> Self {
+        Self::Unproved { came, went, challenge_at: None }
+    }
 }
 
 /// An address.
 #[derive(Debug)]
 pub(super) struct Peer {
+    pub(super) standing: Standing,
+    /// Its place among those of its standing.
+    pub(super) ordered_at: Instant,
     pub(super) proof: Proof,
+    /// It answers challenges, and has asked for what is kept for those who do.
+    wants_challenge: bool,
     pub(super) sending: Sending,
     pub(super) receiving: Receiving,
+    /// Since when a stranger has had unfinished messages.
+    pub(super) reassembling_since: Option<Instant>,
     pub(super) pings: Pings,
     /// Frames that leave as they are, and until when they may wait for a proof.
     small: VecDeque<(Instant, Vec<u8>)>,
@@ -50,16 +62,24 @@ impl Peer {
     /// The time after which a message that waits for a proof is dropped.
     const PROOF_WAIT: Duration = Duration::from_secs(1);
     const SMALL_MAX: usize = 1024;
+    /// A challenge is repeated after this long, if the address says more.
+    const CHALLENGE_INTERVAL: Duration = Duration::from_millis(250);
+    /// A stranger whose frame waits for its acknowledgement is forgotten later by so much.
+    const ACKNOWLEDGED_IN: Duration = Duration::from_secs(2);
     /// The time that an address which has been heard may refuse everything, as while its program is
     /// started again.
     const RESTART_MAX: Duration = Duration::from_secs(1);
 
     /// An address that is heard, or sent to, for the first time.
-    pub(super) fn new(now: Instant, proof: Proof, sending: Sending) -> Self {
+    pub(super) fn new(now: Instant, standing: Standing, proof: Proof, sending: Sending) -> Self {
         Self {
+            standing,
+            ordered_at: now,
             proof,
+            wants_challenge: false,
             sending,
             receiving: Receiving::default(),
+            reassembling_since: None,
             pings: Pings::default(),
             small: VecDeque::new(),
             heard_at: now,
@@ -90,6 +110,37 @@ impl Peer {
     /// The reason for which nothing has reached the address since it was last heard.
     pub(super) fn unreachable(&self) -> Option<Unreachable> {
         self.unreachable.map(|(_, reason)| reason)
+    }
+
+    /// Bytes that came from an address that has proved nothing, and went to it.
+    pub(super) fn unproved(&self) -> Option<(u64, u64)> {
+        match self.proof {
+            Proof::Proved => None,
+            Proof::Unproved { came, went, .. } => Some((came, went)),
+        }
+    }
+
+    /// The address has proved itself.
+    pub(super) fn on_proved(&mut self) {
+        self.proof = Proof::Proved;
+        self.wants_challenge = false;
+    }
+
+    /// It is to be challenged, although nothing waits for its proof.
+    pub(super) fn challenge(&mut self) {
+        self.wants_challenge = matches!(self.proof, Proof::Unproved { .. });
+    }
+
+    /// Its place among those that may be forgotten.
+    pub(super) fn rank(&self) -> Instant {
+        let waits = self.standing != Standing::Known && !self.receiving.seen.is_settled();
+        if waits { self.heard_at + Self::ACKNOWLEDGED_IN } else { self.heard_at }
+    }
+
+    /// Returns true if nothing is lost with it: it has never said anything, or nothing of late.
+    pub(super) fn is_expendable(&self, now: Instant, live: Duration) -> bool {
+        let silent = now.saturating_duration_since(self.heard_at) >= live;
+        self.is_idle() && (!self.has_spoken || silent)
     }
 
     /// Returns true if nothing is under way in either direction.
@@ -131,16 +182,14 @@ impl Peer {
     }
 
     /// The time at which something is due; None if nothing is.
-    pub(super) fn poll_timeout(&self, now: Instant, limits: &ReassemblyLimits) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, now: Instant, age_max: Duration) -> Option<Instant> {
         let small = self.small.front().map(|(until, _)| *until);
         let challenge = match self.proof {
             // One that could not leave for want of budget waits for the address to say more.
-            Proof::Unproved { challenge: Some((_, again_at)), .. } if small.is_some() && again_at > now => {
-                Some(again_at)
-            }
+            Proof::Unproved { challenge_at: Some(at), .. } if small.is_some() && at > now => Some(at),
             _ => None,
         };
-        let parts = [self.sending.poll_timeout(now), self.receiving.poll_timeout(limits), small, challenge];
+        let parts = [self.sending.poll_timeout(now), self.receiving.poll_timeout(age_max), small, challenge];
         parts.into_iter().flatten().min()
     }
 
@@ -155,17 +204,25 @@ impl Peer {
     }
 
     /// Datagrams for the address, written to `out`: as many of one size as follow each other.
+    /// `free` are bytes that its messages may take beside what they have reserved, and `token` its
+    /// challenge.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
         segments: usize,
-        others: usize,
-        limits: &ReassemblyLimits,
+        free: usize,
+        token: u64,
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let budget = self.budget();
-        if let Some(answer) = self.receiving.poll_answer(now, others, limits)
+        if self.wants_challenge {
+            self.wants_challenge = false;
+            if let Some(len) = self.poll_challenge(now, budget, token, out) {
+                return Some(len);
+            }
+        }
+        if let Some(answer) = self.receiving.poll_answer(now, free)
             && answer.len() as u64 <= budget
         {
             *out = answer;
@@ -173,7 +230,7 @@ impl Peer {
         }
         if let Some((_, bytes)) = self.small.front() {
             if bytes.len() as u64 > budget {
-                return self.poll_challenge(now, budget, random, out);
+                return self.poll_challenge(now, budget, token, out);
             }
             *out = self.small.pop_front()?.1;
             return Some(out.len());
@@ -183,36 +240,21 @@ impl Peer {
         }
         // Applications of version 0.2 see the question, so it is not asked for nothing.
         let waits = budget < self.sending.unsent_bytes();
-        if waits { self.poll_challenge(now, budget, random, out) } else { None }
+        if waits { self.poll_challenge(now, budget, token, out) } else { None }
     }
 
     /// Asks the address to prove itself, now and then.
-    fn poll_challenge(
-        &mut self,
-        now: Instant,
-        budget: u64,
-        random: &mut Random,
-        out: &mut Vec<u8>,
-    ) -> Option<usize> {
-        let Proof::Unproved { challenge, .. } = &mut self.proof else { return None };
-        if challenge.is_some_and(|(_, again_at)| again_at > now) {
+    fn poll_challenge(&mut self, now: Instant, budget: u64, token: u64, out: &mut Vec<u8>) -> Option<usize> {
+        let Proof::Unproved { challenge_at, .. } = &mut self.proof else { return None };
+        if challenge_at.is_some_and(|at| at > now) {
             return None;
         }
-        let token = challenge.map_or_else(|| random.next_u64(), |(token, _)| token);
         write_challenge(token, out).ok()?;
         if out.len() as u64 > budget {
             out.clear();
             return None;
         }
-        *challenge = Some((token, now + Duration::from_millis(250)));
+        *challenge_at = Some(now + Self::CHALLENGE_INTERVAL);
         Some(out.len())
     }
-}
-
-/// A PING that only whoever receives it can answer.
-pub(super) fn write_challenge(token: u64, out: &mut Vec<u8>) -> Result<(), FrameError> {
-    let headers = HeadersBuf::default().with(CHALLENGE, 1);
-    let payload = token.to_be_bytes();
-    let flags = Flags::empty();
-    FrameRef { typ: FrameType::Ping, flags, headers: headers.as_headers(), payload: &payload }.encode(out)
 }

@@ -40,10 +40,23 @@ pub(super) struct Reassembly {
     /// Fragments since the last report.
     unreported: u32,
     urgent: bool,
-    /// Fragments from here on were not taken when the last report was made.
-    reported_limit: Option<u32>,
     /// Every fragment may carry the whole payload.
     may_repeat: bool,
+    /// Bytes of the whole, as far as is known.
+    announced: usize,
+    /// The most that is reserved for it.
+    reserved_max: usize,
+    admission: Admission,
+    began_at: Instant,
+}
+
+/// The place of a message among those for which there is memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// What it announced is reserved, if its sender takes reports.
+    Admitted,
+    /// Nothing of it is taken.
+    Waiting,
 }
 
 impl Reassembly {
@@ -78,13 +91,88 @@ impl Reassembly {
             newest_at: now,
             unreported: 0,
             urgent: false,
-            reported_limit: None,
             may_repeat: true,
+            announced: 0,
+            reserved_max: usize::MAX,
+            admission: Admission::Admitted,
+            began_at: now,
         }
     }
 
+    /// Bytes of memory that it keeps, and those that are reserved for it.
+    pub(super) fn usage(&self) -> (usize, usize) {
+        let memory = self.memory();
+        let reserved = match self.admission {
+            // What it may keep came while nothing waited, within the budget of strangers.
+            Admission::Waiting => 0,
+            Admission::Admitted if self.fragment.wants_reports => {
+                memory.max(self.announced.min(self.reserved_max))
+            }
+            Admission::Admitted => memory,
+        };
+        (memory, reserved)
+    }
+
+    /// Bytes that a fragment announces beyond what is reserved.
+    pub(super) fn announces_more(&self, announced: usize) -> usize {
+        let is_known = self.slice.is_some() || self.is_waiting();
+        if is_known { 0 } else { announced.saturating_sub(self.announced) }
+    }
+
+    /// Records what a fragment says of the size of the whole.
+    pub(super) fn announce(&mut self, bytes: usize) {
+        // The last one says less than any other.
+        if self.slice.is_none() {
+            self.announced = self.announced.max(bytes);
+        }
+    }
+
+    /// It has to wait for admission: nothing of it is taken, and its sender is told so.
+    pub(super) fn wait(&mut self) {
+        self.admission = Admission::Waiting;
+    }
+
+    /// Returns true if it waits for admission.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.admission == Admission::Waiting
+    }
+
+    /// When it began to wait, and what it announced.
+    pub(super) fn waits_since(&self) -> (Instant, usize) {
+        (self.began_at, self.announced)
+    }
+
+    /// No more than so much is reserved for it now.
+    pub(super) fn reserve_at_most(&mut self, bytes: usize) {
+        self.reserved_max = bytes;
+    }
+
+    /// Returns true if it announced more than what is reserved.
+    pub(super) fn is_partial(&self) -> bool {
+        self.announced > self.reserved_max
+    }
+
+    /// There is memory for all of it.
+    pub(super) fn admit(&mut self) {
+        self.admission = Admission::Admitted;
+        self.reserved_max = usize::MAX;
+        self.urgent = true;
+    }
+
+    /// Bytes that it may take, where `free` are not reserved.
+    fn room(&self, free: usize) -> usize {
+        if self.is_waiting() {
+            return 0;
+        }
+        if !self.fragment.wants_reports {
+            return free;
+        }
+        let mine = self.announced.min(self.reserved_max).saturating_sub(self.data.len() + self.early_bytes);
+        if self.is_partial() { mine } else { mine.max(free) }
+    }
+
     /// Bytes of memory that it keeps.
-    pub(super) fn memory(&self) -> usize {
+    fn memory(&self) -> usize {
         let headers = self.headers.as_headers().as_bytes().len();
         let early = self.early_bytes + self.early.len() * Self::EARLY_MEMORY;
         self.data.capacity() + early + headers + Self::MEMORY
@@ -122,13 +210,13 @@ impl Reassembly {
             && rest.chunks(slice).all(|other| other == first)
     }
 
-    /// Takes a fragment of this message, if it fits into `room` more bytes of memory.
+    /// Takes a fragment of this message, if there is memory for it; `free` bytes are not reserved.
     pub(super) fn handle_fragment(
         &mut self,
         now: Instant,
         fragment: Fragment,
         payload: &[u8],
-        room: usize,
+        free: usize,
     ) -> Taken {
         if fragment.total != self.fragment.total || fragment.nested != self.fragment.nested {
             return Taken::Contradiction;
@@ -143,8 +231,14 @@ impl Reassembly {
             self.urgent = true;
             return if same { Taken::Again } else { Taken::Contradiction };
         }
-        if payload.len() > room || fragment.index - self.base > self.window(room) {
+        let room = self.room(free);
+        let waits = self.is_waiting();
+        if waits || payload.len() > room || fragment.index - self.base > self.window(room) {
             self.urgent = true;
+            if waits {
+                // Its sender is there, and asks.
+                self.progress_at = now;
+            }
             return Taken::Beyond;
         }
         if is_last {
@@ -194,7 +288,8 @@ impl Reassembly {
         if self.data.capacity() - self.data.len() < payload.len() {
             let whole = (self.fragment.total - self.base) as usize;
             let whole = whole.saturating_mul(self.slice.unwrap_or(payload.len()));
-            let more = self.data.len().max(Self::CAPACITY_FIRST).min(whole).max(payload.len());
+            let more = self.data.len().max(Self::CAPACITY_FIRST);
+            let more = more.min(whole.saturating_sub(self.early_bytes)).max(payload.len());
             self.data.reserve_exact(more);
         }
         self.data.extend_from_slice(payload);
@@ -204,7 +299,7 @@ impl Reassembly {
     /// Fragments behind the base that may come, with `room` for more bytes.
     fn window(&self, room: usize) -> u32 {
         let slice = self.slice.or(self.last).unwrap_or(1).max(1);
-        u32::try_from(room / (slice + Self::EARLY_MEMORY)).map_or(WINDOW_MAX, |window| window.min(WINDOW_MAX))
+        u32::try_from(room / slice).map_or(WINDOW_MAX, |window| window.min(WINDOW_MAX))
     }
 
     /// When a report is due; None if there is nothing to say.
@@ -218,19 +313,12 @@ impl Reassembly {
         Some(if now { self.newest_at } else { self.newest_at + Self::REPORT_DELAY })
     }
 
-    /// There is room again: worth a report if there was none when the last was made.
-    pub(super) fn on_room(&mut self) {
-        if self.reported_limit.is_some_and(|limit| limit <= self.base + 1) && !self.is_complete() {
-            self.urgent = true;
-        }
-    }
-
-    /// A report of what is there; `room` more bytes can be taken.
-    pub(super) fn report(&mut self, now: Instant, room: usize) -> Report {
+    /// A report of what is there; `free` bytes are not reserved.
+    pub(super) fn report(&mut self, now: Instant, free: usize) -> Report {
         self.unreported = 0;
         self.urgent = false;
+        let room = self.room(free);
         let limit = self.base.saturating_add(self.window(room));
-        self.reported_limit = Some(limit);
         let mut bitmap = Vec::new();
         for index in self.early.keys() {
             let bit = (index - self.base - 1) as usize;

@@ -2,9 +2,11 @@
 
 use super::acknowledgement::Acknowledgement;
 use super::arrivals::Arrivals;
+use super::budget::{Admission, Budget, Usage};
 use super::error_code::ErrorCode;
 use super::fragment::{Fragment, Report, write_probe_report, write_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef};
+use super::inbox::Amount;
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
 use super::streams::{Known, Streams};
@@ -53,6 +55,34 @@ pub(super) enum Got {
     Complete(Option<Acknowledgement>),
     /// There was no room for it, or it was refused.
     Refused,
+    /// Its message has just begun to wait for admission.
+    Waits,
+    /// Other strangers have what it needs.
+    Full,
+}
+
+/// The surroundings of one address: what all others of its kind take, and what may be taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scope<'a> {
+    /// Without what this address takes.
+    pub(super) budget: &'a Budget,
+    /// What all addresses of this kind hold of the application's.
+    pub(super) all: Amount,
+    /// What this one holds.
+    pub(super) own: Amount,
+    /// It has proved nothing: it is not told that there is no room.
+    pub(super) is_stranger: bool,
+    /// Others wait for admission.
+    pub(super) others_wait: bool,
+    /// Bytes of a large message that a known address might begin now.
+    pub(super) known_free: usize,
+}
+
+impl Scope<'_> {
+    /// What becomes of a fragment for which there is no room.
+    fn without_room(&self) -> Got {
+        if self.is_stranger { Got::Full } else { Got::Refused }
+    }
 }
 
 /// How a message ended.
@@ -69,6 +99,9 @@ enum Ended {
 pub(super) struct Receiving {
     incoming: BTreeMap<u64, Reassembly>,
     memory: usize,
+    reserved: usize,
+    /// Messages that wait for admission, in the order in which they came.
+    waiting: VecDeque<u64>,
     /// Unfinished messages whose fragments carry the whole payload each.
     whole: WholePayloads,
     /// The address has sent a message so, and then sends all so.
@@ -94,15 +127,18 @@ impl Receiving {
     const MEMORY_CLASSIC: Duration = Duration::from_secs(35);
     const REMEMBERED_MAX: usize = 4096;
     const ANSWERS_MAX: usize = 64;
+    /// Bytes of a message that are taken before its sender has proved itself.
+    const STRANGER_MAX: usize = 512 << 10;
 
     /// How many messages are unfinished.
     pub(super) fn unfinished(&self) -> usize {
         self.incoming.len() + self.whole.len()
     }
 
-    /// Bytes that unfinished messages keep.
-    pub(super) fn memory(&self) -> usize {
-        self.memory + self.whole.memory()
+    /// What unfinished messages take.
+    pub(super) fn usage(&self) -> Usage {
+        let whole = self.whole.memory();
+        Usage { messages: self.unfinished(), memory: self.memory + whole, reserved: self.reserved + whole }
     }
 
     /// Returns true if nothing is under way, to be said, or unacknowledged.
@@ -110,19 +146,18 @@ impl Receiving {
         self.unfinished() == 0 && self.answers.is_empty() && self.seen.is_settled()
     }
 
-    /// Takes a fragment. `others` is what unfinished messages of other addresses are and keep.
+    /// Takes a fragment.
     pub(super) fn handle_fragment(
         &mut self,
         now: Instant,
         frame: &FrameRef<'_>,
         fragment: Fragment,
-        others: (usize, usize),
-        limits: &ReassemblyLimits,
+        scope: &Scope<'_>,
     ) -> Got {
         let id = fragment.id;
         let whole = WholePayload::recognize(frame, &fragment);
         if let Some(whole) = whole.filter(|whole| whole.is_certain() || self.sends_whole) {
-            return self.handle_whole(now, frame, fragment, &whole, others, limits);
+            return self.handle_whole(now, frame, fragment, &whole, scope);
         }
         if fragment.probe {
             if fragment.wants_reports {
@@ -156,19 +191,42 @@ impl Receiving {
                 _ => {}
             }
         }
-        if let Some(code) = self.refuses(&fragment, frame.payload.len(), others, limits) {
-            if fragment.wants_reports {
+        if let Some(code) = self.refuses(&fragment, frame.payload.len(), scope) {
+            self.remove(id);
+            if fragment.wants_reports && (code != ErrorCode::Busy || !scope.is_stranger) {
                 self.answer(|out| write_refusal(id, code, out));
             }
-            return Got::Refused;
+            let is_own = self.unfinished() >= scope.budget.limits.peer_messages_max;
+            return if code == ErrorCode::Busy && !is_own { scope.without_room() } else { Got::Refused };
         }
-        let room = self.room(others.1, limits);
-        let before = self.incoming.get(&id).map_or(0, Reassembly::memory);
+        let announced = fragment.announced(frame.payload.len());
+        let reserved_max = if scope.is_stranger { Self::STRANGER_MAX } else { usize::MAX };
+        let more = match self.incoming.get(&id) {
+            _ if !fragment.wants_reports => 0,
+            None => announced.min(reserved_max),
+            Some(message) => message.announces_more(announced),
+        };
+        // A part of it is taken before its sender has proved itself if the rest can follow then.
+        let can_follow = announced <= reserved_max || announced <= scope.known_free;
+        let has_begun = self.incoming.contains_key(&id);
+        let in_turn = has_begun || !scope.others_wait || announced <= Budget::SMALL_MESSAGE_MAX;
+        let fits = || self.admission(more, scope) == Admission::Now;
+        let admitted = more == 0 || (can_follow && in_turn && fits());
         let begin = || Reassembly::new(now, frame, fragment);
+        let before = self.incoming.get(&id).map_or((0, 0), Reassembly::usage);
+        let free = self.free(scope);
         let reassembly = self.incoming.entry(id).or_insert_with(begin);
+        if !admitted {
+            reassembly.wait();
+            self.waiting.push_back(id);
+        }
+        reassembly.announce(announced);
+        if more > 0 {
+            reassembly.reserve_at_most(reserved_max);
+        }
         let same = whole.is_none_or(|whole| reassembly.has_front(frame, whole.headers()));
         let mut taken = if same {
-            reassembly.handle_fragment(now, fragment, frame.payload, room)
+            reassembly.handle_fragment(now, fragment, frame.payload, free)
         } else {
             Taken::Contradiction
         };
@@ -177,21 +235,78 @@ impl Receiving {
             // The number has come again, with another message of a sender that does not count.
             Some(_) if taken == Taken::Contradiction => {
                 *reassembly = begin();
-                taken = reassembly.handle_fragment(now, fragment, frame.payload, room);
+                taken = reassembly.handle_fragment(now, fragment, frame.payload, free);
             }
             Some(_) => {}
         }
-        self.memory = self.memory + reassembly.memory() - before;
+        let after = reassembly.usage();
+        self.memory = self.memory + after.0 - before.0;
+        self.reserved = self.reserved + after.1 - before.1;
         let complete = reassembly.is_complete();
         match taken {
-            Taken::New if complete => self.complete(now, id, fragment, limits),
+            Taken::New if complete => self.complete(now, id, fragment, scope),
             Taken::New | Taken::Again => Got::Kept,
-            Taken::Beyond => Got::Refused,
+            Taken::Beyond if !admitted => Got::Waits,
+            Taken::Beyond if reassembly.is_waiting() => Got::Refused,
+            Taken::Beyond => scope.without_room(),
             Taken::Contradiction => {
                 self.remove(id);
                 self.refuse(now, fragment, ErrorCode::Malformed)
             }
         }
+    }
+
+    /// Decides whether a message that announces so many bytes may begin.
+    fn admission(&self, announced: usize, scope: &Scope<'_>) -> Admission {
+        scope.budget.admission(scope.all, scope.own, self.usage().reserved, announced)
+    }
+
+    /// Decides whether the message that waits and came first may begin.
+    pub(super) fn first_admission(&self, scope: &Scope<'_>) -> Admission {
+        let first = self.first_waiting();
+        first.map_or(Admission::NotBeforeOwn, |(_, announced)| self.admission(announced, scope))
+    }
+
+    /// Returns true if a message waits for admission.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// The message that waits for admission and came first: when it came, and what it announced.
+    pub(super) fn first_waiting(&self) -> Option<(Instant, usize)> {
+        self.waiting.front().and_then(|id| self.incoming.get(id)).map(Reassembly::waits_since)
+    }
+
+    /// Admits that message: its sender is told.
+    pub(super) fn admit(&mut self) {
+        let Some(id) = self.waiting.pop_front() else { return };
+        let Some(reassembly) = self.incoming.get_mut(&id) else { return };
+        let before = reassembly.usage();
+        reassembly.admit();
+        let after = reassembly.usage();
+        self.reserved = self.reserved + after.1 - before.1;
+    }
+
+    /// The address has proved itself: messages of which only a part was admitted wait for the rest.
+    pub(super) fn on_proved(&mut self) {
+        for (id, message) in &mut self.incoming {
+            if message.is_partial() && !message.is_waiting() {
+                let before = message.usage();
+                message.wait();
+                self.reserved = self.reserved + message.usage().1 - before.1;
+                self.waiting.push_back(*id);
+            }
+        }
+    }
+
+    /// Drops all unfinished messages; says how many.
+    pub(super) fn drop_unfinished(&mut self) -> usize {
+        let count = self.unfinished();
+        self.incoming.clear();
+        self.waiting.clear();
+        (self.memory, self.reserved) = (0, 0);
+        self.whole = WholePayloads::default();
+        count
     }
 
     /// Takes a fragment that carries the whole payload. A message that is too large is refused when
@@ -202,15 +317,16 @@ impl Receiving {
         frame: &FrameRef<'_>,
         fragment: Fragment,
         whole: &WholePayload<'_>,
-        others: (usize, usize),
-        limits: &ReassemblyLimits,
+        scope: &Scope<'_>,
     ) -> Got {
-        let messages = limits.messages_max.saturating_sub(others.0).min(limits.peer_messages_max);
+        let limits = &scope.budget.limits;
+        let others = scope.budget.used.messages;
+        let messages = limits.messages_max.saturating_sub(others).min(limits.peer_messages_max);
         let messages = messages.saturating_sub(self.unfinished());
-        let room = Room { messages, bytes: self.room(others.1, limits) };
+        let room = Room { messages, bytes: self.free(scope) };
         match self.whole.handle_fragment(now, frame, fragment, whole, room) {
             Outcome::Kept => Got::Kept,
-            Outcome::Refused => Got::Refused,
+            Outcome::Refused => scope.without_room(),
             Outcome::Complete(message) => {
                 self.sends_whole = true;
                 Got::Message(message)
@@ -220,31 +336,29 @@ impl Receiving {
 
     /// The next message that is handed on although fragments are missing, which carry what is there
     /// already.
-    pub(super) fn poll_sufficient(&mut self, now: Instant, limits: &ReassemblyLimits) -> Option<FrameBytes> {
-        let message = self.whole.poll_sufficient(now, limits.age_max)?;
+    pub(super) fn poll_sufficient(&mut self, now: Instant, age_max: Duration) -> Option<FrameBytes> {
+        let message = self.whole.poll_sufficient(now, age_max)?;
         self.sends_whole = true;
         Some(message)
     }
 
     /// Why a message may not begin; None if it has begun or may.
-    fn refuses(
-        &self,
-        fragment: &Fragment,
-        len: usize,
-        (messages, _): (usize, usize),
-        limits: &ReassemblyLimits,
-    ) -> Option<ErrorCode> {
+    fn refuses(&self, fragment: &Fragment, len: usize, scope: &Scope<'_>) -> Option<ErrorCode> {
+        let limits = &scope.budget.limits;
         let size_min = u64::from(fragment.total - 1).saturating_mul(len as u64);
         // The last fragment's length says nothing about the others'.
         let known = fragment.index + 1 < fragment.total || fragment.total == 1;
-        if known && size_min > limits.message_bytes_max as u64 {
+        let too_large = size_min > limits.message_bytes_max as u64
+            || (fragment.wants_reports && !scope.is_stranger && scope.budget.never_admits(size_min));
+        if known && too_large {
             return Some(ErrorCode::TooLarge);
         }
         if self.incoming.contains_key(&fragment.id) {
             return None;
         }
+        let others = scope.budget.used.messages;
         let full = self.unfinished() >= limits.peer_messages_max
-            || self.unfinished() + messages >= limits.messages_max;
+            || self.unfinished() + others >= limits.messages_max;
         full.then_some(ErrorCode::Busy)
     }
 
@@ -272,12 +386,12 @@ impl Receiving {
         }
     }
 
-    fn room(&self, others: usize, limits: &ReassemblyLimits) -> usize {
-        let of_all = limits.bytes_max.saturating_sub(others).saturating_sub(self.memory());
-        of_all.min(limits.peer_bytes_max.saturating_sub(self.memory()))
+    /// Bytes that are not reserved.
+    fn free(&self, scope: &Scope<'_>) -> usize {
+        scope.budget.free(scope.all, self.usage().reserved)
     }
 
-    fn complete(&mut self, now: Instant, id: u64, fragment: Fragment, limits: &ReassemblyLimits) -> Got {
+    fn complete(&mut self, now: Instant, id: u64, fragment: Fragment, scope: &Scope<'_>) -> Got {
         let Some(mut reassembly) = self.remove(id) else { return Got::Refused };
         let report = reassembly.report(now, 0);
         self.sends_whole |= reassembly.repeats();
@@ -285,7 +399,7 @@ impl Receiving {
             return self.refuse(now, fragment, ErrorCode::Malformed);
         };
         // What its fragments announced is no more than about this.
-        if message.payload.len() > limits.message_bytes_max {
+        if message.payload.len() > scope.budget.limits.message_bytes_max {
             return self.refuse(now, fragment, ErrorCode::TooLarge);
         }
         if fragment.wants_reports {
@@ -305,7 +419,12 @@ impl Receiving {
 
     fn remove(&mut self, id: u64) -> Option<Reassembly> {
         let removed = self.incoming.remove(&id)?;
-        self.memory -= removed.memory();
+        let (memory, reserved) = removed.usage();
+        self.memory -= memory;
+        self.reserved -= reserved;
+        if removed.is_waiting() {
+            self.waiting.retain(|waiting| *waiting != id);
+        }
         Some(removed)
     }
 
@@ -343,46 +462,34 @@ impl Receiving {
     }
 
     /// Drops what has had nothing new for too long; says how many.
-    pub(super) fn handle_timeout(&mut self, now: Instant, limits: &ReassemblyLimits) -> usize {
-        let old =
-            |message: &Reassembly| now.saturating_duration_since(message.progress_at()) >= limits.age_max;
+    pub(super) fn handle_timeout(&mut self, now: Instant, age_max: Duration) -> usize {
+        let old = |message: &Reassembly| now.saturating_duration_since(message.progress_at()) >= age_max;
         let expired: Vec<u64> =
             self.incoming.iter().filter(|(_, message)| old(message)).map(|(id, _)| *id).collect();
         expired.iter().for_each(|id| drop(self.remove(*id)));
-        expired.len() + self.whole.drop_expired(now, limits.age_max)
+        expired.len() + self.whole.drop_expired(now, age_max)
     }
 
-    /// There is room for more than there was.
-    pub(super) fn on_room(&mut self) {
-        self.incoming.values_mut().for_each(Reassembly::on_room);
-    }
-
-    /// The next report or refusal to send, if one is due.
-    pub(super) fn poll_answer(
-        &mut self,
-        now: Instant,
-        others: usize,
-        limits: &ReassemblyLimits,
-    ) -> Option<Vec<u8>> {
+    /// The next report or refusal to send, if one is due; `free` bytes are not reserved.
+    pub(super) fn poll_answer(&mut self, now: Instant, free: usize) -> Option<Vec<u8>> {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
         if let Some(report) = self.arrivals.poll_report(now) {
             return Some(report);
         }
-        let room = self.room(others, limits);
         let due = |reassembly: &&mut Reassembly| reassembly.report_at().is_some_and(|at| at <= now);
-        let report = self.incoming.values_mut().find(due)?.report(now, room);
+        let report = self.incoming.values_mut().find(due)?.report(now, free);
         let mut out = Vec::new();
         report.write(&mut out);
         Some(out)
     }
 
     /// When something has to be done next.
-    pub(super) fn poll_timeout(&self, limits: &ReassemblyLimits) -> Option<Instant> {
-        let expiry = self.incoming.values().map(|message| message.progress_at() + limits.age_max).min();
+    pub(super) fn poll_timeout(&self, age_max: Duration) -> Option<Instant> {
+        let expiry = self.incoming.values().map(|message| message.progress_at() + age_max).min();
         let report = self.incoming.values().filter_map(Reassembly::report_at).min();
         let arrivals = self.arrivals.poll_timeout();
-        [expiry, report, arrivals, self.whole.poll_timeout(limits.age_max)].into_iter().flatten().min()
+        [expiry, report, arrivals, self.whole.poll_timeout(age_max)].into_iter().flatten().min()
     }
 }

@@ -289,14 +289,14 @@ impl Sending {
         let Some(at) = self.outgoing.iter().position(|message| message.msg_id() == Some(msg_id)) else {
             return false;
         };
-        self.end(at, Err(Failure::Refused(code())));
+        self.end(at, Err(Failure::refused(code())));
         true
     }
 
     /// The peer refuses a message.
     pub(super) fn handle_refusal(&mut self, id: u64, code: &str) {
         if let Some(at) = self.outgoing.iter().position(|message| message.has_id(id)) {
-            self.end(at, Err(Failure::Refused(code.to_owned())));
+            self.end(at, Err(Failure::refused(code.to_owned())));
         }
     }
 
@@ -340,7 +340,13 @@ impl Sending {
         }
         self.active_at = now;
         if self.is_reporting(now) {
-            self.flow.on_timeout(now);
+            let waiting = |message: &Outgoing| !message.waits_for_report() || message.is_shut();
+            if self.outgoing.iter().all(waiting) {
+                // Nothing is lost: the peer has no room, and is asked less and less often.
+                self.flow.rtt.on_timeout();
+            } else {
+                self.flow.on_timeout(now);
+            }
             self.outgoing.iter_mut().for_each(|message| message.on_timeout(&mut self.flow));
             return self.shrink();
         }

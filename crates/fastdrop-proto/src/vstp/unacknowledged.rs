@@ -289,7 +289,7 @@ impl Unacknowledged {
         let mut news = News::default();
         self.on_there(now, &waiting, flow, &mut news);
         self.tell(now, &news, Duration::ZERO, flow);
-        self.outcomes.push_back((waiting.send, Err(Failure::Refused(code))));
+        self.outcomes.push_back((waiting.send, Err(Failure::refused(code))));
         true
     }
 

@@ -5,8 +5,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
+mod admission;
+mod fairness;
 mod narrow;
 mod net;
+mod strangers;
 
 use fastdrop_proto::vstp::{EndpointConfig, Failure, FrameBytes, FrameType, HeadersBuf, Patience, SendId};
 use fastdrop_testing::network::{Link, Random};

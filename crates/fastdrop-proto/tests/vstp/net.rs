@@ -23,6 +23,12 @@ pub(crate) struct Net {
     pub(crate) memory_max: usize,
     /// The applications take what comes, and acknowledge it.
     pub(crate) takes: bool,
+    /// What comes waits for [`Net::take`].
+    pub(crate) keeps: bool,
+    /// Bytes that went to each address.
+    pub(crate) sent_to: BTreeMap<SocketAddr, u64>,
+    /// Nodes of which nothing arrives any more.
+    pub(crate) silent: Vec<usize>,
     /// Acknowledgements that applications which take nothing owe.
     pub(crate) untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
 }
@@ -55,6 +61,9 @@ impl Net {
             sent_datagrams: vec![0; nodes],
             memory_max: 0,
             takes: true,
+            keeps: false,
+            sent_to: BTreeMap::new(),
+            silent: Vec::new(),
             untaken: vec![Vec::new(); nodes],
         }
     }
@@ -75,12 +84,19 @@ impl Net {
                 self.transmit(node, transmit.to, datagram);
             }
         }
+        while let Some((send, result)) = self.nodes[node].1.poll_outcome() {
+            assert!(self.outcomes[node].insert(send, result).is_none(), "one outcome each");
+        }
+        self.memory_max = self.memory_max.max(self.nodes[node].1.memory());
+        if self.keeps {
+            return;
+        }
         let mut acknowledged = false;
         while let Some(event) = self.nodes[node].1.poll_event() {
             match event {
                 Event::Received { from, frame, acknowledgement } => {
                     if self.takes {
-                        self.nodes[node].1.handle_taken(&frame);
+                        self.nodes[node].1.handle_taken(from, &frame);
                         if let Some(wanted) = acknowledgement {
                             self.nodes[node].1.acknowledge(now, from, wanted);
                             // It leaves in the next turn.
@@ -102,10 +118,36 @@ impl Net {
         }
     }
 
+    /// The application takes one frame, and acknowledges it.
+    pub(crate) fn take(&mut self, node: usize) -> bool {
+        let Some((from, frame, acknowledgement)) = self.nodes[node].1.poll_received() else { return false };
+        self.nodes[node].1.handle_taken(from, &frame);
+        if let Some(wanted) = acknowledgement {
+            self.nodes[node].1.acknowledge(self.now, from, wanted);
+        }
+        self.received[node].push((from, frame));
+        self.drain(node);
+        true
+    }
+
+    /// What came so far does not matter.
+    pub(crate) fn forget_received(&mut self, node: usize) {
+        self.received[node].clear();
+    }
+
+    /// Nothing of a node arrives any more.
+    pub(crate) fn silence(&mut self, node: usize) {
+        self.silent.push(node);
+    }
+
     pub(crate) fn transmit(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
         self.sent_bytes[from] += datagram.len() as u64;
         self.sent_datagrams[from] += 1;
+        *self.sent_to.entry(to).or_default() += datagram.len() as u64;
         let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
+        if self.silent.contains(&from) {
+            return;
+        }
         self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);
     }
 

@@ -8,10 +8,10 @@ use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::UdpPath;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Event, Failure, FrameBytes, FrameType,
-    SendId, Transmit, Unreachable,
+    Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Failure, FrameBytes, FrameType, SendId,
+    Transmit, Unreachable,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,7 +36,6 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct State {
     endpoint: Endpoint,
-    received: VecDeque<Received>,
     waiting: HashMap<SendId, (SocketAddr, oneshot::Sender<Result<(), Failure>>)>,
     /// What the socket had no room for.
     unsent: Option<Transmit>,
@@ -127,7 +126,6 @@ impl Handle {
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         let state = State {
             endpoint: Endpoint::new(config, seed),
-            received: VecDeque::new(),
             waiting: HashMap::new(),
             unsent: None,
             buffer: Vec::new(),
@@ -186,12 +184,13 @@ impl Handle {
             let received = self.shared.received.notified();
             {
                 let mut state = self.shared.lock();
-                if let Some(taken) = state.received.pop_front() {
-                    if !state.received.is_empty() {
+                if let Some((from, frame, wanted)) = state.endpoint.poll_received() {
+                    if state.endpoint.has_received() {
                         // For another caller, if there is one.
                         self.shared.received.notify_one();
                     }
-                    return Ok(taken);
+                    let local = state.endpoint.local(from);
+                    return Ok(Received { from, local, frame, wanted });
                 }
                 if let Some(kind) = state.broken {
                     return Err(VstpError::Io(kind.into()));
@@ -314,7 +313,7 @@ impl Shared {
         let Received { from, local, ref frame, wanted } = *received;
         let mut state = self.lock();
         let now = Instant::now();
-        state.endpoint.handle_taken(frame);
+        state.endpoint.handle_taken(from, frame);
         if let Some(local) = local {
             // What the application answers leaves from where that was asked.
             state.endpoint.set_local(from, local);
@@ -361,34 +360,26 @@ impl Shared {
         if endpoint.poll_timeout().is_some_and(|at| deadline.is_none_or(|before| at < before)) {
             self.changed.notify_one();
         }
-        let mut came = false;
-        while let Some(event) = state.endpoint.poll_event() {
-            match event {
-                Event::Received { from, frame, acknowledgement: wanted } => {
-                    let is_bye = frame.typ == FrameType::Bye;
-                    for presence in &mut state.presences {
-                        presence.on_frame(Instant::now(), from, is_bye);
-                    }
-                    let local = state.endpoint.local(from);
-                    state.metrics.on(Count::MessagesReceived);
-                    state.received.push_back(Received { from, local, frame, wanted });
-                    came = true;
-                }
-                Event::Outcome { send, result } => {
-                    let sent = result.is_ok();
-                    state.metrics.on(if sent { Count::MessagesSent } else { Count::MessagesFailed });
-                    if let Some((to, told)) = state.waiting.remove(&send) {
-                        let is_gone = matches!(result, Err(Failure::TimedOut | Failure::Unreachable(_)));
-                        for presence in state.presences.iter_mut().filter(|_| is_gone) {
-                            presence.on_gone(to, Departure::Unreachable);
-                        }
-                        // A caller that was dropped does not want to know.
-                        let _ = told.send(result);
-                    }
-                }
+        while let Some((from, typ)) = state.endpoint.poll_arrival() {
+            state.metrics.on(Count::MessagesReceived);
+            for presence in &mut state.presences {
+                presence.on_frame(Instant::now(), from, typ == FrameType::Bye);
             }
         }
-        if came {
+        while let Some((send, result)) = state.endpoint.poll_outcome() {
+            let sent = result.is_ok();
+            state.metrics.on(if sent { Count::MessagesSent } else { Count::MessagesFailed });
+            if let Some((to, told)) = state.waiting.remove(&send) {
+                let is_gone = matches!(result, Err(Failure::TimedOut | Failure::Unreachable(_)));
+                for presence in state.presences.iter_mut().filter(|_| is_gone) {
+                    presence.on_gone(to, Departure::Unreachable);
+                }
+                // A caller that was dropped does not want to know.
+                let _ = told.send(result);
+            }
+        }
+        // What was received waits in the endpoint, where addresses have their turns.
+        if state.endpoint.has_received() {
             self.received.notify_one();
         }
     }
@@ -406,8 +397,8 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                     return;
                 }
                 // Nobody takes it any more.
-                while let Some(Received { from, frame, wanted, .. }) = state.received.pop_front() {
-                    state.endpoint.handle_taken(&frame);
+                while let Some((from, frame, wanted)) = state.endpoint.poll_received() {
+                    state.endpoint.handle_taken(from, &frame);
                     if let Some(wanted) = wanted {
                         state.endpoint.forgo(Instant::now(), from, wanted);
                     }

@@ -1,0 +1,233 @@
+//! Frames that wait for the application: a queue for each address, served in turn (docs/protocol/vstp.md,
+//! section 3).
+
+use super::acknowledgement::Acknowledgement;
+use super::frame::FrameBytes;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+/// Frames, and the bytes of memory that they keep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) count: usize,
+    pub(super) bytes: usize,
+}
+
+impl Amount {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.count = self.count.saturating_sub(other.count);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
+/// A frame and the acknowledgement that it asks for.
+#[derive(Debug)]
+struct Waiting {
+    frame: FrameBytes,
+    acknowledgement: Option<Acknowledgement>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Waiting>,
+    /// Frames in the queue, and those that the application has and is not done with.
+    held: Amount,
+    is_stranger: bool,
+    /// The local address that was asked last.
+    local: Option<IpAddr>,
+}
+
+/// A place in the round.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Address(SocketAddr),
+    /// All strangers together have one.
+    Strangers,
+}
+
+/// The frames of all addresses.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    queues: HashMap<SocketAddr, Queue>,
+    turns: VecDeque<Turn>,
+    /// Strangers with frames in their queues, in turn.
+    stranger_turns: VecDeque<SocketAddr>,
+    /// What all known addresses hold.
+    known: Amount,
+    /// What all strangers hold.
+    strangers: Amount,
+}
+
+impl Inbox {
+    /// What one address holds.
+    pub(super) fn held(&self, from: SocketAddr) -> Amount {
+        self.queues.get(&from).map_or_else(Amount::default, |queue| queue.held)
+    }
+
+    /// What all known addresses hold, or all strangers.
+    pub(super) fn amount(&self, of_strangers: bool) -> Amount {
+        if of_strangers { self.strangers } else { self.known }
+    }
+
+    /// The local address that an address has asked last, if it has something here.
+    pub(super) fn local(&self, from: SocketAddr) -> Option<IpAddr> {
+        self.queues.get(&from)?.local
+    }
+
+    /// Records that local address.
+    pub(super) fn set_local(&mut self, from: SocketAddr, local: IpAddr) {
+        if let Some(queue) = self.queues.get_mut(&from) {
+            queue.local = Some(local);
+        }
+    }
+
+    /// Returns true if nothing waits to be taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// Takes a frame that came.
+    pub(super) fn push(
+        &mut self,
+        from: SocketAddr,
+        is_stranger: bool,
+        frame: FrameBytes,
+        acknowledgement: Option<Acknowledgement>,
+    ) {
+        if !is_stranger {
+            self.prove(from);
+        }
+        let queue = self.queues.entry(from).or_insert_with(|| Queue { is_stranger, ..Queue::default() });
+        let amount = Amount { count: 1, bytes: frame.memory() };
+        queue.held.add(amount);
+        let is_first = queue.frames.is_empty();
+        queue.frames.push_back(Waiting { frame, acknowledgement });
+        let is_stranger = queue.is_stranger;
+        if is_stranger {
+            self.strangers.add(amount);
+        } else {
+            self.known.add(amount);
+        }
+        if is_first {
+            self.take_turn(from, is_stranger);
+        }
+    }
+
+    fn take_turn(&mut self, from: SocketAddr, is_stranger: bool) {
+        if !is_stranger {
+            self.turns.push_back(Turn::Address(from));
+            return;
+        }
+        if self.stranger_turns.is_empty() {
+            self.turns.push_back(Turn::Strangers);
+        }
+        self.stranger_turns.push_back(from);
+    }
+
+    /// The next frame for the application, which is held until it is done with it.
+    pub(super) fn pop(&mut self) -> Option<(SocketAddr, FrameBytes, Option<Acknowledgement>)> {
+        loop {
+            let (from, of_strangers) = match self.turns.pop_front()? {
+                Turn::Address(from) => (from, false),
+                Turn::Strangers => {
+                    let next = self.stranger_turns.pop_front();
+                    if !self.stranger_turns.is_empty() {
+                        self.turns.push_back(Turn::Strangers);
+                    }
+                    let Some(from) = next else { continue };
+                    (from, true)
+                }
+            };
+            // One that has proved itself meanwhile has another place.
+            let queue = self.queues.get_mut(&from).filter(|queue| queue.is_stranger == of_strangers);
+            let Some(queue) = queue else { continue };
+            let Some(Waiting { frame, acknowledgement }) = queue.frames.pop_front() else { continue };
+            if !queue.frames.is_empty() {
+                self.take_turn(from, of_strangers);
+            }
+            return Some((from, frame, acknowledgement));
+        }
+    }
+
+    /// The application is done with a frame.
+    pub(super) fn on_taken(&mut self, from: SocketAddr, frame: &FrameBytes) {
+        let Some(queue) = self.queues.get_mut(&from) else { return };
+        let amount = Amount { count: 1, bytes: frame.memory() };
+        queue.held.subtract(amount);
+        let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
+        of_all.subtract(amount);
+        if queue.held.count == 0 {
+            self.queues.remove(&from);
+        }
+    }
+
+    /// An address is no stranger any more: its queue gets a turn of its own.
+    pub(super) fn prove(&mut self, from: SocketAddr) {
+        let Some(queue) = self.queues.get_mut(&from).filter(|queue| queue.is_stranger) else { return };
+        queue.is_stranger = false;
+        self.strangers.subtract(queue.held);
+        self.known.add(queue.held);
+        if !queue.frames.is_empty() {
+            self.turns.push_back(Turn::Address(from));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vstp::{FrameType, HeadersBuf};
+
+    fn address(n: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], n))
+    }
+
+    fn frame() -> FrameBytes {
+        FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![0; 10].into())
+    }
+
+    #[test]
+    fn case_130_addresses_are_served_in_turn_and_strangers_have_one_together() {
+        let mut inbox = Inbox::default();
+        for _ in 0..100 {
+            inbox.push(address(1), false, frame(), None);
+        }
+        for n in 1000..1500 {
+            inbox.push(address(n), true, frame(), None);
+        }
+        for _ in 0..3 {
+            inbox.push(address(2), false, frame(), None);
+        }
+        let order: Vec<u16> = (0..9).map(|_| inbox.pop().unwrap().0.port()).collect();
+        assert_eq!(order, [1, 1000, 2, 1, 1001, 2, 1, 1002, 2]);
+        // One that proves itself is served beside the others.
+        inbox.push(address(1499), true, frame(), None);
+        inbox.prove(address(1499));
+        let order: Vec<u16> = (0..5).map(|_| inbox.pop().unwrap().0.port()).collect();
+        assert_eq!(order, [1, 1003, 1499, 1, 1004]);
+        let mut count = order.len() + 9;
+        while inbox.pop().is_some() {
+            count += 1;
+        }
+        assert_eq!(count, 604);
+        assert!(inbox.is_empty());
+    }
+
+    #[test]
+    fn what_the_application_has_is_held_until_it_is_done() {
+        let mut inbox = Inbox::default();
+        inbox.push(address(1), true, frame(), None);
+        let (from, taken, _) = inbox.pop().unwrap();
+        assert_eq!((inbox.held(from).count, inbox.amount(true).count), (1, 1));
+        inbox.prove(from);
+        assert_eq!((inbox.amount(true), inbox.amount(false).count), (Amount::default(), 1));
+        inbox.on_taken(from, &taken);
+        assert_eq!(inbox.amount(false), Amount::default());
+        assert!(inbox.queues.is_empty());
+    }
+}
