@@ -482,5 +482,5 @@ fn the_vectors_are_read_and_written() {
         );
         count += 1;
     }
-    assert_eq!(count, 11);
+    assert_eq!(count, 14);
 }
