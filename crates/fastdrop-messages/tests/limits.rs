@@ -4,6 +4,7 @@
 
 use fastdrop_messages::cnp::{Client, Config, Error, MessageLimits, Server};
 use fastdrop_messages::vstp::tcp::TcpConfig;
+use fastdrop_messages::vstp::udp::{Failure, ReassemblyLimits};
 use fastdrop_messages::vstp::{
     Frame, FrameBytes, FrameType, HeadersBuf, VstpError, VstpTcpClient, VstpTcpServer, VstpUdpClient,
     VstpUdpServer, encode_frame,
@@ -19,6 +20,46 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 251) as u8).collect()
+}
+
+fn with_header(len: usize, header: usize) -> FrameBytes {
+    let mut headers = HeadersBuf::default();
+    if header > 0 {
+        headers.push(b"name", &vec![b'x'; header]).unwrap();
+    }
+    FrameBytes::new(FrameType::Data, headers, payload(len).into())
+}
+
+/// By UDP the limit counts the payload: what has as much or less goes through, with and without
+/// acknowledgement, whatever else is bounded to the same; one byte more is refused in words.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_124_a_message_at_the_limit_goes_through_by_udp_and_one_byte_more_is_too_large() {
+    for limit in [100, 1100, 1200, 5_000, 100_000, 300_000, 1 << 20] {
+        let limits = ReassemblyLimits {
+            message_bytes_max: limit,
+            peer_bytes_max: limit,
+            ..ReassemblyLimits::default()
+        };
+        let tight = ReassemblyLimits { bytes_max: limit, ..limits.clone() };
+        for (limits, header) in [(limits.clone(), 0), (limits, 200), (tight, 0)] {
+            let server = VstpUdpServer::bind_with_limits("127.0.0.1:0", limits).await.unwrap();
+            let to = server.local_addr().unwrap();
+            let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+            for len in [limit - 1, limit] {
+                let sent = client.deliver(with_header(len, header), to);
+                let (sent, received) = soon(async { tokio::join!(sent, server.recv_bytes()) }).await;
+                assert_eq!(sent, Ok(()), "{len} of {limit}, header {header}");
+                assert!(received.unwrap().0.payload == payload(len), "{len} of {limit}");
+                let sent = client.dispatch(with_header(len, header), to);
+                let (sent, received) = soon(async { tokio::join!(sent, server.recv_bytes()) }).await;
+                assert_eq!(sent, Ok(()), "{len} of {limit}, header {header}");
+                assert!(received.unwrap().0.payload == payload(len), "{len} of {limit}");
+            }
+            let refused = soon(client.deliver(with_header(limit + 1, header), to)).await;
+            assert_eq!(refused, Err(Failure::Refused("too-large".into())), "{limit}, header {header}");
+            assert_eq!(server.reassembly_session_count().await, 0);
+        }
+    }
 }
 
 /// By TCP the limit counts all of the frame.

@@ -112,6 +112,8 @@ impl Budget {
         announced: usize,
     ) -> Admission {
         let limits = &self.limits;
+        // The last fragment may be short: what is announced may be more than the message has.
+        let announced = announced.min(self.largest());
         let mine = own.bytes + own_reserved;
         let is_first = mine == 0;
         if (!is_first && mine + announced > limits.peer_bytes_max)
@@ -133,9 +135,13 @@ impl Budget {
 
     /// Returns true if no message of this size can ever be admitted.
     pub(super) fn never_admits(&self, announced: u64) -> bool {
+        announced > self.largest() as u64
+    }
+
+    /// Bytes of the largest message that can be admitted.
+    fn largest(&self) -> usize {
         let limits = &self.limits;
-        let max = limits.message_bytes_max.min(limits.peer_bytes_max).min(limits.bytes_max);
-        announced > max as u64
+        limits.message_bytes_max.min(limits.peer_bytes_max).min(limits.bytes_max)
     }
 
     /// Bytes of a large message for which there is room, where all addresses hold `all`.
