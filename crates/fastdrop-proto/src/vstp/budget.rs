@@ -45,6 +45,8 @@ pub(super) enum Admission {
 #[derive(Debug)]
 pub(super) struct Budget {
     pub(super) limits: ReassemblyLimits,
+    /// Bytes of the largest message that a known address may send.
+    largest: usize,
     /// Frames that the application has not taken.
     frames_max: usize,
     pub(super) used: Usage,
@@ -67,7 +69,8 @@ impl Budget {
 
     /// The budget of addresses that have proved themselves.
     pub(super) fn known(limits: ReassemblyLimits) -> Self {
-        Self { limits, frames_max: Self::FRAMES_MAX, used: Usage::default() }
+        let largest = Self::largest_of(&limits);
+        Self { limits, largest, frames_max: Self::FRAMES_MAX, used: Usage::default() }
     }
 
     /// The budget of one kind of strangers, beside it.
@@ -76,6 +79,7 @@ impl Budget {
         let (part, min) = (Self::STRANGERS_MESSAGES_PART, Self::STRANGERS_MESSAGES_MIN);
         let messages_max = share(limits.messages_max, part, min);
         let bytes_max = share(limits.bytes_max, Self::STRANGERS_PART, Self::STRANGERS_BYTES_MIN);
+        let largest = Self::largest_of(limits);
         let limits = ReassemblyLimits {
             peer_messages_max: limits.peer_messages_max.min(messages_max),
             peer_bytes_max: limits.peer_bytes_max.min(bytes_max),
@@ -83,7 +87,12 @@ impl Budget {
             bytes_max,
             ..limits.clone()
         };
-        Self { limits, frames_max: Self::FRAMES_MAX / Self::STRANGERS_PART, used: Usage::default() }
+        let frames_max = Self::FRAMES_MAX / Self::STRANGERS_PART;
+        Self { limits, largest, frames_max, used: Usage::default() }
+    }
+
+    fn largest_of(limits: &ReassemblyLimits) -> usize {
+        limits.message_bytes_max.min(limits.peer_bytes_max).min(limits.bytes_max)
     }
 
     /// Returns true if a frame of so many bytes may wait for the application, where all addresses
@@ -113,7 +122,7 @@ impl Budget {
     ) -> Admission {
         let limits = &self.limits;
         // The last fragment may be short: what is announced may be more than the message has.
-        let announced = announced.min(self.largest());
+        let announced = announced.min(self.largest);
         let mine = own.bytes + own_reserved;
         let is_first = mine == 0;
         if (!is_first && mine + announced > limits.peer_bytes_max)
@@ -135,13 +144,7 @@ impl Budget {
 
     /// Returns true if no message of this size can ever be admitted.
     pub(super) fn never_admits(&self, announced: u64) -> bool {
-        announced > self.largest() as u64
-    }
-
-    /// Bytes of the largest message that can be admitted.
-    fn largest(&self) -> usize {
-        let limits = &self.limits;
-        limits.message_bytes_max.min(limits.peer_bytes_max).min(limits.bytes_max)
+        announced > self.largest as u64
     }
 
     /// Bytes of a large message for which there is room, where all addresses hold `all`.
