@@ -32,12 +32,14 @@
 //! | --- | --- |
 //! | frames over TCP | [`VstpTcpServer`], [`VstpTcpClient`] |
 //! | frames over UDP, of any size, acknowledged where wanted | [`VstpUdpServer`], [`VstpUdpClient`] |
+//! | a connection for many tasks, calls that get their own replies | [`tcp::Session`], [`VstpTcpServer::serve_calls`] |
 //! | typed messages as JSON over either | [`VstpServer`], [`VstpClient`] |
 //! | no copies | [`FrameBytes`], and the methods that end in `_bytes` |
 //! | a codec alone | [`encode_frame`], [`try_decode_frame`], [`VstpFrameCodec`] |
 //!
 #![doc = include_str!("programs.md")]
 
+mod call;
 /// A codec for `tokio_util`.
 pub mod codec;
 /// Typed messages over either transport.
@@ -51,6 +53,7 @@ pub mod types;
 /// Frames and messages over UDP.
 pub mod udp;
 
+pub use call::Call;
 pub use codec::VstpFrameCodec;
 pub use easy::{VstpClient, VstpServer};
 pub use fastdrop_proto::vstp::{FrameBytes, HeadersBuf};

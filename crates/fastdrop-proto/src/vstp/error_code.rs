@@ -20,6 +20,8 @@ pub enum ErrorCode {
     Busy,
     /// The application did not handle the frame.
     Unhandled,
+    /// Nobody waits for the reply any more.
+    Cancelled,
     /// The client is not let in.
     Unauthorized,
 }
@@ -34,6 +36,7 @@ impl ErrorCode {
             Self::Timeout => "timeout",
             Self::Busy => "busy",
             Self::Unhandled => "unhandled",
+            Self::Cancelled => "cancelled",
             Self::Unauthorized => "unauthorized",
         }
     }

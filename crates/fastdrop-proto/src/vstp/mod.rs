@@ -7,6 +7,7 @@ mod acknowledgement;
 mod arrivals;
 mod batch;
 mod budget;
+mod call;
 mod challenge;
 mod config;
 mod endpoint;
@@ -36,8 +37,10 @@ mod unacknowledged;
 mod whole;
 
 pub use acknowledgement::Acknowledgement;
+pub use call::CallRole;
 pub use config::EndpointConfig;
 pub use endpoint::Endpoint;
+pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
 pub use error_code::ErrorCode;
 pub use event::{Counters, Event, Transmit};
 pub use failure::{Failure, Unreachable};

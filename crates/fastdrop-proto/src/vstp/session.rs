@@ -299,14 +299,15 @@ impl Session {
         self.answers.extend(self.due.drain(..).map(|(_, bytes)| bytes));
     }
 
-    /// A frame to write. The driver writes it before it reads on, so that there are never many.
-    pub fn poll_answer(&mut self) -> Option<Vec<u8>> {
-        self.answers.pop_front()
+    /// Returns true if something is answered when the application reads on.
+    pub fn has_due(&self) -> bool {
+        !self.due.is_empty()
     }
 
-    /// Whether there is something to write.
-    pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
+    /// A frame to write. The driver bounds what waits to be written: a peer that does not read causes as
+    /// many as it likes.
+    pub fn poll_answer(&mut self) -> Option<Vec<u8>> {
+        self.answers.pop_front()
     }
 
     /// The time of [`Self::poll_timeout`] has come. `waiting_since`: since when the driver has

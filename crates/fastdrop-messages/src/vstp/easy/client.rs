@@ -1,10 +1,9 @@
 //! The client for both transports.
 
-use super::connected::Connected;
 use super::{TIMEOUT, from_payload, to_frame, within};
 use crate::datagrams::any_for;
 use crate::tls::ClientTls;
-use crate::vstp::tcp::{Connection, Stream, TcpConfig, dial, handshake};
+use crate::vstp::tcp::{Session, TcpConfig, VstpTcpClient};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::{Handle, UdpConfig};
 use fastdrop_proto::vstp::transport::{Transport, choose};
@@ -26,9 +25,9 @@ pub struct VstpClient {
 
 #[derive(Debug)]
 enum Ways {
-    Tcp(Connected),
+    Tcp(Session),
     Udp { handle: Arc<Handle>, server: SocketAddr },
-    Auto { tcp: Connected, udp: Arc<Handle>, server: SocketAddr, pings: JoinHandle<()> },
+    Auto { tcp: Session, udp: Arc<Handle>, server: SocketAddr, pings: JoinHandle<()> },
 }
 
 impl Drop for Ways {
@@ -133,11 +132,13 @@ impl VstpClient {
         }
         let transport = self.transport_for(&frame);
         match (&*self.ways, transport) {
-            (Ways::Tcp(tcp) | Ways::Auto { tcp, .. }, Transport::Tcp) => tcp.send(frame, acknowledged).await,
+            (Ways::Tcp(tcp) | Ways::Auto { tcp, .. }, Transport::Tcp) => {
+                send_by_tcp(tcp, frame, acknowledged, self.timeout).await
+            }
             (Ways::Udp { handle, server } | Ways::Auto { udp: handle, server, .. }, _) => {
                 Ok(handle.send(frame.try_into()?, *server, acknowledged).await?)
             }
-            (Ways::Tcp(tcp), Transport::Udp) => tcp.send(frame, acknowledged).await,
+            (Ways::Tcp(tcp), Transport::Udp) => send_by_tcp(tcp, frame, acknowledged, self.timeout).await,
         }
     }
 
@@ -158,10 +159,10 @@ impl VstpClient {
 
     async fn next(&self) -> Result<FrameBytes, VstpError> {
         match &*self.ways {
-            Ways::Tcp(tcp) => tcp.recv().await,
+            Ways::Tcp(tcp) => next_by_tcp(tcp).await,
             Ways::Udp { handle, .. } => handle.recv().await.map(|(frame, _)| frame),
             Ways::Auto { tcp, udp, .. } => tokio::select! {
-                frame = tcp.recv() => frame,
+                frame = next_by_tcp(tcp) => frame,
                 received = udp.recv() => received.map(|(frame, _)| frame),
             },
         }
@@ -172,16 +173,27 @@ async fn connect(
     addr: &str,
     tls: Option<&ClientTls>,
     config: TcpConfig,
-) -> Result<(Connected, SocketAddr), VstpError> {
-    let (stream, peer) = dial(addr).await?;
-    let stream = match tls {
-        None => Stream::Plain(stream),
-        Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, tls).await?.into())),
+) -> Result<(Session, SocketAddr), VstpError> {
+    let client = match tls {
+        None => VstpTcpClient::connect_with_config(addr, config).await?,
+        Some(tls) => VstpTcpClient::connect_tls(addr, tls.clone(), config).await?,
     };
-    let stream = stream.guarded(&config, None);
-    let mut connection = Connection::new(stream, config, None, false);
-    connection.introduce().await?;
-    Ok((Connected::new(connection), peer))
+    let peer = client.peer_addr();
+    Ok((client.into_session(), peer))
+}
+
+async fn send_by_tcp(
+    tcp: &Session,
+    frame: Frame,
+    acknowledged: bool,
+    timeout: Duration,
+) -> Result<(), VstpError> {
+    if acknowledged { tcp.send_with_ack(frame, timeout).await } else { tcp.send(frame).await }
+}
+
+async fn next_by_tcp(tcp: &Session) -> Result<FrameBytes, VstpError> {
+    let next = tcp.recv_bytes().await?;
+    next.ok_or_else(|| VstpError::Protocol("Connection closed".into()))
 }
 
 async fn ping(udp: Arc<Handle>, server: SocketAddr) {

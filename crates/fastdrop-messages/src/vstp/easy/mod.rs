@@ -6,7 +6,6 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 mod client;
-mod connected;
 mod server;
 
 pub use client::VstpClient;

@@ -1,11 +1,12 @@
 //! The server for both transports.
 
 use super::{TIMEOUT, within};
-use crate::shutdown::ShutdownSignal;
 use crate::tls::ServerTls;
-use crate::vstp::tcp::{TcpConfig, VstpTcpConnection, VstpTcpServer};
+use crate::vstp::call::Call;
+use crate::vstp::tcp::{TcpConfig, VstpTcpServer, serve_connection};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::VstpUdpServer;
+use fastdrop_proto::vstp::FrameBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -95,7 +96,12 @@ impl VstpServer {
                 None => std::future::pending().await,
                 Some(tcp) => {
                     let answer = answer.clone();
-                    let session = move |connection, ending| serve_tcp(connection, ending, answer.clone());
+                    let answer = Arc::new(move |call: Call| {
+                        let answered = answer(call.into_frame());
+                        async move { answered.await.map(FrameBytes::try_from) }
+                    });
+                    let session =
+                        move |connection, signal| serve_connection(connection, signal, Arc::clone(&answer));
                     tcp.serve(std::future::pending(), session).await
                 }
             }
@@ -144,28 +150,6 @@ where
             Frame::new(FrameType::Err).with_header("code", "handler").with_header("reason", &reason)
         }
     })
-}
-
-async fn serve_tcp<A, Fut>(mut connection: VstpTcpConnection, mut ending: ShutdownSignal, answer: A)
-where
-    A: Fn(Frame) -> Fut,
-    Fut: Future<Output = Option<Frame>> + Send,
-{
-    let session = async {
-        loop {
-            let frame = tokio::select! {
-                frame = connection.recv() => frame?,
-                () = ending.wait() => None,
-            };
-            let Some(frame) = frame else { return connection.close().await };
-            if let Some(answer) = answer(frame).await {
-                connection.send(answer).await?;
-            }
-        }
-    };
-    if let Err(error) = session.await {
-        tracing::debug!(%error, "the session ended");
-    }
 }
 
 async fn serve_udp<A, Fut>(udp: VstpUdpServer, answer: A) -> Result<(), VstpError>

@@ -3,6 +3,8 @@
 use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
+use super::link::Link;
+use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
 use crate::connecting::connect;
 use crate::tls::{self, ClientTls, Inner};
@@ -16,7 +18,7 @@ use tokio_rustls::client;
 /// A connection to a server.
 #[derive(Debug)]
 pub struct VstpTcpClient {
-    connection: Connection,
+    link: Link,
     peer: SocketAddr,
 }
 
@@ -71,7 +73,8 @@ impl VstpTcpClient {
         let stream = stream.guarded(&config, None);
         let mut connection = Connection::new(stream, config, None, false);
         connection.introduce().await?;
-        Ok(Self { connection, peer })
+        let config = connection.config().clone();
+        Ok(Self { link: Link::new(connection, &config, peer), peer })
     }
 
     /// The server's address.
@@ -81,44 +84,43 @@ impl VstpTcpClient {
 
     /// Sends a frame: when this returns, the operating system has all of it.
     pub async fn send(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.send(frame).await
+        self.link.send(frame).await
     }
 
     /// The same without copying the payload.
     pub async fn send_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
-        self.connection.feed_bytes(frame).await?;
-        self.connection.flush().await
+        self.link.send_bytes(frame).await
     }
 
     /// Takes a frame, to be sent together with others: [`Self::flush`] sends them.
     pub async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.feed(frame).await
+        self.link.feed(frame).await
     }
 
     /// The same without copying the payload.
     pub async fn feed_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
-        self.connection.feed_bytes(frame).await
+        self.link.feed_bytes(frame).await
     }
 
     /// Sends what was fed.
     pub async fn flush(&mut self) -> Result<(), VstpError> {
-        self.connection.flush().await
+        self.link.flush().await
     }
 
     /// Sends a frame, and waits at most 30 seconds until the server has acknowledged it. Frames
     /// that come meanwhile are kept for [`Self::recv`].
     pub async fn send_with_ack(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.send_with_ack(vec![frame], Self::ACK_PATIENCE).await
+        self.link.send_with_ack(vec![frame], Self::ACK_PATIENCE).await
     }
 
     /// The same for several frames, in one round trip.
     pub async fn send_all_with_ack(&mut self, frames: Vec<Frame>) -> Result<(), VstpError> {
-        self.connection.send_with_ack(frames, Self::ACK_PATIENCE).await
+        self.link.send_with_ack(frames, Self::ACK_PATIENCE).await
     }
 
     /// Says HELLO. The server's WELCOME comes by [`Self::recv`].
     pub async fn send_hello(&mut self) -> Result<(), VstpError> {
-        self.connection.hello().await
+        self.link.hello().await
     }
 
     /// Sends a DATA frame.
@@ -129,12 +131,12 @@ impl VstpTcpClient {
     /// The next frame; None when the server has ended. May be dropped while it waits, and nothing
     /// is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
-        Ok(self.connection.recv_bytes().await?.map(Frame::from))
+        Ok(self.link.recv_bytes().await?.map(Frame::from))
     }
 
     /// The same without copying the payload.
     pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
-        self.connection.recv_bytes().await
+        self.link.recv_bytes().await
     }
 
     /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
@@ -143,11 +145,21 @@ impl VstpTcpClient {
     ///
     /// As [`Self::recv`].
     pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
-        Delivery::next(&mut self.connection).await
+        Delivery::next(&mut self.link).await
     }
 
     /// Says BYE, and ends the sending half. What the server still sends comes by [`Self::recv`].
     pub async fn close(&mut self) -> Result<(), VstpError> {
-        self.connection.close().await
+        self.link.close().await
+    }
+
+    /// Has the connection driven by a task, for any number of callers.
+    pub fn into_session(self) -> Session {
+        self.link.into_session(self.peer, false)
+    }
+
+    /// The two halves, for a task each.
+    pub fn into_split(self) -> (SendHalf, ReceiveHalf) {
+        self.into_session().into_split()
     }
 }

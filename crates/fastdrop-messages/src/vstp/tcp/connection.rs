@@ -1,65 +1,73 @@
-//! One connection, at either end.
+//! One connection, at either end, in the hands of one caller.
 
 use super::TcpConfig;
 use super::guard::Overdue;
 use super::outbox::Outbox;
+use super::reader::Reader;
 use super::stream::Stream;
 use crate::vstp::types::{Frame, FrameType, LARGER, VstpError};
-use bytes::{BufMut, Bytes, BytesMut};
-use fastdrop_proto::vstp::frame::{CRC_BYTES, FRAME_MAX, HEAD_BYTES, check_crc};
+use bytes::Bytes;
+use fastdrop_proto::vstp::frame::FRAME_MAX;
 use fastdrop_proto::vstp::{
-    Acknowledgement, ErrorCode, Flags, FrameBytes, FrameError, FrameRef, Head, Headers, MSG_ID, Session,
-    SessionConfig, Verdict,
+    Acknowledgement, ErrorCode, Flags, FrameBytes, MSG_ID, Session as Protocol, SessionConfig, Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Sleep;
 
-/// A large frame whose payload goes straight to where it will be.
-#[derive(Debug)]
-struct Large {
-    head: Head,
-    front: Bytes,
-    crc: crc32fast::Hasher,
-    payload: Vec<u8>,
-}
+/// A frame that came, and the acknowledgement that it asks for.
+pub(super) type Owed = (FrameBytes, Option<Acknowledgement>);
+
+/// The outcome of a frame that was to be acknowledged: its number, and the reason of a refusal.
+pub(super) type Outcome = (u64, Result<(), String>);
 
 /// Frames in both directions, and the session about them.
 ///
-/// `recv` may be dropped at any point without losing anything, and so may `send`: what it had begun
-/// to write goes out before anything else.
+/// Reading and writing are driven together: whoever waits to write, or for an acknowledgement, reads
+/// on meanwhile, up to [`TcpConfig::unread_max`] (docs/protocol/vstp.md, section 2). `recv` may be
+/// dropped at any point without losing anything, and so may `send`: what it had begun to write goes
+/// out before anything else.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
-    session: Session,
+    session: Protocol,
     config: TcpConfig,
-    read: BytesMut,
-    large: Option<Large>,
-    /// Whether the last frame was large: then the next one probably is, and little is read ahead.
-    after_large: bool,
+    unread_max: usize,
+    reader: Reader,
     outbox: Outbox,
+    /// Bytes of answers that wait to be written, which a peer causes that does not read.
+    answer_bytes: usize,
     /// Bytes of the largest payload that was sent.
     sent_max: usize,
-    /// What has been read and not yet handed on.
-    ready: Option<Next>,
-    /// Frames that came while an acknowledgement was waited for.
-    early: VecDeque<(FrameBytes, Option<Acknowledgement>)>,
-    early_bytes: usize,
+    /// Frames that nobody has taken.
+    unread: VecDeque<Owed>,
+    unread_bytes: usize,
+    /// Numbers of frames whose acknowledgement is waited for.
+    expected: BTreeSet<u64>,
+    outcomes: VecDeque<Outcome>,
+    /// The reason in the last ERR frame.
+    complaint: Option<String>,
     ended: bool,
+    /// The reason for which nothing more can be read, until it is reported.
+    failure: Option<VstpError>,
+    /// The time since which somebody listens, and that of the last bytes.
+    listening_since: Instant,
+    heard_at: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
-    /// Payloads from this size on are read to where they will be.
-    const LARGE_MIN: usize = 32 << 10;
-    const READ: usize = 256 << 10;
-    const READ_AFTER_LARGE: usize = 512;
     /// The time for which a peer that was refused something may go on sending before the connection
     /// is reset, which could take from it what it was told; and how long the reason is looked for
     /// after a write has failed.
     const LINGER: Duration = Duration::from_secs(5);
-    /// What is written without waiting for more.
-    const OUTBOX_MAX: usize = 256 << 10;
+    /// Bytes that are put together before they are written.
+    pub(super) const OUTBOX_MAX: usize = 256 << 10;
 
     pub(crate) fn new(stream: Stream, config: TcpConfig, id: Option<u128>, answers: bool) -> Self {
         let session = SessionConfig {
@@ -70,19 +78,26 @@ impl Connection {
             authorize: config.authorize.clone(),
             first_msg_id: random() >> 1,
         };
+        let now = Instant::now();
         Self {
             stream,
-            session: Session::new(Instant::now(), session),
+            session: Protocol::new(now, session),
+            unread_max: config.unread_max(id.is_some()),
+            reader: Reader::new(config.frame_max),
             config,
-            read: BytesMut::new(),
-            large: None,
-            after_large: false,
             outbox: Outbox::default(),
+            answer_bytes: 0,
             sent_max: 0,
-            ready: None,
-            early: VecDeque::new(),
-            early_bytes: 0,
+            unread: VecDeque::new(),
+            unread_bytes: 0,
+            expected: BTreeSet::new(),
+            outcomes: VecDeque::new(),
+            complaint: None,
             ended: false,
+            failure: None,
+            listening_since: now,
+            heard_at: now,
+            timer: None,
         }
     }
 
@@ -90,60 +105,104 @@ impl Connection {
         self.session.id().unwrap_or_default()
     }
 
+    pub(super) fn config(&self) -> &TcpConfig {
+        &self.config
+    }
+
     // ---- sending ----
 
     pub(crate) async fn send(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.feed(frame).await?;
+        self.push(frame)?;
         self.flush().await
     }
 
     /// Takes a frame, to be written with others; waits only when much is waiting already.
     pub(crate) async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
-        let typ = frame.typ;
-        self.sent_max = self.sent_max.max(frame.payload.len());
-        self.outbox.push(frame)?;
-        self.fed(typ).await
+        self.push(frame)?;
+        if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
     }
 
     pub(crate) async fn feed_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
-        self.sent_max = self.sent_max.max(frame.payload.len());
-        self.outbox.push_bytes(frame)?;
-        self.fed(frame.typ).await
+        self.push_bytes(frame)?;
+        if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
     }
 
-    async fn fed(&mut self, typ: FrameType) -> Result<(), VstpError> {
+    /// Takes a frame without writing anything.
+    pub(super) fn push(&mut self, frame: Frame) -> Result<(), VstpError> {
+        let typ = frame.typ;
+        self.sent_max = self.sent_max.max(frame.payload.len());
+        self.outbox.push(frame)?;
         self.session.on_sent(Instant::now(), typ);
-        if self.outbox.len() >= Self::OUTBOX_MAX { self.flush().await } else { Ok(()) }
+        Ok(())
+    }
+
+    pub(super) fn push_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.sent_max = self.sent_max.max(frame.payload.len());
+        self.outbox.push_bytes(frame)?;
+        self.session.on_sent(Instant::now(), frame.typ);
+        Ok(())
+    }
+
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.outbox
     }
 
     /// Writes what was fed. A peer that has refused something has said why before it closed: then
     /// that is the error.
     pub(crate) async fn flush(&mut self) -> Result<(), VstpError> {
-        match self.outbox.flush(&mut self.stream).await {
+        match poll_fn(|cx| self.poll_flush(cx)).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.refusal_after(error).await),
         }
     }
 
+    /// Writes everything, and reads on while the peer does not take it: it may be waiting for this
+    /// end to read.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if let Poll::Ready(written) = self.poll_write(cx) {
+                return Poll::Ready(written);
+            }
+            if self.is_full() || !matches!(self.poll_frame(cx), Poll::Ready(true)) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes answers and what was fed, in this turn as much as the stream takes.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.push_answers();
+        ready!(self.outbox.poll_flush(cx, &mut self.stream))?;
+        self.answer_bytes = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn push_answers(&mut self) {
+        while let Some(answer) = self.session.poll_answer() {
+            self.answer_bytes += answer.len();
+            self.outbox.push_encoded(&answer);
+        }
+    }
+
     /// The reason that stands in an ERR frame behind everything that the peer has sent, or else
-    /// this error.
-    async fn refusal_after(&mut self, error: io::Error) -> VstpError {
-        let mut said = None;
+    /// this error. Nothing can be written any more.
+    pub(super) async fn refusal_after(&mut self, error: io::Error) -> VstpError {
+        self.outbox.clear();
+        self.complaint = None;
         // The peer has closed: what it said is there already, or is lost.
-        let read_on = async {
-            loop {
-                match self.next_frame().await {
-                    Ok(Some((frame, _))) if frame.typ == FrameType::Err => {
-                        said = Some(VstpError::ServerError(reason_of(&frame)));
-                    }
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => return,
+        let read_on = poll_fn(|cx| {
+            while ready!(self.poll_frame(cx)) {
+                if self.is_full() {
+                    self.drop_last();
                 }
             }
-        };
+            Poll::Ready(())
+        });
         let _ = tokio::time::timeout(Self::LINGER, read_on).await;
         self.ended = true;
-        said.unwrap_or_else(|| self.explain(error))
+        self.failure = None;
+        let complaint = self.complaint.take();
+        complaint.map_or_else(|| self.explain(error), VstpError::ServerError)
     }
 
     /// An error with its probable reason: programs of version 0.2 close without a word when a frame
@@ -160,17 +219,32 @@ impl Connection {
         VstpError::Io(io::Error::new(error.kind(), words))
     }
 
+    /// Says HELLO, without writing it.
+    pub(super) fn push_hello(&mut self) -> Result<(), VstpError> {
+        self.push_bytes(&FrameBytes::new(FrameType::Hello, self.session.hello(), Bytes::new()))
+    }
+
     pub(crate) async fn hello(&mut self) -> Result<(), VstpError> {
-        let hello = FrameBytes::new(FrameType::Hello, self.session.hello(), Bytes::new());
-        self.feed_bytes(&hello).await?;
+        self.push_hello()?;
         self.flush().await
     }
 
-    /// The frame with a number and REQ_ACK, and that number.
-    pub(crate) fn numbered(&mut self, mut frame: Frame) -> (Frame, u64) {
+    /// The frame with a number and REQ_ACK, and that number, whose outcome is waited for.
+    pub(super) fn numbered(&mut self, mut frame: Frame) -> (Frame, u64) {
         let msg_id = self.session.next_msg_id();
+        self.expected.insert(msg_id);
         frame.headers.retain(|header| header.key != MSG_ID.as_bytes());
         (frame.with_header(MSG_ID, &msg_id.to_string()).with_flag(Flags::REQ_ACK), msg_id)
+    }
+
+    /// Nobody waits for the outcome of this number any more.
+    pub(super) fn forget(&mut self, msg_id: u64) {
+        self.session.forget(msg_id);
+        self.expected.remove(&msg_id);
+    }
+
+    pub(super) fn poll_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
     }
 
     /// Sends, and waits until the peer has acknowledged all of them; what else comes meanwhile is
@@ -183,41 +257,24 @@ impl Connection {
         let (frames, numbers): (Vec<_>, Vec<_>) =
             frames.into_iter().map(|frame| self.numbered(frame)).unzip();
         let mut waiting: BTreeSet<u64> = numbers.into_iter().collect();
-        let mut refusal = None;
+        // Of earlier ones for which nobody waits any more.
+        self.outcomes.clear();
+        self.complaint = None;
         let acknowledged = async {
             for frame in frames {
                 self.feed(frame).await?;
             }
-            self.flush().await?;
-            while !waiting.is_empty() {
-                match self.next().await? {
-                    None => return Err(VstpError::ConnectionClosed),
-                    // It says which one, and is for nobody else.
-                    Some(Next::Frame(frame, _))
-                        if refused(&frame).is_some_and(|id| waiting.contains(&id)) =>
-                    {
-                        return Err(VstpError::ServerError(reason_of(&frame)));
-                    }
-                    Some(Next::Acknowledged(msg_id)) => drop(waiting.remove(&msg_id)),
-                    Some(Next::Frame(..)) if self.early_bytes > self.config.frame_max => {
-                        return Err(VstpError::Protocol("the peer sends and does not acknowledge".into()));
-                    }
-                    Some(Next::Frame(frame, wanted)) => {
-                        // A peer that closes after that has said why.
-                        if frame.typ == FrameType::Err {
-                            refusal = Some(reason_of(&frame));
-                        }
-                        self.early_bytes += frame.memory();
-                        self.early.push_back((frame, wanted));
-                    }
-                }
+            match poll_fn(|cx| self.poll_acknowledged(cx, &mut waiting)).await {
+                Ok(()) => Ok(()),
+                Err(VstpError::Io(error)) => Err(self.refusal_after(error).await),
+                Err(error) => Err(error),
             }
-            Ok(())
         };
         let outcome = tokio::time::timeout(patience, acknowledged).await;
         let outcome = outcome.unwrap_or(Err(VstpError::Timeout));
-        waiting.iter().for_each(|msg_id| self.session.forget(*msg_id));
-        match (outcome, refusal) {
+        waiting.iter().for_each(|msg_id| self.forget(*msg_id));
+        match (outcome, self.complaint.take()) {
+            // A peer that closes after that has said why.
             (Err(VstpError::Io(_) | VstpError::ConnectionClosed | VstpError::Timeout), Some(reason)) => {
                 Err(VstpError::ServerError(reason))
             }
@@ -225,14 +282,46 @@ impl Connection {
         }
     }
 
+    fn poll_acknowledged(
+        &mut self,
+        cx: &mut Context<'_>,
+        waiting: &mut BTreeSet<u64>,
+    ) -> Poll<Result<(), VstpError>> {
+        loop {
+            let written = self.poll_write(cx)?;
+            while let Some((msg_id, outcome)) = self.outcomes.pop_front() {
+                if waiting.remove(&msg_id)
+                    && let Err(reason) = outcome
+                {
+                    return Poll::Ready(Err(VstpError::ServerError(reason)));
+                }
+            }
+            if waiting.is_empty() && written.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.is_full() {
+                let words = "the peer sends and does not acknowledge; TcpConfig::unread_max allows more";
+                return Poll::Ready(Err(VstpError::Protocol(words.into())));
+            }
+            if !ready!(self.poll_frame_in_time(cx)) {
+                return Poll::Ready(Err(self.failure.take().unwrap_or(VstpError::ConnectionClosed)));
+            }
+        }
+    }
+
     /// Says BYE, and that nothing more is written.
     pub(crate) async fn close(&mut self) -> Result<(), VstpError> {
         self.outbox.push(Frame::new(FrameType::Bye))?;
-        self.flush().await?;
-        match self.stream.shutdown().await {
+        match poll_fn(|cx| self.poll_close(cx)).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.refusal_after(error).await),
         }
+    }
+
+    /// Writes everything, and ends the sending half.
+    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     // ---- tokens ----
@@ -262,15 +351,14 @@ impl Connection {
     pub(crate) async fn admit(&mut self) -> Result<(), VstpError> {
         let admitted = async {
             while !self.session.is_admitted() {
-                match self.next_frame().await? {
-                    Some((frame, crc)) => self.judge(frame, crc),
-                    None => return Err(VstpError::ConnectionClosed),
+                if !poll_fn(|cx| self.poll_frame(cx)).await {
+                    return Err(self.failure.take().unwrap_or(VstpError::ConnectionClosed));
                 }
                 if let Some(why) = self.session.refusal() {
                     return Err(VstpError::Protocol(format!("not let in: {why}")));
                 }
             }
-            self.answer().await
+            Ok(poll_fn(|cx| self.poll_write(cx)).await?)
         };
         let admitted = tokio::time::timeout(Self::ADMISSION_MAX, admitted).await;
         let admitted = admitted.unwrap_or(Err(VstpError::Timeout));
@@ -285,67 +373,106 @@ impl Connection {
 
     /// The next frame, acknowledged if its sender wants that.
     pub(crate) async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
-        if !self.wait_for_frame().await? {
-            return Ok(None);
-        }
-        if let Some(Next::Frame(_, wanted)) = &mut self.ready
-            && let Some(wanted) = wanted.take()
-        {
-            self.session.acknowledge(Instant::now(), wanted);
-        }
-        // The frame stays in its place if this is dropped meanwhile.
-        self.answer().await?;
-        Ok(self.take_frame().map(|(frame, _)| frame))
+        Ok(self.recv_settled(true).await?.map(|(frame, _)| frame))
     }
 
     /// The next frame, with the acknowledgement that it asks for, which the caller owes from here
     /// on.
-    pub(super) async fn recv_owed(
-        &mut self,
-    ) -> Result<Option<(FrameBytes, Option<Acknowledgement>)>, VstpError> {
-        Ok(if self.wait_for_frame().await? { self.take_frame() } else { None })
+    pub(super) async fn recv_owed(&mut self) -> Result<Option<Owed>, VstpError> {
+        self.recv_settled(false).await
     }
 
-    /// Waits until the next frame is ready; false at the end.
-    async fn wait_for_frame(&mut self) -> Result<bool, VstpError> {
-        loop {
-            match &self.ready {
-                Some(Next::Frame(..)) => return Ok(true),
-                // Nobody waits for that any more.
-                Some(Next::Acknowledged(_)) => self.ready = None,
-                None => {}
+    async fn recv_settled(&mut self, acknowledges: bool) -> Result<Option<Owed>, VstpError> {
+        if self.unread.is_empty() {
+            self.session.on_read();
+        }
+        self.listening_since = Instant::now();
+        let taken = poll_fn(|cx| {
+            loop {
+                // Whether there is anybody to write to, reading finds out.
+                if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                    self.outbox.clear();
+                }
+                if let Some((frame, wanted)) = self.take_unread() {
+                    // It is taken and acknowledged in one step, whenever the caller is dropped. What
+                    // the stream does not take of the ACK now, goes out before anything else.
+                    let Some(wanted) = wanted.filter(|_| acknowledges) else {
+                        return Poll::Ready(Some((frame, wanted)));
+                    };
+                    self.session.acknowledge(Instant::now(), wanted);
+                    if let Poll::Ready(Err(_)) = self.poll_write(cx) {
+                        self.outbox.clear();
+                    }
+                    return Poll::Ready(Some((frame, None)));
+                }
+                if !ready!(self.poll_frame_in_time(cx)) {
+                    return Poll::Ready(None);
+                }
             }
-            if let Some((frame, wanted)) = self.early.pop_front() {
-                self.early_bytes -= frame.memory();
-                self.ready = Some(Next::Frame(frame, wanted));
-            } else if !self.wait().await? {
-                return Ok(false);
-            }
+        });
+        match taken.await {
+            Some(taken) => Ok(Some(taken)),
+            None => self.end().await.map(|()| None),
         }
     }
 
-    fn take_frame(&mut self) -> Option<(FrameBytes, Option<Acknowledgement>)> {
-        match self.ready.take() {
-            Some(Next::Frame(frame, wanted)) => Some((frame, wanted)),
-            _ => None,
+    /// The end of what can be read: an error if it is not a good one, of which the peer is told.
+    async fn end(&mut self) -> Result<(), VstpError> {
+        let Some(error) = self.failure.take() else { return Ok(()) };
+        self.say_error(&error).await;
+        Err(self.explained(error))
+    }
+
+    /// Takes the reason for which nothing more can be read.
+    pub(super) fn take_failure(&mut self) -> Option<VstpError> {
+        self.failure.take()
+    }
+
+    /// An error with its probable reason.
+    pub(super) fn explained(&self, error: VstpError) -> VstpError {
+        match error {
+            VstpError::Io(error) => self.explain(error),
+            other => other,
         }
+    }
+
+    /// Takes a frame that was read.
+    pub(super) fn take_unread(&mut self) -> Option<Owed> {
+        let (frame, wanted) = self.unread.pop_front()?;
+        self.unread_bytes -= frame.memory();
+        Some((frame, wanted))
+    }
+
+    fn drop_last(&mut self) {
+        if let Some((frame, _)) = self.unread.pop_back() {
+            self.unread_bytes -= frame.memory();
+        }
+    }
+
+    /// Returns true if nothing more may be read before something is taken, or written.
+    fn is_full(&self) -> bool {
+        self.unread_bytes + self.answer_bytes >= self.unread_max
+    }
+
+    /// Bytes that may be kept for the application.
+    pub(super) fn unread_max(&self) -> usize {
+        self.unread_max.saturating_sub(self.answer_bytes)
     }
 
     /// Acknowledges a frame that was handed on.
     pub(crate) async fn acknowledge(&mut self, wanted: Acknowledgement) -> Result<(), VstpError> {
-        self.session.acknowledge(Instant::now(), wanted);
-        self.answer().await
+        self.settle(wanted);
+        self.flush().await
     }
 
-    /// Refuses a frame that was handed on.
-    pub(super) async fn refuse(
-        &mut self,
-        wanted: Option<Acknowledgement>,
-        code: ErrorCode,
-        reason: &str,
-    ) -> Result<(), VstpError> {
+    /// The same, without writing it.
+    pub(super) fn settle(&mut self, wanted: Acknowledgement) {
+        self.session.acknowledge(Instant::now(), wanted);
+    }
+
+    /// Refuses a frame that was handed on, without writing it.
+    pub(super) fn refuse(&mut self, wanted: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
         self.session.refuse(Instant::now(), wanted, code, reason);
-        self.answer().await
     }
 
     /// The application has dropped a frame that was handed on.
@@ -353,191 +480,125 @@ impl Connection {
         self.session.forgo(Instant::now(), wanted);
     }
 
-    /// The next frame, with the acknowledgement that it asks for, or the next acknowledgement; None
-    /// at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Next>, VstpError> {
-        Ok(if self.wait().await? { self.ready.take() } else { None })
+    /// Nobody listens now: neither a frame nor the peer is late.
+    pub(super) fn on_deaf(&mut self) {
+        self.listening_since = Instant::now();
     }
 
-    /// Waits until something is ready; false at the end.
-    async fn wait(&mut self) -> Result<bool, VstpError> {
-        if self.ready.is_none() {
-            self.session.on_read();
-        }
-        self.answer().await?;
-        while self.ready.is_none() {
-            if self.ended || self.session.is_over() {
-                return Ok(false);
-            }
-            match self.next_frame().await {
-                Ok(Some((frame, crc))) => self.judge(frame, crc),
-                Ok(None) => return Ok(false),
-                Err(error) => {
-                    self.ended = true;
-                    self.say_error(&error).await;
-                    return Err(match error {
-                        VstpError::Io(error) => self.explain(error),
-                        other => other,
-                    });
-                }
-            }
-            self.answer().await?;
-        }
-        Ok(true)
+    /// Returns true if something is answered when the application reads on.
+    pub(super) fn has_due(&self) -> bool {
+        self.session.has_due()
     }
 
-    fn judge(&mut self, frame: FrameBytes, crc: u32) {
-        self.stream.on_frame(Instant::now());
-        match self.session.handle_frame(Instant::now(), &frame.as_ref(), crc) {
-            Verdict::Deliver(wanted) => self.ready = Some(Next::Frame(frame, wanted)),
-            Verdict::Acknowledged(msg_id) => self.ready = Some(Next::Acknowledged(msg_id)),
+    /// The application reads on.
+    pub(super) fn on_read(&mut self) {
+        self.session.on_read();
+    }
+
+    /// Reads one frame and sorts it; false at the end, for which there may be a reason.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.ended || self.session.is_over() {
+            return Poll::Ready(false);
+        }
+        let framed = self.reader.poll_frame(cx, &mut self.stream);
+        if let Some(at) = self.reader.take_heard() {
+            self.heard_at = at;
+            self.session.on_heard(at);
+        }
+        match ready!(framed) {
+            Ok(Some((frame, crc))) => {
+                self.sort(frame, crc);
+                return Poll::Ready(true);
+            }
+            Ok(None) => {}
+            Err(error) => self.failure = Some(error),
+        }
+        self.ended = true;
+        Poll::Ready(false)
+    }
+
+    /// The same, which ends in time if the peer falls silent where it must not.
+    pub(super) fn poll_frame_in_time(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let Poll::Ready(more) = self.poll_frame(cx) {
+            return Poll::Ready(more);
+        }
+        self.poll_time(cx).map(|()| false)
+    }
+
+    fn sort(&mut self, frame: FrameBytes, crc: u32) {
+        let now = Instant::now();
+        self.stream.on_frame(now);
+        if frame.typ == FrameType::Err {
+            let refused = frame.headers().number(MSG_ID).filter(|id| self.expected.remove(id));
+            if let Some(msg_id) = refused {
+                // It says which one, and is for nobody else.
+                self.session.forget(msg_id);
+                self.outcomes.push_back((msg_id, Err(reason_of(&frame))));
+                return;
+            }
+            self.complaint = Some(reason_of(&frame));
+        }
+        match self.session.handle_frame(now, &frame.as_ref(), crc) {
+            Verdict::Deliver(wanted) => {
+                self.unread_bytes += frame.memory();
+                self.unread.push_back((frame, wanted));
+            }
+            Verdict::Acknowledged(msg_id) => {
+                self.expected.remove(&msg_id);
+                self.outcomes.push_back((msg_id, Ok(())));
+            }
             Verdict::Consumed => {}
         }
     }
 
-    async fn answer(&mut self) -> Result<(), VstpError> {
-        if !self.session.has_answers() {
-            return Ok(());
-        }
-        while let Some(answer) = self.session.poll_answer() {
-            self.outbox.push_encoded(&answer);
-        }
-        Ok(self.outbox.flush(&mut self.stream).await?)
+    // ---- time ----
+
+    /// The time when something is due if nothing comes.
+    fn due_at(&self) -> Option<Instant> {
+        let frame = self.frame_due_at();
+        let session = self.session.poll_timeout(self.listening_since);
+        [frame, session].into_iter().flatten().min()
     }
 
-    async fn next_frame(&mut self) -> Result<Option<(FrameBytes, u32)>, VstpError> {
+    /// The time when the frame that has begun must go on.
+    fn frame_due_at(&self) -> Option<Instant> {
+        let since = self.heard_at.max(self.listening_since);
+        self.reader.is_within().then(|| since + self.config.frame_timeout)
+    }
+
+    /// Does what is due; ready when the peer has been silent for too long.
+    pub(super) fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.large.is_some() {
-                return self.rest_of_large().await.map(Some);
-            }
-            if let Some(head) = Head::parse(&self.read, self.config.frame_max)? {
-                if self.read.len() >= head.frame_len() {
-                    self.after_large = false;
-                    return Ok(Some(take_small(head, &mut self.read)?));
+            let Some(at) = self.due_at() else { return Poll::Pending };
+            // A timer that is early is left: most of what comes only makes things due later.
+            let timer = match &mut self.timer {
+                Some(timer) if timer.deadline().into_std() <= at && !timer.is_elapsed() => timer,
+                Some(timer) => {
+                    timer.as_mut().reset(at.into());
+                    timer
                 }
-                let front = HEAD_BYTES + head.headers_len();
-                if head.payload_len() >= Self::LARGE_MIN && self.read.len() >= front {
-                    self.begin_large(head, front);
-                    continue;
-                }
-            }
-            if self.fill().await? == 0 {
-                return self.end().map(|()| None);
-            }
-        }
-    }
-
-    /// The end of what comes: fine between frames.
-    fn end(&mut self) -> Result<(), VstpError> {
-        self.ended = true;
-        if self.read.is_empty() && self.large.is_none() {
-            return Ok(());
-        }
-        let cut = io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended within a frame");
-        Err(VstpError::Io(cut))
-    }
-
-    fn begin_large(&mut self, head: Head, front: usize) {
-        let front = self.read.split_to(front).freeze();
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&front);
-        let mut payload = Vec::with_capacity(head.payload_len());
-        let there = self.read.len().min(head.payload_len());
-        payload.extend_from_slice(&self.read.split_to(there));
-        crc.update(&payload);
-        self.large = Some(Large { head, front, crc, payload });
-        self.after_large = true;
-    }
-
-    async fn rest_of_large(&mut self) -> Result<(FrameBytes, u32), VstpError> {
-        loop {
-            let Some(large) = &mut self.large else { return Err(VstpError::ConnectionClosed) };
-            let missing = large.head.payload_len() - large.payload.len();
-            if missing == 0 && self.read.len() >= CRC_BYTES {
-                break;
-            }
-            let came = if missing == 0 { self.fill().await? } else { self.fill_large(missing).await? };
-            if came == 0 {
-                self.end()?;
-            }
-        }
-        let Some(large) = self.large.take() else { return Err(VstpError::ConnectionClosed) };
-        let crc = self.read.split_to(CRC_BYTES);
-        let expected = crc.first_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
-        check_crc(expected, large.crc.finalize())?;
-        let (typ, flags) = (large.head.typ()?, large.head.flags());
-        let headers = large.front.slice(HEAD_BYTES..);
-        Ok((FrameBytes::from_wire(typ, flags, headers, large.payload.into())?, expected))
-    }
-
-    async fn fill_large(&mut self, missing: usize) -> Result<usize, VstpError> {
-        let wait = self.config.frame_timeout;
-        let Some(large) = &mut self.large else { return Ok(0) };
-        let before = large.payload.len();
-        let mut rest = (&mut large.payload).limit(missing);
-        let came = match tokio::time::timeout(wait, self.stream.read_buf(&mut rest)).await {
-            Ok(came) => came?,
-            Err(_) => return Err(VstpError::Timeout),
-        };
-        // While it is in the cache.
-        large.crc.update(large.payload.get(before..).unwrap_or_default());
-        self.session.on_heard(Instant::now());
-        Ok(came)
-    }
-
-    /// Reads more, however long it takes between frames, and not for ever within one.
-    async fn fill(&mut self) -> Result<usize, VstpError> {
-        let since = Instant::now();
-        let within = !self.read.is_empty() || self.large.is_some();
-        let frame_at = within.then(|| since + self.config.frame_timeout);
-        let want = if self.after_large { Self::READ_AFTER_LARGE } else { Self::READ };
-        self.read.reserve(want.max(2 * HEAD_BYTES));
-        loop {
-            let session_at = self.session.poll_timeout(since);
-            let mut room = (&mut self.read).limit(want);
-            let read = self.stream.read_buf(&mut room);
-            let came = match [frame_at, session_at].into_iter().flatten().min() {
-                None => read.await?,
-                Some(at) => match tokio::time::timeout_at(at.into(), read).await {
-                    Ok(came) => came?,
-                    Err(_) => {
-                        self.on_time(since, frame_at).await?;
-                        continue;
-                    }
-                },
+                none => none.insert(Box::pin(tokio::time::sleep_until(at.into()))),
             };
-            self.session.on_heard(Instant::now());
-            return Ok(came);
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if now < at {
+                continue;
+            }
+            let is_late = self.frame_due_at().is_some_and(|at| at <= now);
+            if is_late || self.session.handle_timeout(now, self.listening_since).is_err() {
+                self.ended = true;
+                self.failure = Some(VstpError::Timeout);
+                return Poll::Ready(());
+            }
+            // If it cannot be written, reading finds out.
+            let _ = self.poll_write(cx);
         }
-    }
-
-    async fn on_time(&mut self, since: Instant, frame_at: Option<Instant>) -> Result<(), VstpError> {
-        let now = Instant::now();
-        if frame_at.is_some_and(|at| at <= now) || self.session.handle_timeout(now, since).is_err() {
-            return Err(VstpError::Timeout);
-        }
-        self.answer().await
-    }
-
-    /// When a PING is due although nobody reads.
-    pub(crate) fn ping_at(&self) -> Option<Instant> {
-        self.session.poll_timeout(Instant::now())
-    }
-
-    /// That time has come.
-    pub(crate) async fn ping(&mut self) -> Result<(), VstpError> {
-        let now = Instant::now();
-        // While nobody reads, nobody is gone.
-        if self.session.handle_timeout(now, now).is_err() {
-            return Err(VstpError::Timeout);
-        }
-        self.answer().await
     }
 
     /// Tells the peer what was wrong with what it sent, as far as it still listens, and lets it
     /// finish what it is sending: a connection that is closed with something unread is reset, and
     /// then the peer may never see the reason.
-    async fn say_error(&mut self, error: &VstpError) {
+    pub(super) async fn say_error(&mut self, error: &VstpError) {
         let code = match error {
             _ if self.session.refusal().is_some() => ErrorCode::Unauthorized,
             VstpError::Io(error) => match Overdue::of(error) {
@@ -558,49 +619,33 @@ impl Connection {
         if self.outbox.push(frame).is_ok() {
             let bound = Duration::from_secs(1);
             let said = async {
-                self.outbox.flush(&mut self.stream).await?;
+                poll_fn(|cx| self.poll_write(cx)).await?;
                 self.stream.shutdown().await
             };
             if !matches!(tokio::time::timeout(bound, said).await, Ok(Ok(()))) {
                 tracing::debug!("the peer does not listen to what was wrong");
                 return;
             }
-            let mut rest = vec![0; 16 << 10];
-            let discard = async { while self.stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
-            let _ = tokio::time::timeout(Self::LINGER, discard).await;
+            self.discard(Self::LINGER).await;
         }
+    }
+
+    /// Reads on and drops what comes, until the peer ends or this time has passed.
+    pub(super) async fn discard(&mut self, bound: Duration) {
+        let mut rest = vec![0; 16 << 10];
+        let discard = async { while self.stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
+        let _ = tokio::time::timeout(bound, discard).await;
     }
 }
 
-/// The number of the frame that an ERR is about, if it says so.
-fn refused(frame: &FrameBytes) -> Option<u64> {
-    frame.headers().number(MSG_ID).filter(|_| frame.typ == FrameType::Err)
-}
-
 /// The reason in an ERR frame.
-fn reason_of(frame: &FrameBytes) -> String {
+pub(super) fn reason_of(frame: &FrameBytes) -> String {
     let headers = frame.headers();
     let reason = headers.find("reason").or_else(|| headers.find("code")).unwrap_or(b"no reason given");
     String::from_utf8_lossy(reason).into_owned()
 }
 
-/// What came.
-#[derive(Debug)]
-pub(crate) enum Next {
-    Frame(FrameBytes, Option<Acknowledgement>),
-    Acknowledged(u64),
-}
-
-fn take_small(head: Head, read: &mut BytesMut) -> Result<(FrameBytes, u32), FrameError> {
-    let bytes = read.split_to(head.frame_len()).freeze();
-    let crc = bytes.last_chunk().map_or(0, |crc| u32::from_be_bytes(*crc));
-    let frame = FrameRef::decode_whole(head, &bytes)?;
-    let payload = bytes.slice_ref(frame.payload);
-    let headers = bytes.slice_ref(Headers::as_bytes(&frame.headers));
-    Ok((FrameBytes::from_wire(frame.typ, frame.flags, headers, payload)?, crc))
-}
-
 /// A number that nobody can guess, unless the operating system has none.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     getrandom::u64().unwrap_or_else(|_| std::process::id().into())
 }

@@ -1,25 +1,61 @@
 //! A frame that is acknowledged when its application has handled it.
 
-use super::connection::Connection;
+use super::link::Link;
+use super::session::{Control, Session};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 
-/// A received frame whose acknowledgement, if its sender wants one, the application gives.
+/// A received frame whose acknowledgement, if its sender wants one, the application gives, as with
+/// the manual acknowledgements of MQTT.
 ///
-/// If this is dropped, the frame is not acknowledged. Nothing else is received meanwhile.
+/// If this is dropped, the frame is not acknowledged. From a connection that one caller has, one is
+/// handled at a time; from a [`Session`], several may be held and acknowledged in any order.
+///
+/// ```
+/// use fastdrop_messages::vstp::{Frame, FrameType, VstpError, VstpTcpClient, VstpTcpServer};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), VstpError> {
+/// let server = VstpTcpServer::bind("127.0.0.1:0").await?;
+/// let address = server.local_addr()?.to_string();
+/// let orders = tokio::spawn(async move {
+///     let mut connection = server.accept().await?;
+///     while let Some(delivery) = connection.recv_delivery().await? {
+///         // First it is safe, and then its sender hears so.
+///         let order = delivery.frame().payload.clone();
+///         delivery.acknowledge().await?;
+///         assert_eq!(&order[..], b"two tons of coal");
+///     }
+///     Ok::<_, VstpError>(())
+/// });
+/// let mut client = VstpTcpClient::connect(&address).await?;
+/// client.send_with_ack(Frame::new(FrameType::Data).with_payload(b"two tons of coal".to_vec())).await?;
+/// # drop(client);
+/// # orders.abort();
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "a delivery that is dropped is not acknowledged"]
 pub struct Delivery<'a> {
-    connection: &'a mut Connection,
+    source: Source<'a>,
     frame: FrameBytes,
     wanted: Option<Acknowledgement>,
 }
 
+#[derive(Debug)]
+enum Source<'a> {
+    Link(&'a mut Link),
+    Session(Session),
+}
+
 impl<'a> Delivery<'a> {
     /// The next frame of a connection; None at its end.
-    pub(super) async fn next(connection: &'a mut Connection) -> Result<Option<Self>, VstpError> {
-        let owed = connection.recv_owed().await?;
-        Ok(owed.map(|(frame, wanted)| Self { connection, frame, wanted }))
+    pub(super) async fn next(link: &'a mut Link) -> Result<Option<Self>, VstpError> {
+        let owed = link.recv_owed().await?;
+        Ok(owed.map(|(frame, wanted)| Self { source: Source::Link(link), frame, wanted }))
+    }
+
+    pub(super) fn of_session(session: Session, frame: FrameBytes, wanted: Option<Acknowledgement>) -> Self {
+        Self { source: Source::Session(session), frame, wanted }
     }
 
     /// The frame.
@@ -44,9 +80,13 @@ impl<'a> Delivery<'a> {
     ///
     /// The connection is lost: whether the sender has the acknowledgement is not known.
     pub async fn acknowledge(mut self) -> Result<(), VstpError> {
-        match self.wanted.take() {
-            Some(wanted) => self.connection.acknowledge(wanted).await,
-            None => Ok(()),
+        let Some(wanted) = self.wanted.take() else { return Ok(()) };
+        match &mut self.source {
+            Source::Link(link) => link.acknowledge(wanted).await,
+            Source::Session(session) => {
+                session.control(Control::Acknowledge(wanted));
+                session.flush().await
+            }
         }
     }
 
@@ -57,14 +97,22 @@ impl<'a> Delivery<'a> {
     /// The connection is lost: whether the sender has been told is not known.
     pub async fn refuse(mut self, code: ErrorCode, reason: &str) -> Result<(), VstpError> {
         let wanted = self.wanted.take();
-        self.connection.refuse(wanted, code, reason).await
+        match &mut self.source {
+            Source::Link(link) => link.refuse(wanted, code, reason).await,
+            Source::Session(session) => {
+                session.control(Control::Refuse(wanted, code, reason.to_owned()));
+                session.flush().await
+            }
+        }
     }
 }
 
 impl Drop for Delivery<'_> {
     fn drop(&mut self) {
-        if let Some(wanted) = self.wanted.take() {
-            self.connection.forgo(wanted);
+        let Some(wanted) = self.wanted.take() else { return };
+        match &mut self.source {
+            Source::Link(link) => link.forgo(wanted),
+            Source::Session(session) => session.control(Control::Forgo(wanted)),
         }
     }
 }

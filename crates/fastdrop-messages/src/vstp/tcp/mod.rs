@@ -8,25 +8,38 @@ use std::time::Duration;
 pub mod client;
 mod connection;
 mod delivery;
+mod driver;
 mod guard;
+mod link;
 mod outbox;
+mod reader;
 pub mod server;
+mod serving;
+mod session;
 mod stream;
 pub use crate::tls;
-pub(super) use stream::Stream;
 
 pub use client::VstpTcpClient;
-pub(super) use client::{dial, handshake};
-pub(super) use connection::{Connection, Next};
 pub use delivery::Delivery;
-pub use server::{VstpTcpConnection, VstpTcpServer};
+pub(super) use server::serve_connection;
+pub use server::{Drained, VstpTcpConnection, VstpTcpServer};
+pub use session::{ReceiveHalf, SendHalf, Session};
 
 /// What a connection does and bears.
 #[derive(Debug, Clone)]
 pub struct TcpConfig {
     /// The most bytes of a frame that comes, all of it counted. Default 8 MiB. A connection keeps
-    /// at most one such frame, and 256 KiB; while it waits for an acknowledgement, one or two more.
+    /// at most one such frame, and 256 KiB, beside what [`Self::unread_max`] says.
     pub frame_max: usize,
+    /// The most bytes of frames that are read, and kept until the application takes them, while this
+    /// end waits to write, for an acknowledgement, or for a reply: what it waits for may stand
+    /// behind them. Beyond, nothing is read, and the peer waits to write. Default: 128 MiB at the
+    /// end that connects; [`Self::frame_max`] at the end that accepts, which has many peers.
+    pub unread_max: Option<usize>,
+    /// Calls of this end that may be outstanding on a connection, beyond which callers wait; and
+    /// calls of the peer that are handled at once, beyond which they are refused as `busy`.
+    /// Default 1,024.
+    pub calls_max: usize,
     /// The interval at which something is to be heard, if the peer agrees in its HELLO or WELCOME;
     /// a peer that is silent for three times as long is gone. From 100 ms to an hour. Default: not
     /// asked for, as programs of version 0.2 answer no PING; the operating system then finds a dead
@@ -68,6 +81,8 @@ impl Default for TcpConfig {
     fn default() -> Self {
         Self {
             frame_max: fastdrop_proto::vstp::frame::FRAME_MAX,
+            unread_max: None,
+            calls_max: 1024,
             keep_alive: None,
             frame_timeout: Duration::from_secs(60),
             token: None,
@@ -87,5 +102,13 @@ impl TcpConfig {
     /// The bounds of a server's connections.
     pub(crate) fn places(&self) -> Limits {
         Limits { all: self.connections_max, of_one: self.connections_per_address }
+    }
+
+    /// The default of [`Self::unread_max`] at the end that connects.
+    const UNREAD_MAX: usize = 128 << 20;
+
+    fn unread_max(&self, accepts: bool) -> usize {
+        let default = if accepts { self.frame_max } else { Self::UNREAD_MAX };
+        self.unread_max.unwrap_or(default)
     }
 }

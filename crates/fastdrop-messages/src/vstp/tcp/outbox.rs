@@ -6,18 +6,31 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fastdrop_proto::vstp::{FrameBytes, Head, HeadersBuf};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
 
 /// Bytes in the order in which they leave. Small frames are gathered, large payloads stay where
 /// they are.
 ///
-/// Bytes that have not been written stay here when the future that writes is dropped; the next one
-/// goes on.
-#[derive(Debug, Default)]
+/// Bytes that have not been written stay here when nobody waits for them any more; whoever writes
+/// next goes on.
+#[derive(Debug)]
 pub(super) struct Outbox {
     parts: VecDeque<Bytes>,
     tail: BytesMut,
     shared_bytes: usize,
+    /// Bytes that have left since the beginning.
+    written: u64,
+    /// The stream, which may encrypt, holds nothing back.
+    is_flushed: bool,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        let (parts, tail) = (VecDeque::new(), BytesMut::new());
+        Self { parts, tail, shared_bytes: 0, written: 0, is_flushed: true }
+    }
 }
 
 impl Outbox {
@@ -76,24 +89,55 @@ impl Outbox {
     }
 
     /// Writes everything.
-    pub(super) async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        let mut stream = Pin::new(stream);
         while self.len() > 0 {
             let written = if self.parts.is_empty() {
-                stream.write(&self.tail).await?
+                ready!(stream.as_mut().poll_write(cx, &self.tail))?
             } else {
                 let slices = self.parts.iter().map(Bytes::as_ref).chain([self.tail.as_ref()]);
                 let slices: Vec<_> = slices.take(Self::SLICES).map(IoSlice::new).collect();
-                stream.write_vectored(&slices).await?
+                ready!(stream.as_mut().poll_write_vectored(cx, &slices))?
             };
             if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
+            self.is_flushed = false;
         }
-        stream.flush().await
+        if !self.is_flushed {
+            ready!(stream.poll_flush(cx))?;
+            self.is_flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Returns true if nothing waits here, nor in the stream.
+    pub(super) fn is_idle(&self) -> bool {
+        self.len() == 0 && self.is_flushed
+    }
+
+    /// The place of the last byte that was put in, counted from the first one of the connection.
+    pub(super) fn end(&self) -> u64 {
+        self.written + self.len() as u64
+    }
+
+    /// Bytes that have left.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Drops what nobody can be sent any more.
+    pub(super) fn clear(&mut self) {
+        *self = Self { written: self.written, ..Self::default() };
     }
 
     fn advance(&mut self, mut written: usize) {
+        self.written += written as u64;
         while let Some(part) = self.parts.front_mut() {
             let taken = written.min(part.len());
             part.advance(taken);

@@ -3,24 +3,28 @@
 use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
+use super::link::Link;
+use super::serving::serve_session;
+use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
 use crate::incoming::{Accepted, Incoming};
 use crate::metrics::Metrics;
 use crate::shutdown::ShutdownSignal;
 use crate::tls::{self, Acceptor, Fingerprint, Inner, ServerTls};
-use crate::vstp::types::{Frame, SessionId, VstpError};
+use crate::vstp::call::Call;
+use crate::vstp::types::{Flags, Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::ToSocketAddrs;
 
 /// A client that has connected.
 #[derive(Debug)]
 pub struct VstpTcpConnection {
-    connection: Connection,
+    link: Link,
     peer: SocketAddr,
     fingerprint: Option<Fingerprint>,
 }
@@ -28,7 +32,7 @@ pub struct VstpTcpConnection {
 impl VstpTcpConnection {
     /// Which connection of its server.
     pub fn session_id(&self) -> SessionId {
-        self.connection.session_id()
+        self.link.session_id()
     }
 
     /// The client's address.
@@ -43,28 +47,27 @@ impl VstpTcpConnection {
 
     /// Sends a frame: when this returns, the operating system has all of it.
     pub async fn send(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.send(frame).await
+        self.link.send(frame).await
     }
 
     /// The same without copying the payload.
     pub async fn send_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
-        self.connection.feed_bytes(frame).await?;
-        self.connection.flush().await
+        self.link.send_bytes(frame).await
     }
 
     /// Takes a frame, to be sent together with others: [`Self::flush`] sends them.
     pub async fn feed(&mut self, frame: Frame) -> Result<(), VstpError> {
-        self.connection.feed(frame).await
+        self.link.feed(frame).await
     }
 
     /// Sends what was fed.
     pub async fn flush(&mut self) -> Result<(), VstpError> {
-        self.connection.flush().await
+        self.link.flush().await
     }
 
     /// Sends a frame, and waits until the client has acknowledged it.
     pub async fn send_with_ack(&mut self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
-        self.connection.send_with_ack(vec![frame], patience).await
+        self.link.send_with_ack(vec![frame], patience).await
     }
 
     /// The next frame; None when the client has ended. A HELLO or PING is answered when this is
@@ -72,12 +75,12 @@ impl VstpTcpConnection {
     /// has it when it is returned, since the application has taken it. May be dropped while it
     /// waits, and nothing is lost.
     pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
-        Ok(self.connection.recv_bytes().await?.map(Frame::from))
+        Ok(self.link.recv_bytes().await?.map(Frame::from))
     }
 
     /// The same without copying the payload.
     pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
-        self.connection.recv_bytes().await
+        self.link.recv_bytes().await
     }
 
     /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
@@ -86,14 +89,59 @@ impl VstpTcpConnection {
     ///
     /// As [`Self::recv`].
     pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'_>>, VstpError> {
-        Delivery::next(&mut self.connection).await
+        Delivery::next(&mut self.link).await
     }
 
     /// Says BYE, and ends the sending half.
     pub async fn close(&mut self) -> Result<(), VstpError> {
-        self.connection.close().await
+        self.link.close().await
+    }
+
+    /// Has the connection driven by a task, for any number of callers.
+    pub fn into_session(self) -> Session {
+        self.link.into_session(self.peer, false)
+    }
+
+    /// The two halves, for a task each.
+    pub fn into_split(self) -> (SendHalf, ReceiveHalf) {
+        self.into_session().into_split()
     }
 }
+
+/// The count of what a server that has ended leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Frames that were acknowledged, and whose handlers did not finish within the drain, or
+    /// panicked.
+    pub unhandled: u64,
+}
+
+/// The count of acknowledged frames whose handlers have begun and not finished.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unhandled(Arc<AtomicU64>);
+
+impl Unhandled {
+    /// Counts the handler of a frame, if that was acknowledged. It stays counted if it is dropped.
+    pub(crate) async fn count(&self, acknowledged: bool, handler: impl Future<Output = ()>) {
+        let count = u64::from(acknowledged);
+        self.0.fetch_add(count, Ordering::Relaxed);
+        handler.await;
+        self.0.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// The report at the end.
+    pub(crate) fn report(&self) -> Drained {
+        let unhandled = self.0.load(Ordering::Relaxed);
+        if unhandled > 0 {
+            tracing::warn!(unhandled, "frames were acknowledged, and not handled before the end");
+        }
+        Drained { unhandled }
+    }
+}
+
+/// The time that a client has for reading its BYE and what was acknowledged before.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Listens for clients.
 pub struct VstpTcpServer {
@@ -163,7 +211,8 @@ impl VstpTcpServer {
         let stream = stream.guarded(&self.config, Some(place));
         let mut connection = Connection::new(stream, self.config.clone(), Some(id), answers);
         connection.admit().await?;
-        Ok(VstpTcpConnection { connection, peer, fingerprint })
+        let link = Link::new(connection, &self.config, peer);
+        Ok(VstpTcpConnection { link, peer, fingerprint })
     }
 
     /// Hands every frame of every client to `handler`, one after the other for each client, and
@@ -176,21 +225,67 @@ impl VstpTcpServer {
         self.run_until(std::future::pending(), handler).await
     }
 
-    /// The same until `end`: then nobody is accepted any more, all clients are told BYE when their
-    /// handler is done, and after [`TcpConfig::drain`] they are left.
+    /// The same until `end`: then nobody is accepted any more and nothing more is taken or
+    /// acknowledged, all clients are told BYE when their handler is done, and after
+    /// [`TcpConfig::drain`] they are left. What was acknowledged and not handled is logged.
     pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
     where
         F: Fn(SessionId, Frame) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = ()> + Send,
     {
+        self.run_until_drained(end, handler).await.map(|_| ())
+    }
+
+    /// The same, which says what was acknowledged and not handled.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub async fn run_until_drained<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(SessionId, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let unhandled = Unhandled::default();
+        let counted = unhandled.clone();
         self.serve(end, move |mut connection, mut signal| {
-            let handler = handler.clone();
+            let (handler, unhandled) = (handler.clone(), counted.clone());
             async move {
-                let handled = handle_all(&mut connection, &handler, &mut signal).await;
+                let handled = handle_all(&mut connection, &handler, &unhandled, &mut signal).await;
                 if let Err(error) = handled {
                     tracing::debug!(peer = %connection.peer, %error, "the session ended");
                 }
             }
+        })
+        .await?;
+        Ok(unhandled.report())
+    }
+
+    /// Replies to the calls of every client with what `handler` gives, until `end`: those of one
+    /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not wait
+    /// any more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are
+    /// handled one after the other, and answered with frames that are no replies.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub async fn serve_calls<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
+    where
+        F: Fn(Call) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Frame, VstpError>> + Send,
+    {
+        let handler = Arc::new(handler);
+        let answer = Arc::new(move |call| {
+            let handler = Arc::clone(&handler);
+            async move { Some(handler(call).await.and_then(FrameBytes::try_from)) }
+        });
+        self.serve(end, move |connection, signal| {
+            let answer = Arc::clone(&answer);
+            async move { serve_connection(connection, signal, answer).await }
         })
         .await
     }
@@ -218,9 +313,26 @@ impl VstpTcpServer {
     }
 }
 
+/// Serves the calls of one client.
+pub(crate) async fn serve_connection<A, Fut>(
+    connection: VstpTcpConnection,
+    signal: ShutdownSignal,
+    answer: Arc<A>,
+) where
+    A: Fn(Call) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Option<Result<FrameBytes, VstpError>>> + Send,
+{
+    let peer = connection.peer;
+    let session = connection.link.into_session(peer, true);
+    if let Err(error) = serve_session(session, signal, answer).await {
+        tracing::debug!(%peer, %error, "the session ended");
+    }
+}
+
 async fn handle_all<F, Fut>(
     connection: &mut VstpTcpConnection,
     handler: &F,
+    unhandled: &Unhandled,
     signal: &mut ShutdownSignal,
 ) -> Result<(), VstpError>
 where
@@ -230,20 +342,17 @@ where
     let id = connection.session_id();
     loop {
         let frame = tokio::select! {
-            frame = connection.recv() => frame?,
-            () = signal.wait() => return connection.close().await,
-        };
-        let Some(frame) = frame else { return connection.connection.flush().await };
-        let handled = handler(id, frame);
-        tokio::pin!(handled);
-        // A handler may take longer than the peer would wait for a word.
-        loop {
-            let ping_at = connection.connection.ping_at();
-            let pause = tokio::time::sleep_until(ping_at.unwrap_or_else(Instant::now).into());
-            tokio::select! {
-                () = &mut handled => break,
-                () = pause, if ping_at.is_some() => connection.connection.ping().await?,
+            // Nothing new is acknowledged after the word.
+            biased;
+            () = signal.wait() => {
+                connection.close().await?;
+                connection.link.linger(FAREWELL).await;
+                return Ok(());
             }
-        }
+            frame = connection.recv() => frame?,
+        };
+        let Some(frame) = frame else { return connection.flush().await };
+        let acknowledged = frame.flags.contains(Flags::REQ_ACK);
+        unhandled.count(acknowledged, handler(id, frame)).await;
     }
 }

@@ -1,0 +1,488 @@
+//! A connection that any number of tasks use.
+
+use super::connection::{Connection, Owed};
+use super::delivery::Delivery;
+use super::driver::Driver;
+use crate::vstp::call::IncomingCall;
+use crate::vstp::types::{ErrorCode, Frame, SessionId, VstpError};
+use fastdrop_proto::calls::{CALL_TIME_MAX, CallId};
+use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+
+/// A connection that any number of tasks use: clones are the same connection, and may send,
+/// call and receive at the same time.
+///
+/// A task of its own reads and writes, so that acknowledgements, replies to calls and keep-alive
+/// do not depend on who receives when. When the last clone is dropped, what was sent is written,
+/// BYE is said, and the connection closed.
+///
+/// ```
+/// use fastdrop_messages::vstp::{Frame, FrameType, VstpTcpClient, VstpTcpServer};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
+/// let server = VstpTcpServer::bind("127.0.0.1:0").await?;
+/// let address = server.local_addr()?.to_string();
+/// tokio::spawn(server.serve_calls(std::future::pending(), |call| async move { Ok(call.into_frame()) }));
+/// let session = VstpTcpClient::connect(&address).await?.into_session();
+/// let second = session.clone();
+/// let call = |text: &str| Frame::new(FrameType::Data).with_payload(text.into());
+/// let (one, two) = tokio::join!(session.call(call("one")), second.call(call("two")));
+/// assert_eq!((one?.payload(), two?.payload()), (&b"one"[..], &b"two"[..]));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Session(Arc<Callers>);
+
+/// The callers' side.
+#[derive(Debug)]
+struct Callers {
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Order>,
+    controls: mpsc::UnboundedSender<Control>,
+    /// For calls that may be outstanding.
+    turns: Semaphore,
+    id: SessionId,
+    peer: SocketAddr,
+}
+
+/// A frame to be sent, as its caller has it.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Owned(Frame),
+    Shared(FrameBytes),
+}
+
+/// The word about an order.
+pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
+
+/// Something that is written, in order. Whoever wants it waits, so that it takes no more memory here
+/// than it would there.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// A frame, told when it is written.
+    Send(Outgoing, Told<()>),
+    /// A frame, told when it is taken to be written.
+    Feed(Outgoing, Told<()>),
+    /// A frame, told when it is acknowledged.
+    Deliver(Frame, Told<()>),
+    /// A request, told its reply.
+    Call(FrameBytes, Instant, Told<FrameBytes>),
+    /// The reply to a call of the peer, told when it is written.
+    Reply(CallId, FrameBytes, Told<()>),
+    Hello(Told<()>),
+    /// Nothing, told when everything before it is written.
+    Flush(Told<()>),
+    /// BYE, and the end of what is written.
+    Close(Told<()>),
+}
+
+/// Something that never waits behind frames. There are as many as frames were handed on, or
+/// callers went away.
+#[derive(Debug)]
+pub(super) enum Control {
+    Acknowledge(Acknowledgement),
+    Refuse(Option<Acknowledgement>, ErrorCode, String),
+    Forgo(Acknowledgement),
+    /// The handler of a call was dropped without a reply.
+    Abandoned(CallId),
+    /// The application reads on.
+    Read,
+    /// Frames that are calls are handled as such from now on.
+    Serve,
+    /// Somebody does not wait any more.
+    GivenUp,
+}
+
+/// A frame that came, its acknowledgement, and its call, if it is one.
+pub(super) type Taken = (FrameBytes, Option<Acknowledgement>, Option<IncomingCall>);
+
+/// The frames that came and that nobody has taken.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) queue: VecDeque<Taken>,
+    pub(super) bytes: usize,
+    /// The task does not read before something is taken.
+    pub(super) is_full: bool,
+    /// Something is answered when the application reads on.
+    pub(super) has_due: bool,
+    pub(super) is_over: bool,
+    pub(super) failure: Option<VstpError>,
+}
+
+/// What callers and the task share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    received: Mutex<Received>,
+    pub(super) arrived: Notify,
+    pub(super) unknown_replies: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that somebody does not wait any more, unless it has been defused.
+struct Waiting<'a>(Option<&'a mpsc::UnboundedSender<Control>>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(controls) = self.0.take() {
+            let _ = controls.send(Control::GivenUp);
+        }
+    }
+}
+
+impl Session {
+    /// Orders that wait: beyond, callers do.
+    const ORDERS: usize = 256;
+    /// The time for [`Self::call`].
+    pub const CALL_TIME: Duration = Duration::from_secs(30);
+
+    /// Gives a connection to a task. `serves`: frames that are calls are handled as such.
+    pub(crate) fn start(connection: Connection, peer: SocketAddr, serves: bool) -> Self {
+        let (orders, taken) = mpsc::channel(Self::ORDERS);
+        let (controls, controlled) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::default());
+        let id = connection.session_id();
+        let turns = Semaphore::new(connection.config().calls_max.clamp(1, Semaphore::MAX_PERMITS));
+        let driver = Driver::new(connection, taken, controlled, Arc::clone(&shared), serves);
+        // It ends when its callers are gone or the connection is.
+        tokio::spawn(driver.run());
+        Self(Arc::new(Callers { shared, orders, controls, turns, id, peer }))
+    }
+
+    /// The number of the connection among those of its server; 0 at the end that connects.
+    pub fn session_id(&self) -> SessionId {
+        self.0.id
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.0.peer
+    }
+
+    /// Sends a frame: when this returns, the operating system has all of it. If this is dropped
+    /// before the frame has had its turn, it is not sent.
+    ///
+    /// # Errors
+    ///
+    /// The connection is lost, or the peer has refused something and says why.
+    pub async fn send(&self, frame: Frame) -> Result<(), VstpError> {
+        self.order(|told| Order::Send(Outgoing::Owned(frame), told)).await
+    }
+
+    /// The same without copying the payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn send_bytes(&self, frame: FrameBytes) -> Result<(), VstpError> {
+        self.order(|told| Order::Send(Outgoing::Shared(frame), told)).await
+    }
+
+    /// Takes a frame to be sent, and waits only while much is waiting already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn feed(&self, frame: Frame) -> Result<(), VstpError> {
+        self.order(|told| Order::Feed(Outgoing::Owned(frame), told)).await
+    }
+
+    pub(super) async fn feed_bytes(&self, frame: FrameBytes) -> Result<(), VstpError> {
+        self.order(|told| Order::Feed(Outgoing::Shared(frame), told)).await
+    }
+
+    pub(super) async fn hello(&self) -> Result<(), VstpError> {
+        self.order(Order::Hello).await
+    }
+
+    /// Sends a frame, and waits until the peer has acknowledged it.
+    ///
+    /// # Errors
+    ///
+    /// The peer has refused the frame, has not acknowledged it within `patience`, or is gone.
+    pub async fn send_with_ack(&self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
+        let order = self.order(|told| Order::Deliver(frame, told));
+        tokio::time::timeout(patience, order).await.unwrap_or(Err(VstpError::Timeout))
+    }
+
+    /// The same for several frames, in one round trip.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send_with_ack`], for any of them.
+    pub async fn send_all_with_ack(&self, frames: Vec<Frame>, patience: Duration) -> Result<(), VstpError> {
+        let mut outcomes = Vec::with_capacity(frames.len());
+        let all = async {
+            for frame in frames {
+                let (told, outcome) = oneshot::channel();
+                let order = Order::Deliver(frame, told);
+                self.0.orders.send(order).await.map_err(|_| VstpError::ConnectionClosed)?;
+                outcomes.push(outcome);
+            }
+            for outcome in &mut outcomes {
+                outcome.await.map_err(|_| VstpError::ConnectionClosed)??;
+            }
+            Ok(())
+        };
+        let all = tokio::time::timeout(patience, all).await.unwrap_or(Err(VstpError::Timeout));
+        drop(outcomes);
+        if all.is_err() {
+            self.control(Control::GivenUp);
+        }
+        all
+    }
+
+    /// Waits until everything that was fed is written.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn flush(&self) -> Result<(), VstpError> {
+        self.order(Order::Flush).await
+    }
+
+    /// Sends a request, and waits for its own reply, at most [`Self::CALL_TIME`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call_within`].
+    pub async fn call(&self, request: Frame) -> Result<Frame, VstpError> {
+        self.call_within(request, Self::CALL_TIME).await
+    }
+
+    /// Sends a request, and waits for its own reply; the peer is told how much time remains. If this
+    /// is dropped meanwhile, the peer is told that nobody waits any more. Any number of tasks may
+    /// call; beyond [`TcpConfig::calls_max`](super::TcpConfig::calls_max) they wait for their turn.
+    ///
+    /// # Errors
+    ///
+    /// [`VstpError::ServerError`] with the peer's reason, [`VstpError::Timeout`], and
+    /// [`VstpError::ConnectionClosed`] for all calls that wait when the connection is lost.
+    pub async fn call_within(&self, request: Frame, time: Duration) -> Result<Frame, VstpError> {
+        Ok(self.call_bytes(request.try_into()?, time).await?.into())
+    }
+
+    /// The same without copying payloads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call_within`].
+    pub async fn call_bytes(&self, request: FrameBytes, time: Duration) -> Result<FrameBytes, VstpError> {
+        let deadline = Instant::now() + time.min(CALL_TIME_MAX);
+        let reply = async {
+            let turn = self.0.turns.acquire().await.map_err(|_| VstpError::ConnectionClosed)?;
+            let reply = self.order(|told| Order::Call(request, deadline, told)).await;
+            drop(turn);
+            reply
+        };
+        let reply = tokio::time::timeout_at(deadline.into(), reply).await;
+        crate::vstp::call::result_of(reply.unwrap_or(Err(VstpError::Timeout))?)
+    }
+
+    /// Replies to calls that nobody was waiting for, which were dropped.
+    pub fn unknown_replies(&self) -> u64 {
+        self.0.shared.unknown_replies.load(Ordering::Relaxed)
+    }
+
+    async fn order<T>(&self, order: impl FnOnce(Told<T>) -> Order) -> Result<T, VstpError> {
+        let (told, outcome) = oneshot::channel();
+        let closed = |_| VstpError::ConnectionClosed;
+        self.0.orders.send(order(told)).await.map_err(|_| VstpError::ConnectionClosed)?;
+        let mut waiting = Waiting(Some(&self.0.controls));
+        let outcome = outcome.await;
+        waiting.0 = None;
+        outcome.map_err(closed)?
+    }
+
+    /// The next frame that is no reply to a call; None when the peer has ended. A frame that wants an
+    /// acknowledgement has it, since the application has taken it. Where several tasks receive, each
+    /// frame goes to one of them. May be dropped while it waits, and nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which the connection was lost, once.
+    pub async fn recv(&self) -> Result<Option<Frame>, VstpError> {
+        Ok(self.recv_bytes().await?.map(Frame::from))
+    }
+
+    /// The same without copying the payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_bytes(&self) -> Result<Option<FrameBytes>, VstpError> {
+        let Some((frame, wanted, _)) = self.take().await? else { return Ok(None) };
+        if let Some(wanted) = wanted {
+            self.control(Control::Acknowledge(wanted));
+        }
+        Ok(Some(frame))
+    }
+
+    /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&self) -> Result<Option<Delivery<'static>>, VstpError> {
+        let taken = self.take().await?;
+        Ok(taken.map(|(frame, wanted, _)| Delivery::of_session(self.clone(), frame, wanted)))
+    }
+
+    pub(super) async fn recv_owed(&self) -> Result<Option<Owed>, VstpError> {
+        Ok(self.take().await?.map(|(frame, wanted, _)| (frame, wanted)))
+    }
+
+    pub(super) async fn take(&self) -> Result<Option<Taken>, VstpError> {
+        let shared = &self.0.shared;
+        loop {
+            let mut arrived = pin!(shared.arrived.notified());
+            {
+                let mut received = shared.lock();
+                if let Some(taken) = received.queue.pop_front() {
+                    received.bytes -= taken.0.memory();
+                    if received.is_full {
+                        received.is_full = false;
+                        self.control(Control::Read);
+                    }
+                    if !received.queue.is_empty() {
+                        // For another task, if one waits.
+                        shared.arrived.notify_one();
+                    }
+                    return Ok(Some(taken));
+                }
+                if received.is_over {
+                    return received.failure.take().map_or(Ok(None), Err);
+                }
+                if received.has_due {
+                    received.has_due = false;
+                    self.control(Control::Read);
+                }
+                arrived.as_mut().enable();
+            }
+            arrived.await;
+        }
+    }
+
+    /// A connection that is gone has no use for it.
+    pub(super) fn control(&self, control: Control) {
+        let _ = self.0.controls.send(control);
+    }
+
+    /// Sends the reply to a call.
+    pub(crate) async fn reply(&self, call: CallId, frame: FrameBytes) -> Result<(), VstpError> {
+        self.order(|told| Order::Reply(call, frame, told)).await
+    }
+
+    /// The handler of a call was dropped.
+    pub(crate) fn abandon(&self, call: CallId) {
+        self.control(Control::Abandoned(call));
+    }
+
+    /// Says BYE, and ends the sending half. What the peer still sends comes by [`Self::recv`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn close(&self) -> Result<(), VstpError> {
+        self.order(Order::Close).await
+    }
+
+    /// The two halves, for a task each.
+    pub fn into_split(self) -> (SendHalf, ReceiveHalf) {
+        (SendHalf(self.clone()), ReceiveHalf(self))
+    }
+}
+
+/// The half of a [`Session`] that sends. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct SendHalf(Session);
+
+impl SendHalf {
+    /// See [`Session::send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::send`].
+    pub async fn send(&self, frame: Frame) -> Result<(), VstpError> {
+        self.0.send(frame).await
+    }
+
+    /// See [`Session::send_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::send`].
+    pub async fn send_bytes(&self, frame: FrameBytes) -> Result<(), VstpError> {
+        self.0.send_bytes(frame).await
+    }
+
+    /// See [`Session::send_with_ack`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::send_with_ack`].
+    pub async fn send_with_ack(&self, frame: Frame, patience: Duration) -> Result<(), VstpError> {
+        self.0.send_with_ack(frame, patience).await
+    }
+
+    /// See [`Session::call`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::call_within`].
+    pub async fn call(&self, request: Frame) -> Result<Frame, VstpError> {
+        self.0.call(request).await
+    }
+
+    /// See [`Session::close`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::send`].
+    pub async fn close(&self) -> Result<(), VstpError> {
+        self.0.close().await
+    }
+}
+
+/// The half of a [`Session`] that receives.
+#[derive(Debug)]
+pub struct ReceiveHalf(Session);
+
+impl ReceiveHalf {
+    /// See [`Session::recv`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recv`].
+    pub async fn recv(&mut self) -> Result<Option<Frame>, VstpError> {
+        self.0.recv().await
+    }
+
+    /// See [`Session::recv_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recv`].
+    pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
+        self.0.recv_bytes().await
+    }
+
+    /// See [`Session::recv_delivery`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recv`].
+    pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'static>>, VstpError> {
+        self.0.recv_delivery().await
+    }
+}
