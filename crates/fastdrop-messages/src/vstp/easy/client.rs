@@ -16,7 +16,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// Sends and receives values as JSON, whatever carries them. Clones share one connection, and may
-/// send and receive at the same time.
+/// send, call and receive at the same time: where several receive, each value goes to one of them,
+/// so whoever wants the answer to its own question takes [`Self::call`].
 #[derive(Clone, Debug)]
 pub struct VstpClient {
     ways: Arc<Ways>,
@@ -109,6 +110,26 @@ impl VstpClient {
     /// Sends a value, and waits until the server has acknowledged it.
     pub async fn send_with_ack<T: Serialize>(&self, data: T) -> Result<(), VstpError> {
         within(self.timeout, self.dispatch(to_frame(&data)?, true)).await
+    }
+
+    /// Sends a value as a request, and waits for its own reply, at most for the time of
+    /// [`Self::set_timeout`]. Any number of clones may call at once; a reply never reaches
+    /// [`Self::receive`]. If this is dropped, the server is told that nobody waits. By TCP; a client
+    /// that only has UDP cannot call yet.
+    ///
+    /// # Errors
+    ///
+    /// [`VstpError::ServerError`] with the reason of the handler, [`VstpError::Timeout`], and
+    /// [`VstpError::ConnectionClosed`] when the server is gone.
+    pub async fn call<T: Serialize, R: DeserializeOwned>(&self, request: T) -> Result<R, VstpError> {
+        let request = to_frame(&request)?.try_into()?;
+        let reply = match &*self.ways {
+            Ways::Tcp(tcp) | Ways::Auto { tcp, .. } => tcp.call_bytes(request, self.timeout).await?,
+            Ways::Udp { .. } => {
+                return Err(VstpError::Protocol("there are calls by TCP only; use connect_tcp".into()));
+            }
+        };
+        from_payload(&reply.payload)
     }
 
     /// Which way a frame would take now.
