@@ -40,7 +40,6 @@ pub use acknowledgement::Acknowledgement;
 pub use call::CallRole;
 pub use config::EndpointConfig;
 pub use endpoint::Endpoint;
-pub use endpoint::{Counters, Endpoint, EndpointConfig, Event, Transmit};
 pub use error_code::ErrorCode;
 pub use event::{Counters, Event, Transmit};
 pub use failure::{Failure, Unreachable};
