@@ -3,8 +3,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 use fastdrop_messages::vstp::tcp::{Session, TcpConfig};
+use fastdrop_messages::vstp::udp::UdpConfig;
 use fastdrop_messages::vstp::{
-    Call, Frame, FrameType, VstpClient, VstpError, VstpServer, VstpTcpClient, VstpTcpServer,
+    Call, Frame, FrameType, VstpClient, VstpError, VstpServer, VstpTcpClient, VstpTcpServer, VstpUdpClient,
+    VstpUdpServer,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -280,6 +282,39 @@ async fn case_128_what_was_acknowledged_and_not_handled_is_reported() {
         assert_eq!(drained.unhandled, unhandled);
         // Nothing is acknowledged any more.
         assert!(soon(client.send_with_ack(data(b"2"))).await.is_err());
+        assert!(began.try_recv().is_err());
+    }
+}
+
+#[tokio::test]
+async fn case_128_by_udp_what_was_acknowledged_and_not_handled_is_reported() {
+    for (finishes, unhandled) in [(true, 0), (false, 3)] {
+        let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+        let to = server.local_addr().unwrap();
+        let (begins, mut began) = mpsc::unbounded_channel();
+        let (end, ended) = oneshot::channel::<()>();
+        let ended = async { ended.await.unwrap_or(()) };
+        let drain = Duration::from_millis(100);
+        let running = tokio::spawn(server.run_until_drained(ended, drain, move |_, frame| {
+            let begins = begins.clone();
+            async move {
+                begins.send(frame).unwrap();
+                if !finishes {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }));
+        let config =
+            UdpConfig { max_retries: 0, ack_timeout: Duration::from_millis(500), ..UdpConfig::default() };
+        let client = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        for _ in 0..3 {
+            soon(client.send_with_ack(data(b"1"), to)).await.unwrap();
+            soon(began.recv()).await.unwrap();
+        }
+        end.send(()).unwrap();
+        // Nothing is acknowledged any more.
+        assert!(soon(client.send_with_ack(data(b"2"), to)).await.is_err());
+        assert_eq!(soon(running).await.unwrap().unwrap().unhandled, unhandled);
         assert!(began.try_recv().is_err());
     }
 }

@@ -21,8 +21,8 @@ pub use crate::tls;
 
 pub use client::VstpTcpClient;
 pub use delivery::Delivery;
-pub(super) use server::serve_connection;
 pub use server::{Drained, VstpTcpConnection, VstpTcpServer};
+pub(super) use server::{Unhandled, serve_connection};
 pub use session::{ReceiveHalf, SendHalf, Session};
 
 /// What a connection does and bears.

@@ -6,7 +6,8 @@ use super::driver::{Handle, Others};
 use super::presence::PeerEvents;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
-use crate::vstp::types::{Frame, FrameType, VstpError};
+use crate::vstp::tcp::{Drained, Unhandled};
+use crate::vstp::types::{Flags, Frame, FrameType, VstpError};
 use fastdrop_proto::vstp::{Counters, EndpointConfig, FrameBytes, ReassemblyLimits};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -104,35 +105,65 @@ impl VstpUdpServer {
         self.run_until(std::future::pending(), handler).await
     }
 
-    /// The same until `end`; then the handlers that run have ten seconds.
+    /// The same until `end`: then nothing more is taken or acknowledged, and the handlers that run
+    /// have ten seconds. What was acknowledged and not handled is logged.
     pub async fn run_until<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
     where
         F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = ()> + Send,
     {
+        self.run_until_drained(end, Self::DRAIN, handler).await.map(|_| ())
+    }
+
+    /// The same with another time for the handlers, which says what was acknowledged and not
+    /// handled.
+    ///
+    /// # Errors
+    ///
+    /// The socket is of no use any more.
+    pub async fn run_until_drained<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        drain: Duration,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
         let permits = Arc::new(Semaphore::new(Self::HANDLERS_MAX));
+        let unhandled = Unhandled::default();
+        let server = Arc::new(self);
         let mut handlers = JoinSet::new();
         tokio::pin!(end);
         loop {
             while handlers.try_join_next().is_some() {}
+            // A frame is taken and acknowledged when there is a handler for it, in one step.
             let next = async {
                 let permit = Arc::clone(&permits).acquire_owned().await;
-                self.handle.recv().await.map(|received| (permit, received))
+                server.handle.recv().await.map(|received| (permit, received))
             };
             let (permit, (frame, from)) = tokio::select! {
-                next = next => next?,
+                // Nothing new is acknowledged after the word.
+                biased;
                 () = &mut end => break,
+                next = next => next?,
             };
-            self.answer(&frame, from).await;
-            let handler = handler.clone();
+            let (handler, server, unhandled) = (handler.clone(), Arc::clone(&server), unhandled.clone());
             handlers.spawn(async move {
                 let _permit = permit;
-                handler(from, frame.into()).await;
+                let acknowledged = frame.flags.contains(Flags::REQ_ACK);
+                let handled = async {
+                    // An answer that waits for proof of an address makes nobody else wait.
+                    server.answer(&frame, from).await;
+                    handler(from, frame.into()).await;
+                };
+                unhandled.count(acknowledged, handled).await;
             });
         }
         let all = async { while handlers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(Self::DRAIN, all).await;
-        Ok(())
+        let _ = tokio::time::timeout(drain, all).await;
+        Ok(unhandled.report())
     }
 
     /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves;
