@@ -5,7 +5,7 @@ use crate::datagrams::{Path, Socket};
 use crate::incoming::Incoming;
 use crate::places::{Limits, Origin, Places};
 use crate::vstp::tcp::TcpConfig;
-use crate::vstp::udp::ReassemblyLimits;
+use crate::vstp::udp::UdpServerLimits;
 use crate::vstp::{VSTP_MAGIC, VstpError, VstpTcpServer, VstpUdpServer};
 use fastdrop_proto::cnp::handshake::FIRST_BYTE as CNP_FIRST_BYTE;
 use std::collections::VecDeque;
@@ -61,7 +61,7 @@ pub struct PortConfig {
     /// VSTP by TCP.
     pub vstp_tcp: TcpConfig,
     /// VSTP by UDP.
-    pub vstp_udp: ReassemblyLimits,
+    pub vstp_udp: UdpServerLimits,
     /// CNP, which also says by which transports all of them are spoken.
     pub cnp: ServerBuilder,
 }

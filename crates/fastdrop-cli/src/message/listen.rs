@@ -135,7 +135,8 @@ async fn bind(
         }
         Spoken::All => {
             let cnp = super::cnp::server(listen, tcp, udp, None);
-            let config = PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen), cnp };
+            let config =
+                PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen).into(), cnp };
             let port = Port::bind(address, config).await?;
             address = port.address;
             let Port { vstp_tcp, vstp_udp, cnp, sorting, .. } = port;

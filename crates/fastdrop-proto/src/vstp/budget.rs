@@ -2,8 +2,8 @@
 //! sections 3 and 7).
 
 use super::inbox::Amount;
-use super::peers::Standing;
-use super::receiving::ReassemblyLimits;
+use super::limits::ReassemblyLimits;
+use super::standing::Standing;
 
 /// The unfinished messages of one address, or of many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Settings of an endpoint.
 
-use super::receiving::ReassemblyLimits;
+use super::limits::ReassemblyLimits;
 use super::sending::Patience;
 
 /// What an endpoint does and bears.

@@ -3,11 +3,11 @@
 use super::challenge::write_challenge;
 use super::failure::{Failure, Unreachable};
 use super::ids::SendId;
-use super::peers::Standing;
 use super::pings::Pings;
 use super::random::Random;
 use super::receiving::Receiving;
 use super::sending::Sending;
+use super::standing::Standing;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

@@ -2,22 +2,10 @@
 //! section 7).
 
 use super::peer::Peer;
+use super::standing::Standing;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// The standing of an address: which budget it has, and when it is forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It spoke first and has proved nothing. The one that was heard least recently is forgotten
-    /// for another.
-    Stranger,
-    /// A stranger that speaks as FastDrop does, and so answers a challenge. It is forgotten when it
-    /// does not, and never for another, as frames were received of it that must not come twice.
-    Challenged,
-    /// It has proved itself, or was spoken to first.
-    Known,
-}
 
 /// All addresses that are remembered.
 #[derive(Debug)]

@@ -14,36 +14,6 @@ use super::whole::{Outcome, Room, WholePayload, WholePayloads};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// What unfinished messages may take.
-#[derive(Debug, Clone)]
-pub struct ReassemblyLimits {
-    /// Bytes of one message. Default 256 MiB.
-    pub message_bytes_max: usize,
-    /// Unfinished messages of one address. Default 256.
-    pub peer_messages_max: usize,
-    /// Bytes of all of one address. Default 256 MiB.
-    pub peer_bytes_max: usize,
-    /// Unfinished messages of all addresses. Default 1,000.
-    pub messages_max: usize,
-    /// Bytes of all addresses, with what the application has not taken yet. Default 512 MiB.
-    pub bytes_max: usize,
-    /// A message that gets nothing new for so long is dropped. Default 30 seconds.
-    pub age_max: Duration,
-}
-
-impl Default for ReassemblyLimits {
-    fn default() -> Self {
-        Self {
-            message_bytes_max: 256 << 20,
-            peer_messages_max: 256,
-            peer_bytes_max: 256 << 20,
-            messages_max: 1000,
-            bytes_max: 512 << 20,
-            age_max: Duration::from_secs(30),
-        }
-    }
-}
-
 /// What became of a fragment.
 #[derive(Debug, PartialEq)]
 pub(super) enum Got {

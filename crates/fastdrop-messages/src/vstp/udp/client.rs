@@ -51,7 +51,6 @@ impl From<Unreachable> for VstpError {
 fn words_of(code: &str) -> String {
     let known = [
         (ErrorCode::TooLarge, "a larger message than it takes"),
-        (ErrorCode::Busy, "too many messages are under way there, more than its ReassemblyLimits"),
         (ErrorCode::Malformed, "a message that makes no sense there"),
         (ErrorCode::Unhandled, "the message could not be handled"),
     ];

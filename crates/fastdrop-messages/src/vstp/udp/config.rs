@@ -73,3 +73,33 @@ impl UdpServerConfig {
         EndpointConfig { limits, fragments: self.allow_frag, ..EndpointConfig::default() }
     }
 }
+
+/// The bounds of a server, beside those of [`UdpServerConfig`], whose fields are those of 0.2.
+#[derive(Debug, Clone)]
+pub struct UdpServerLimits {
+    /// What unfinished messages may take, with what the application has not taken yet.
+    pub reassembly: ReassemblyLimits,
+    /// Addresses that are remembered, of those that have proved themselves or that were spoken to
+    /// first; about 2 KiB each, and up to 100 KiB for one that sends messages in fragments. Half as
+    /// many strangers are remembered beside them. Default 10,000.
+    pub peers_max: usize,
+}
+
+impl Default for UdpServerLimits {
+    fn default() -> Self {
+        Self { reassembly: ReassemblyLimits::default(), peers_max: EndpointConfig::PEERS_MAX }
+    }
+}
+
+impl UdpServerLimits {
+    pub(crate) fn endpoint(self) -> EndpointConfig {
+        let Self { reassembly: limits, peers_max } = self;
+        EndpointConfig { limits, peers_max, ..EndpointConfig::default() }
+    }
+}
+
+impl From<ReassemblyLimits> for UdpServerLimits {
+    fn from(reassembly: ReassemblyLimits) -> Self {
+        Self { reassembly, ..Self::default() }
+    }
+}

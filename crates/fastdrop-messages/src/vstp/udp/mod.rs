@@ -8,7 +8,7 @@ mod presence;
 pub mod server;
 
 pub use client::VstpUdpClient;
-pub use config::{UdpConfig, UdpServerConfig};
+pub use config::{UdpConfig, UdpServerConfig, UdpServerLimits};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
 pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits, Unreachable};

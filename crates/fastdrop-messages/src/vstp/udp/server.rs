@@ -1,6 +1,6 @@
 //! The end that is spoken to.
 
-pub use super::config::UdpServerConfig;
+pub use super::config::{UdpServerConfig, UdpServerLimits};
 use super::delivery::Delivery;
 use super::driver::{Handle, Others};
 use super::presence::PeerEvents;
@@ -8,7 +8,7 @@ use crate::datagrams::Socket;
 use crate::metrics::Metrics;
 use crate::vstp::tcp::{Drained, Unhandled};
 use crate::vstp::types::{Flags, Frame, FrameType, VstpError};
-use fastdrop_proto::vstp::{Counters, EndpointConfig, FrameBytes, ReassemblyLimits};
+use fastdrop_proto::vstp::{Counters, FrameBytes};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,20 +37,20 @@ impl VstpUdpServer {
         Ok(Self { handle: Handle::bind(addr, config.endpoint()).await? })
     }
 
-    /// The same with bounds on what unfinished messages may take.
-    pub async fn bind_with_limits(addr: &str, limits: ReassemblyLimits) -> Result<Self, VstpError> {
-        let config = EndpointConfig { limits, ..EndpointConfig::default() };
-        Ok(Self { handle: Handle::bind(addr, config).await? })
+    /// The same with bounds on what unfinished messages may take (`ReassemblyLimits` alone will
+    /// do), and on how many addresses are remembered.
+    pub async fn bind_with_limits(addr: &str, limits: impl Into<UdpServerLimits>) -> Result<Self, VstpError> {
+        let limits: UdpServerLimits = limits.into();
+        Ok(Self { handle: Handle::bind(addr, limits.endpoint()).await? })
     }
 
     /// On a socket that is there; what is not VSTP's is given to `others`.
     pub(crate) fn share(
         socket: Arc<Socket>,
-        limits: ReassemblyLimits,
+        limits: UdpServerLimits,
         others: Others,
     ) -> Result<Self, VstpError> {
-        let config = EndpointConfig { limits, ..EndpointConfig::default() };
-        Ok(Self { handle: Handle::new(socket, config, Some(others))? })
+        Ok(Self { handle: Handle::new(socket, limits.endpoint(), Some(others))? })
     }
 
     /// Where the socket is.

@@ -10,9 +10,9 @@ use crate::vstp::fragment::{Fragment, Report, parse_refusal};
 use crate::vstp::frame::{Flags, FrameRef, FrameType};
 use crate::vstp::ids::MSG_ID;
 use crate::vstp::peer::{Peer, Proof};
-use crate::vstp::peers::Standing;
 use crate::vstp::receiving::Scope;
 use crate::vstp::sending::Sending;
+use crate::vstp::standing::Standing;
 use std::net::SocketAddr;
 use std::time::Instant;
 

@@ -9,9 +9,9 @@ use crate::vstp::fragment::{CAME, Fragment, Report, parse_refusal};
 use crate::vstp::frame::{Flags, FrameBytes, FrameRef, FrameType};
 use crate::vstp::ids::MSG_ID;
 use crate::vstp::peer::Proof;
-use crate::vstp::peers::Standing;
 use crate::vstp::receiving::Got;
 use crate::vstp::seen::Sight;
+use crate::vstp::standing::Standing;
 use std::net::SocketAddr;
 use std::time::Instant;
 
