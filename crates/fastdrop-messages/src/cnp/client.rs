@@ -10,12 +10,11 @@ use crate::addresses::canonical;
 use crate::connecting;
 use crate::datagrams::{Path, Room, Socket, any_for};
 use crate::metrics::Metrics;
-use crate::tls::{self, ClientTls, Fingerprint, Inner};
+use crate::tls::{self, ClientTls, Fingerprint, Inner, ServerName};
 use crate::token::Token;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
-use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -158,6 +157,7 @@ impl ClientBuilder {
     /// # Errors
     ///
     /// As [`Self::connect`], and whatever stands in the way of TLS with a server that is trusted.
+    #[cfg(feature = "tls")]
     pub async fn connect_tls(self, addr: &str, tls: impl Into<ClientTls>) -> Result<Client, Error> {
         if self.carrier == Carrier::Datagrams {
             return Err(ConfigError("TLS is for TCP").into());

@@ -278,6 +278,7 @@ impl ServerBuilder {
 
     /// TLS 1.3 for all sessions; then there is TCP alone. Clients that ask in plain text are told,
     /// and served nothing. Default: none.
+    #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: impl Into<ServerTls>) -> Self {
         self.tls = Some(tls.into());
         self.udp = false;

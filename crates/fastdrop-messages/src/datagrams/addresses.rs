@@ -1,7 +1,7 @@
 //! Addresses of both families: which of them a socket reaches, and in which form.
 
 use crate::addresses::canonical;
-use fastdrop_proto::vstp::Unreachable;
+use fastdrop_proto::unreachable::Unreachable;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 

@@ -1,7 +1,7 @@
 //! What the operating system says about datagrams that did not arrive.
 
 use crate::addresses::canonical;
-use fastdrop_proto::vstp::Unreachable;
+use fastdrop_proto::unreachable::Unreachable;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};

@@ -11,7 +11,7 @@ pub(crate) use room::Room;
 
 use crate::addresses::canonical;
 use addresses::{Locals, Reach, for_ipv6};
-use fastdrop_proto::vstp::Unreachable;
+use fastdrop_proto::unreachable::Unreachable;
 use quinn_udp::UdpSocketState;
 use socket2::{Domain, Protocol, Type};
 use std::io::{self, IoSliceMut};

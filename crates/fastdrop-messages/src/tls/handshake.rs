@@ -9,7 +9,10 @@ use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+/// A connection whose handshake is done.
+pub(crate) type Secured = TlsStream<TcpStream>;
 
 /// The time that a client has to see why there is no session, and the bytes that it may say
 /// meanwhile.
@@ -31,10 +34,10 @@ pub(crate) async fn connect(
     name: ServerName<'static>,
     tls: &ClientTls,
     inner: Inner,
-) -> Result<client::TlsStream<TcpStream>, TlsError> {
+) -> Result<Secured, TlsError> {
     let connector = TlsConnector::from(tls.config(inner)?);
     let handshake = tokio::time::timeout(HANDSHAKE_MAX, connector.connect(name, stream)).await;
-    handshake.map_err(|_| TlsError::Timeout)?.map_err(TlsError::of_io)
+    Ok(handshake.map_err(|_| TlsError::Timeout)?.map_err(TlsError::of_io)?.into())
 }
 
 /// The server's part of handshakes.
@@ -47,11 +50,11 @@ impl Acceptor {
     }
 
     /// The handshake with a client that has connected.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<server::TlsStream<TcpStream>, TlsError> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<Secured, TlsError> {
         let accepting = self.0.accept(stream).into_fallible();
         let handshake = tokio::time::timeout(HANDSHAKE_MAX, accepting).await;
         let (error, stream) = match handshake.map_err(|_| TlsError::Timeout)? {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(stream.into()),
             Err(failed) => failed,
         };
         // A client may have said more already; if that stays unread, it never sees the alert.
@@ -68,6 +71,10 @@ async fn end(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// The fingerprint of the certificate that the peer has shown.
-pub(crate) fn peer_of(connection: &rustls::CommonState) -> Option<Fingerprint> {
+pub(crate) fn peer_of(stream: &Secured) -> Option<Fingerprint> {
+    peer_in(stream.get_ref().1)
+}
+
+pub(super) fn peer_in(connection: &rustls::CommonState) -> Option<Fingerprint> {
     connection.peer_certificates()?.first().map(fingerprint)
 }

@@ -11,8 +11,9 @@ mod trust;
 mod wire;
 
 pub use error::TlsError;
-pub(crate) use handshake::{Acceptor, connect, host_of, peer_of};
+pub(crate) use handshake::{Acceptor, Secured, connect, host_of, peer_of};
 pub use identity::{Fingerprint, Identity};
 pub(crate) use inner::Inner;
+pub(crate) use rustls::pki_types::ServerName;
 pub use trust::{ClientTls, ServerTls, Trust};
 pub(crate) use wire::Wire;

@@ -1,14 +1,13 @@
 //! A TLS connection that is read and written without waiting.
 
 use super::error::TlsError;
-use super::handshake::peer_of;
+use super::handshake::{Secured, peer_in};
 use super::identity::Fingerprint;
 use bytes::{Buf, BytesMut};
 use rustls::Connection;
 use std::io::{self, BufRead, Read, Write};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_rustls::{client, server};
 
 /// A TLS connection whose handshake is done.
 #[derive(Debug)]
@@ -39,17 +38,19 @@ impl Write for TryWrite<'_> {
     }
 }
 
-impl From<client::TlsStream<TcpStream>> for Wire {
-    fn from(stream: client::TlsStream<TcpStream>) -> Self {
-        let (stream, tls) = stream.into_inner();
-        Self::new(stream, tls.into())
-    }
-}
-
-impl From<server::TlsStream<TcpStream>> for Wire {
-    fn from(stream: server::TlsStream<TcpStream>) -> Self {
-        let (stream, tls) = stream.into_inner();
-        Self::new(stream, tls.into())
+impl From<Secured> for Wire {
+    fn from(stream: Secured) -> Self {
+        let (stream, tls) = match stream {
+            Secured::Client(stream) => {
+                let (stream, tls) = stream.into_inner();
+                (stream, tls.into())
+            }
+            Secured::Server(stream) => {
+                let (stream, tls) = stream.into_inner();
+                (stream, tls.into())
+            }
+        };
+        Self::new(stream, tls)
     }
 }
 
@@ -70,7 +71,7 @@ impl Wire {
 
     /// The fingerprint of the certificate that the peer has shown.
     pub(crate) fn peer(&self) -> Option<Fingerprint> {
-        peer_of(&self.tls)
+        peer_in(&self.tls)
     }
 
     /// Reports whether something may be read before more comes.

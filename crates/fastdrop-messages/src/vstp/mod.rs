@@ -43,6 +43,7 @@ mod call;
 /// A codec for `tokio_util`.
 pub mod codec;
 /// Typed messages over either transport.
+#[cfg(feature = "json")]
 pub mod easy;
 /// Frames to bytes and back.
 pub mod frame;
@@ -55,6 +56,7 @@ pub mod udp;
 
 pub use call::Call;
 pub use codec::VstpFrameCodec;
+#[cfg(feature = "json")]
 pub use easy::{VstpClient, VstpServer};
 pub use fastdrop_proto::vstp::{FrameBytes, HeadersBuf};
 pub use frame::{encode_frame, try_decode_frame};

@@ -97,6 +97,7 @@ impl Frame {
 
     /// The same with its payload compressed by Zstandard, if that makes it smaller. Only our own
     /// peers decompress it.
+    #[cfg(feature = "zstd")]
     pub fn compressed(mut self) -> Result<Self, VstpError> {
         if self.flags.contains(Flags::COMP) {
             return Ok(self);
@@ -114,6 +115,17 @@ impl Frame {
         if !self.flags.contains(Flags::COMP) || self.get_header(COMPRESSION) != Some("zstd") {
             return Ok(self);
         }
+        #[cfg(not(feature = "zstd"))]
+        return Err(VstpError::Protocol(
+            "a compressed frame, and this program was built without the feature zstd".into(),
+        ));
+        #[cfg(feature = "zstd")]
+        self.decompress(limit)?;
+        Ok(self)
+    }
+
+    #[cfg(feature = "zstd")]
+    fn decompress(&mut self, limit: usize) -> Result<(), VstpError> {
         let mut payload = Vec::new();
         let mut decoder = zstd::stream::read::Decoder::new(&self.payload[..])?;
         decoder.window_log_max(23)?;
@@ -124,7 +136,7 @@ impl Frame {
         self.payload = payload;
         self.flags -= Flags::COMP;
         self.headers.retain(|header| header.key != COMPRESSION.as_bytes());
-        Ok(self)
+        Ok(())
     }
 }
 

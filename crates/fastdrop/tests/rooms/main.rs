@@ -39,7 +39,7 @@ const CRATES: &[(&str, Floors)] = &[
             // No protocol knows another one.
             &[OTHERS],
             &["congestion"],
-            &["authorize", "calls", "checksum", "cursor", "json", "rtt", "units"],
+            &["authorize", "calls", "checksum", "cursor", "json", "rtt", "units", "unreachable"],
         ],
     ),
     (
@@ -50,7 +50,7 @@ const CRATES: &[(&str, Floors)] = &[
             &["cnp", "vstp"],
             &["connecting"],
             &["datagrams", "incoming"],
-            &["addresses", "metrics", "places", "shutdown", "tls", "token"],
+            &["addresses", "metrics", "places", "no_tls", "shutdown", "tls", "token"],
         ],
     ),
     (

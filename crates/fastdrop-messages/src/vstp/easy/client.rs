@@ -64,6 +64,7 @@ impl VstpClient {
     }
 
     /// Connects to `host:port` by TCP with TLS 1.3.
+    #[cfg(feature = "tls")]
     pub async fn connect_tls(addr: impl Into<String>, tls: impl Into<ClientTls>) -> Result<Self, VstpError> {
         let (tcp, _) = connect(&addr.into(), Some(&tls.into()), TcpConfig::default()).await?;
         Ok(Self::new(Ways::Tcp(tcp)))
@@ -197,7 +198,10 @@ async fn connect(
 ) -> Result<(Session, SocketAddr), VstpError> {
     let client = match tls {
         None => VstpTcpClient::connect_with_config(addr, config).await?,
+        #[cfg(feature = "tls")]
         Some(tls) => VstpTcpClient::connect_tls(addr, tls.clone(), config).await?,
+        #[cfg(not(feature = "tls"))]
+        Some(_) => return Err(VstpError::InvalidAddress),
     };
     let peer = client.peer_addr();
     Ok((client.into_session(), peer))

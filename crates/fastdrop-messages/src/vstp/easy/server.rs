@@ -40,6 +40,7 @@ impl VstpServer {
     }
 
     /// Listens by TCP with TLS 1.3.
+    #[cfg(feature = "tls")]
     pub async fn bind_tls(addr: impl Into<String>, tls: impl Into<ServerTls>) -> Result<Self, VstpError> {
         let tcp = VstpTcpServer::bind_tls(addr.into(), tls, TcpConfig::default()).await?;
         Ok(Self { tcp: Some(tcp), udp: None, timeout: TIMEOUT })

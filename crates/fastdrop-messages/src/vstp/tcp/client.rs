@@ -7,13 +7,12 @@ use super::link::Link;
 use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
 use crate::connecting::connect;
-use crate::tls::{self, ClientTls, Inner};
+use crate::tls::{self, ClientTls, Inner, Secured};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpStream, ToSocketAddrs};
-use tokio_rustls::client;
 
 /// A connection to a server.
 #[derive(Debug)]
@@ -35,11 +34,7 @@ pub(crate) async fn dial(addr: impl ToSocketAddrs) -> Result<(TcpStream, SocketA
 }
 
 /// The TLS handshake with a server at `addr`.
-pub(crate) async fn handshake(
-    stream: TcpStream,
-    addr: &str,
-    tls: &ClientTls,
-) -> Result<client::TlsStream<TcpStream>, VstpError> {
+pub(crate) async fn handshake(stream: TcpStream, addr: &str, tls: &ClientTls) -> Result<Secured, VstpError> {
     Ok(tls::connect(stream, tls::host_of(addr)?, tls, Inner::Vstp).await?)
 }
 
@@ -59,13 +54,14 @@ impl VstpTcpClient {
     }
 
     /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
+    #[cfg(feature = "tls")]
     pub async fn connect_tls(
         addr: &str,
         tls: impl Into<ClientTls>,
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
-        let stream = Stream::Tls(Box::new(handshake(stream, addr, &tls.into()).await?.into()));
+        let stream = Stream::Tls(Box::new(handshake(stream, addr, &tls.into()).await?));
         Self::open(stream, peer, config).await
     }
 

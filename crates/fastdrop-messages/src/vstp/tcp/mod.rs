@@ -17,6 +17,7 @@ pub mod server;
 mod serving;
 mod session;
 mod stream;
+#[cfg(feature = "tls")]
 pub use crate::tls;
 
 pub use client::VstpTcpClient;

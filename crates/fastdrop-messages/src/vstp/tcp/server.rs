@@ -163,6 +163,7 @@ impl VstpTcpServer {
     }
 
     /// Listens on an address for clients that speak TLS 1.3.
+    #[cfg(feature = "tls")]
     pub async fn bind_tls(
         addr: impl ToSocketAddrs,
         tls: impl Into<ServerTls>,
@@ -202,8 +203,8 @@ impl VstpTcpServer {
                     stream = acceptor.accept(stream) => stream?,
                     () = place.lost() => return Err(VstpError::ConnectionClosed),
                 };
-                let fingerprint = tls::peer_of(stream.get_ref().1);
-                (Stream::Tls(Box::new(stream.into())), fingerprint)
+                let fingerprint = tls::peer_of(&stream);
+                (Stream::Tls(Box::new(stream)), fingerprint)
             }
         };
         let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;

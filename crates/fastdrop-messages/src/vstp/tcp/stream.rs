@@ -3,19 +3,19 @@
 use super::TcpConfig;
 use super::guard::Guarded;
 use crate::places::Place;
+use crate::tls::Secured;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
 /// Plain TCP, or TLS over it.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Secured>),
     /// Either, within the bounds that were set.
     Guarded(Box<Guarded<Stream>>),
 }
