@@ -151,7 +151,7 @@ impl Flow {
         self.controller.rate()
     }
 
-    /// What has been seen to arrive a second.
+    /// Bytes a second that have been seen to arrive; None while nothing is known.
     pub fn arrival_rate(&self) -> Option<f64> {
         self.controller.arrival_rate()
     }
@@ -254,6 +254,11 @@ impl Flow {
     pub fn on_lost(&mut self, now: Instant, bytes: u64) {
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.controller.on_lost(now, bytes);
+    }
+
+    /// Something that had been forgotten arrives after all: it counts as on its way again.
+    pub fn on_found(&mut self, bytes: u64) {
+        self.in_flight += bytes;
     }
 
     /// What was on its way no longer matters to anybody.

@@ -5,6 +5,7 @@ use super::frame::{FrameBytes, FrameError};
 use super::ids::SendId;
 use super::unacknowledged::News;
 use crate::congestion::{Flow, Stamp};
+use crate::rtt::Rtt;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub(super) struct Outgoing {
     base: u32,
     slots: VecDeque<Slot>,
     lost: BTreeSet<u32>,
+    /// Fragments that are on their way, counted in flight or not.
+    on_way: usize,
     /// Fragments from here on are not taken now.
     limit: u32,
     /// When the fragment left that was the last to leave of those that are there.
@@ -42,9 +45,13 @@ pub(super) struct Outgoing {
     /// When the last fragment left for the first time.
     sent_at: Option<Instant>,
     progress_at: Instant,
+    /// The time of the last report, or of what left when nothing was on its way.
+    active_at: Instant,
     give_up: Duration,
     /// Timeouts since something got through.
     timeouts: u32,
+    /// A timeout has passed since the last report.
+    may_ask: bool,
     /// The question for the ACK of a complete message.
     ask: Option<Ask>,
     /// Since when the peer has had no room for it.
@@ -86,14 +93,17 @@ impl Outgoing {
             base: 0,
             slots: VecDeque::new(),
             lost: BTreeSet::new(),
+            on_way: 0,
             limit: WINDOW_MAX,
             newest: None,
             loss_at: None,
             in_flight: 0,
             sent_at: None,
             progress_at: now,
+            active_at: now,
             give_up,
             timeouts: 0,
+            may_ask: false,
             ask: None,
             shut_since: None,
             is_shut: false,
@@ -183,9 +193,18 @@ impl Outgoing {
         self.is_shut
     }
 
+    /// The time at which what is on its way has to be taken for lost, or the peer asked whether its
+    /// window has opened, where nothing is reported about this message; None if nothing is awaited.
+    pub(super) fn silent_at(&self, rtt: &Rtt) -> Option<Instant> {
+        let is_cut = self.writer.is_some() && !self.is_complete();
+        let is_awaited =
+            self.on_way > 0 || self.is_shut || (self.slots.is_empty() && self.base >= self.limit);
+        (is_cut && is_awaited).then(|| self.active_at + rtt.timeout_after(self.timeouts))
+    }
+
     /// Whether several timeouts in a row brought nothing.
     pub(super) fn is_stuck(&self) -> bool {
-        self.timeouts >= 5
+        !self.is_shut && self.timeouts >= 5
     }
 
     /// Bytes of the frame as a whole.
@@ -219,6 +238,7 @@ impl Outgoing {
         self.writer = None;
         (self.base, self.limit) = (0, WINDOW_MAX);
         self.slots.clear();
+        self.on_way = 0;
         self.lost.clear();
         (self.newest, self.loss_at, self.sent_at, self.ask) = (None, None, None, None);
         self.is_shut = false;
@@ -234,7 +254,7 @@ impl Outgoing {
         }
         let next = self.base + self.slots.len() as u32;
         // Towards a closed window, one fragment at a time asks whether it has opened.
-        let asks = self.in_flight == 0 && self.timeouts > 0;
+        let asks = self.in_flight == 0 && self.may_ask;
         let new = (next < writer.total()).then_some(next);
         let index = self.lost.first().copied().or(new)?;
         (index < self.limit || asks).then(|| (index, writer.datagram_len(index)))
@@ -254,10 +274,17 @@ impl Outgoing {
             }
             return;
         }
+        if self.on_way == 0 {
+            self.active_at = now;
+        }
         self.in_flight += len;
         let again = self.lost.remove(&index);
         let slot = Slot::OnWay { stamp, again };
-        match self.slots.get_mut((index - self.base) as usize) {
+        let at = (index - self.base) as usize;
+        if !matches!(self.slots.get(at), Some(Slot::OnWay { .. })) {
+            self.on_way += 1;
+        }
+        match self.slots.get_mut(at) {
             Some(at) => *at = slot,
             None => self.slots.push_back(slot),
         }
@@ -289,6 +316,7 @@ impl Outgoing {
             let Some(slot) = self.slots.get_mut(at as usize) else { continue };
             match std::mem::replace(slot, Slot::There) {
                 Slot::OnWay { stamp, again } => {
+                    self.on_way = self.on_way.saturating_sub(1);
                     // Sooner than anything has come back so far: that was the answer to the first
                     // one.
                     let since = now.saturating_duration_since(stamp.sent_at);
@@ -308,18 +336,22 @@ impl Outgoing {
             self.slots.pop_front();
             self.base += 1;
         }
-        self.timeouts = 0;
-        if self.is_shut {
-            self.wait_for_room(now, flow);
-        }
+        self.active_at = now;
+        self.may_ask = false;
         if let Some(newest) = news.newest {
+            self.timeouts = 0;
             self.progress_at = now;
             self.shut_since = None;
-            self.in_flight -= news.bytes.min(self.in_flight);
+            let counted = news.bytes.min(self.in_flight);
+            self.in_flight -= counted;
+            flow.on_found(news.bytes - counted);
             let delay = Duration::from_micros(report.delay_us.into());
             let rtt = news.once.map(|sent_at| now.saturating_duration_since(sent_at).saturating_sub(delay));
             flow.on_delivered(now, news.bytes, &newest, rtt.filter(|rtt| !rtt.is_zero()));
             self.newest = self.newest.max(Some(newest.sent_at));
+        }
+        if self.is_shut {
+            self.wait_for_room(now, flow);
         }
         self.detect_lost(now, flow);
         if self.base == total {
@@ -361,6 +393,7 @@ impl Outgoing {
             }
             let len = writer.datagram_len(index) as u64;
             *slot = Slot::Lost;
+            self.on_way = self.on_way.saturating_sub(1);
             self.lost.insert(index);
             self.in_flight -= len.min(self.in_flight);
             flow.on_lost(now, len);
@@ -368,7 +401,9 @@ impl Outgoing {
     }
 
     /// Nothing has been reported for a timeout: everything on its way is taken for lost.
-    pub(super) fn on_timeout(&mut self, flow: &mut Flow) {
+    pub(super) fn on_timeout(&mut self, now: Instant, flow: &mut Flow) {
+        self.active_at = now;
+        self.may_ask = true;
         self.timeouts += 1;
         self.forget_on_way(flow);
     }
@@ -376,6 +411,7 @@ impl Outgoing {
     /// Everything on its way has to leave again.
     fn forget_on_way(&mut self, flow: &mut Flow) {
         self.forget_in_flight(flow);
+        self.on_way = 0;
         self.loss_at = None;
         for (index, slot) in (self.base..).zip(&mut self.slots) {
             if matches!(slot, Slot::OnWay { .. }) {

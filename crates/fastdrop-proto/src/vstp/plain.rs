@@ -114,9 +114,12 @@ impl Plain {
 
     /// Bytes a second at which frames leave. What is lost does not leave again, so a path is tried
     /// more gently than with other frames.
-    fn rate(flow: &Flow) -> f64 {
-        let tried = flow.arrival_rate().map(|rate| rate * Self::GAIN_MAX);
-        flow.rate().map_or(Self::RATE_UNKNOWN, |rate| tried.map_or(rate, |tried| rate.min(tried)))
+    fn rate(path: Path, flow: &Flow) -> f64 {
+        let known = flow.rate().zip(flow.arrival_rate()).zip(flow.rtt.smoothed());
+        let Some(((rate, arriving), rtt)) = known.filter(|_| path.reports) else { return Self::RATE_UNKNOWN };
+        // Few frames that want an acknowledgement say little of what the path carries.
+        let least = Self::BURST_OF_MANY / rtt.as_secs_f64().max(1e-6);
+        rate.min(arriving * Self::GAIN_MAX).max(least.min(Self::RATE_UNKNOWN))
     }
 
     /// Returns true if a mark has to leave, where somebody may report it.
@@ -169,7 +172,7 @@ impl Plain {
         if self.queue.is_empty() {
             return None;
         }
-        let rate = Self::rate(flow) / if path.is_shared { 2.0 } else { 1.0 };
+        let rate = Self::rate(path, flow) / if path.is_shared { 2.0 } else { 1.0 };
         let passed = now.saturating_duration_since(self.credited_at).as_secs_f64();
         let of_many = Self::BURST_OF_MANY.max(rate * Flow::BURST.as_secs_f64());
         let most = if self.on_way.is_empty() { Self::BURST } else { of_many };
@@ -249,10 +252,12 @@ impl Plain {
         true
     }
 
-    /// Forgets what nobody has reported in time. Returns true when nobody seems to report at all.
-    pub(super) fn handle_timeout(&mut self, now: Instant, flow: &mut Flow, reports: bool) -> bool {
-        if self.poll_silence(flow).is_none_or(|at| at > now) {
-            return false;
+    /// Forgets what nobody has reported in time. Returns the time since which nobody has, when that
+    /// has happened often.
+    pub(super) fn handle_timeout(&mut self, now: Instant, flow: &mut Flow, reports: bool) -> Option<Instant> {
+        let since = self.marks.front()?.at;
+        if self.poll_silence(flow)? > now {
+            return None;
         }
         self.marks.clear();
         self.unmarked = 0;
@@ -267,7 +272,7 @@ impl Plain {
             flow.rtt.on_timeout();
         }
         self.silences += 1;
-        self.silences >= Self::SILENCES_MAX
+        (self.silences >= Self::SILENCES_MAX).then_some(since)
     }
 
     fn poll_silence(&self, flow: &Flow) -> Option<Instant> {

@@ -97,6 +97,8 @@ impl Sending {
     /// A probe is repeated after this long, then after twice as long, up to the second.
     const PROBE_INTERVAL: Duration = Duration::from_millis(250);
     const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(1);
+    /// A probe that is reported later says nothing.
+    const PROBE_AGE_MAX: Duration = Duration::from_secs(5);
     /// Reports are expected of those who reported in this time.
     const REPORTS_BELIEVED: Duration = Duration::from_secs(300);
     /// Who did not report is not expected to for so long.
@@ -251,12 +253,16 @@ impl Sending {
     /// A report came. None if it is about nothing that was sent (case 74); else whether its number
     /// could not be guessed.
     pub(super) fn handle_report(&mut self, now: Instant, report: &Report, came: Option<u32>) -> Option<bool> {
-        if let Some(&(_, size)) = self.probing.probes.iter().find(|(id, _)| *id == report.id) {
-            self.on_probe_reported(now, report, size);
-            return Some(false);
-        }
         if self.plain.handle_report(now, report.id, came, &mut self.flow) {
             self.reports = Reports::Yes(now);
+            return Some(false);
+        }
+        // Their numbers come round: old ones are others'.
+        let probe = self.probing.probes.iter().position(|(id, _)| *id == report.id);
+        let is_new = self.probing.sent_at.is_some_and(|at| now < at + Self::PROBE_AGE_MAX);
+        if let Some(at) = probe.filter(|_| is_new) {
+            let (_, size) = self.probing.probes.swap_remove(at);
+            self.on_probe_reported(now, report, size);
             return Some(false);
         }
         let at = self.outgoing.iter().position(|message| message.has_id(report.id))?;
@@ -322,7 +328,9 @@ impl Sending {
             message.ask_for_ack(now, self.patience.timeout_max);
         }
         let reports = self.is_reporting(now);
-        if self.plain.handle_timeout(now, &mut self.flow, reports) {
+        if let Some(since) = self.plain.handle_timeout(now, &mut self.flow, reports)
+            && !matches!(self.reports, Reports::Yes(at) if at > since)
+        {
             self.reports = Reports::No(now);
         }
         self.handle_silence(now);
@@ -335,21 +343,29 @@ impl Sending {
 
     /// The retransmission timeout of what is on its way.
     fn handle_silence(&mut self, now: Instant) {
-        if !self.on_way() || now < self.active_at + self.flow.rtt.timeout() {
+        // The path is silent where no message is reported at all.
+        let path_is_silent = now >= self.active_at + self.flow.rtt.timeout();
+        if self.is_reporting(now) {
+            let is_silent = |message: &Outgoing, flow: &Flow| {
+                message.silent_at(&flow.rtt) <= Some(now) && message.silent_at(&flow.rtt).is_some()
+            };
+            let mut has_lost = false;
+            for message in &mut self.outgoing {
+                if is_silent(message, &self.flow) {
+                    has_lost |= !message.is_shut();
+                    message.on_timeout(now, &mut self.flow);
+                }
+            }
+            if has_lost && path_is_silent {
+                self.active_at = now;
+                self.flow.on_timeout(now);
+            }
+            return self.shrink();
+        }
+        if !self.on_way() || !path_is_silent {
             return;
         }
         self.active_at = now;
-        if self.is_reporting(now) {
-            let waiting = |message: &Outgoing| !message.waits_for_report() || message.is_shut();
-            if self.outgoing.iter().all(waiting) {
-                // Nothing is lost: the peer has no room, and is asked less and less often.
-                self.flow.rtt.on_timeout();
-            } else {
-                self.flow.on_timeout(now);
-            }
-            self.outgoing.iter_mut().for_each(|message| message.on_timeout(&mut self.flow));
-            return self.shrink();
-        }
         self.flow.rtt.on_timeout();
         if self.outgoing.iter().any(|message| message.sent_at().is_some()) {
             // Nobody reports. What wants an acknowledgement goes out once more, as a whole.
@@ -658,8 +674,12 @@ impl Sending {
     /// When something has to be done next.
     pub(super) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let waiting = self.unacknowledged.poll_timeout();
-        let silence = self.on_way().then(|| self.active_at + self.flow.rtt.timeout());
         let reporting = self.is_reporting(now);
+        let silence = if reporting {
+            self.outgoing.iter().filter_map(|message| message.silent_at(&self.flow.rtt)).min()
+        } else {
+            self.on_way().then(|| self.active_at + self.flow.rtt.timeout())
+        };
         let messages = self.outgoing.iter().flat_map(|message| {
             let untold = !reporting && !message.told && message.msg_id().is_none();
             let grace = message.sent_at().filter(|_| untold).map(|at| at + Self::GRACE);

@@ -65,7 +65,7 @@ pub(super) struct Unacknowledged {
     waiting: BTreeMap<u64, Waiting>,
     /// The time at which something is to be done about which of these.
     due: BTreeSet<(Instant, u64)>,
-    /// Those that are to leave; some may have been acknowledged meanwhile.
+    /// Those that are to leave: the first does, others may have been answered meanwhile.
     queue: VecDeque<u64>,
     /// Those that are on their way, in the order in which they left.
     on_way: BTreeMap<u64, u64>,
@@ -75,8 +75,10 @@ pub(super) struct Unacknowledged {
     loss_at: Option<Instant>,
     /// The peer says what has arrived before it is handled.
     reports: bool,
-    /// The time at which anything was last known to have arrived.
+    /// The time of the last answer.
     heard_at: Option<Instant>,
+    /// The time of the last answer about something that was on its way.
+    arrived_at: Option<Instant>,
     /// The time of the last timeout, if nothing has arrived since.
     silent_at: Option<Instant>,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
@@ -103,6 +105,7 @@ impl Unacknowledged {
             loss_at: None,
             reports: false,
             heard_at: None,
+            arrived_at: None,
             silent_at: None,
             outcomes: VecDeque::new(),
         }
@@ -115,7 +118,7 @@ impl Unacknowledged {
 
     /// Returns true if something waits for its turn to leave.
     pub(super) fn has_unsent(&self) -> bool {
-        self.queue.iter().any(|number| self.is_here(*number)) || self.may_number()
+        !self.queue.is_empty() || self.may_number()
     }
 
     /// Bytes of the frame that leaves next; zero if none does.
@@ -132,6 +135,13 @@ impl Unacknowledged {
         self.held.push_back((send, frame));
     }
 
+    /// Drops from the front of the queue what has been answered meanwhile.
+    fn drop_answered(&mut self) {
+        while self.queue.front().is_some_and(|number| !self.is_here(*number)) {
+            self.queue.pop_front();
+        }
+    }
+
     fn is_here(&self, number: u64) -> bool {
         self.waiting.get(&number).is_some_and(|waiting| matches!(waiting.place, Place::Here))
     }
@@ -144,11 +154,8 @@ impl Unacknowledged {
     /// The number of the frame that is to leave next: one that waits here, or else one that gets
     /// its number now.
     fn next(&mut self, now: Instant) -> Option<u64> {
-        while let Some(number) = self.queue.front() {
-            if self.is_here(*number) {
-                return Some(*number);
-            }
-            self.queue.pop_front();
+        if let Some(number) = self.queue.front() {
+            return Some(*number);
         }
         while self.may_number() {
             let (send, frame) = self.held.pop_front()?;
@@ -202,6 +209,7 @@ impl Unacknowledged {
             }
             self.queue.pop_front();
             self.leave(now, number, flow, random, out);
+            self.drop_answered();
             if len < *size.get_or_insert(len) {
                 break;
             }
@@ -218,7 +226,7 @@ impl Unacknowledged {
         waiting.place = Place::OnWay { stamp, departure };
         // Where others have arrived meanwhile, this one was lost by chance, and there is nothing to
         // back off from.
-        let alive = self.heard_at.is_some_and(|at| at > waiting.sent_at);
+        let alive = self.arrived_at.is_some_and(|at| at > waiting.sent_at);
         waiting.silences = if waiting.attempts == 0 || alive { 0 } else { waiting.silences + 1 };
         waiting.attempts += 1;
         waiting.sent_at = now;
@@ -321,9 +329,10 @@ impl Unacknowledged {
     /// Notes what the arrival of a frame that has been taken off the way shows.
     fn on_there(&mut self, now: Instant, waiting: &Waiting, flow: &mut Flow, news: &mut News) {
         self.heard_at = Some(now);
-        self.silent_at = None;
         match waiting.place {
             Place::OnWay { stamp, departure } => {
+                self.arrived_at = Some(now);
+                self.silent_at = None;
                 // Sooner than anything has come back so far: that was the answer to the first one.
                 if waiting.attempts > 1 && now.saturating_duration_since(stamp.sent_at) < flow.rtt.smallest()
                 {
@@ -343,6 +352,7 @@ impl Unacknowledged {
             flow.on_delivered(now, news.bytes, &newest, rtt.filter(|rtt| !rtt.is_zero()));
         }
         self.detect_lost(now, flow);
+        self.drop_answered();
     }
 
     /// Takes for lost what left more than a round trip and a quarter ago, and before something that
@@ -403,13 +413,13 @@ impl Unacknowledged {
                 continue;
             }
             if let Place::OnWay { .. } = waiting.place {
-                let rests_at = self.heard_at.map(|at| at + flow.rtt.timeout()).filter(|at| *at > now);
+                let rests_at = self.arrived_at.map(|at| at + flow.rtt.timeout()).filter(|at| *at > now);
                 if let Some(rests_at) = rests_at.filter(|_| self.reports) {
                     // Others arrive: what is behind them will show whether this one was lost.
                     self.set_again_at(number, rests_at);
                     continue;
                 }
-                is_silent |= self.heard_at.is_none_or(|at| at <= waiting.sent_at);
+                is_silent |= self.arrived_at.is_none_or(|at| at <= waiting.sent_at);
                 flow.on_forgotten(waiting.bytes.len() as u64);
             }
             self.bring_back(number);
@@ -424,6 +434,7 @@ impl Unacknowledged {
         if has_failed && since.is_none_or(|since| since >= self.give_up) {
             self.abandon_held(&Failure::TimedOut);
         }
+        self.drop_answered();
     }
 
     /// Gives up everything, for this reason.
@@ -434,6 +445,7 @@ impl Unacknowledged {
             }
         }
         self.abandon_held(reason);
+        self.queue.clear();
     }
 
     fn abandon_held(&mut self, reason: &Failure) {
@@ -460,7 +472,7 @@ impl Unacknowledged {
     }
 }
 
-/// What one answer says that was not known.
+/// Arrivals that one answer makes known.
 #[derive(Default)]
 pub(super) struct News {
     pub(super) bytes: u64,

@@ -1,13 +1,15 @@
 //! Small frames over lines that are narrower than their senders.
 
-use crate::net::{MIB, Net, SECOND, message};
-use fastdrop_proto::vstp::Acknowledgement;
+use crate::net::{MIB, Net, SECOND, address, message};
+use fastdrop_proto::vstp::{
+    Acknowledgement, Endpoint, EndpointConfig, Flags, FrameRef, FrameType, HeadersBuf,
+};
 use fastdrop_testing::network::{Link, Random};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// What a run over a line cost.
+/// Costs of a run over a line.
 #[derive(Debug)]
 struct Cost {
     /// Datagrams that left for each message.
@@ -161,6 +163,81 @@ fn case_123_frames_without_acknowledgement_leave_at_the_rate_of_the_path() {
         assert!(came as f64 >= 0.9 * frames as f64, "{came}");
         assert!(took <= line * 3 / 2 + SECOND / 4, "{took:?} for {line:?}");
     }
+}
+
+/// Few acknowledged frames do not show the rate of a path.
+#[test]
+fn frames_without_acknowledgement_are_as_fast_after_a_few_that_want_one() {
+    let link = Link::clean(20e6, Duration::from_millis(40));
+    let mut net = Net::new(9, link, 2);
+    for n in 0..5 {
+        net.send(0, 1, message(10, n), true);
+        net.run(SECOND);
+    }
+    let start = net.now;
+    for n in 0..2_000 {
+        net.send(0, 1, message(1_000, n), false);
+    }
+    net.run(60 * SECOND);
+    let (came, took) = (net.received[1].len(), net.now - start);
+    assert!(came >= 1_800 && took < 3 * SECOND, "{came} came in {took:?}, the line needs 0.85 s");
+}
+
+/// Towards a program of version 0.2, which acknowledges and reports nothing.
+#[test]
+fn frames_without_acknowledgement_keep_their_rate_towards_version_0_2() {
+    let mut now = Instant::now();
+    let (there, mut endpoint) = (address(1), Endpoint::new(EndpointConfig::default(), [3; 16]));
+    let mut out = Vec::new();
+    endpoint.send(now, there, message(10, 0), true);
+    assert!(endpoint.poll_transmit(now, 1, &mut out).is_some());
+    let (frame, _) = FrameRef::decode(&out, 2_000).unwrap().unwrap();
+    let number = frame.headers.number("msg-id").unwrap().to_string();
+    let mut headers = HeadersBuf::default();
+    headers.push(b"msg-id", number.as_bytes()).unwrap();
+    let mut ack = Vec::new();
+    let payload = b"".as_slice();
+    FrameRef { typ: FrameType::Ack, flags: Flags::empty(), headers: headers.as_headers(), payload }
+        .encode(&mut ack)
+        .unwrap();
+    now += SECOND / 10;
+    endpoint.handle_datagram(now, there, &ack);
+    let start = now;
+    for n in 0..4_000 {
+        endpoint.send(now, there, message(1_000, n), false);
+    }
+    let mut bytes = 0;
+    while !endpoint.is_idle() {
+        while endpoint.poll_transmit(now, 16, &mut out).is_some() {
+            bytes += out.len();
+        }
+        while endpoint.poll_event().is_some() {}
+        let Some(at) = endpoint.poll_timeout() else { break };
+        now = now.max(at);
+        endpoint.handle_timeout(now);
+    }
+    assert!(bytes > 4_000_000 && now - start < 5 * SECOND, "{bytes} bytes in {:?}", now - start);
+}
+
+/// A message whose last fragments are lost goes on while others are reported.
+#[test]
+fn the_tail_of_a_message_is_not_forgotten_for_others() {
+    let link = Link { loss: 0.1, ..Link::clean(50e6, Duration::from_millis(20)) };
+    let mut net = Net::new(77, link, 2);
+    let (mut sent, mut done) = (0, 0);
+    while done < 400 {
+        while sent < 400 && sent - done < 6 {
+            net.send(0, 1, message(20_000, sent), sent % 2 == 0);
+            sent += 1;
+        }
+        assert!(net.step());
+        for (send, result) in std::mem::take(&mut net.outcomes[0]) {
+            assert_eq!(result, Ok(()), "{send:?} of {sent}");
+            done += 1;
+        }
+    }
+    assert_eq!(net.received[1].len(), 400);
+    assert!(net.elapsed() < 30 * SECOND, "{:?}", net.elapsed());
 }
 
 #[test]
