@@ -1,7 +1,8 @@
 //! A frame that is acknowledged when its application has handled it.
 
 use super::link::Link;
-use super::session::{Control, Session};
+use super::orders::Control;
+use super::session::{ReceiveHalf, Session};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 
@@ -54,10 +55,6 @@ impl<'a> Delivery<'a> {
         Ok(owed.map(|(frame, wanted)| Self { source: Source::Link(link), frame, wanted }))
     }
 
-    pub(super) fn of_session(session: Session, frame: FrameBytes, wanted: Option<Acknowledgement>) -> Self {
-        Self { source: Source::Session(session), frame, wanted }
-    }
-
     /// The frame.
     pub fn frame(&self) -> &FrameBytes {
         &self.frame
@@ -104,6 +101,29 @@ impl<'a> Delivery<'a> {
                 session.flush().await
             }
         }
+    }
+}
+
+impl Session {
+    /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::recv`].
+    pub async fn recv_delivery(&self) -> Result<Option<Delivery<'static>>, VstpError> {
+        let owed = self.recv_owed().await?;
+        Ok(owed.map(|(frame, wanted)| Delivery { source: Source::Session(self.clone()), frame, wanted }))
+    }
+}
+
+impl ReceiveHalf {
+    /// See [`Session::recv_delivery`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::recv`].
+    pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'static>>, VstpError> {
+        self.0.recv_delivery().await
     }
 }
 

@@ -1,7 +1,7 @@
 //! The task that reads and writes for the callers of a [`Session`](super::Session).
 
 use super::connection::{Connection, random};
-use super::session::{Control, Order, Outgoing, Shared, Told};
+use super::orders::{Control, Order, Outgoing, Shared, Told};
 use crate::vstp::call::IncomingCall;
 use crate::vstp::types::VstpError;
 use fastdrop_proto::calls::{CallId, Calls, NotServed, Serving, deadline_after, remaining_ms};

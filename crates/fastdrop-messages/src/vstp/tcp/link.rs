@@ -2,7 +2,8 @@
 
 use super::TcpConfig;
 use super::connection::{Connection, Owed};
-use super::session::{Control, Session};
+use super::orders::Control;
+use super::session::Session;
 use crate::vstp::types::{ErrorCode, Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
 use std::net::SocketAddr;

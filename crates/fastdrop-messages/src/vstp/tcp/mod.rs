@@ -11,6 +11,7 @@ mod delivery;
 mod driver;
 mod guard;
 mod link;
+mod orders;
 mod outbox;
 mod reader;
 pub mod server;

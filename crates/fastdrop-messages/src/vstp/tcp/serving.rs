@@ -1,6 +1,7 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
-use super::session::{Control, Session};
+use super::orders::Control;
+use super::session::Session;
 use crate::incoming::log_panic;
 use crate::shutdown::ShutdownSignal;
 use crate::vstp::call::{self, Call, IncomingCall};

@@ -1,19 +1,17 @@
 //! A connection that any number of tasks use.
 
 use super::connection::{Connection, Owed};
-use super::delivery::Delivery;
 use super::driver::Driver;
-use crate::vstp::call::IncomingCall;
-use crate::vstp::types::{ErrorCode, Frame, SessionId, VstpError};
+use super::orders::{Control, Order, Outgoing, Shared, Taken, Told};
+use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::calls::{CALL_TIME_MAX, CallId};
-use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
-use std::collections::VecDeque;
+use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// A connection that any number of tasks use: clones are the same connection, and may send,
 /// call and receive at the same time.
@@ -49,84 +47,6 @@ struct Callers {
     turns: Semaphore,
     id: SessionId,
     peer: SocketAddr,
-}
-
-/// A frame to be sent, as its caller has it.
-#[derive(Debug)]
-pub(super) enum Outgoing {
-    Owned(Frame),
-    Shared(FrameBytes),
-}
-
-/// The word about an order.
-pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
-
-/// Something that is written, in order. Whoever wants it waits, so that it takes no more memory here
-/// than it would there.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// A frame, told when it is written.
-    Send(Outgoing, Told<()>),
-    /// A frame, told when it is taken to be written.
-    Feed(Outgoing, Told<()>),
-    /// A frame, told when it is acknowledged.
-    Deliver(Frame, Told<()>),
-    /// A request, told its reply.
-    Call(FrameBytes, Instant, Told<FrameBytes>),
-    /// The reply to a call of the peer, told when it is written.
-    Reply(CallId, FrameBytes, Told<()>),
-    Hello(Told<()>),
-    /// Nothing, told when everything before it is written.
-    Flush(Told<()>),
-    /// BYE, and the end of what is written.
-    Close(Told<()>),
-}
-
-/// Something that never waits behind frames. There are as many as frames were handed on, or
-/// callers went away.
-#[derive(Debug)]
-pub(super) enum Control {
-    Acknowledge(Acknowledgement),
-    Refuse(Option<Acknowledgement>, ErrorCode, String),
-    Forgo(Acknowledgement),
-    /// The handler of a call was dropped without a reply.
-    Abandoned(CallId),
-    /// The application reads on.
-    Read,
-    /// Frames that are calls are handled as such from now on.
-    Serve,
-    /// Somebody does not wait any more.
-    GivenUp,
-}
-
-/// A frame that came, its acknowledgement, and its call, if it is one.
-pub(super) type Taken = (FrameBytes, Option<Acknowledgement>, Option<IncomingCall>);
-
-/// The frames that came and that nobody has taken.
-#[derive(Debug, Default)]
-pub(super) struct Received {
-    pub(super) queue: VecDeque<Taken>,
-    pub(super) bytes: usize,
-    /// The task does not read before something is taken.
-    pub(super) is_full: bool,
-    /// Something is answered when the application reads on.
-    pub(super) has_due: bool,
-    pub(super) is_over: bool,
-    pub(super) failure: Option<VstpError>,
-}
-
-/// What callers and the task share.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    received: Mutex<Received>,
-    pub(super) arrived: Notify,
-    pub(super) unknown_replies: AtomicU64,
-}
-
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Received> {
-        self.received.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Says that somebody does not wait any more, unless it has been defused.
@@ -328,16 +248,6 @@ impl Session {
         Ok(Some(frame))
     }
 
-    /// The next frame, acknowledged when the application says so: [`Delivery::acknowledge`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::recv`].
-    pub async fn recv_delivery(&self) -> Result<Option<Delivery<'static>>, VstpError> {
-        let taken = self.take().await?;
-        Ok(taken.map(|(frame, wanted, _)| Delivery::of_session(self.clone(), frame, wanted)))
-    }
-
     pub(super) async fn recv_owed(&self) -> Result<Option<Owed>, VstpError> {
         Ok(self.take().await?.map(|(frame, wanted, _)| (frame, wanted)))
     }
@@ -456,7 +366,7 @@ impl SendHalf {
 
 /// The half of a [`Session`] that receives.
 #[derive(Debug)]
-pub struct ReceiveHalf(Session);
+pub struct ReceiveHalf(pub(super) Session);
 
 impl ReceiveHalf {
     /// See [`Session::recv`].
@@ -475,14 +385,5 @@ impl ReceiveHalf {
     /// As [`Session::recv`].
     pub async fn recv_bytes(&mut self) -> Result<Option<FrameBytes>, VstpError> {
         self.0.recv_bytes().await
-    }
-
-    /// See [`Session::recv_delivery`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::recv`].
-    pub async fn recv_delivery(&mut self) -> Result<Option<Delivery<'static>>, VstpError> {
-        self.0.recv_delivery().await
     }
 }

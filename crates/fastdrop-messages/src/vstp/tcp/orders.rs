@@ -1,0 +1,89 @@
+//! The words between the callers of a session and its task.
+
+use crate::vstp::call::IncomingCall;
+use crate::vstp::types::{ErrorCode, Frame, VstpError};
+use fastdrop_proto::calls::CallId;
+use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Notify, oneshot};
+
+/// A frame to be sent, as its caller has it.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Owned(Frame),
+    Shared(FrameBytes),
+}
+
+/// The word about an order.
+pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
+
+/// Something that is written, in order. Whoever wants it waits, so that it takes no more memory here
+/// than it would there.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// A frame, told when it is written.
+    Send(Outgoing, Told<()>),
+    /// A frame, told when it is taken to be written.
+    Feed(Outgoing, Told<()>),
+    /// A frame, told when it is acknowledged.
+    Deliver(Frame, Told<()>),
+    /// A request, told its reply.
+    Call(FrameBytes, Instant, Told<FrameBytes>),
+    /// The reply to a call of the peer, told when it is written.
+    Reply(CallId, FrameBytes, Told<()>),
+    Hello(Told<()>),
+    /// Nothing, told when everything before it is written.
+    Flush(Told<()>),
+    /// BYE, and the end of what is written.
+    Close(Told<()>),
+}
+
+/// Something that never waits behind frames. There are as many as frames were handed on, or
+/// callers went away.
+#[derive(Debug)]
+pub(super) enum Control {
+    Acknowledge(Acknowledgement),
+    Refuse(Option<Acknowledgement>, ErrorCode, String),
+    Forgo(Acknowledgement),
+    /// The handler of a call was dropped without a reply.
+    Abandoned(CallId),
+    /// The application reads on.
+    Read,
+    /// Frames that are calls are handled as such from now on.
+    Serve,
+    /// Somebody does not wait any more.
+    GivenUp,
+}
+
+/// A frame that came, its acknowledgement, and its call, if it is one.
+pub(super) type Taken = (FrameBytes, Option<Acknowledgement>, Option<IncomingCall>);
+
+/// The frames that came and that nobody has taken.
+#[derive(Debug, Default)]
+pub(super) struct Received {
+    pub(super) queue: VecDeque<Taken>,
+    pub(super) bytes: usize,
+    /// The task does not read before something is taken.
+    pub(super) is_full: bool,
+    /// Something is answered when the application reads on.
+    pub(super) has_due: bool,
+    pub(super) is_over: bool,
+    pub(super) failure: Option<VstpError>,
+}
+
+/// State of a session that callers and the task share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    received: Mutex<Received>,
+    pub(super) arrived: Notify,
+    pub(super) unknown_replies: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
