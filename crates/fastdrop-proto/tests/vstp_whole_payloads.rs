@@ -120,7 +120,7 @@ impl Receiver {
     fn take_events(&mut self) {
         while let Some(event) = self.endpoint.poll_event() {
             let Event::Received { from, frame, acknowledgement } = event else { continue };
-            self.endpoint.handle_taken(from, &frame);
+            self.endpoint.handle_taken(self.now, from, &frame);
             if let Some(wanted) = acknowledgement {
                 self.endpoint.acknowledge(self.now, from, wanted);
             }

@@ -1,5 +1,5 @@
-//! Memory that messages may take, for addresses that are known and for strangers (docs/protocol/vstp.md,
-//! sections 3 and 7).
+//! Memory that messages may take, for addresses that are known and for strangers
+//! (docs/protocol/vstp.md, sections 3 and 7).
 
 use super::inbox::Amount;
 use super::limits::ReassemblyLimits;
@@ -14,19 +14,23 @@ pub(super) struct Usage {
     pub(super) memory: usize,
     /// Bytes that are reserved: what admitted messages announced, and what others keep.
     pub(super) reserved: usize,
+    /// Those of them that messages keep which wait for admission.
+    pub(super) waiting: usize,
 }
 
 impl Usage {
     pub(super) fn add(&mut self, other: Self) {
-        self.messages += other.messages;
-        self.memory += other.memory;
-        self.reserved += other.reserved;
+        self.messages = self.messages.saturating_add(other.messages);
+        self.memory = self.memory.saturating_add(other.memory);
+        self.reserved = self.reserved.saturating_add(other.reserved);
+        self.waiting = self.waiting.saturating_add(other.waiting);
     }
 
     pub(super) fn subtract(&mut self, other: Self) {
         self.messages = self.messages.saturating_sub(other.messages);
         self.memory = self.memory.saturating_sub(other.memory);
         self.reserved = self.reserved.saturating_sub(other.reserved);
+        self.waiting = self.waiting.saturating_sub(other.waiting);
     }
 }
 
@@ -41,7 +45,7 @@ pub(super) enum Admission {
     NotBeforeOthers,
 }
 
-/// What all addresses of one kind may take, and take.
+/// The memory of all addresses of one kind: as much as they may take, and do.
 #[derive(Debug)]
 pub(super) struct Budget {
     pub(super) limits: ReassemblyLimits,
@@ -102,7 +106,7 @@ impl Budget {
     /// queue length thresholds for shared-memory packet switches", 1998): so each of n that flood
     /// has one part in n + 1, and as much is left for whoever comes.
     pub(super) fn admits_frame(&self, all: Amount, own: Amount, bytes: usize) -> bool {
-        let taken = self.used.reserved + all.bytes;
+        let taken = self.used.reserved.saturating_add(all.bytes);
         if taken == 0 {
             return true;
         }
@@ -111,35 +115,45 @@ impl Budget {
         bytes <= free && own.bytes <= free.min(self.limits.peer_bytes_max) && own.count < places
     }
 
-    /// Decides whether a message that announces so many bytes may begin, where its address has
-    /// reserved or holds `own_reserved` and `own` already.
-    pub(super) fn admission(
-        &self,
-        all: Amount,
-        own: Amount,
-        own_reserved: usize,
-        announced: usize,
-    ) -> Admission {
+    /// Decides whether so many bytes may be reserved for a message, where its address has `own_used`
+    /// already, which this budget does not count, and holds `own`.
+    pub(super) fn admission(&self, all: Amount, own: Amount, own_used: Usage, announced: usize) -> Admission {
+        let own_reserved = own_used.reserved;
         let limits = &self.limits;
-        // The last fragment may be short: what is announced may be more than the message has.
-        let announced = announced.min(self.largest);
-        let mine = own.bytes + own_reserved;
+        let announced = self.clamp(announced);
+        let mine = own.bytes.saturating_add(own_reserved);
         let is_first = mine == 0;
-        if (!is_first && mine + announced > limits.peer_bytes_max)
+        if (!is_first && mine.saturating_add(announced) > limits.peer_bytes_max)
             || own.count >= self.frames_max.saturating_sub(all.count)
         {
             return Admission::NotBeforeOwn;
         }
         let kept = limits.bytes_max / Self::SMALL_PART;
-        let taken = self.used.reserved + own_reserved + all.bytes;
+        let taken = self.taken(all, own_reserved);
+        let with_it = taken.saturating_add(announced);
         let fits = if announced <= Self::SMALL_MESSAGE_MAX.min(kept) {
-            taken + announced <= limits.bytes_max
+            with_it <= limits.bytes_max
         } else {
             // One that would not fit beside what is kept may have everything for itself.
-            let alone = taken <= kept && self.used.reserved == 0 && announced <= limits.bytes_max;
-            alone || taken + announced <= limits.bytes_max - kept
+            // What others keep that wait must not stop all of them.
+            let taken = taken.saturating_sub(self.used.waiting + own_used.waiting);
+            let is_only = self.used.reserved == self.used.waiting;
+            let alone = taken <= kept && is_only && announced <= limits.bytes_max;
+            alone || with_it <= limits.bytes_max - kept
         };
         if fits { Admission::Now } else { Admission::NotBeforeOthers }
+    }
+
+    /// Bytes that are reserved for a message that announces so many. The last fragment may be short,
+    /// so that more is announced than the message has.
+    pub(super) fn clamp(&self, announced: usize) -> usize {
+        announced.min(self.largest)
+    }
+
+    /// Bytes that are taken, where one address has reserved `own_reserved`, which this budget does
+    /// not count, and all hold `all`.
+    fn taken(&self, all: Amount, own_reserved: usize) -> usize {
+        self.used.reserved.saturating_add(own_reserved).saturating_add(all.bytes)
     }
 
     /// Returns true if no message of this size can ever be admitted.
@@ -150,13 +164,25 @@ impl Budget {
     /// Bytes of a large message for which there is room, where all addresses hold `all`.
     pub(super) fn free_for_large(&self, all: Amount) -> usize {
         let max = self.limits.bytes_max - self.limits.bytes_max / Self::SMALL_PART;
-        max.saturating_sub(self.used.reserved + all.bytes)
+        max.saturating_sub(self.taken(all, 0))
+    }
+
+    /// Returns true if messages that wait may keep so many more bytes.
+    pub(super) fn keeps_waiting(&self, own_used: Usage, bytes: usize) -> bool {
+        let waiting = self.used.waiting.saturating_add(own_used.waiting).saturating_add(bytes);
+        waiting <= self.limits.bytes_max / Self::SMALL_PART
     }
 
     /// Bytes that are not reserved, where one address has reserved `own_reserved`, which this budget
     /// does not count, and all hold `all`.
     pub(super) fn free(&self, all: Amount, own_reserved: usize) -> usize {
-        let taken = self.used.reserved + own_reserved + all.bytes;
+        let free = self.limits.bytes_max.saturating_sub(self.taken(all, own_reserved));
+        free.min(self.limits.peer_bytes_max.saturating_sub(own_reserved))
+    }
+
+    /// The same if all other addresses lost their unfinished messages.
+    pub(super) fn free_alone(&self, all: Amount, own_reserved: usize) -> usize {
+        let taken = own_reserved.saturating_add(all.bytes);
         let free = self.limits.bytes_max.saturating_sub(taken);
         free.min(self.limits.peer_bytes_max.saturating_sub(own_reserved))
     }
@@ -195,7 +221,7 @@ impl Budgets {
         }
     }
 
-    /// What all together use.
+    /// The usage of all together.
     pub(super) fn used(&self) -> Usage {
         let mut used = self.known.used;
         used.add(self.strangers.used);

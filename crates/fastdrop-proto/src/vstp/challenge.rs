@@ -1,5 +1,5 @@
-//! Challenges that an address answers to prove itself, without memory of them (docs/protocol/vstp.md,
-//! section 7).
+//! Challenges that an address answers to prove itself, without memory of them
+//! (docs/protocol/vstp.md, section 7).
 
 use super::frame::{Flags, FrameError, FrameRef, FrameType, HeadersBuf};
 use std::net::{IpAddr, SocketAddr};
@@ -129,6 +129,7 @@ mod tests {
         let mut challenges = Challenges::new([3; 16]);
         let answered =
             (0..1_000_000).filter(|n| challenges.may_answer(now + Duration::from_micros(*n))).count() as f64;
+        assert!(answered >= Challenges::RATE, "{answered}");
         assert!(answered <= Challenges::RATE + Challenges::BURST + 1.0, "{answered}");
     }
 }

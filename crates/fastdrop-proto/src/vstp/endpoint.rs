@@ -62,7 +62,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// Addresses that are remembered by default.
     pub const PEERS_MAX: usize = EndpointConfig::PEERS_MAX;
-    /// What is remembered of an address that says nothing.
+    /// An address that says nothing is remembered for so long.
     const IDLE_MAX: Duration = Duration::from_secs(300);
     /// The same of one that has not answered a challenge.
     const UNANSWERED_MAX: Duration = Duration::from_secs(10);
@@ -93,7 +93,7 @@ impl Endpoint {
         }
     }
 
-    /// What was counted.
+    /// The counts since the endpoint began.
     pub fn counters(&self) -> Counters {
         self.counters
     }
@@ -130,12 +130,12 @@ impl Endpoint {
         self.wake(to);
     }
 
-    /// What the last PINGs to an address have shown.
+    /// The state of the path to an address, as the last PINGs have shown.
     pub fn path(&self, now: Instant, to: SocketAddr) -> UdpPath {
         self.peers.get(to).map_or_else(UdpPath::default, |peer| peer.pings.path(now))
     }
 
-    /// Whether everything that was to be sent has had its outcome.
+    /// Returns true if everything that was to be sent has had its outcome.
     pub fn is_idle(&self) -> bool {
         self.peers.iter().all(Peer::has_sent_all)
     }
@@ -217,13 +217,18 @@ impl Endpoint {
     }
 
     /// The application is done with a frame that it has taken: there is room for more.
-    pub fn handle_taken(&mut self, from: SocketAddr, frame: &FrameBytes) {
-        self.inbox.on_taken(from, frame);
+    pub fn handle_taken(&mut self, now: Instant, from: SocketAddr, frame: &FrameBytes) {
+        // Whoever answers it now does not speak first.
+        if let Some(bytes) = self.inbox.on_taken(from, frame)
+            && self.peers.get(from).is_none()
+        {
+            self.peers.remember_forgotten(from, bytes);
+        }
         if !self.waiting.is_empty() {
             self.freed += frame.memory();
             let is_empty = self.inbox.amount(false).count == 0;
             if self.freed >= Self::FREED_MIN || is_empty {
-                self.admit_waiting();
+                self.admit_waiting(now);
             }
         }
     }
@@ -280,11 +285,13 @@ impl Endpoint {
             peer.timer = None;
             peer.sending.handle_timeout(now);
             self.counters.withheld += peer.drop_withheld(now);
+            self.promote(now, address);
             let age_max = self.config.limits.age_max;
+            let others_wait = self.others_wait(address);
             let ended = self.with_scope(now, address, |peer, _| {
                 let sufficient: Vec<_> =
                     std::iter::from_fn(|| peer.receiving.poll_sufficient(now, age_max)).collect();
-                (sufficient, peer.receiving.handle_timeout(now, age_max))
+                (sufficient, peer.receiving.handle_timeout(now, age_max, others_wait))
             });
             if let Some((sufficient, expired)) = ended {
                 self.counters.expired += expired as u64;
@@ -293,12 +300,12 @@ impl Endpoint {
                     self.receive(now, address, message, crc, false);
                 }
                 if expired > 0 {
-                    self.admit_waiting();
+                    self.admit_waiting(now);
                 }
             }
             if self.peers.get(address).is_some_and(|peer| self.is_over(now, address, peer)) {
                 self.forget(address);
-                self.admit_waiting();
+                self.admit_waiting(now);
                 continue;
             }
             self.wake(address);
@@ -308,13 +315,21 @@ impl Endpoint {
     /// Returns true if nothing has to be remembered of an address any more.
     fn is_over(&self, now: Instant, address: SocketAddr, peer: &Peer) -> bool {
         let silent = now.saturating_duration_since(peer.heard_at);
-        if peer.standing == Standing::Challenged && silent >= Self::UNANSWERED_MAX {
-            return true;
+        // What the application has must not come again.
+        let is_kept = self.inbox.held(address).count > 0 || !peer.receiving.seen.is_settled();
+        if peer.standing == Standing::Challenged && silent >= Self::unanswered_max(peer) {
+            return !is_kept;
         }
-        peer.is_idle() && silent >= Self::IDLE_MAX && self.inbox.held(address).count == 0
+        peer.is_idle() && silent >= Self::IDLE_MAX && !is_kept
     }
 
-    /// When [`Self::handle_timeout`] has to be called; None if there is nothing to wait for.
+    /// The silence after which an address that stands among those that were challenged is forgotten.
+    fn unanswered_max(peer: &Peer) -> Duration {
+        // One that has answered only waits for its place.
+        if peer.is_proved() { Peers::LIVE } else { Self::UNANSWERED_MAX }
+    }
+
+    /// The time at which [`Self::handle_timeout`] has to be called; None if there is nothing to wait for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -359,7 +374,7 @@ impl Endpoint {
         None
     }
 
-    /// What the application has to be told.
+    /// The next thing that the application has to be told.
     pub fn poll_event(&mut self) -> Option<Event> {
         if let Some((send, result)) = self.poll_outcome() {
             return Some(Event::Outcome { send, result });
@@ -368,7 +383,7 @@ impl Endpoint {
         Some(Event::Received { from, frame, acknowledgement })
     }
 
-    /// What became of a message.
+    /// The next outcome of a message.
     pub fn poll_outcome(&mut self) -> Option<(SendId, Result<(), Failure>)> {
         self.outcomes.pop_front()
     }
@@ -401,7 +416,8 @@ impl Endpoint {
         let timer = peer.poll_timeout(now, self.config.limits.age_max);
         let timer = match peer.standing {
             Standing::Challenged => {
-                let over = (peer.heard_at + Self::UNANSWERED_MAX).max(now);
+                let over = peer.heard_at + Self::unanswered_max(peer);
+                let over = if over > now { over } else { now + Self::UNANSWERED_MAX };
                 Some(timer.map_or(over, |timer| timer.min(over)))
             }
             _ => timer.or(Some(peer.heard_at.max(now) + Self::IDLE_MAX)),
@@ -427,6 +443,169 @@ fn acknowledged_crc(message: &FrameBytes) -> u32 {
 mod tests {
     use super::*;
     use crate::vstp::frame::{FrameRef, Headers, HeadersBuf};
+
+    fn datagram(typ: FrameType, headers: HeadersBuf, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let flags = Flags::empty();
+        FrameRef { typ, flags, headers: headers.as_headers(), payload }.encode(&mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn case_125_answers_to_nothing_take_no_place_among_strangers() {
+        let now = Instant::now();
+        let mut endpoint = Endpoint::new(EndpointConfig::default(), [7; 16]);
+        let stranger = SocketAddr::from(([192, 0, 2, 1], 9));
+        let answers = [
+            (FrameType::Ack, "msg-id"),
+            (FrameType::Ack, "frag-id"),
+            (FrameType::Ack, "arrived"),
+            (FrameType::Err, "frag-id"),
+            (FrameType::Pong, "challenge"),
+        ];
+        for (n, (typ, header)) in (1..).zip(answers) {
+            let headers = HeadersBuf::default().with(header, "07").with("code", "busy");
+            endpoint.handle_datagram(now, stranger, &datagram(typ, headers, &[0; 12]));
+            assert_eq!(endpoint.counters().unexpected, n, "{typ:?} {header}");
+            assert_eq!(endpoint.peers.standing(stranger), None, "{typ:?} {header}");
+        }
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    /// The PONG by which an address proves itself.
+    fn proof(endpoint: &mut Endpoint, now: Instant, of: SocketAddr) -> Vec<u8> {
+        let token = endpoint.challenges.token(now, of).to_be_bytes();
+        datagram(FrameType::Pong, HeadersBuf::default().with(CHALLENGE, 1), &token)
+    }
+
+    /// A frame that wants an acknowledgement, with a number that is used once.
+    fn acknowledged(n: u64) -> Vec<u8> {
+        let headers = HeadersBuf::default().with("msg-id", format!("0{}", (1_u64 << 62) + n));
+        let flags = Flags::REQ_ACK;
+        let mut out = Vec::new();
+        let frame = FrameRef { typ: FrameType::Data, flags, headers: headers.as_headers(), payload: b"x" };
+        frame.encode(&mut out).unwrap();
+        out
+    }
+
+    fn pass(endpoint: &mut Endpoint, from: Instant, to: Instant) {
+        let (mut out, mut steps) = (Vec::new(), 0);
+        loop {
+            while endpoint.poll_transmit(from, 1, &mut out).is_some() {}
+            let Some(at) = endpoint.poll_timeout().filter(|at| *at <= to) else { return };
+            endpoint.handle_timeout(at);
+            while endpoint.poll_transmit(at, 1, &mut out).is_some() {}
+            steps += 1;
+            assert!(steps < 1000, "time passes");
+        }
+    }
+
+    #[test]
+    fn case_125_who_proves_itself_while_no_place_is_free_gets_one_later() {
+        let config = EndpointConfig { peers_max: 1, ..EndpointConfig::default() };
+        let mut endpoint = Endpoint::new(config, [7; 16]);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let first = proof(&mut endpoint, start, address(1));
+        endpoint.handle_datagram(start, address(1), &first);
+        endpoint.handle_datagram(start, address(2), &acknowledged(1));
+        let second = proof(&mut endpoint, start, address(2));
+        endpoint.handle_datagram(start, address(2), &second);
+        let (from, frame, wanted) = endpoint.poll_received().unwrap();
+        endpoint.handle_taken(start, from, &frame);
+        endpoint.acknowledge(start, from, wanted.unwrap());
+        assert_eq!(endpoint.peers.standing(address(2)), Some(Standing::Challenged));
+        for (now, next) in [(0, 30), (30, 59)] {
+            pass(&mut endpoint, at(now), at(next));
+            endpoint.handle_datagram(at(next), address(2), &acknowledged(1));
+        }
+        assert_eq!(endpoint.counters().duplicates, 2, "it is not forgotten");
+        pass(&mut endpoint, at(59), at(61));
+        endpoint.handle_datagram(at(61), address(2), &acknowledged(2));
+        assert_eq!(endpoint.peers.standing(address(2)), Some(Standing::Known));
+        assert_eq!(endpoint.peers.standing(address(1)), None, "which was silent");
+    }
+
+    #[test]
+    fn case_125_a_stranger_of_which_the_application_has_a_frame_is_not_forgotten() {
+        let mut endpoint = Endpoint::new(EndpointConfig::default(), [7; 16]);
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        endpoint.handle_datagram(start, address(1), &acknowledged(1));
+        pass(&mut endpoint, start, at(25));
+        endpoint.handle_datagram(at(25), address(1), &acknowledged(1));
+        assert_eq!(endpoint.counters().duplicates, 1);
+        let (from, frame, wanted) = endpoint.poll_received().unwrap();
+        pass(&mut endpoint, at(25), at(50));
+        assert!(endpoint.peers.standing(address(1)).is_some(), "the application has it");
+        endpoint.handle_taken(at(50), from, &frame);
+        endpoint.acknowledge(at(50), from, wanted.unwrap());
+        assert!(endpoint.poll_received().is_none(), "once");
+        pass(&mut endpoint, at(50), at(75));
+        assert_eq!(endpoint.peers.standing(address(1)), None);
+    }
+
+    #[test]
+    fn case_125_a_late_answer_to_a_forgotten_stranger_is_no_first_word() {
+        let config = EndpointConfig { peers_max: 2, ..EndpointConfig::default() };
+        let mut endpoint = Endpoint::new(config, [7; 16]);
+        let now = Instant::now();
+        let ping = datagram(FrameType::Data, HeadersBuf::default(), &[0; 100]);
+        let flood = |endpoint: &mut Endpoint, ports: std::ops::Range<u16>| {
+            ports.for_each(|port| endpoint.handle_datagram(now, address(port), &ping));
+        };
+        endpoint.handle_datagram(now, address(1), &ping);
+        flood(&mut endpoint, 1000..20_000);
+        let (from, frame, _) = endpoint.poll_received().unwrap();
+        assert_eq!(from, address(1));
+        flood(&mut endpoint, 20_000..40_000);
+        let mut went = 0;
+        for is_taken in [false, true] {
+            if is_taken {
+                endpoint.handle_taken(now, from, &frame);
+                flood(&mut endpoint, 40_000..50_000);
+            }
+            for _ in 0..10 {
+                let answer = FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![0; 1000].into());
+                endpoint.send(now, from, answer, false);
+            }
+            let mut out = Vec::new();
+            while let Some(transmit) = endpoint.poll_transmit(now, 1, &mut out) {
+                went += if transmit.to == from { out.len() } else { 0 };
+            }
+            assert!(went <= 3 * ping.len(), "{went}, taken: {is_taken}");
+            assert_ne!(endpoint.peers.standing(from), Some(Standing::Known));
+        }
+    }
+
+    #[test]
+    fn a_challenge_that_is_lost_is_repeated_while_messages_wait_for_the_proof() {
+        let start = Instant::now();
+        let mut endpoint = Endpoint::new(EndpointConfig::default(), [7; 16]);
+        let stranger = SocketAddr::from(([192, 0, 2, 1], 9));
+        endpoint.handle_datagram(
+            start,
+            stranger,
+            &datagram(FrameType::Data, HeadersBuf::default(), &[0; 1000]),
+        );
+        for _ in 0..5 {
+            let answer = FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![0; 1000].into());
+            endpoint.send(start, stranger, answer, true);
+        }
+        let (mut out, mut now, mut challenges) = (Vec::new(), start, 0);
+        while now < start + Duration::from_millis(900) {
+            while endpoint.poll_transmit(now, 1, &mut out).is_some() {
+                let (frame, _) = FrameRef::decode(&out, 2000).unwrap().unwrap();
+                challenges += usize::from(frame.headers.find(CHALLENGE).is_some());
+            }
+            now = endpoint.poll_timeout().unwrap().max(now);
+            endpoint.handle_timeout(now);
+        }
+        assert!(challenges >= 3, "{challenges}");
+    }
 
     #[test]
     fn case_70_datagrams_that_an_address_without_proof_does_not_get_are_counted() {

@@ -1,5 +1,5 @@
-//! Frames that wait for the application: a queue for each address, served in turn (docs/protocol/vstp.md,
-//! section 3).
+//! Frames that wait for the application: a queue for each address, served in turn
+//! (docs/protocol/vstp.md, section 3).
 
 use super::acknowledgement::Acknowledgement;
 use super::frame::FrameBytes;
@@ -40,6 +40,8 @@ struct Queue {
     is_stranger: bool,
     /// The local address that was asked last.
     local: Option<IpAddr>,
+    /// Bytes that came from the address and went to it, if it has been forgotten unproved.
+    unproved: Option<(u64, u64)>,
 }
 
 /// A place in the round.
@@ -57,19 +59,19 @@ pub(super) struct Inbox {
     turns: VecDeque<Turn>,
     /// Strangers with frames in their queues, in turn.
     stranger_turns: VecDeque<SocketAddr>,
-    /// What all known addresses hold.
+    /// Held by all known addresses.
     known: Amount,
-    /// What all strangers hold.
+    /// Held by all strangers.
     strangers: Amount,
 }
 
 impl Inbox {
-    /// What one address holds.
+    /// The frames that one address holds.
     pub(super) fn held(&self, from: SocketAddr) -> Amount {
         self.queues.get(&from).map_or_else(Amount::default, |queue| queue.held)
     }
 
-    /// What all known addresses hold, or all strangers.
+    /// The frames that all known addresses hold, or all strangers.
     pub(super) fn amount(&self, of_strangers: bool) -> Amount {
         if of_strangers { self.strangers } else { self.known }
     }
@@ -83,6 +85,19 @@ impl Inbox {
     pub(super) fn set_local(&mut self, from: SocketAddr, local: IpAddr) {
         if let Some(queue) = self.queues.get_mut(&from) {
             queue.local = Some(local);
+        }
+    }
+
+    /// Bytes that came from an address and went to it, if it has been forgotten unproved and has
+    /// something here.
+    pub(super) fn unproved(&self, from: SocketAddr) -> Option<(u64, u64)> {
+        self.queues.get(&from)?.unproved
+    }
+
+    /// Records them.
+    pub(super) fn set_unproved(&mut self, from: SocketAddr, bytes: (u64, u64)) {
+        if let Some(queue) = self.queues.get_mut(&from) {
+            queue.unproved = Some(bytes);
         }
     }
 
@@ -154,22 +169,24 @@ impl Inbox {
         }
     }
 
-    /// The application is done with a frame.
-    pub(super) fn on_taken(&mut self, from: SocketAddr, frame: &FrameBytes) {
-        let Some(queue) = self.queues.get_mut(&from) else { return };
+    /// The application is done with a frame. Returns what [`Self::unproved`] did if it was the last.
+    pub(super) fn on_taken(&mut self, from: SocketAddr, frame: &FrameBytes) -> Option<(u64, u64)> {
+        let queue = self.queues.get_mut(&from)?;
         let amount = Amount { count: 1, bytes: frame.memory() };
         queue.held.subtract(amount);
         let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
         of_all.subtract(amount);
-        if queue.held.count == 0 {
-            self.queues.remove(&from);
+        if queue.held.count > 0 {
+            return None;
         }
+        self.queues.remove(&from)?.unproved
     }
 
     /// An address is no stranger any more: its queue gets a turn of its own.
     pub(super) fn prove(&mut self, from: SocketAddr) {
         let Some(queue) = self.queues.get_mut(&from).filter(|queue| queue.is_stranger) else { return };
         queue.is_stranger = false;
+        queue.unproved = None;
         self.strangers.subtract(queue.held);
         self.known.add(queue.held);
         if !queue.frames.is_empty() {
@@ -226,7 +243,7 @@ mod tests {
         assert_eq!((inbox.held(from).count, inbox.amount(true).count), (1, 1));
         inbox.prove(from);
         assert_eq!((inbox.amount(true), inbox.amount(false).count), (Amount::default(), 1));
-        inbox.on_taken(from, &taken);
+        assert_eq!(inbox.on_taken(from, &taken), None);
         assert_eq!(inbox.amount(false), Amount::default());
         assert!(inbox.queues.is_empty());
     }

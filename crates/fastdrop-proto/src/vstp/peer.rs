@@ -120,6 +120,11 @@ impl Peer {
         }
     }
 
+    /// Returns true if it may be sent more than it asked for.
+    pub(super) fn is_proved(&self) -> bool {
+        matches!(self.proof, Proof::Proved)
+    }
+
     /// The address has proved itself.
     pub(super) fn on_proved(&mut self) {
         self.proof = Proof::Proved;
@@ -186,7 +191,9 @@ impl Peer {
         let small = self.small.front().map(|(until, _)| *until);
         let challenge = match self.proof {
             // One that could not leave for want of budget waits for the address to say more.
-            Proof::Unproved { challenge_at: Some(at), .. } if small.is_some() && at > now => Some(at),
+            Proof::Unproved { challenge_at: Some(at), .. } if at > now => {
+                (small.is_some() || self.sending.unsent_bytes() > 0).then_some(at)
+            }
             _ => None,
         };
         let parts = [self.sending.poll_timeout(now), self.receiving.poll_timeout(age_max), small, challenge];

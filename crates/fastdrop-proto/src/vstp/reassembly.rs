@@ -1,19 +1,22 @@
 //! One message that arrives in fragments.
 
+use super::budget::Usage;
 use super::fragment::{Fragment, Report, WINDOW_MAX};
 use super::frame::{Flags, FrameBytes, FrameRef, FrameType, Headers, HeadersBuf};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What a fragment was worth.
+/// The worth of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
     /// It is new.
     New,
     /// It was there already.
     Again,
-    /// There is no room for it now.
+    /// It is not taken now, however much memory there is.
     Beyond,
+    /// There is no memory for it now.
+    NoMemory,
     /// It contradicts what is there: the message must be dropped (case 72).
     Contradiction,
 }
@@ -34,7 +37,7 @@ pub(super) struct Reassembly {
     base: u32,
     early: BTreeMap<u32, Vec<u8>>,
     early_bytes: usize,
-    /// When something new came.
+    /// The time at which something new came.
     progress_at: Instant,
     newest_at: Instant,
     /// Fragments since the last report.
@@ -48,12 +51,14 @@ pub(super) struct Reassembly {
     reserved_max: usize,
     admission: Admission,
     began_at: Instant,
+    /// The beginning of the period in which its part has to come, and the bytes that were there.
+    period: (Instant, usize),
 }
 
 /// The place of a message among those for which there is memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Admission {
-    /// What it announced is reserved, if its sender takes reports.
+    /// As much as it announced is reserved, if its sender takes reports.
     Admitted,
     /// Nothing of it is taken.
     Waiting,
@@ -64,10 +69,12 @@ impl Reassembly {
     const REPORT_DELAY: Duration = Duration::from_millis(10);
     /// As many new fragments are worth a report.
     const REPORT_EVERY: u32 = 2;
-    /// What a message keeps beside its bytes, about.
+    /// Bytes that a message keeps beside its payload, about.
     const MEMORY: usize = 512;
     const EARLY_MEMORY: usize = 64;
     const CAPACITY_FIRST: usize = 64 << 10;
+    /// While others wait, one part in so many of what is reserved has to come in each period.
+    const PERIOD_PART: usize = 16;
 
     /// Nothing is there yet of the message of which this is a fragment.
     pub(super) fn new(now: Instant, frame: &FrameRef<'_>, fragment: Fragment) -> Self {
@@ -96,21 +103,27 @@ impl Reassembly {
             reserved_max: usize::MAX,
             admission: Admission::Admitted,
             began_at: now,
+            period: (now, 0),
         }
     }
 
-    /// Bytes of memory that it keeps, and those that are reserved for it.
-    pub(super) fn usage(&self) -> (usize, usize) {
+    /// The memory that it takes.
+    pub(super) fn usage(&self) -> Usage {
         let memory = self.memory();
+        let waiting = if self.is_waiting() { self.kept() } else { 0 };
         let reserved = match self.admission {
-            // What it may keep came while nothing waited, within the budget of strangers.
-            Admission::Waiting => 0,
+            Admission::Waiting => waiting,
             Admission::Admitted if self.fragment.wants_reports => {
                 memory.max(self.announced.min(self.reserved_max))
             }
             Admission::Admitted => memory,
         };
-        (memory, reserved)
+        Usage { messages: 1, memory, reserved, waiting }
+    }
+
+    /// Bytes of memory that it keeps of its fragments.
+    pub(super) fn kept(&self) -> usize {
+        self.data.capacity() + self.early_bytes + self.early.len() * Self::EARLY_MEMORY
     }
 
     /// Bytes that a fragment announces beyond what is reserved.
@@ -137,7 +150,7 @@ impl Reassembly {
         self.admission == Admission::Waiting
     }
 
-    /// When it began to wait, and what it announced.
+    /// The time at which it began, and the bytes that it announced.
     pub(super) fn waits_since(&self) -> (Instant, usize) {
         (self.began_at, self.announced)
     }
@@ -153,7 +166,8 @@ impl Reassembly {
     }
 
     /// There is memory for all of it.
-    pub(super) fn admit(&mut self) {
+    pub(super) fn admit(&mut self, now: Instant) {
+        self.period = (now, self.bytes());
         self.admission = Admission::Admitted;
         self.reserved_max = usize::MAX;
         self.urgent = true;
@@ -167,23 +181,41 @@ impl Reassembly {
         if !self.fragment.wants_reports {
             return free;
         }
-        let mine = self.announced.min(self.reserved_max).saturating_sub(self.data.len() + self.early_bytes);
+        let mine = self.announced.min(self.reserved_max).saturating_sub(self.bytes());
         if self.is_partial() { mine } else { mine.max(free) }
     }
 
     /// Bytes of memory that it keeps.
     fn memory(&self) -> usize {
-        let headers = self.headers.as_headers().as_bytes().len();
-        let early = self.early_bytes + self.early.len() * Self::EARLY_MEMORY;
-        self.data.capacity() + early + headers + Self::MEMORY
+        self.kept() + self.headers.as_headers().as_bytes().len() + Self::MEMORY
     }
 
-    /// When something new came last.
+    /// Bytes of its payload that are there.
+    fn bytes(&self) -> usize {
+        self.data.len() + self.early_bytes
+    }
+
+    /// The end of the period in which a part of what is reserved for it has to come; None if
+    /// nothing is reserved.
+    pub(super) fn period_ends_at(&self, period: Duration) -> Option<Instant> {
+        let has_reserved = self.fragment.wants_reports && !self.is_waiting();
+        has_reserved.then(|| self.period.0 + period)
+    }
+
+    /// Begins the next period. Returns true if too little came in the last one.
+    pub(super) fn end_period(&mut self, now: Instant) -> bool {
+        let part = self.announced.min(self.reserved_max) / Self::PERIOD_PART;
+        let came = self.bytes().saturating_sub(self.period.1);
+        self.period = (now, self.bytes());
+        came < part
+    }
+
+    /// The time at which something new came last.
     pub(super) fn progress_at(&self) -> Instant {
         self.progress_at
     }
 
-    /// Whether all fragments are there.
+    /// Returns true if all fragments are there.
     pub(super) fn is_complete(&self) -> bool {
         self.base == self.fragment.total
     }
@@ -233,13 +265,17 @@ impl Reassembly {
         }
         let room = self.room(free);
         let waits = self.is_waiting();
-        if waits || payload.len() > room || fragment.index - self.base > self.window(room) {
+        if waits || fragment.index - self.base > self.window(room) {
             self.urgent = true;
             if waits {
                 // Its sender is there, and asks.
                 self.progress_at = now;
             }
             return Taken::Beyond;
+        }
+        if payload.len() > room {
+            self.urgent = true;
+            return Taken::NoMemory;
         }
         if is_last {
             self.last = Some(payload.len());
@@ -263,7 +299,7 @@ impl Reassembly {
         Taken::New
     }
 
-    /// Whether a payload of this length can be one of the others' message.
+    /// Returns true if a payload of this length can be one of the others' message.
     fn agrees(&self, is_last: bool, len: usize) -> bool {
         match (is_last, self.slice, self.last) {
             (true, Some(slice), _) => len <= slice,
@@ -296,13 +332,17 @@ impl Reassembly {
         self.base += 1;
     }
 
-    /// Fragments behind the base that may come, with `room` for more bytes.
+    /// Fragments behind the base that may come, with `room` for more bytes. Who takes no reports
+    /// is not told how much room there is.
     fn window(&self, room: usize) -> u32 {
+        if !self.fragment.wants_reports {
+            return WINDOW_MAX;
+        }
         let slice = self.slice.or(self.last).unwrap_or(1).max(1);
         u32::try_from(room / slice).map_or(WINDOW_MAX, |window| window.min(WINDOW_MAX))
     }
 
-    /// When a report is due; None if there is nothing to say.
+    /// The time at which a report is due; None if there is nothing to say.
     pub(super) fn report_at(&self) -> Option<Instant> {
         if !self.fragment.wants_reports || (self.unreported == 0 && !self.urgent) {
             return None;
@@ -444,11 +484,19 @@ mod tests {
         };
         let mut reassembly = Reassembly::new(now, &frame, fragment);
         assert_eq!(reassembly.handle_fragment(now, fragment, frame.payload, ROOM), Taken::New);
+        assert_eq!(reassembly.usage().waiting, 0);
+        reassembly.wait();
+        assert!(reassembly.usage().waiting >= 1000, "what it keeps counts while it waits");
+        reassembly.admit(now);
         assert!(reassembly.memory() < 100_000);
         let far = Fragment { index: 500_000_000, ..fragment };
         assert_eq!(reassembly.handle_fragment(now, far, frame.payload, ROOM), Taken::Beyond);
         let none = Fragment { index: 1, ..fragment };
-        assert_eq!(reassembly.handle_fragment(now, none, frame.payload, 999), Taken::Beyond);
+        assert_eq!(reassembly.handle_fragment(now, none, frame.payload, 999), Taken::NoMemory);
+        // Who takes no reports cannot know.
+        let next = Fragment { index: 2, wants_reports: false, ..fragment };
+        let mut reassembly = Reassembly::new(now, &frame, next);
+        assert_eq!(reassembly.handle_fragment(now, next, frame.payload, 999), Taken::NoMemory);
     }
 
     #[test]

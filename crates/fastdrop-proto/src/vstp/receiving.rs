@@ -14,7 +14,7 @@ use super::whole::{Outcome, Room, WholePayload, WholePayloads};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// What became of a fragment.
+/// The fate of a fragment.
 #[derive(Debug, PartialEq)]
 pub(super) enum Got {
     /// It is kept, or was there already.
@@ -36,9 +36,9 @@ pub(super) enum Got {
 pub(super) struct Scope<'a> {
     /// Without what this address takes.
     pub(super) budget: &'a Budget,
-    /// What all addresses of this kind hold of the application's.
+    /// Frames that all addresses of this kind hold for the application.
     pub(super) all: Amount,
-    /// What this one holds.
+    /// Those of this one.
     pub(super) own: Amount,
     /// It has proved nothing: it is not told that there is no room.
     pub(super) is_stranger: bool,
@@ -49,13 +49,13 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// What becomes of a fragment for which there is no room.
-    fn without_room(&self) -> Got {
+    /// The fate of a fragment for which there would be room without the messages of others.
+    fn others_have_it(&self) -> Got {
         if self.is_stranger { Got::Full } else { Got::Refused }
     }
 }
 
-/// How a message ended.
+/// The end of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     /// All of so many fragments came, and the message asks for this acknowledgement.
@@ -68,8 +68,8 @@ enum Ended {
 #[derive(Debug, Default)]
 pub(super) struct Receiving {
     incoming: BTreeMap<u64, Reassembly>,
-    memory: usize,
-    reserved: usize,
+    /// The memory that these take.
+    used: Usage,
     /// Messages that wait for admission, in the order in which they came.
     waiting: VecDeque<u64>,
     /// Unfinished messages whose fragments carry the whole payload each.
@@ -100,15 +100,17 @@ impl Receiving {
     /// Bytes of a message that are taken before its sender has proved itself.
     const STRANGER_MAX: usize = 512 << 10;
 
-    /// How many messages are unfinished.
+    /// The number of unfinished messages.
     pub(super) fn unfinished(&self) -> usize {
         self.incoming.len() + self.whole.len()
     }
 
-    /// What unfinished messages take.
+    /// The memory that unfinished messages take.
     pub(super) fn usage(&self) -> Usage {
         let whole = self.whole.memory();
-        Usage { messages: self.unfinished(), memory: self.memory + whole, reserved: self.reserved + whole }
+        let mut used = self.used;
+        used.add(Usage { messages: self.whole.len(), memory: whole, reserved: whole, waiting: 0 });
+        used
     }
 
     /// Returns true if nothing is under way, to be said, or unacknowledged.
@@ -167,9 +169,9 @@ impl Receiving {
                 self.answer(|out| write_refusal(id, code, out));
             }
             let is_own = self.unfinished() >= scope.budget.limits.peer_messages_max;
-            return if code == ErrorCode::Busy && !is_own { scope.without_room() } else { Got::Refused };
+            return if code == ErrorCode::Busy && !is_own { scope.others_have_it() } else { Got::Refused };
         }
-        let announced = fragment.announced(frame.payload.len());
+        let announced = scope.budget.clamp(fragment.announced(frame.payload.len()));
         let reserved_max = if scope.is_stranger { Self::STRANGER_MAX } else { usize::MAX };
         let more = match self.incoming.get(&id) {
             _ if !fragment.wants_reports => 0,
@@ -183,7 +185,7 @@ impl Receiving {
         let fits = || self.admission(more, scope) == Admission::Now;
         let admitted = more == 0 || (can_follow && in_turn && fits());
         let begin = || Reassembly::new(now, frame, fragment);
-        let before = self.incoming.get(&id).map_or((0, 0), Reassembly::usage);
+        let before = self.incoming.get(&id).map_or_else(Usage::default, Reassembly::usage);
         let free = self.free(scope);
         let reassembly = self.incoming.entry(id).or_insert_with(begin);
         if !admitted {
@@ -209,16 +211,15 @@ impl Receiving {
             }
             Some(_) => {}
         }
-        let after = reassembly.usage();
-        self.memory = self.memory + after.0 - before.0;
-        self.reserved = self.reserved + after.1 - before.1;
+        self.used.subtract(before);
+        self.used.add(reassembly.usage());
         let complete = reassembly.is_complete();
         match taken {
             Taken::New if complete => self.complete(now, id, fragment, scope),
             Taken::New | Taken::Again => Got::Kept,
-            Taken::Beyond if !admitted => Got::Waits,
-            Taken::Beyond if reassembly.is_waiting() => Got::Refused,
-            Taken::Beyond => scope.without_room(),
+            Taken::Beyond | Taken::NoMemory if !admitted => Got::Waits,
+            Taken::Beyond => Got::Refused,
+            Taken::NoMemory => self.without_memory(frame.payload.len(), scope),
             Taken::Contradiction => {
                 self.remove(id);
                 self.refuse(now, fragment, ErrorCode::Malformed)
@@ -226,15 +227,19 @@ impl Receiving {
         }
     }
 
-    /// Decides whether a message that announces so many bytes may begin.
+    /// Decides whether so many bytes may be reserved.
     fn admission(&self, announced: usize, scope: &Scope<'_>) -> Admission {
-        scope.budget.admission(scope.all, scope.own, self.usage().reserved, announced)
+        scope.budget.admission(scope.all, scope.own, self.usage(), announced)
     }
 
     /// Decides whether the message that waits and came first may begin.
     pub(super) fn first_admission(&self, scope: &Scope<'_>) -> Admission {
-        let first = self.first_waiting();
-        first.map_or(Admission::NotBeforeOwn, |(_, announced)| self.admission(announced, scope))
+        let Some(first) = self.waiting.front().and_then(|id| self.incoming.get(id)) else {
+            return Admission::NotBeforeOwn;
+        };
+        // What it keeps counts already.
+        let (_, announced) = first.waits_since();
+        self.admission(announced.saturating_sub(first.usage().reserved), scope)
     }
 
     /// Returns true if a message waits for admission.
@@ -248,25 +253,39 @@ impl Receiving {
     }
 
     /// Admits that message: its sender is told.
-    pub(super) fn admit(&mut self) {
+    pub(super) fn admit(&mut self, now: Instant) {
         let Some(id) = self.waiting.pop_front() else { return };
         let Some(reassembly) = self.incoming.get_mut(&id) else { return };
-        let before = reassembly.usage();
-        reassembly.admit();
-        let after = reassembly.usage();
-        self.reserved = self.reserved + after.1 - before.1;
+        self.used.subtract(reassembly.usage());
+        reassembly.admit(now);
+        self.used.add(reassembly.usage());
     }
 
-    /// The address has proved itself: messages of which only a part was admitted wait for the rest.
-    pub(super) fn on_proved(&mut self) {
-        for (id, message) in &mut self.incoming {
-            if message.is_partial() && !message.is_waiting() {
-                let before = message.usage();
-                message.wait();
-                self.reserved = self.reserved + message.usage().1 - before.1;
-                self.waiting.push_back(*id);
+    /// The address has proved itself: messages of which only a part was admitted wait for the rest,
+    /// or are refused if those that wait keep too much already.
+    pub(super) fn on_proved(&mut self, now: Instant, scope: &Scope<'_>) {
+        let is_part = |message: &Reassembly| message.is_partial() && !message.is_waiting();
+        let parts = self.incoming.iter().filter(|(_, message)| is_part(message));
+        let parts: Vec<u64> = parts.map(|(id, _)| *id).collect();
+        for id in parts {
+            let used = self.usage();
+            let Some(message) = self.incoming.get_mut(&id) else { continue };
+            if !scope.budget.keeps_waiting(used, message.kept()) {
+                self.give_up(now, id);
+                continue;
             }
+            self.used.subtract(message.usage());
+            message.wait();
+            self.used.add(message.usage());
+            self.waiting.push_back(id);
         }
+    }
+
+    /// Drops a message that has begun: its sender is told that there is no room.
+    fn give_up(&mut self, now: Instant, id: u64) {
+        self.remove(id);
+        self.answer(|out| write_refusal(id, ErrorCode::Busy, out));
+        self.end(now, id, Ended::Refused(ErrorCode::Busy));
     }
 
     /// Drops all unfinished messages; says how many.
@@ -274,7 +293,7 @@ impl Receiving {
         let count = self.unfinished();
         self.incoming.clear();
         self.waiting.clear();
-        (self.memory, self.reserved) = (0, 0);
+        self.used = Usage::default();
         self.whole = WholePayloads::default();
         count
     }
@@ -296,7 +315,7 @@ impl Receiving {
         let room = Room { messages, bytes: self.free(scope) };
         match self.whole.handle_fragment(now, frame, fragment, whole, room) {
             Outcome::Kept => Got::Kept,
-            Outcome::Refused => scope.without_room(),
+            Outcome::Refused => self.without_memory(frame.payload.len(), scope),
             Outcome::Complete(message) => {
                 self.sends_whole = true;
                 Got::Message(message)
@@ -312,23 +331,24 @@ impl Receiving {
         Some(message)
     }
 
-    /// Why a message may not begin; None if it has begun or may.
+    /// The reason for which a message may not begin; None if it has begun or may.
     fn refuses(&self, fragment: &Fragment, len: usize, scope: &Scope<'_>) -> Option<ErrorCode> {
         let limits = &scope.budget.limits;
-        let size_min = u64::from(fragment.total - 1).saturating_mul(len as u64);
-        // The last fragment's length says nothing about the others'.
-        let known = fragment.index + 1 < fragment.total || fragment.total == 1;
+        // All but the last are of one size, which is at least that of the last, and not nothing.
+        let size_min = u64::from(fragment.total - 1).saturating_mul(len.max(1) as u64);
         let too_large = size_min > limits.message_bytes_max as u64
             || (fragment.wants_reports && !scope.is_stranger && scope.budget.never_admits(size_min));
-        if known && too_large {
+        if too_large {
             return Some(ErrorCode::TooLarge);
         }
         if self.incoming.contains_key(&fragment.id) {
             return None;
         }
-        let others = scope.budget.used.messages;
-        let full = self.unfinished() >= limits.peer_messages_max
-            || self.unfinished() + others >= limits.messages_max;
+        let (mine, others) = (self.unfinished(), scope.budget.used.messages);
+        let free = limits.messages_max.saturating_sub(mine + others);
+        // One address has at most as many as are free beside them all, so that some always are.
+        let share = if scope.is_stranger { usize::MAX } else { free };
+        let full = free == 0 || mine >= limits.peer_messages_max.min(share);
         full.then_some(ErrorCode::Busy)
     }
 
@@ -361,6 +381,12 @@ impl Receiving {
         scope.budget.free(scope.all, self.usage().reserved)
     }
 
+    /// The fate of a payload for which there is no memory.
+    fn without_memory(&self, len: usize, scope: &Scope<'_>) -> Got {
+        let would_fit = len <= scope.budget.free_alone(scope.all, self.usage().reserved);
+        if would_fit { scope.others_have_it() } else { Got::Refused }
+    }
+
     fn complete(&mut self, now: Instant, id: u64, fragment: Fragment, scope: &Scope<'_>) -> Got {
         let Some(mut reassembly) = self.remove(id) else { return Got::Refused };
         let report = reassembly.report(now, 0);
@@ -389,9 +415,7 @@ impl Receiving {
 
     fn remove(&mut self, id: u64) -> Option<Reassembly> {
         let removed = self.incoming.remove(&id)?;
-        let (memory, reserved) = removed.usage();
-        self.memory -= memory;
-        self.reserved -= reserved;
+        self.used.subtract(removed.usage());
         if removed.is_waiting() {
             self.waiting.retain(|waiting| *waiting != id);
         }
@@ -431,13 +455,22 @@ impl Receiving {
         self.ended_order.push_back((now, id));
     }
 
-    /// Drops what has had nothing new for too long; says how many.
-    pub(super) fn handle_timeout(&mut self, now: Instant, age_max: Duration) -> usize {
+    /// Drops what has had nothing new for too long, and if `others_wait` what uses too little of its
+    /// reservation; says how many.
+    pub(super) fn handle_timeout(&mut self, now: Instant, age_max: Duration, others_wait: bool) -> usize {
         let old = |message: &Reassembly| now.saturating_duration_since(message.progress_at()) >= age_max;
         let expired: Vec<u64> =
             self.incoming.iter().filter(|(_, message)| old(message)).map(|(id, _)| *id).collect();
         expired.iter().for_each(|id| drop(self.remove(*id)));
-        expired.len() + self.whole.drop_expired(now, age_max)
+        let mut slow = Vec::new();
+        for (id, message) in &mut self.incoming {
+            if message.period_ends_at(age_max).is_some_and(|end| end <= now) && message.end_period(now) {
+                slow.push(*id);
+            }
+        }
+        slow.retain(|_| others_wait);
+        slow.iter().for_each(|id| self.give_up(now, *id));
+        expired.len() + slow.len() + self.whole.drop_expired(now, age_max)
     }
 
     /// The next report or refusal to send, if one is due; `free` bytes are not reserved.
@@ -455,11 +488,12 @@ impl Receiving {
         Some(out)
     }
 
-    /// When something has to be done next.
+    /// The time at which something has to be done.
     pub(super) fn poll_timeout(&self, age_max: Duration) -> Option<Instant> {
         let expiry = self.incoming.values().map(|message| message.progress_at() + age_max).min();
+        let period = self.incoming.values().filter_map(|message| message.period_ends_at(age_max)).min();
         let report = self.incoming.values().filter_map(Reassembly::report_at).min();
         let arrivals = self.arrivals.poll_timeout();
-        [expiry, report, arrivals, self.whole.poll_timeout(age_max)].into_iter().flatten().min()
+        [expiry, period, report, arrivals, self.whole.poll_timeout(age_max)].into_iter().flatten().min()
     }
 }

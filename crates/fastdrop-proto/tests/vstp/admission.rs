@@ -130,6 +130,101 @@ fn case_124_too_many_are_told_that_the_peer_is_busy_and_too_large_ones_so() {
     assert_eq!(net.outcomes[8].get(&large), Some(&Err(Failure::Refused("too-large".into()))));
 }
 
+/// A client that announces much and sends little, again and again, keeps others out for a while at
+/// most.
+#[test]
+fn case_124_a_reservation_that_is_hardly_used_is_lost_while_others_wait() {
+    let config = EndpointConfig { limits: limits(4 * MIB), ..EndpointConfig::default() };
+    let mut net = Net::with_config(9, Link::clean(1e9, Duration::from_millis(20)), 3, config);
+    net.send(1, 0, message(10, 0), true);
+    net.run(SECOND);
+    let held = |id: u64, index| fragment(&format!("0{}", (1_u64 << 62) + id), index, 3000, 1200);
+    net.inject(0, address(1), &held(0, 0));
+    let waits = net.send(2, 0, message(3 * MIB, 2), false);
+    for turn in 1..8 {
+        let until = net.now + SECOND * 20;
+        while net.next_at().is_some_and(|at| at <= until) && net.step() {}
+        net.now = until;
+        for id in 0..=u64::from(turn) {
+            net.inject(0, address(1), &held(id, turn));
+        }
+    }
+    assert_eq!(net.outcomes[2].get(&waits), Some(&Ok(())));
+}
+
+/// Messages of one address that wait do not take all places.
+#[test]
+fn case_124_addresses_with_many_messages_leave_places_for_others() {
+    let limits = ReassemblyLimits { messages_max: 100, ..limits(4 * MIB) };
+    let config = EndpointConfig { limits, ..EndpointConfig::default() };
+    let mut net = Net::with_config(10, Link::clean(1e9, Duration::from_millis(20)), 5, config);
+    for client in 1..5 {
+        net.send(client, 0, message(10, 0), true);
+        net.run(SECOND);
+    }
+    for (client, id) in (1..4).flat_map(|client| (0..200_u64).map(move |id| (client, id))) {
+        net.inject(0, address(client), &fragment(&format!("0{}", (1_u64 << 62) + id), 0, 3000, 1200));
+    }
+    let small = net.send(4, 0, message(20_000, 1), false);
+    let until = net.now + SECOND;
+    while net.now < until && net.step() {}
+    assert_eq!(net.outcomes[4].get(&small), Some(&Ok(())));
+}
+
+/// Large messages and small frames, with and without acknowledgement, over a line that loses some.
+#[test]
+fn case_124_all_arrive_once_where_some_are_lost_and_acknowledgements_wanted() {
+    for seed in 1..=seeds(6) {
+        let link = Link { loss: 0.05, ..Link::clean(100e6, Duration::from_millis(10)) };
+        let config = EndpointConfig { limits: limits(3 * MIB), ..EndpointConfig::default() };
+        let mut net = Net::with_config(seed, link, 5, config);
+        let mut sends = Vec::new();
+        for (client, n) in (1..5_usize).flat_map(|client| (0..4_usize).map(move |n| (client, n))) {
+            let len = if n % 2 == 0 { MIB / 2 } else { 100 };
+            // A small frame without acknowledgement may be lost.
+            let acknowledged = n != 2;
+            let sent = message(len, (client * 10 + n) as u64);
+            sends.push((client, net.send(client, 0, sent.clone(), acknowledged), content(&sent)));
+        }
+        net.run(SECOND * 120);
+        for (client, send, sent) in sends {
+            assert_eq!(net.outcomes[client].get(&send), Some(&Ok(())), "seed {seed}, client {client}");
+            let times = net.received[0].iter().filter(|(_, frame)| content(frame) == sent).count();
+            assert_eq!(times, 1, "seed {seed}, client {client}");
+        }
+    }
+}
+
+/// A fragment may announce what it likes: others lose nothing by it.
+#[test]
+fn case_124_a_fragment_that_announces_too_much_is_refused_wherever_it_stands() {
+    let too_much = [
+        (u32::MAX - 1, u32::MAX, 10),
+        (u32::MAX - 1, u32::MAX, 0),
+        (0, u32::MAX, 1000),
+        (0, u32::MAX, 1),
+        (999_999, 1_000_000, 1100),
+        (300_000, 300_001, 1000),
+    ];
+    for (index, total, len) in too_much {
+        let mut net = Net::new(8, Link::clean(1e9, Duration::from_millis(20)), 3);
+        for client in 1..3 {
+            net.send(client, 0, message(10, 0), true);
+        }
+        net.run(SECOND);
+        for n in 0..10 {
+            let id = format!("0{}", (1_u64 << 62) + n);
+            net.inject(0, address(1), &fragment(&id, index, total, len));
+        }
+        let small = net.send(2, 0, message(10, 1), true);
+        let large = net.send(2, 0, message(4 * MIB, 2), false);
+        net.run(SECOND * 2);
+        for send in [small, large] {
+            assert_eq!(net.outcomes[2].get(&send), Some(&Ok(())), "{index} of {total}, {len} bytes");
+        }
+    }
+}
+
 #[test]
 #[ignore = "takes minutes: two gigabytes"]
 fn case_124_a_hundred_times_20_mib_with_the_default_limits() {

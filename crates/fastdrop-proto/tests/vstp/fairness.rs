@@ -1,4 +1,4 @@
-//! What waits for the application, of one address and of others (case 130).
+//! Frames that wait for the application, of one address and of others (case 130).
 
 use super::net::*;
 use fastdrop_proto::vstp::{EndpointConfig, Failure, FrameBytes, FrameType, HeadersBuf, ReassemblyLimits};

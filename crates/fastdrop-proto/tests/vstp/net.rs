@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, FrameBytes, FrameType, HeadersBuf, SendId,
+    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameType, HeadersBuf,
+    SendId,
 };
 use fastdrop_testing::network::{Link, Wire, payload};
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ pub(crate) struct Net {
     pub(crate) memory_max: usize,
     /// The applications take what comes, and acknowledge it.
     pub(crate) takes: bool,
-    /// What comes waits for [`Net::take`].
+    /// All that comes waits for [`Net::take`].
     pub(crate) keeps: bool,
     /// Bytes that went to each address.
     pub(crate) sent_to: BTreeMap<SocketAddr, u64>,
@@ -75,6 +76,12 @@ impl Net {
         send
     }
 
+    /// A datagram comes that nobody here has sent.
+    pub(crate) fn inject(&mut self, to: usize, from: SocketAddr, datagram: &[u8]) {
+        self.nodes[to].1.handle_datagram(self.now, from, datagram);
+        self.drain(to);
+    }
+
     pub(crate) fn drain(&mut self, node: usize) {
         let mut out = Vec::new();
         let now = self.now;
@@ -96,7 +103,7 @@ impl Net {
             match event {
                 Event::Received { from, frame, acknowledgement } => {
                     if self.takes {
-                        self.nodes[node].1.handle_taken(from, &frame);
+                        self.nodes[node].1.handle_taken(now, from, &frame);
                         if let Some(wanted) = acknowledgement {
                             self.nodes[node].1.acknowledge(now, from, wanted);
                             // It leaves in the next turn.
@@ -121,7 +128,7 @@ impl Net {
     /// The application takes one frame, and acknowledges it.
     pub(crate) fn take(&mut self, node: usize) -> bool {
         let Some((from, frame, acknowledgement)) = self.nodes[node].1.poll_received() else { return false };
-        self.nodes[node].1.handle_taken(from, &frame);
+        self.nodes[node].1.handle_taken(self.now, from, &frame);
         if let Some(wanted) = acknowledgement {
             self.nodes[node].1.acknowledge(self.now, from, wanted);
         }
@@ -130,7 +137,7 @@ impl Net {
         true
     }
 
-    /// What came so far does not matter.
+    /// Forgets all that came so far.
     pub(crate) fn forget_received(&mut self, node: usize) {
         self.received[node].clear();
     }
@@ -151,7 +158,7 @@ impl Net {
         self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);
     }
 
-    /// When the next step of virtual time is.
+    /// The next step of virtual time.
     pub(crate) fn next_at(&self) -> Option<Instant> {
         let timer = self.nodes.iter().filter_map(|(_, endpoint)| endpoint.poll_timeout()).min();
         [self.wire.next_at(), timer].into_iter().flatten().min()
@@ -194,6 +201,20 @@ impl Net {
     pub(crate) fn elapsed(&self) -> Duration {
         self.now - self.start
     }
+}
+
+/// A fragment of a message of zeros.
+pub(crate) fn fragment(id: &str, index: u32, total: u32, len: usize) -> Vec<u8> {
+    let mut headers = HeadersBuf::default();
+    for (key, value) in
+        [("frag-id", id), ("frag-index", &index.to_string()), ("frag-total", &total.to_string())]
+    {
+        headers.push(key.as_bytes(), value.as_bytes()).unwrap();
+    }
+    let frame = FrameBytes::new(FrameType::Data, headers, vec![0; len].into()).with_flag(Flags::FRAG);
+    let mut out = Vec::new();
+    frame.as_ref().encode(&mut out).unwrap();
+    out
 }
 
 pub(crate) fn message(len: usize, seed: u64) -> FrameBytes {

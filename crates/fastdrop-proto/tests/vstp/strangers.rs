@@ -21,10 +21,11 @@ enum Kind {
     Challenge,
     Proof,
     Report,
+    Arrived,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Plain,
         Self::Acknowledged,
         Self::AcknowledgedOf02,
@@ -35,6 +36,7 @@ impl Kind {
         Self::Challenge,
         Self::Proof,
         Self::Report,
+        Self::Arrived,
     ];
 
     fn datagram(self, random: &mut Random) -> Vec<u8> {
@@ -61,6 +63,7 @@ impl Kind {
             Self::Challenge => (FrameType::Ping, Flags::empty(), vec![("challenge", "1".into())], 8),
             Self::Proof => (FrameType::Pong, Flags::empty(), vec![("challenge", "1".into())], 8),
             Self::Report => (FrameType::Ack, Flags::empty(), vec![("frag-id", "07".into())], 12),
+            Self::Arrived => (FrameType::Ack, Flags::empty(), vec![("arrived", "07".into())], 12),
         };
         let mut buf = HeadersBuf::default();
         for (key, value) in headers {
@@ -100,7 +103,7 @@ impl Flood {
             let at = net.now + self.interval;
             while net.next_at().is_some_and(|next| next <= at) && net.step() {}
             net.now = net.now.max(at);
-            let kind = self.kind.unwrap_or(Kind::ALL[self.random.below(10) as usize]);
+            let kind = self.kind.unwrap_or(Kind::ALL[self.random.below(Kind::ALL.len() as u64) as usize]);
             let datagram = kind.datagram(&mut self.random);
             let from = made_up(&mut self.random);
             self.came += datagram.len() as u64;
@@ -209,6 +212,23 @@ fn case_125_a_thousand_spoofed_fragments_do_not_stop_large_messages() {
     assert!(net.nodes[0].1.unfinished() <= 500, "{}", net.nodes[0].1.unfinished());
 }
 
+/// A fragment that could not be kept whatever others had costs them nothing.
+#[test]
+fn case_125_a_fragment_that_cannot_be_kept_costs_other_strangers_nothing() {
+    let mut net = Net::new(130, Link::clean(1e9, Duration::from_millis(20)), 1);
+    let mut random = Random(130);
+    for _ in 0..50 {
+        let datagram = Kind::FragmentOf02.datagram(&mut random);
+        net.inject(0, made_up(&mut random), &datagram);
+    }
+    assert_eq!(net.nodes[0].1.unfinished(), 50);
+    for (index, total, len) in [(9000, 9999, 1000), (8193, 9999, 10), (4_000_000, 5_000_000, 20)] {
+        net.inject(0, made_up(&mut random), &fragment("7", index, total, len));
+    }
+    assert!(net.nodes[0].1.unfinished() >= 50, "{}", net.nodes[0].1.unfinished());
+    assert_eq!(net.nodes[0].1.counters().expired, 0);
+}
+
 #[test]
 fn case_125_twelve_thousand_addresses_keep_nobody_out() {
     for kind in Kind::ALL {
@@ -227,7 +247,8 @@ fn case_125_twelve_thousand_addresses_keep_nobody_out() {
     }
 }
 
-/// An application that answers strangers with much, after they have been forgotten, is no amplifier.
+/// An application that answers strangers with much, after they have been forgotten, is no
+/// amplifier.
 #[test]
 fn case_125_whoever_answers_a_forgotten_stranger_does_not_speak_first() {
     let config = EndpointConfig { peers_max: 20, ..EndpointConfig::default() };
@@ -274,7 +295,7 @@ fn case_125_an_address_that_is_alive_is_not_forgotten_for_others() {
     assert_eq!(net.outcomes[19].get(&late), Some(&Ok(())));
 }
 
-/// What strangers send and nobody takes is bounded, and does not count against others.
+/// Frames that strangers send and nobody takes are bounded, and do not count against others.
 #[test]
 fn case_125_what_strangers_send_and_nobody_takes_is_bounded() {
     let limits = ReassemblyLimits { bytes_max: 4 * MIB, ..ReassemblyLimits::default() };

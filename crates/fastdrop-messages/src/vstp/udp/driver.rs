@@ -313,7 +313,7 @@ impl Shared {
         let Received { from, local, ref frame, wanted } = *received;
         let mut state = self.lock();
         let now = Instant::now();
-        state.endpoint.handle_taken(from, frame);
+        state.endpoint.handle_taken(now, from, frame);
         if let Some(local) = local {
             // What the application answers leaves from where that was asked.
             state.endpoint.set_local(from, local);
@@ -398,7 +398,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                 }
                 // Nobody takes it any more.
                 while let Some((from, frame, wanted)) = state.endpoint.poll_received() {
-                    state.endpoint.handle_taken(from, &frame);
+                    state.endpoint.handle_taken(Instant::now(), from, &frame);
                     if let Some(wanted) = wanted {
                         state.endpoint.forgo(Instant::now(), from, wanted);
                     }

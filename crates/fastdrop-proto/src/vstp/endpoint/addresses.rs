@@ -3,6 +3,7 @@
 
 use super::{CHALLENGE, Endpoint};
 use crate::vstp::acknowledgement::Acknowledgement;
+use crate::vstp::arrivals::Arrived;
 use crate::vstp::budget::{Admission, Budget};
 use crate::vstp::challenge::{answer_challenge, write_challenge};
 use crate::vstp::failure::Failure;
@@ -16,7 +17,7 @@ use crate::vstp::standing::Standing;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// What a frame asks an endpoint to keep.
+/// The things that a frame asks an endpoint to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asks {
     /// Nothing but its place in the application's queue.
@@ -53,6 +54,7 @@ impl Endpoint {
     /// Returns true if a frame is to be handled: its address is remembered from now on. Else it has
     /// been answered, if it has to be.
     pub(super) fn admit_address(&mut self, now: Instant, from: SocketAddr, frame: &FrameRef<'_>) -> bool {
+        self.promote(now, from);
         let standing = self.peers.standing(from);
         if standing == Some(Standing::Known) {
             return true;
@@ -114,7 +116,9 @@ impl Endpoint {
                 }
                 true
             }
-            FrameType::Ack if frame.headers.find(MSG_ID).is_some() || Report::is_in(frame) => {
+            FrameType::Ack
+                if frame.headers.find(MSG_ID).is_some() || Report::is_in(frame) || Arrived::is_in(frame) =>
+            {
                 self.counters.unexpected += 1;
                 true
             }
@@ -161,7 +165,8 @@ impl Endpoint {
     pub(super) fn peer_to_send(&mut self, now: Instant, address: SocketAddr) -> Option<&mut Peer> {
         if self.peers.get(address).is_none() {
             // Whoever answers a stranger that has been forgotten does not speak first.
-            let (standing, proof) = match self.peers.forgotten(address) {
+            let unproved = self.inbox.unproved(address).or_else(|| self.peers.forgotten(address));
+            let (standing, proof) = match unproved {
                 Some((came, went)) => (Standing::Stranger, Proof::unproved(came, went)),
                 None => (Standing::Known, Proof::Proved),
             };
@@ -196,6 +201,9 @@ impl Endpoint {
     /// Forgets an address, with all that is under way.
     pub(super) fn forget(&mut self, address: SocketAddr) {
         let Some(mut peer) = self.peers.remove(address) else { return };
+        if let Some(bytes) = peer.unproved() {
+            self.inbox.set_unproved(address, bytes);
+        }
         self.budgets.get_mut(peer.standing).used.subtract(peer.receiving.usage());
         self.waiting.remove(&address);
         if let Some(since) = peer.reassembling_since {
@@ -226,13 +234,21 @@ impl Endpoint {
     pub(super) fn prove(&mut self, now: Instant, address: SocketAddr) {
         let Some(peer) = self.peers.get_mut(address) else { return };
         peer.on_proved();
-        if peer.standing == Standing::Known || !self.make_place(now, Standing::Known) {
+        self.promote(now, address);
+    }
+
+    /// Gives an address that has proved itself its place, if there is one: else it keeps the one
+    /// that it had as a stranger until there is.
+    pub(super) fn promote(&mut self, now: Instant, address: SocketAddr) {
+        let Some(peer) = self.peers.get(address) else { return };
+        let waits = peer.is_proved() && peer.standing != Standing::Known;
+        if !waits || !self.make_place(now, Standing::Known) {
             return;
         }
         self.set_standing(address, Standing::Known);
         self.inbox.prove(address);
-        self.with_scope(now, address, |peer, _| peer.receiving.on_proved());
-        self.admit_waiting();
+        self.with_scope(now, address, |peer, scope| peer.receiving.on_proved(now, scope));
+        self.admit_waiting(now);
     }
 
     // ---- memory ----
@@ -281,6 +297,12 @@ impl Endpoint {
         Some(result)
     }
 
+    /// Returns true if messages of other known addresses wait for admission.
+    pub(super) fn others_wait(&self, address: SocketAddr) -> bool {
+        let is_known = |waiting| self.peers.standing(waiting) == Some(Standing::Known);
+        self.waiting.iter().any(|waiting| *waiting != address && is_known(*waiting))
+    }
+
     /// Makes room for a message of a stranger: that other one loses its messages who began first.
     /// Returns false if there is none.
     pub(super) fn make_room_for_stranger(&mut self, now: Instant, from: SocketAddr) -> bool {
@@ -296,7 +318,7 @@ impl Endpoint {
 
     /// Admits messages that wait, as far as there is room: first those whose addresses have least
     /// reserved, and of them the one that came first.
-    pub(super) fn admit_waiting(&mut self) {
+    pub(super) fn admit_waiting(&mut self, now: Instant) {
         self.freed = 0;
         loop {
             let mut candidates: Vec<_> = self
@@ -313,17 +335,17 @@ impl Endpoint {
             // A large message that does not fit is not overtaken by others of its budget.
             let mut blocked = Vec::new();
             let mut has_admitted = false;
-            for (_, since, address, announced, standing) in candidates {
+            for (_, _, address, announced, standing) in candidates {
                 let is_large = announced > Budget::SMALL_MESSAGE_MAX;
                 if is_large && blocked.contains(&standing) {
                     continue;
                 }
-                let admission = self.with_scope(since, address, |peer, scope| {
+                let admission = self.with_scope(now, address, |peer, scope| {
                     let scope = Scope { others_wait: false, ..*scope };
                     // One that has reached its own bound does not hold back others.
                     let admission = peer.receiving.first_admission(&scope);
                     if admission == Admission::Now {
-                        peer.receiving.admit();
+                        peer.receiving.admit(now);
                     }
                     admission
                 });

@@ -166,7 +166,7 @@ impl Endpoint {
             Some(Got::Refused | Got::Full) => self.counters.refused += 1,
             Some(Got::Waits) => {
                 self.counters.refused += 1;
-                self.admit_waiting();
+                self.admit_waiting(now);
             }
             Some(Got::Message(message)) => {
                 let crc = acknowledged_crc(&message);
@@ -178,7 +178,7 @@ impl Endpoint {
             }
         }
         if self.budgets.used().reserved < before && !self.waiting.is_empty() {
-            self.admit_waiting();
+            self.admit_waiting(now);
         }
     }
 
