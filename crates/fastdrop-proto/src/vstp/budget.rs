@@ -115,8 +115,8 @@ impl Budget {
         bytes <= free && own.bytes <= free.min(self.limits.peer_bytes_max) && own.count < places
     }
 
-    /// Decides whether so many bytes may be reserved for a message, where its address has `own_used`
-    /// already, which this budget does not count, and holds `own`.
+    /// Decides whether so many bytes may be reserved for a message, where its address has
+    /// `own_used` already, which this budget does not count, and holds `own`.
     pub(super) fn admission(&self, all: Amount, own: Amount, own_used: Usage, announced: usize) -> Admission {
         let own_reserved = own_used.reserved;
         let limits = &self.limits;
@@ -144,8 +144,8 @@ impl Budget {
         if fits { Admission::Now } else { Admission::NotBeforeOthers }
     }
 
-    /// Bytes that are reserved for a message that announces so many. The last fragment may be short,
-    /// so that more is announced than the message has.
+    /// Bytes that are reserved for a message that announces so many. The last fragment may be
+    /// short, so that more is announced than the message has.
     pub(super) fn clamp(&self, announced: usize) -> usize {
         announced.min(self.largest)
     }
@@ -173,8 +173,8 @@ impl Budget {
         waiting <= self.limits.bytes_max / Self::SMALL_PART
     }
 
-    /// Bytes that are not reserved, where one address has reserved `own_reserved`, which this budget
-    /// does not count, and all hold `all`.
+    /// Bytes that are not reserved, where one address has reserved `own_reserved`, which this
+    /// budget does not count, and all hold `all`.
     pub(super) fn free(&self, all: Amount, own_reserved: usize) -> usize {
         let free = self.limits.bytes_max.saturating_sub(self.taken(all, own_reserved));
         free.min(self.limits.peer_bytes_max.saturating_sub(own_reserved))

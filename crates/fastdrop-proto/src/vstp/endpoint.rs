@@ -323,13 +323,13 @@ impl Endpoint {
         peer.is_idle() && silent >= Self::IDLE_MAX && !is_kept
     }
 
-    /// The silence after which an address that stands among those that were challenged is forgotten.
+    /// The silence after which an address that was challenged is forgotten.
     fn unanswered_max(peer: &Peer) -> Duration {
         // One that has answered only waits for its place.
         if peer.is_proved() { Peers::LIVE } else { Self::UNANSWERED_MAX }
     }
 
-    /// The time at which [`Self::handle_timeout`] has to be called; None if there is nothing to wait for.
+    /// The time at which [`Self::handle_timeout`] has to be called; None if nothing is waited for.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -549,21 +549,52 @@ mod tests {
     }
 
     #[test]
-    fn case_125_a_late_answer_to_a_forgotten_stranger_is_no_first_word() {
-        let config = EndpointConfig { peers_max: 2, ..EndpointConfig::default() };
+    fn case_124_what_came_before_the_proof_counts_while_the_rest_waits() {
+        let bytes_max = 64 << 20;
+        let limits = crate::vstp::ReassemblyLimits {
+            message_bytes_max: bytes_max,
+            peer_bytes_max: bytes_max,
+            bytes_max,
+            ..Default::default()
+        };
+        let config = EndpointConfig { limits, ..EndpointConfig::default() };
         let mut endpoint = Endpoint::new(config, [7; 16]);
+        let now = Instant::now();
+        const FRAGMENTS: usize = 400;
+        for (id, index) in (0..6_u64).flat_map(|id| (0..FRAGMENTS).map(move |index| (id, index))) {
+            let headers = HeadersBuf::default()
+                .with("frag-id", format!("0{}", (1_u64 << 62) + id))
+                .with("frag-index", index)
+                .with("frag-total", 40_000);
+            let (flags, headers) = (Flags::FRAG, headers.as_headers());
+            let mut out = Vec::new();
+            let frame = FrameRef { typ: FrameType::Data, flags, headers, payload: &[0; 1200] };
+            frame.encode(&mut out).unwrap();
+            endpoint.handle_datagram(now, address(1), &out);
+        }
+        let proof = proof(&mut endpoint, now, address(1));
+        endpoint.handle_datagram(now, address(1), &proof);
+        let used = endpoint.budgets.get(Standing::Known).used;
+        assert_eq!(used.messages, 6);
+        // One is admitted, and the others keep what they have.
+        assert!(used.reserved >= 40_000 * 1200 + 5 * FRAGMENTS * 1200, "{used:?}");
+        assert!(used.waiting <= bytes_max / 16, "{used:?}");
+    }
+
+    #[test]
+    fn case_125_a_late_answer_to_a_forgotten_stranger_is_no_first_word() {
         let now = Instant::now();
         let ping = datagram(FrameType::Data, HeadersBuf::default(), &[0; 100]);
         let flood = |endpoint: &mut Endpoint, ports: std::ops::Range<u16>| {
             ports.for_each(|port| endpoint.handle_datagram(now, address(port), &ping));
         };
-        endpoint.handle_datagram(now, address(1), &ping);
-        flood(&mut endpoint, 1000..20_000);
-        let (from, frame, _) = endpoint.poll_received().unwrap();
-        assert_eq!(from, address(1));
-        flood(&mut endpoint, 20_000..40_000);
-        let mut went = 0;
         for is_taken in [false, true] {
+            let config = EndpointConfig { peers_max: 2, ..EndpointConfig::default() };
+            let mut endpoint = Endpoint::new(config, [7; 16]);
+            endpoint.handle_datagram(now, address(1), &ping);
+            flood(&mut endpoint, 1000..40_000);
+            let (from, frame, _) = endpoint.poll_received().unwrap();
+            assert_eq!(from, address(1));
             if is_taken {
                 endpoint.handle_taken(now, from, &frame);
                 flood(&mut endpoint, 40_000..50_000);
@@ -572,12 +603,12 @@ mod tests {
                 let answer = FrameBytes::new(FrameType::Data, HeadersBuf::default(), vec![0; 1000].into());
                 endpoint.send(now, from, answer, false);
             }
-            let mut out = Vec::new();
+            let (mut out, mut went) = (Vec::new(), 0);
             while let Some(transmit) = endpoint.poll_transmit(now, 1, &mut out) {
                 went += if transmit.to == from { out.len() } else { 0 };
             }
             assert!(went <= 3 * ping.len(), "{went}, taken: {is_taken}");
-            assert_ne!(endpoint.peers.standing(from), Some(Standing::Known));
+            assert_eq!(endpoint.peers.standing(from), Some(Standing::Stranger));
         }
     }
 

@@ -169,7 +169,8 @@ impl Inbox {
         }
     }
 
-    /// The application is done with a frame. Returns what [`Self::unproved`] did if it was the last.
+    /// The application is done with a frame. Returns what [`Self::unproved`] did if it was the
+    /// last.
     pub(super) fn on_taken(&mut self, from: SocketAddr, frame: &FrameBytes) -> Option<(u64, u64)> {
         let queue = self.queues.get_mut(&from)?;
         let amount = Amount { count: 1, bytes: frame.memory() };

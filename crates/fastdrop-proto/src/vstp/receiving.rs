@@ -455,8 +455,8 @@ impl Receiving {
         self.ended_order.push_back((now, id));
     }
 
-    /// Drops what has had nothing new for too long, and if `others_wait` what uses too little of its
-    /// reservation; says how many.
+    /// Drops what has had nothing new for too long, and if `others_wait` what uses too little of
+    /// its reservation; says how many.
     pub(super) fn handle_timeout(&mut self, now: Instant, age_max: Duration, others_wait: bool) -> usize {
         let old = |message: &Reassembly| now.saturating_duration_since(message.progress_at()) >= age_max;
         let expired: Vec<u64> =

@@ -297,10 +297,11 @@ impl Endpoint {
         Some(result)
     }
 
-    /// Returns true if messages of other known addresses wait for admission.
+    /// Returns true if messages of other addresses of the same kind wait for admission.
     pub(super) fn others_wait(&self, address: SocketAddr) -> bool {
-        let is_known = |waiting| self.peers.standing(waiting) == Some(Standing::Known);
-        self.waiting.iter().any(|waiting| *waiting != address && is_known(*waiting))
+        let standing = self.peers.standing(address);
+        let is_like = |other| self.peers.standing(other) == standing;
+        self.waiting.iter().any(|waiting| *waiting != address && is_like(*waiting))
     }
 
     /// Makes room for a message of a stranger: that other one loses its messages who began first.

@@ -200,8 +200,8 @@ impl Endpoint {
         })
     }
 
-    /// Hands a whole frame on, once. Returns the acknowledgement that it asks for. `reserved`: there
-    /// is room for it.
+    /// Hands a whole frame on, once. Returns the acknowledgement that it asks for. `reserved`:
+    /// there is room for it.
     pub(super) fn receive(
         &mut self,
         now: Instant,
