@@ -36,9 +36,18 @@ async fn vstp_on(address: &str) -> (u16, JoinHandle<()>) {
     (server.local_addr().unwrap().port(), tokio::spawn(echo(server)))
 }
 
-/// A port on which nobody listens: one that was just given back.
-fn closed_port(address: &str) -> SocketAddr {
-    std::net::UdpSocket::bind(address).unwrap().local_addr().unwrap()
+/// A port where nobody is for others: its socket is connected to an address that is never used
+/// here, and so takes nothing of what they send, while nobody else is given the port.
+struct ClosedPort {
+    at: SocketAddr,
+    _socket: std::net::UdpSocket,
+}
+
+fn closed_port(address: &str) -> ClosedPort {
+    let socket = std::net::UdpSocket::bind(address).unwrap();
+    let at = socket.local_addr().unwrap();
+    socket.connect((at.ip(), 9)).unwrap();
+    ClosedPort { at, _socket: socket }
 }
 
 /// A socket that receives from one address alone, as programs have that connect theirs.
@@ -188,7 +197,8 @@ async fn case_129_a_closed_port_is_told_at_once() {
         ("[::]:0", "[::1]:0"),
         ("[::1]:0", "[::1]:0"),
     ] {
-        let to = closed_port(closed);
+        let closed = closed_port(closed);
+        let to = closed.at;
         let client = VstpUdpClient::bind(socket).await.unwrap();
         for len in [10, 10_000, 1_000_000] {
             let before = Instant::now();
@@ -210,7 +220,8 @@ async fn case_129_an_address_that_refuses_costs_the_others_on_the_socket_nothing
     const COUNT: usize = 500;
     let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
     let to = server.local_addr().unwrap();
-    let closed = closed_port("127.0.0.1:0");
+    let port = closed_port("127.0.0.1:0");
+    let closed = port.at;
     let client = Arc::new(VstpUdpClient::bind("127.0.0.1:0").await.unwrap());
     for n in 0..COUNT {
         let refused = client.deliver(frame(10), closed);
@@ -240,7 +251,8 @@ async fn case_129_every_address_of_a_name_is_tried_by_udp() {
     let serving = tokio::spawn(port.cnp.run(|_, _| async {}));
     let mute = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let silent = mute.local_addr().unwrap();
-    let (closed, closed_v6) = (closed_port("127.0.0.1:0"), closed_port("[::1]:0"));
+    let ports = [closed_port("127.0.0.1:0"), closed_port("[::1]:0")];
+    let [closed, closed_v6] = [ports[0].at, ports[1].at];
     for (addresses, expected) in [
         (vec![open], Some(open)),
         (vec![silent], Some(silent)),
@@ -274,11 +286,13 @@ async fn case_129_every_address_of_a_name_is_tried_by_udp() {
 /// What wants no acknowledgement has left, whatever becomes of it; who cares asks.
 #[tokio::test]
 async fn case_129_a_closed_port_is_told_to_whoever_asks_where_nothing_is_acknowledged() {
-    let closed = closed_port("127.0.0.1:0");
+    let port = closed_port("127.0.0.1:0");
+    let closed = port.at;
     let (client, to) = VstpUdpClient::connect(closed, UdpConfig::default()).await.unwrap();
     client.dispatch(frame(10), to).await.unwrap();
     assert_eq!(soon(client.check(to, Duration::from_secs(10))).await, Err(Unreachable::Refused));
     // Somebody begins to listen there.
+    drop(port);
     let server = VstpUdpServer::bind(&closed.to_string()).await.unwrap();
     let delivered = client.deliver(frame(10), to);
     let (delivered, received) = soon(async { tokio::join!(delivered, server.recv_bytes()) }).await;

@@ -276,3 +276,30 @@ async fn a_client_learns_that_its_server_is_gone() {
     soon(client.send_with_ack(Frame::new(FrameType::Data), to)).await.unwrap_err();
     assert_eq!(soon(events.next()).await, Some(PeerEvent::Gone(to, Departure::Unreachable)));
 }
+
+/// A PING comes back with its headers and payload if that fits one datagram. Larger ones are not
+/// answered, and keep nobody waiting.
+#[tokio::test]
+async fn a_ping_is_answered_as_it_came_and_a_large_one_not_at_all() {
+    let run = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let serve = VstpServer::bind_udp("127.0.0.1:0").await.unwrap();
+    let addresses = [run.local_addr().unwrap(), serve.local_addr().unwrap()];
+    let running = tokio::spawn(run.run(|_, _| async {}));
+    let serving = tokio::spawn(serve.serve(|n: u32| async move { Ok(n) }));
+    for address in addresses {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for len in [1200, 5000, 60_000] {
+            let large = Frame::new(FrameType::Ping).with_payload(payload(len));
+            socket.send_to(&encode_frame(&large).unwrap(), address).await.unwrap();
+        }
+        let small = Frame::new(FrameType::Ping).with_header("n", "7").with_payload(payload(1000));
+        socket.send_to(&encode_frame(&small).unwrap(), address).await.unwrap();
+        let mut room = vec![0; 65_536];
+        let (count, _) = soon(socket.recv_from(&mut room)).await.unwrap();
+        let expected = Frame { typ: FrameType::Pong, ..small };
+        assert_eq!(room[..count], encode_frame(&expected).unwrap()[..], "{count} bytes");
+        assert!(tokio::time::timeout(Duration::from_millis(300), socket.recv_from(&mut room)).await.is_err());
+    }
+    running.abort();
+    serving.abort();
+}

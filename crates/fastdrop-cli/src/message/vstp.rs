@@ -98,7 +98,7 @@ pub(super) async fn serve_datagrams(
             () = stop.wait() => return Ok(()),
         };
         let from = delivery.from();
-        udp.answer(delivery.frame(), from).await;
+        udp.answer(delivery.frame(), from);
         let message = match Message::of(delivery.to_frame(), size_max) {
             Ok(message) => message,
             Err(error) => {

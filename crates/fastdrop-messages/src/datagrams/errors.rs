@@ -1,4 +1,4 @@
-//! What the operating system says about datagrams that did not arrive.
+//! Words of the operating system about datagrams that did not arrive.
 
 use crate::addresses::canonical;
 use fastdrop_proto::unreachable::Unreachable;
@@ -59,16 +59,41 @@ pub(super) fn meaning(error: &io::Error) -> Option<Unreachable> {
     }
 }
 
-/// Reports whether what was told instead of a datagram is about one that was sent before: then the
-/// socket is as good as ever.
+/// Reports whether what was told instead of a datagram leaves the socket as good as ever. That is
+/// so of all that the system says but that there is no such socket: the rest is about a datagram
+/// that was sent before, and anybody who forges what routers say decides which error it is.
 pub(crate) fn is_about_another(error: &io::Error) -> bool {
-    meaning(error).is_some() || matches!(error.raw_os_error(), Some(errno) if is_told(Errno::from_raw(errno)))
+    const ENDS: [Errno; 2] = [Errno::EBADF, Errno::ENOTSOCK];
+    error.raw_os_error().is_some_and(|errno| !ENDS.contains(&Errno::from_raw(errno)))
 }
 
-/// Reports whether the system makes this of what routers say.
-fn is_told(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EMSGSIZE | Errno::EPROTO | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EHOSTDOWN
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Errors that Linux makes of the codes of ICMP and ICMPv6, and more.
+    #[test]
+    fn no_error_that_a_router_can_cause_ends_a_socket() {
+        for errno in [
+            Errno::ENETUNREACH,
+            Errno::EHOSTUNREACH,
+            Errno::ENOPROTOOPT,
+            Errno::ECONNREFUSED,
+            Errno::EMSGSIZE,
+            Errno::EOPNOTSUPP,
+            Errno::EHOSTDOWN,
+            Errno::ENONET,
+            Errno::EACCES,
+            Errno::EPROTO,
+            Errno::EPERM,
+            Errno::ENOMEM,
+            Errno::ENOBUFS,
+        ] {
+            assert!(is_about_another(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::EBADF, Errno::ENOTSOCK] {
+            assert!(!is_about_another(&errno.into()), "{errno}");
+        }
+        assert!(!is_about_another(&io::Error::other("the runtime ends")));
+    }
 }

@@ -50,7 +50,7 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// What a burst needs while the program is busy.
+    /// Bytes that a burst needs while the program is busy.
     const BUFFER: usize = 4 << 20;
     /// Attempts to send: errors of other datagrams may be told instead of it.
     const ATTEMPTS: usize = 4;

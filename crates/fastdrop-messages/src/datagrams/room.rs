@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Room {
     pub(super) buffers: Vec<Vec<u8>>,
     pub(super) metas: Vec<RecvMeta>,
-    /// When a call last filled more than half of the buffers.
+    /// The time at which a call last filled more than half of the buffers.
     used_at: Instant,
 }
 

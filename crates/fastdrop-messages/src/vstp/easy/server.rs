@@ -165,7 +165,7 @@ where
         while handlers.try_join_next().is_some() {}
         let permit = Arc::clone(&permits).acquire_owned().await;
         let (frame, from) = udp.recv_bytes().await?;
-        udp.answer(&frame, from).await;
+        udp.answer(&frame, from);
         let (udp, answer) = (Arc::clone(&udp), answer.clone());
         handlers.spawn(async move {
             let _permit = permit;

@@ -123,11 +123,17 @@ pub(crate) struct Unhandled(Arc<AtomicU64>);
 
 impl Unhandled {
     /// Counts the handler of a frame, if that was acknowledged. It stays counted if it is dropped.
-    pub(crate) async fn count(&self, acknowledged: bool, handler: impl Future<Output = ()>) {
-        let count = u64::from(acknowledged);
-        self.0.fetch_add(count, Ordering::Relaxed);
-        handler.await;
-        self.0.fetch_sub(count, Ordering::Relaxed);
+    /// It counts from now on, also before it is polled.
+    pub(crate) fn count<H>(&self, acknowledged: bool, handler: H) -> impl Future<Output = ()> + use<H>
+    where
+        H: Future<Output = ()>,
+    {
+        let (count, unhandled) = (u64::from(acknowledged), Arc::clone(&self.0));
+        unhandled.fetch_add(count, Ordering::Relaxed);
+        async move {
+            handler.await;
+            unhandled.fetch_sub(count, Ordering::Relaxed);
+        }
     }
 
     /// The report at the end.

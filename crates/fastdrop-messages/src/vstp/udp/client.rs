@@ -96,7 +96,7 @@ impl VstpUdpClient {
         self.handle.refused_within(dest, time).await.map_or(Ok(()), Err)
     }
 
-    /// Where the socket is.
+    /// The address of the socket.
     pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
         self.handle.local_addr()
     }
@@ -153,7 +153,7 @@ impl VstpUdpClient {
         Delivery::next(&self.handle).await
     }
 
-    /// How many messages have begun to arrive and are not complete.
+    /// The number of messages that have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
     }
@@ -169,7 +169,7 @@ impl VstpUdpClient {
         self.handle.metrics()
     }
 
-    /// What was counted since the beginning.
+    /// The counts since the beginning.
     pub fn counters(&self) -> Counters {
         self.handle.counters()
     }

@@ -1,9 +1,9 @@
-//! How UDP endpoints are set up.
+//! The settings of UDP endpoints.
 
 use fastdrop_proto::vstp::{EndpointConfig, Patience, ReassemblyLimits};
 use std::time::Duration;
 
-/// How a client is set up.
+/// The settings of a client.
 #[derive(Debug, Clone)]
 pub struct UdpConfig {
     /// With the times below, this gives how long an acknowledgement is waited for: `max_retries` +
@@ -14,7 +14,7 @@ pub struct UdpConfig {
     pub retry_delay: Duration,
     /// The longest. Default 5 s.
     pub max_retry_delay: Duration,
-    /// What each attempt adds to the patience. Default 2 s.
+    /// The time that each attempt adds to the patience. Default 2 s.
     pub ack_timeout: Duration,
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
     pub use_crc: bool,
@@ -37,18 +37,23 @@ impl Default for UdpConfig {
 }
 
 impl UdpConfig {
+    /// The longest of these times and of their sum; more is as good as for ever.
+    const TIME_MAX: Duration = Duration::from_secs(365 * 86_400);
+
     pub(crate) fn endpoint(&self) -> EndpointConfig {
         let retries = u32::try_from(self.max_retries).unwrap_or(u32::MAX);
-        let delays =
-            (0..retries.min(32)).map(|n| (self.retry_delay * (1 << n.min(20))).min(self.max_retry_delay));
-        let delays: Duration = delays.sum();
-        let give_up = self.ack_timeout.saturating_mul(retries.saturating_add(1)) + delays;
-        let patience = Patience { give_up, timeout_min: self.retry_delay, timeout_max: self.max_retry_delay };
+        let delays = (0..retries.min(32))
+            .map(|n| self.retry_delay.saturating_mul(1 << n.min(20)).min(self.max_retry_delay));
+        let attempts = self.ack_timeout.saturating_mul(retries.saturating_add(1));
+        let give_up = delays.fold(attempts, Duration::saturating_add).min(Self::TIME_MAX);
+        let timeout_max = self.max_retry_delay.min(Self::TIME_MAX);
+        let timeout_min = self.retry_delay.min(Self::TIME_MAX);
+        let patience = Patience { give_up, timeout_min, timeout_max };
         EndpointConfig { patience, fragments: self.allow_frag, ..EndpointConfig::default() }
     }
 }
 
-/// How a server is set up.
+/// The settings of a server.
 #[derive(Debug, Clone)]
 pub struct UdpServerConfig {
     /// The CRC is there and verified in any case, as it is with every program that speaks VSTP.
@@ -77,7 +82,7 @@ impl UdpServerConfig {
 /// The bounds of a server, beside those of [`UdpServerConfig`], whose fields are those of 0.2.
 #[derive(Debug, Clone)]
 pub struct UdpServerLimits {
-    /// What unfinished messages may take, with what the application has not taken yet.
+    /// The bounds of what unfinished messages may take, with what the application has not taken yet.
     pub reassembly: ReassemblyLimits,
     /// Addresses that are remembered, of those that have proved themselves or that were spoken to
     /// first; about 2 KiB each, and up to 100 KiB for one that sends messages in fragments. Half as
@@ -101,5 +106,26 @@ impl UdpServerLimits {
 impl From<ReassemblyLimits> for UdpServerLimits {
     fn from(reassembly: ReassemblyLimits) -> Self {
         Self { reassembly, ..Self::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_times_make_a_patience_that_a_clock_reaches() {
+        let longest = Duration::MAX;
+        let config = UdpConfig {
+            max_retries: usize::MAX,
+            retry_delay: longest,
+            max_retry_delay: longest,
+            ack_timeout: longest,
+            ..UdpConfig::default()
+        };
+        let patience = config.endpoint().patience;
+        for time in [patience.give_up, patience.timeout_min, patience.timeout_max] {
+            assert_eq!(time, UdpConfig::TIME_MAX);
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::addresses::canonical;
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
 use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
-use fastdrop_proto::vstp::transport::UdpPath;
+use fastdrop_proto::vstp::transport::{DATAGRAM_MAX, UdpPath};
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Failure, FrameBytes, FrameType, SendId,
     Transmit, Unreachable,
@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 /// Takes datagrams that are not VSTP's, where several protocols share a socket.
 pub(crate) type Others = Box<dyn FnMut(Path, &[u8]) + Send>;
 
-/// What callers and the task share.
+/// The state that callers and the task share.
 #[derive(Debug)]
 pub(super) struct Shared {
     socket: Arc<Socket>,
@@ -37,7 +37,7 @@ pub(super) struct Shared {
 struct State {
     endpoint: Endpoint,
     waiting: HashMap<SendId, (SocketAddr, oneshot::Sender<Result<(), Failure>>)>,
-    /// What the socket had no room for.
+    /// The datagrams that the socket had no room for.
     unsent: Option<Transmit>,
     buffer: Vec<u8>,
     /// No caller is left.
@@ -47,7 +47,7 @@ struct State {
     /// Those who want to know who comes and goes.
     presences: Vec<Presence>,
     metrics: Metrics,
-    /// What the endpoint had counted when that was last added to the metrics.
+    /// The counts of the endpoint when they were last added to the metrics.
     counted: Counters,
 }
 
@@ -157,6 +157,9 @@ impl Handle {
         self.shared.socket.check(to)?;
         let outcome = {
             let mut state = self.shared.lock();
+            if state.broken.is_some() {
+                return Err(Failure::TimedOut);
+            }
             let send = state.endpoint.send(Instant::now(), to, frame, acknowledged);
             let (told, outcome) = oneshot::channel();
             state.waiting.insert(send, (to, told));
@@ -164,6 +167,21 @@ impl Handle {
             outcome
         };
         outcome.await.unwrap_or(Err(Failure::TimedOut))
+    }
+
+    /// Sends an answer that fits one datagram of 1,200 bytes, and nothing larger. Nobody waits for
+    /// its outcome.
+    pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr) {
+        let (to, len) = (canonical(to), frame.as_ref().encoded_len());
+        if len > DATAGRAM_MAX || self.shared.socket.check(to).is_err() {
+            tracing::debug!(%to, len, "no answer was sent");
+            return;
+        }
+        let mut state = self.shared.lock();
+        if state.broken.is_none() {
+            state.endpoint.send(Instant::now(), to, frame, false);
+            self.shared.pump(&mut state);
+        }
     }
 
     /// The next frame or message, acknowledged if its sender wants that.
@@ -193,6 +211,8 @@ impl Handle {
                     return Ok(Received { from, local, frame, wanted });
                 }
                 if let Some(kind) = state.broken {
+                    // For another caller, if there is one.
+                    self.shared.received.notify_one();
                     return Err(VstpError::Io(kind.into()));
                 }
             }
@@ -264,10 +284,12 @@ impl Handle {
 
     /// Waits for what the system says about datagrams that have just left.
     pub(crate) async fn refused_within(&self, to: SocketAddr, time: Duration) -> Option<Unreachable> {
-        let until = Instant::now() + time;
+        let until = Instant::now().checked_add(time);
         loop {
             match self.unreachable(to) {
-                None if Instant::now() < until => tokio::time::sleep(Self::LOOK).await,
+                None if until.is_none_or(|until| Instant::now() < until) => {
+                    tokio::time::sleep(Self::LOOK).await
+                }
                 reason => return reason,
             }
         }
@@ -306,6 +328,17 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of one caller is no reason for the others to stop.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The socket is of no use any more: whoever waits is told, and whoever comes.
+    fn end(&self, why: io::ErrorKind) {
+        let mut state = self.lock();
+        state.broken = Some(why);
+        // Their callers fail, as nobody will tell them of an outcome.
+        state.waiting.clear();
+        drop(state);
+        self.received.notify_waiters();
+        self.received.notify_one();
     }
 
     /// The application is done with a frame that it has taken.
@@ -419,9 +452,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                 }
                 if let Err(error) = ready.and_then(|_| receive(&shared, &mut room, &mut others)) {
                     tracing::warn!(%error, "the socket is of no use any more");
-                    shared.lock().broken = Some(error.kind());
-                    shared.received.notify_waiters();
-                    return;
+                    return shared.end(error.kind());
                 }
             }
             _ = shared.socket.writable(), if blocked => shared.pump(&mut shared.lock()),
@@ -489,4 +520,43 @@ fn handle_errors(shared: &Shared) {
         endpoint.handle_unreachable(now, to, reason);
     });
     shared.pump(&mut state);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastdrop_proto::vstp::HeadersBuf;
+
+    fn frame() -> FrameBytes {
+        FrameBytes::new(FrameType::Data, HeadersBuf::default(), bytes::Bytes::from_static(b"x"))
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_socket_fails_those_who_wait_and_those_who_come() {
+        let handle = Handle::bind("127.0.0.1:0", EndpointConfig::default()).await.unwrap();
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = silent.local_addr().unwrap();
+        let end = async {
+            while handle.shared.lock().waiting.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            handle.shared.end(io::ErrorKind::Other);
+        };
+        let (sent, received, ()) = tokio::join!(handle.send(frame(), to, true), handle.recv(), end);
+        assert_eq!(sent, Err(Failure::TimedOut));
+        assert!(received.is_err());
+        assert_eq!(handle.send(frame(), to, false).await, Err(Failure::TimedOut));
+        assert!(handle.recv().await.is_err() && handle.shared.lock().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn times_that_no_clock_reaches_are_never_over() {
+        let handle = Handle::bind("127.0.0.1:0", EndpointConfig::default()).await.unwrap();
+        let to = handle.local_addr().unwrap();
+        let mut events = handle.events(Duration::MAX);
+        handle.send(frame(), to, false).await.unwrap();
+        assert_eq!(events.next().await, Some(super::super::PeerEvent::Joined(to)));
+        let waits = handle.refused_within(to, Duration::MAX);
+        assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err());
+    }
 }

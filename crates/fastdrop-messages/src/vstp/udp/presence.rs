@@ -63,7 +63,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// What is heard of a peer again so soon says nothing new.
+    /// The time in which another word of a peer says nothing new.
     const PRECISION: Duration = Duration::from_millis(100);
 
     pub(super) fn new(silent_after: Duration) -> (Self, PeerEvents) {
@@ -122,16 +122,17 @@ impl Presence {
 
     /// Tells of those who have been silent for too long.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        while let Some((at, peer)) = self.order.first().copied()
-            && now >= at + self.silent_after
+        while self.poll_timeout().is_some_and(|at| now >= at)
+            && let Some((_, peer)) = self.order.first().copied()
         {
             self.on_gone(peer, Departure::Silent);
         }
     }
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// The time at which [`Self::handle_timeout`] has something to do; never, for a time that no
+    /// clock reaches.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.order.first().map(|(at, _)| *at + self.silent_after)
+        self.order.first().and_then(|(at, _)| at.checked_add(self.silent_after))
     }
 
     fn tell(&mut self, event: PeerEvent) {

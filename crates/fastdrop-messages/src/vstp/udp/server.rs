@@ -53,7 +53,7 @@ impl VstpUdpServer {
         Ok(Self { handle: Handle::new(socket, limits.endpoint(), Some(others))? })
     }
 
-    /// Where the socket is.
+    /// The address of the socket.
     pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
         self.handle.local_addr()
     }
@@ -133,7 +133,7 @@ impl VstpUdpServer {
     {
         let permits = Arc::new(Semaphore::new(Self::HANDLERS_MAX));
         let unhandled = Unhandled::default();
-        let server = Arc::new(self);
+        let server = self;
         let mut handlers = JoinSet::new();
         tokio::pin!(end);
         loop {
@@ -149,16 +149,15 @@ impl VstpUdpServer {
                 () = &mut end => break,
                 next = next => next?,
             };
-            let (handler, server, unhandled) = (handler.clone(), Arc::clone(&server), unhandled.clone());
+            let handler = handler.clone();
+            server.answer(&frame, from);
+            let acknowledged = frame.flags.contains(Flags::REQ_ACK);
+            let handled = async move { handler(from, frame.into()).await };
+            // It is acknowledged, and so counted, before its task has its first turn.
+            let handled = unhandled.count(acknowledged, handled);
             handlers.spawn(async move {
                 let _permit = permit;
-                let acknowledged = frame.flags.contains(Flags::REQ_ACK);
-                let handled = async {
-                    // An answer that waits for proof of an address makes nobody else wait.
-                    server.answer(&frame, from).await;
-                    handler(from, frame.into()).await;
-                };
-                unhandled.count(acknowledged, handled).await;
+                handled.await;
             });
         }
         let all = async { while handlers.join_next().await.is_some() {} };
@@ -168,20 +167,25 @@ impl VstpUdpServer {
 
     /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves;
     /// nothing else.
-    pub async fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
-        let typ = match frame.typ {
-            FrameType::Hello => FrameType::Welcome,
-            FrameType::Ping => FrameType::Pong,
+    ///
+    /// Nothing waits for the answer to leave, and one that does not fit a datagram of 1,200 bytes
+    /// is not sent: a PING of many fragments says nothing that a small one does not.
+    pub fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
+        let answer = match frame.typ {
+            FrameType::Hello => {
+                FrameBytes::new(FrameType::Welcome, super::super::HeadersBuf::default(), bytes::Bytes::new())
+            }
+            FrameType::Ping => {
+                let mut pong = frame.clone();
+                (pong.typ, pong.flags) = (FrameType::Pong, frame.flags & Flags::COMP);
+                pong
+            }
             _ => return,
         };
-        let payload = if typ == FrameType::Pong { frame.payload.clone() } else { bytes::Bytes::new() };
-        let answer = FrameBytes::new(typ, super::super::HeadersBuf::default(), payload);
-        if let Err(error) = self.send_bytes(answer, from).await {
-            tracing::debug!(%from, %error, "no answer was sent");
-        }
+        self.handle.answer(answer, from);
     }
 
-    /// How many messages have begun to arrive and are not complete.
+    /// The number of messages that have begun to arrive and are not complete.
     pub async fn reassembly_session_count(&self) -> usize {
         self.handle.unfinished()
     }
@@ -197,8 +201,22 @@ impl VstpUdpServer {
         self.handle.metrics()
     }
 
-    /// What was counted since the beginning.
+    /// The counts since the beginning.
     pub fn counters(&self) -> Counters {
         self.handle.counters()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_counts_before_its_task_has_its_first_turn() {
+        let unhandled = Unhandled::default();
+        let (acknowledged, other) = (unhandled.count(true, async {}), unhandled.count(false, async {}));
+        assert_eq!(unhandled.report().unhandled, 1);
+        drop((acknowledged, other));
+        assert_eq!(unhandled.report().unhandled, 1, "it did not finish");
     }
 }
