@@ -22,7 +22,7 @@ pub(crate) struct Limits {
     pub(crate) of_one: usize,
 }
 
-/// Whom a connection is counted for: an IPv4 address, or the 64 bits of an IPv6 address that one
+/// The one whom a connection is counted for: an IPv4 address, or the 64 bits of an IPv6 address that one
 /// machine may choose the rest of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Origin(IpAddr);
@@ -74,7 +74,7 @@ struct Holder {
     seat: Arc<Seat>,
 }
 
-/// What a connection and the places know of each other.
+/// The state that a connection and the places know of each other.
 #[derive(Debug, Default)]
 struct Seat {
     lost: AtomicBool,
@@ -128,13 +128,15 @@ impl Places {
     pub(crate) fn take(self: &Arc<Self>, now: Instant, origin: Origin) -> Option<Place> {
         let mut state = self.lock();
         let own = state.counts.get(&origin).copied().unwrap_or_default();
-        if own >= state.limits.of_one {
+        let (has_all, is_full) = (own >= state.limits.of_one, state.holders.len() >= state.limits.all);
+        // Those that have lost their places hold their connections until they have ended.
+        if (has_all || is_full) && state.leaving > state.limits.all / 8 {
+            return None;
+        }
+        if has_all {
             let oldest = state.oldest_silent_of(now, origin, Self::GRACE)?;
             state.evict(oldest);
-        } else if state.holders.len() >= state.limits.all {
-            if state.leaving > state.limits.all / 8 {
-                return None;
-            }
+        } else if is_full {
             let now_ms = self.ms(now);
             let loser = state.loser(now, now_ms, origin, own)?;
             state.evict(loser);
@@ -254,7 +256,7 @@ impl Place {
         self.seat.heard_ms.store(self.places.ms(now), Ordering::Relaxed);
     }
 
-    /// When something last came.
+    /// The time at which something last came.
     pub(crate) fn heard_at(&self) -> Instant {
         self.places.begun + Duration::from_millis(self.seat.heard_ms.load(Ordering::Relaxed))
     }
@@ -368,6 +370,20 @@ mod tests {
         assert!(has_lost(&silent));
         mine.on_frame(begun + Duration::from_secs(10));
         assert!(places.take(begun + Duration::from_secs(60), greedy).is_none());
+    }
+
+    /// An address at its own bound pushes itself out no faster than its connections end.
+    #[test]
+    fn those_that_leave_are_bounded_for_one_address_as_for_all() {
+        let (places, begun) = places(16, 2);
+        let greedy = origin("192.0.2.1");
+        let mut held = Vec::new();
+        for n in 0..60 {
+            held.extend(places.take(begun + n * Places::GRACE, greedy));
+        }
+        assert_eq!(held.iter().filter(|place| has_lost(place)).count(), 16 / 8 + 1);
+        held.retain(|place| !has_lost(place));
+        assert!(places.take(begun + 60 * Places::GRACE, greedy).is_some(), "they have ended");
     }
 
     #[test]

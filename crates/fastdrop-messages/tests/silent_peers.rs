@@ -97,7 +97,8 @@ async fn a_client_has_so_long_for_its_first_frame_and_is_told_so() {
 
 #[tokio::test]
 async fn a_silent_connection_ends_at_either_end_if_that_was_set_and_frames_put_it_off() {
-    let config = TcpConfig { idle_timeout: Some(Duration::from_secs(1)), ..TcpConfig::default() };
+    const IDLE: Duration = Duration::from_secs(2);
+    let config = TcpConfig { idle_timeout: Some(IDLE), ..TcpConfig::default() };
     let (server, address) = listening(config.clone()).await;
     let stream = TcpStream::connect(address).await.unwrap();
     let connection = server.accept().await.unwrap();
@@ -107,9 +108,11 @@ async fn a_silent_connection_ends_at_either_end_if_that_was_set_and_frames_put_i
     let mut client = VstpTcpClient::connect_with_config(&address.to_string(), config).await.unwrap();
     let mut connection = server.accept().await.unwrap();
     let begun = Instant::now();
-    for n in 0..24 {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        if n % 2 == 0 {
+    let mut to_server = false;
+    while begun.elapsed() < IDLE + IDLE / 4 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        to_server = !to_server;
+        if to_server {
             client.send(data(1)).await.unwrap();
             soon(connection.recv()).await.unwrap().unwrap();
         } else {
@@ -117,7 +120,6 @@ async fn a_silent_connection_ends_at_either_end_if_that_was_set_and_frames_put_i
             soon(client.recv()).await.unwrap().unwrap();
         }
     }
-    assert!(begun.elapsed() > Duration::from_secs(1));
     let error = soon(client.recv()).await.unwrap_err();
     assert!(error.to_string().contains("idle_timeout"), "{error}");
 }
@@ -293,4 +295,27 @@ async fn an_address_has_so_many_connections_and_no_more() {
     assert_eq!(soon(server.accept()).await.unwrap().peer_addr().ip(), IpAddr::from([127, 0, 0, 1]));
     held.pop();
     assert_eq!(soon(server.accept()).await.unwrap().peer_addr().ip(), IpAddr::from([127, 0, 0, 66]));
+}
+
+/// Times that no clock reaches are never over.
+#[tokio::test]
+async fn the_longest_times_are_never_over() {
+    let longest = Some(Duration::MAX);
+    let config = TcpConfig {
+        first_frame_timeout: longest,
+        idle_timeout: longest,
+        write_timeout: longest,
+        ..TcpConfig::default()
+    };
+    let (server, address) = listening(config.clone()).await;
+    let mut client = VstpTcpClient::connect_with_config(&address.to_string(), config).await.unwrap();
+    let mut connection = soon(server.accept()).await.unwrap();
+    for len in [1, 1 << 20] {
+        let (sent, received) = soon(async { tokio::join!(client.send(data(len)), connection.recv()) }).await;
+        sent.unwrap();
+        assert_eq!(received.unwrap().unwrap().payload.len(), len);
+    }
+    // One that cannot be written at once.
+    let write = async { while connection.send(data(1 << 20)).await.is_ok() {} };
+    assert!(tokio::time::timeout(Duration::from_millis(100), write).await.is_err());
 }

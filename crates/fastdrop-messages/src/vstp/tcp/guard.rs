@@ -100,8 +100,10 @@ impl<S> Guarded<S> {
             return Poll::Ready(Overdue::Place);
         }
         let first = self.first_frame_timeout.filter(|_| !self.has_spoken);
-        let first = first.map(|time| (self.begun_at + time, Overdue::FirstFrame));
-        let idle = self.idle_timeout.map(|time| (self.active_at + time, Overdue::Idle));
+        // A time that no clock reaches is never over.
+        let first = first.and_then(|time| Some((self.begun_at.checked_add(time)?, Overdue::FirstFrame)));
+        let idle =
+            self.idle_timeout.and_then(|time| Some((self.active_at.checked_add(time)?, Overdue::Idle)));
         let Some((at, reason)) = [first, idle].into_iter().flatten().min_by_key(|(at, _)| *at) else {
             return Poll::Pending;
         };
@@ -115,8 +117,8 @@ impl<S> Guarded<S> {
             return Poll::Ready(Overdue::Place);
         }
         let since = *self.blocked_at.get_or_insert_with(Instant::now);
-        match self.write_timeout {
-            Some(time) => self.writing.poll_at(since + time, cx).map(|()| Overdue::Write),
+        match self.write_timeout.and_then(|time| since.checked_add(time)) {
+            Some(at) => self.writing.poll_at(at, cx).map(|()| Overdue::Write),
             None => Poll::Pending,
         }
     }
@@ -160,7 +162,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let before = buf.filled().len();
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
             Poll::Ready(done) => {
-                this.metrics.add(Count::BytesReceived, buf.filled().len().saturating_sub(before) as u64);
+                let came = buf.filled().len().saturating_sub(before);
+                this.metrics.add(Count::BytesReceived, came as u64);
+                // Whoever sends a large frame is not idle. Before the first one, its time is bounded.
+                if let Some(place) = this.place.as_ref().filter(|_| came > 0) {
+                    place.on_heard(Instant::now());
+                }
                 Poll::Ready(done)
             }
             Poll::Pending => this.poll_silent(cx).map(|overdue| Err(this.expire(overdue))),
@@ -222,5 +229,30 @@ impl Timer {
             }
             sleep.as_mut().reset(at.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::places::{Limits, Origin, Places};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Whoever sends a large frame is not idle before it is whole.
+    #[tokio::test]
+    async fn bytes_of_a_frame_are_signs_of_life() {
+        let places = Places::new(Limits { all: 1, of_one: 1 });
+        let place = places.take(Instant::now(), Origin::of([192, 0, 2, 1].into())).unwrap();
+        let (mut peer, stream) = tokio::io::duplex(64);
+        let mut guarded = Guarded::new(stream, &TcpConfig::default(), Some(place));
+        let heard_at = |guarded: &Guarded<_>| guarded.place.as_ref().unwrap().heard_at();
+        guarded.on_frame(Instant::now());
+        let before = heard_at(&guarded);
+        while before.elapsed() < Duration::from_millis(5) {
+            tokio::task::yield_now().await;
+        }
+        peer.write_all(b"part").await.unwrap();
+        guarded.read_exact(&mut [0; 4]).await.unwrap();
+        assert!(heard_at(&guarded) > before);
     }
 }
