@@ -26,7 +26,7 @@ enum Source {
     Handed(Mutex<mpsc::Receiver<(TcpStream, SocketAddr)>>, SocketAddr),
 }
 
-/// Where connections come from.
+/// The source of connections.
 pub(crate) struct Incoming {
     source: Source,
     places: Arc<Places>,
@@ -80,7 +80,7 @@ impl Incoming {
         Ok(Self::new(Source::Listener(TcpListener::bind(addr).await?), places))
     }
 
-    /// What somebody else, who listens on `addr`, hands on.
+    /// The connections that somebody else, who listens on `addr`, hands on.
     pub(crate) fn handed(
         streams: mpsc::Receiver<(TcpStream, SocketAddr)>,
         addr: SocketAddr,

@@ -1,4 +1,4 @@
-//! What stands in for TLS in a program that is built without it: types that have no values.
+//! Types without values, which stand in for TLS in a program that is built without it.
 
 use std::convert::Infallible;
 use std::io;

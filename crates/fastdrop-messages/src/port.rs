@@ -31,7 +31,7 @@ pub struct Port {
     pub cnp: cnp::Server,
     /// Looks at connections that come, until it is dropped.
     pub sorting: Sorting,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
 }
 
@@ -40,7 +40,7 @@ pub struct Port {
 #[derive(Debug)]
 pub struct Sorting(#[expect(dead_code, reason = "ends its task when it is dropped")] JoinSet<()>);
 
-/// Why there is no port.
+/// The reason for which there is no port.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PortError {
@@ -55,7 +55,7 @@ pub enum PortError {
     Io(#[from] io::Error),
 }
 
-/// What the servers behind a port take.
+/// The settings of the servers behind a port.
 #[derive(Debug, Default)]
 pub struct PortConfig {
     /// VSTP by TCP.
@@ -70,7 +70,7 @@ impl Port {
     /// Connections whose first byte has not come; one more, and the one that has waited longest is
     /// closed.
     const WAITING_MAX: usize = 1024;
-    /// How long the first byte may take. Programs of VSTP may be silent at first.
+    /// The time that the first byte may take. Programs of VSTP may be silent at first.
     const WAITING_TIME: Duration = Duration::from_secs(60);
     /// Connections that were looked at, and that their server has not taken; one more is closed.
     const HANDED_MAX: usize = 1024;

@@ -144,7 +144,7 @@ async fn a_deadline_travels_and_ends_the_handler() {
             session.serve_calls(8, handler).await;
         });
         let begin = Instant::now();
-        let time = Duration::from_millis(300);
+        let time = Duration::from_secs(3);
         let late = soon(client.call_within("x", time)).await;
         assert!(matches!(late, Err(CallError::Timeout)), "{late:?}");
         assert!(begin.elapsed() >= time);
@@ -346,4 +346,72 @@ async fn clones_that_receive_share_the_messages_and_each_comes_to_one_of_them() 
     let mut all = all.concat();
     all.sort_unstable();
     assert_eq!(all, (0..5000).collect::<Vec<_>>());
+}
+
+/// Calls of more bytes than are kept wait for a handler at their callers, and none is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_127_callers_of_large_calls_wait_for_handlers_and_none_is_refused() {
+    for udp in [false, true] {
+        let server = Server::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr();
+        tokio::spawn(server.run_calls(4, echo));
+        let client = client(udp, address).await;
+        let mut callers = JoinSet::new();
+        for n in 0..64_u8 {
+            let session = Session::clone(&client);
+            callers.spawn(async move {
+                let body = vec![n; 256 << 10];
+                assert_eq!(session.call(body.clone()).await.unwrap(), body);
+            });
+        }
+        while let Some(done) = soon(callers.join_next()).await {
+            done.unwrap();
+        }
+        soon(client.close()).await.unwrap();
+    }
+}
+
+/// Calls that wait beyond the bytes that are kept are refused when none is taken any more, and the
+/// session goes on.
+#[tokio::test]
+async fn large_calls_that_wait_are_refused_when_calls_are_closed_and_cost_no_session() {
+    let (client, session, _server) = ends(false, Config::default()).await;
+    let mut callers = JoinSet::new();
+    for _ in 0..64 {
+        let session = Session::clone(&client);
+        callers.spawn(async move { session.call(vec![7; 256 << 10]).await });
+    }
+    let first = soon(session.next_call()).await.unwrap();
+    session.close_calls("no more");
+    while let Some(refused) = soon(callers.join_next()).await {
+        let refused = refused.unwrap().unwrap_err();
+        let is_refused = matches!(&refused, CallError::Refused { words, .. } if words == "no more");
+        assert!(is_refused, "{refused}");
+        if callers.len() == 1 {
+            break;
+        }
+    }
+    soon(first.reply("taken")).await;
+    assert_eq!(soon(callers.join_next()).await.unwrap().unwrap().unwrap(), "taken");
+    let (sent, received) = tokio::join!(soon(client.send("on")), soon(session.recv()));
+    sent.unwrap();
+    assert_eq!(received.unwrap().unwrap(), "on");
+}
+
+/// Times that no clock reaches are never over.
+#[tokio::test]
+async fn the_longest_times_are_never_over() {
+    let server = Server::builder().idle_timeout(Some(Duration::MAX)).drain(Duration::MAX);
+    let server = server.bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr();
+    let (end, ended) = oneshot::channel::<()>();
+    let end_of = async { drop(ended.await) };
+    let serving = tokio::spawn(server.run_calls_until(end_of, 1, echo));
+    for udp in [false, true] {
+        let client = client(udp, address).await;
+        assert_eq!(soon(client.call_within("x", Duration::MAX)).await.unwrap(), "x");
+        soon(client.close()).await.unwrap();
+    }
+    end.send(()).unwrap();
+    soon(serving).await.unwrap();
 }

@@ -2,12 +2,13 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
-use fastdrop_messages::cnp::{ChecksumKind, Client, Config, Ending, Server, Session};
+use fastdrop_messages::Metrics;
+use fastdrop_messages::cnp::{ChecksumKind, Client, Config, Ending, ErrorCode, Server, Session};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The type of the packet with the name of a session.
@@ -24,6 +25,8 @@ struct Nat {
     outside: Arc<Mutex<SocketAddr>>,
     /// The last datagram of the client that began with its name.
     named: Arc<Mutex<Vec<u8>>>,
+    /// Datagrams that somebody behind the same router sends.
+    says: mpsc::UnboundedSender<Vec<u8>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -36,6 +39,7 @@ impl Nat {
         let outside = Arc::new(Mutex::new(out.local_addr().unwrap()));
         let named = Arc::new(Mutex::new(Vec::new()));
         let (rebinding, shown, noted) = (Arc::clone(&rebind), Arc::clone(&outside), Arc::clone(&named));
+        let (says, mut said) = mpsc::unbounded_channel::<Vec<u8>>();
         let task = tokio::spawn(async move {
             let mut client = None;
             let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
@@ -45,6 +49,9 @@ impl Nat {
                         // What comes to the old address reaches nobody.
                         out = UdpSocket::bind("127.0.0.1:0").await.unwrap();
                         *shown.lock().unwrap() = out.local_addr().unwrap();
+                    }
+                    Some(datagram) = said.recv() => {
+                        out.send_to(&datagram, server).await.unwrap();
                     }
                     Ok((count, from)) = inside.recv_from(&mut from_client) => {
                         client = Some(from);
@@ -62,7 +69,7 @@ impl Nat {
                 }
             }
         });
-        Self { address, rebind, outside, named, task }
+        Self { address, rebind, outside, named, says, task }
     }
 
     async fn rebind(&self) {
@@ -86,7 +93,7 @@ impl Drop for Nat {
 
 /// A short keep-alive, by which an end that has nothing to send finds out.
 fn config() -> Config {
-    Config::default().keep_alive(Some(Duration::from_millis(600)))
+    Config::default().keep_alive(Some(Duration::from_millis(1200)))
 }
 
 async fn server() -> Server {
@@ -268,4 +275,33 @@ async fn without_an_agreement_a_client_with_another_address_is_nobody() {
     nat.rebind().await;
     assert_eq!(soon(client.ended()).await, Ending::Gone);
     assert_eq!(soon(session.ended()).await, Ending::Gone);
+}
+
+/// A name that was heard is said again, after its session, from where another session is.
+#[tokio::test]
+async fn the_name_of_a_session_that_is_over_ends_no_session_of_the_address_that_says_it() {
+    let metrics = Metrics::default();
+    let server = Server::builder().config(config()).tcp(false).metrics(metrics.clone());
+    let mut server = server.bind("127.0.0.1:0").await.unwrap();
+    let (nat, other) = (Nat::start(server.local_addr()).await, Nat::start(server.local_addr()).await);
+    let (client, session) = ends(&mut server, &nat).await;
+    let (left, stays) = ends(&mut server, &other).await;
+    let over = async {
+        // After a keep-alive of silence the client says its name.
+        while nat.named.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        session.abort(ErrorCode::Shutdown, "over");
+        while metrics.counts().gone == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(over).await;
+    let named = nat.named.lock().unwrap().clone();
+    other.says.send(named).unwrap();
+    for n in 0..5 {
+        passes(&left, &stays, &format!("to the server {n}")).await;
+        passes(&stays, &left, &format!("to the client {n}")).await;
+    }
+    drop((client, session));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Bytes of the longest token.
 pub const TOKEN_MAX: usize = 255;
 
-/// What a client has said of itself when it asks to be let in.
+/// The words that a client has said of itself when it asks to be let in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Credentials<'a> {

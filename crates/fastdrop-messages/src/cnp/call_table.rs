@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fastdrop_proto::calls::{CALL_TIME_MAX, CallId, Calls, NotServed, Serving, deadline_after};
-use fastdrop_proto::cnp::{CallMessage, CallRefusal};
+use fastdrop_proto::cnp::{CallMessage, CallRefusal, ReceiveId};
 use std::collections::VecDeque;
 use std::time::Instant;
 use tokio::sync::{oneshot, watch};
@@ -17,30 +17,39 @@ pub(super) struct Arrived {
     pub(super) body: Bytes,
     pub(super) deadline: Option<Instant>,
     pub(super) cancelled: watch::Receiver<bool>,
+    /// The message that brought it, if that is acknowledged only when a handler takes it.
+    held: Option<ReceiveId>,
 }
 
 /// Calls that were made and wait for a reply, and calls that came and wait for an answer.
 #[derive(Debug)]
 pub(super) struct CallTable {
     made: Calls<oneshot::Sender<Reply>>,
+    taken_max: usize,
     /// Calls of the peer that have no answer, waiting or with a handler.
     taken: Serving<CallId, watch::Sender<bool>>,
     waiting: VecDeque<Arrived>,
+    /// Bytes of those whose messages are acknowledged.
     waiting_bytes: usize,
     bytes_max: usize,
+    /// Messages that are to be acknowledged now.
+    freed: VecDeque<ReceiveId>,
     /// Nobody takes calls any more, for this reason.
     closed: Option<String>,
 }
 
 impl CallTable {
-    /// So many calls of the peer are taken at once, and so many bytes of those that wait.
+    /// So many calls of the peer are taken at once. Those that wait beyond so many bytes are
+    /// acknowledged when a handler takes them, which holds the peer back.
     pub(super) fn new(taken_max: usize, bytes_max: usize) -> Self {
         Self {
             made: Calls::new(0, 0),
+            taken_max,
             taken: Serving::new(taken_max),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             bytes_max,
+            freed: VecDeque::new(),
             closed: None,
         }
     }
@@ -50,7 +59,7 @@ impl CallTable {
         self.made = Calls::new(0, made_max);
     }
 
-    /// Bytes of calls that wait.
+    /// Bytes of calls that wait and whose messages are acknowledged.
     pub(super) fn memory(&self) -> usize {
         self.waiting_bytes
     }
@@ -72,6 +81,7 @@ impl CallTable {
     pub(super) fn end(&mut self) {
         drop(self.made.take_all());
         self.waiting.clear();
+        self.freed.clear();
         self.waiting_bytes = 0;
         for cancel in self.taken.take_all() {
             cancel.send_replace(true);
@@ -81,8 +91,26 @@ impl CallTable {
     /// The next call for a handler.
     pub(super) fn take(&mut self) -> Option<Arrived> {
         let arrived = self.waiting.pop_front()?;
-        self.waiting_bytes -= arrived.body.len();
+        self.on_left(&arrived);
         Some(arrived)
+    }
+
+    /// A call does not wait any more.
+    fn on_left(&mut self, arrived: &Arrived) {
+        match arrived.held {
+            Some(message) => self.freed.push_back(message),
+            None => self.waiting_bytes -= arrived.body.len(),
+        }
+    }
+
+    /// The next message that is to be acknowledged, as its call does not wait any more.
+    pub(super) fn poll_freed(&mut self) -> Option<ReceiveId> {
+        self.freed.pop_front()
+    }
+
+    /// Calls of the peer that are taken at once.
+    pub(super) fn taken_max(&self) -> usize {
+        self.taken_max
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -92,9 +120,11 @@ impl CallTable {
     /// No call is taken any more. Gives those that were waiting, which are to be refused.
     pub(super) fn close(&mut self, words: &str) -> Vec<CallId> {
         self.closed.get_or_insert_with(|| words.into());
-        self.waiting_bytes = 0;
-        let waiting: Vec<CallId> = self.waiting.drain(..).map(|arrived| arrived.id).collect();
-        waiting.iter().for_each(|id| self.on_answered(*id));
+        let mut waiting = Vec::new();
+        while let Some(arrived) = self.take() {
+            self.on_answered(arrived.id);
+            waiting.push(arrived.id);
+        }
         waiting
     }
 
@@ -108,30 +138,31 @@ impl CallTable {
         self.taken.handling()
     }
 
-    /// A message about a call came.
-    pub(super) fn handle(&mut self, now: Instant, message: CallMessage) -> Handled {
+    /// A message about a call came, as `came`.
+    pub(super) fn handle(&mut self, now: Instant, came: ReceiveId, message: CallMessage) -> Handled {
         match message {
             CallMessage::Request { id, time_left, body } => {
-                let no = |refusal, words: &str| {
-                    Handled::Refuse(CallMessage::Refusal { id, refusal, words: words.into() })
-                };
-                if let Some(words) = &self.closed {
-                    return no(CallRefusal::Unhandled, words);
-                }
-                let is_full = self.waiting_bytes.saturating_add(body.len()) > self.bytes_max;
-                if is_full && !self.waiting.is_empty() {
-                    return no(CallRefusal::Busy, "too many bytes of calls wait");
+                if let Some(words) = self.closed.clone() {
+                    let refusal = CallRefusal::Unhandled;
+                    return Handled::Refuse(CallMessage::Refusal { id, refusal, words });
                 }
                 let (cancel, cancelled) = watch::channel(false);
                 match self.taken.begin(id, cancel) {
                     Ok(()) => {}
                     Err(NotServed::Repeated) => return Handled::Done,
-                    Err(NotServed::Busy(error)) => return no(CallRefusal::Busy, &error.to_string()),
+                    Err(NotServed::Busy(error)) => {
+                        let (refusal, words) = (CallRefusal::Busy, error.to_string());
+                        return Handled::Exceeds(CallMessage::Refusal { id, refusal, words });
+                    }
                 }
-                self.waiting_bytes += body.len();
+                let fits = self.waiting_bytes.saturating_add(body.len()) <= self.bytes_max;
+                if fits {
+                    self.waiting_bytes += body.len();
+                }
+                let held = (!fits).then_some(came);
                 let deadline = (time_left > 0).then(|| deadline_after(now, time_left.into()));
-                self.waiting.push_back(Arrived { id, body, deadline, cancelled });
-                return Handled::Waits;
+                self.waiting.push_back(Arrived { id, body, deadline, cancelled, held });
+                return Handled::Waits { is_held: !fits };
             }
             CallMessage::Reply { id, body } => {
                 if let Some(tell) = self.made.handle_reply(id) {
@@ -149,7 +180,7 @@ impl CallTable {
                     if let Some(index) = self.waiting.iter().position(|arrived| arrived.id == id)
                         && let Some(arrived) = self.waiting.remove(index)
                     {
-                        self.waiting_bytes -= arrived.body.len();
+                        self.on_left(&arrived);
                     }
                 }
             }
@@ -161,10 +192,12 @@ impl CallTable {
 /// The outcome of a message about a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Handled {
-    /// A call waits for a handler.
-    Waits,
+    /// A call waits for a handler, and its message for an acknowledgement perhaps.
+    Waits { is_held: bool },
     /// A caller has its outcome, which makes room for another call.
     Done,
     /// This is to be answered.
     Refuse(CallMessage),
+    /// The same to a peer that makes more calls at once than was agreed.
+    Exceeds(CallMessage),
 }

@@ -78,7 +78,8 @@ impl Session {
     ///
     /// As [`Self::call`], and [`CallError::Timeout`].
     pub async fn call_within(&self, request: impl Into<Bytes>, time: Duration) -> Result<Bytes, CallError> {
-        let deadline = Instant::now() + time;
+        // A time that no clock reaches is none.
+        let Some(deadline) = Instant::now().checked_add(time) else { return self.call(request).await };
         let reply = self.call_until(request.into(), Some(deadline));
         tokio::time::timeout_at(deadline.into(), reply).await.unwrap_or(Err(CallError::Timeout))
     }
@@ -133,16 +134,23 @@ impl Session {
     }
 
     /// The next call of the peer; None when the session is over. Several may wait, and each call
-    /// goes to one of them. Calls that nobody takes wait, up to the bound that was agreed.
+    /// goes to one of them. Calls that nobody takes wait, up to the bound that was agreed; beyond the
+    /// bytes that are kept of them (those of messages), the peer is held back until they are taken,
+    /// with all that it sends.
     pub async fn next_call(&self) -> Option<Call> {
         let arrived = poll_fn(|cx| self.poll_call(cx)).await?;
-        let Arrived { id, body, deadline, cancelled } = arrived;
+        let Arrived { id, body, deadline, cancelled, .. } = arrived;
         Some(Call { session: self.clone(), id, body, deadline, cancelled, answered: false })
     }
 
     fn poll_call(&self, cx: &Context<'_>) -> Poll<Option<Arrived>> {
         let mut state = self.0.shared.lock();
-        if let Some(arrived) = state.take_call(Instant::now()) {
+        let (now, sent) = (Instant::now(), state.receipts.given());
+        let arrived = state.take_call(now);
+        if state.acknowledge_freed(now) || state.receipts.given() != sent {
+            self.0.shared.changed.notify_one();
+        }
+        if let Some(arrived) = arrived {
             return Poll::Ready(Some(arrived));
         }
         if state.ended.is_some() || state.calls.is_closed() {
@@ -220,7 +228,7 @@ impl Session {
 pub struct Request {
     /// The session that it came from.
     pub session: Session,
-    /// What is asked.
+    /// The request.
     pub body: Bytes,
     /// The time by which the caller wants its reply, if it said so.
     pub deadline: Option<Instant>,
@@ -240,7 +248,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// What is asked.
+    /// The request.
     pub fn request(&self) -> &Bytes {
         &self.body
     }

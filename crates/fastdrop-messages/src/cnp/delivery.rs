@@ -1,6 +1,6 @@
 //! A message that is acknowledged when its application has handled it.
 
-use super::driver::Shared;
+use super::driver::{Shared, State};
 use super::error::Error;
 use super::session::Session;
 use bytes::Bytes;
@@ -29,11 +29,16 @@ pub struct Delivery {
 pub(super) struct InHand(Arc<Shared>);
 
 impl InHand {
-    /// The application has taken a message.
+    /// The application takes a message, in the same step as this.
+    pub(super) fn count(shared: &Arc<Shared>, state: &mut State) -> Self {
+        state.in_hand += 1;
+        Self(Arc::clone(shared))
+    }
+
+    /// The application is at work on something that it has taken.
     pub(super) fn new(session: &Session) -> Self {
-        let shared = Arc::clone(&session.0.shared);
-        shared.lock().in_hand += 1;
-        Self(shared)
+        let shared = &session.0.shared;
+        Self::count(shared, &mut shared.lock())
     }
 }
 
@@ -53,9 +58,12 @@ impl Session {
     /// As [`Self::recv`].
     pub async fn recv_delivery(&self) -> Result<Option<Delivery>, Error> {
         let taken = poll_fn(|cx| self.poll_take(cx)).await?;
-        Ok(taken.map(|(id, message)| {
-            let _in_hand = InHand::new(self);
-            Delivery { session: self.clone(), id, message, acknowledged: false, _in_hand }
+        Ok(taken.map(|(id, message, _in_hand)| Delivery {
+            session: self.clone(),
+            id,
+            message,
+            acknowledged: false,
+            _in_hand,
         }))
     }
 }

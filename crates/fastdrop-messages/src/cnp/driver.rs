@@ -17,7 +17,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
-/// What callers and the task share.
+/// The state that callers and the task share.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -37,6 +37,9 @@ pub(super) struct State {
     pub(super) readers: Vec<Waker>,
     pub(super) receipts: Receipts,
     pub(super) calls: CallTable,
+    /// Refusals for which there is no room yet, and the messages that they answer, which are
+    /// acknowledged with them.
+    refusals: VecDeque<(ReceiveId, CallMessage)>,
     pub(super) ended: Option<Ending>,
     /// No caller is left.
     pub(super) abandoned: bool,
@@ -92,7 +95,7 @@ impl Drop for Kept {
     }
 }
 
-/// Who waits for which acknowledgement.
+/// Those who wait for acknowledgements.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
     first: u64,
@@ -111,7 +114,7 @@ impl Receipts {
         self.waiting.push_back(Receipt::Waits(tell));
     }
 
-    /// How many messages were given.
+    /// The number of messages that were given.
     pub(super) fn given(&self) -> u64 {
         self.first + self.waiting.len() as u64
     }
@@ -156,6 +159,7 @@ impl Shared {
         let state = State {
             session,
             calls,
+            refusals: VecDeque::new(),
             opened: false,
             received: VecDeque::new(),
             next_received: 0,
@@ -196,6 +200,7 @@ impl State {
             let (words, refusal) = (words.to_owned(), CallRefusal::Unhandled);
             let _ = self.send_call(&CallMessage::Refusal { id, refusal, words });
         }
+        self.acknowledge_freed(Instant::now());
     }
 
     /// The server ends. What the application is at work on may be finished, and nothing else.
@@ -223,20 +228,57 @@ impl State {
     }
 
     /// A message about a call came.
-    fn handle_call(&mut self, now: Instant, message: &Bytes) -> Handled {
+    /// Returns true if a call waits for a handler.
+    fn handle_call(&mut self, now: Instant, came: ReceiveId, message: &Bytes) -> bool {
         let Some(message) = CallMessage::parse(message) else {
             self.session.abort(ErrorCode::Malformed, "a message about a call that is none");
-            return Handled::Done;
+            return false;
         };
-        let handled = self.calls.handle(now, message);
-        if let Handled::Refuse(refusal) = &handled {
-            if self.session.can_send() {
-                let _ = self.send_call(refusal);
-            } else {
-                self.session.abort(ErrorCode::Busy, "more calls than are taken here");
+        let handled = self.calls.handle(now, came, message);
+        let is_within = self.refusals.len() < self.calls.taken_max();
+        match handled {
+            Handled::Waits { is_held: true } => return true,
+            Handled::Refuse(refusal) if !self.session.can_send() && is_within => {
+                self.refusals.push_back((came, refusal));
+                return false;
             }
+            Handled::Refuse(refusal) | Handled::Exceeds(refusal) => {
+                if self.session.can_send() {
+                    let _ = self.send_call(&refusal);
+                } else {
+                    self.session.abort(ErrorCode::Busy, "more calls than are taken here");
+                }
+            }
+            Handled::Waits { is_held: false } => {
+                self.session.acknowledge(now, came);
+                return true;
+            }
+            Handled::Done => {}
         }
-        handled
+        // Its reply will say more than that it was received.
+        self.session.acknowledge(now, came);
+        self.acknowledge_freed(now);
+        false
+    }
+
+    /// Acknowledges the messages of calls that do not wait any more; true if there were any.
+    pub(super) fn acknowledge_freed(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(message) = self.calls.poll_freed() {
+            self.session.acknowledge(now, message);
+            any = true;
+        }
+        any
+    }
+
+    /// Sends the refusals for which there is room now.
+    fn refuse_waiting(&mut self, now: Instant) {
+        while self.session.can_send()
+            && let Some((message, refusal)) = self.refusals.pop_front()
+        {
+            let _ = self.send_call(&refusal);
+            self.session.acknowledge(now, message);
+        }
     }
 
     /// The next call for a handler; those whose deadline has passed are refused.
@@ -263,13 +305,11 @@ impl State {
                     (self.opened, progress) = (true, true);
                 }
                 Event::Call(message) => {
-                    // Its reply will say more than that it was received.
-                    self.session.acknowledge(now, ReceiveId(self.next_received));
+                    let id = ReceiveId(self.next_received);
                     self.next_received += 1;
-                    match self.handle_call(now, &message) {
-                        Handled::Waits => came = true,
-                        Handled::Done | Handled::Refuse(_) => progress = true,
-                    }
+                    let waits = self.handle_call(now, id, &message);
+                    came |= waits;
+                    progress |= !waits;
                 }
                 Event::Message(message) => {
                     let id = ReceiveId(self.next_received);
@@ -291,11 +331,13 @@ impl State {
                 Event::Ended(ending) => {
                     self.receipts.give_up();
                     self.calls.end();
+                    self.refusals.clear();
                     self.ended = Some(ending);
                     (progress, came) = (true, true);
                 }
             }
         }
+        self.refuse_waiting(now);
         if came {
             self.wake_readers();
         }
@@ -303,15 +345,15 @@ impl State {
     }
 }
 
-/// How long a session that nobody uses any more has for what it still has to send.
+/// The time that a session that nobody uses any more has for what it still has to send.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// Turns in which something was sent before other tasks have theirs.
 const TURNS: u32 = 16;
-/// How often is looked after time while nothing can be sent.
+/// The time between two looks at the clock while nothing can be sent.
 const BLOCKED: Duration = Duration::from_millis(100);
 
-/// What the task waits for.
+/// The events that the task waits for.
 struct Turn {
     deadline: Option<Instant>,
     wants_input: bool,
@@ -338,7 +380,8 @@ pub(super) async fn drive(
                 let since = *abandoned_at.get_or_insert(now);
                 state.abandon(now, since);
             }
-            if state.shutting_down && state.in_hand == 0 && state.calls.unanswered() == 0 {
+            let has_answered = state.calls.unanswered() == 0 && state.refusals.is_empty();
+            if state.shutting_down && state.in_hand == 0 && has_answered {
                 state.session.close(now);
             }
             link.receive(now, &mut state.session);

@@ -26,9 +26,9 @@ pub(crate) struct Listener {
     budget: Arc<Budget>,
     metrics: Metrics,
     tasks: JoinSet<()>,
-    /// Whether there are to be no new sessions, not even in the place of others.
+    /// No new sessions are wanted, not even in the place of others.
     closes: bool,
-    /// How many sessions there may be before those that are over are looked for.
+    /// The number of sessions at which those that are over are looked for.
     sweep_at: usize,
 }
 
@@ -67,12 +67,13 @@ impl Listener {
         if datagram.len() > self.acceptor.datagram_max() {
             return;
         }
-        if let Some(entry) = self.sessions.of(from, datagram) {
+        if let Some((key, entry)) = self.sessions.of(from, datagram) {
             if entry.inbox.try_send((path, datagram.to_vec())).is_ok() && !Acceptor::is_handshake(datagram) {
                 return;
             }
             if entry.inbox.is_closed() {
-                self.sessions.remove(from);
+                // By its key: another session may be at the address that this came from.
+                self.sessions.remove(key);
             }
         }
         if Acceptor::is_handshake(datagram) {
@@ -165,7 +166,7 @@ impl Listener {
         }
     }
 
-    /// Whether a session is still under way.
+    /// Returns true if a session is still under way.
     pub(super) fn is_busy(&mut self) -> bool {
         while let Some(result) = self.tasks.try_join_next() {
             log_panic(result);

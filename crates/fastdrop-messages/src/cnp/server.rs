@@ -11,7 +11,7 @@ use super::link::Link;
 use super::listener::Listener;
 use super::session::Session;
 use super::wire::Wire;
-use crate::datagrams::{Room, Socket};
+use crate::datagrams::{Room, Socket, is_about_another};
 use crate::incoming::{Accepted, Incoming, log_panic};
 use crate::metrics::{Count, Metrics};
 use crate::places::Limits;
@@ -56,7 +56,7 @@ impl Server {
         ServerBuilder::default()
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -220,7 +220,7 @@ impl Drop for Server {
     }
 }
 
-/// What a server takes and bears.
+/// The settings of a server, and its bounds.
 #[derive(Debug, Clone)]
 pub struct ServerBuilder {
     config: Config,
@@ -264,13 +264,13 @@ impl ServerBuilder {
         self
     }
 
-    /// Whether to listen by TCP. Default: yes.
+    /// Listens by TCP, or not. Default: yes.
     pub fn tcp(mut self, tcp: bool) -> Self {
         self.tcp = tcp;
         self
     }
 
-    /// Whether to listen by UDP. Default: yes.
+    /// Listens by UDP, or not. Default: yes.
     pub fn udp(mut self, udp: bool) -> Self {
         self.udp = udp;
         self
@@ -294,7 +294,7 @@ impl ServerBuilder {
         self
     }
 
-    /// What is agreed to by one kind of transport.
+    /// The settings that are agreed to by one kind of transport.
     fn session(&self, carrier: Carrier) -> Result<SessionConfig, ConfigError> {
         let config = self.config.of_server(carrier, self.tcp && self.udp)?;
         Ok(SessionConfig { authorize: self.authorize.clone(), ..config })
@@ -336,13 +336,13 @@ impl ServerBuilder {
         self
     }
 
-    /// How long sessions have when the server closes. Default 10 seconds.
+    /// The time that sessions have when the server closes. Default 10 seconds.
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
         self
     }
 
-    /// Whether it listens by TCP, and by UDP.
+    /// Says if it listens by TCP, and by UDP.
     pub(crate) fn transports(&self) -> (bool, bool) {
         (self.tcp, self.udp)
     }
@@ -402,7 +402,7 @@ impl ServerBuilder {
                 serve_stream(accepted, signal, acceptance.clone())
             };
             let (end, drain) = (signal.clone().waited(), self.drain);
-            tasks.spawn(async move { incoming.serve(end, drain + FAREWELL, serve).await });
+            tasks.spawn(async move { incoming.serve(end, drain.saturating_add(FAREWELL), serve).await });
         }
         let mut shared_listener = None;
         if let Some(socket) = socket {
@@ -431,7 +431,7 @@ const DRAINED: &str = "the server ends, and did not finish in time";
 /// No time that is left for a handshake is shorter.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// What becomes of connections.
+/// The settings of what becomes of connections.
 #[derive(Clone)]
 struct Acceptance {
     config: SessionConfig,
@@ -516,8 +516,12 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     place.on_heard(Instant::now());
     let idle = async {
         let Some(time) = idle_timeout else { return std::future::pending().await };
-        while Instant::now() < place.heard_at() + time {
-            tokio::time::sleep_until((place.heard_at() + time).into()).await;
+        loop {
+            let Some(at) = place.heard_at().checked_add(time) else { return std::future::pending().await };
+            if at <= Instant::now() {
+                break;
+            }
+            tokio::time::sleep_until(at.into()).await;
         }
         metrics.on(Count::TimedOut);
         shared.lock().session.abort(ErrorCode::Timeout, "nothing came for too long");
@@ -542,11 +546,11 @@ async fn serve_datagrams(
     mut signal: ShutdownSignal,
     drain: Duration,
 ) {
-    /// How often is looked whether the last session has ended.
+    /// The time between two looks at which sessions have ended.
     const LOOK: Duration = Duration::from_millis(20);
     let lock = || listener.lock().unwrap_or_else(PoisonError::into_inner);
     let mut room = Room::new();
-    let (mut until, mut drained): (Option<Instant>, bool) = (None, false);
+    let (mut closes, mut until, mut drained): (bool, Option<Instant>, bool) = (false, None, false);
     loop {
         let look = tokio::time::sleep(LOOK);
         let give_back_at = room.give_back_at();
@@ -562,18 +566,19 @@ async fn serve_datagrams(
                     return;
                 }
             }
-            () = signal.wait(), if until.is_none() => {
-                until = Some(Instant::now() + drain);
+            () = signal.wait(), if !closes => {
+                (closes, until) = (true, Instant::now().checked_add(drain));
                 lock().close_all();
             }
-            () = look, if until.is_some() => {}
+            () = look, if closes => {}
             () = idle, if give_back_at.is_some() => room.give_back(Instant::now()),
         }
         let now = Instant::now();
         if until.is_some_and(|until| until <= now) && !std::mem::replace(&mut drained, true) {
             lock().abort_all(DRAINED);
         }
-        if until.is_some_and(|until| until + FAREWELL <= now || !lock().is_busy()) {
+        let is_over = until.is_some_and(|until| until.checked_add(FAREWELL).is_some_and(|at| at <= now));
+        if is_over || (closes && !lock().is_busy()) {
             return;
         }
     }
@@ -587,7 +592,7 @@ fn receive(socket: &Socket, room: &mut Room, listener: &mut Listener) -> io::Res
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             // An earlier datagram did not reach anybody: its session finds that out.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) if is_about_another(&error) => {}
             Err(error) => return Err(error),
         }
     }

@@ -1,5 +1,6 @@
 //! A session as its application sees it.
 
+use super::delivery::InHand;
 use super::driver::{Shared, State};
 use super::error::Error;
 use crate::tls::Fingerprint;
@@ -19,7 +20,7 @@ use tokio::sync::oneshot;
 #[derive(Debug, Clone)]
 pub struct Session(pub(super) Arc<Handle>);
 
-/// What makes the end of the last clone known.
+/// The part that makes the end of the last clone known.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) shared: Arc<Shared>,
@@ -35,14 +36,14 @@ impl Drop for Handle {
     }
 }
 
-/// How a session fares.
+/// The measures of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stats {
     /// The smoothed round-trip time, from a packet to its acknowledgement; None before the first.
     pub rtt: Option<Duration>,
     /// The smallest one.
     pub rtt_min: Option<Duration>,
-    /// What was counted.
+    /// The counts.
     pub counters: Counters,
 }
 
@@ -64,7 +65,7 @@ impl Receipt {
 }
 
 impl Session {
-    /// What was agreed on with the peer.
+    /// The settings that were agreed on with the peer.
     pub fn agreed(&self) -> &Agreed {
         &self.0.agreed
     }
@@ -84,7 +85,7 @@ impl Session {
         self.0.fingerprint
     }
 
-    /// What carries it: `tcp` or `udp`.
+    /// The transport that carries it: `tcp` or `udp`.
     pub fn transport(&self) -> &'static str {
         match self.0.shared.lock().session.carrier() {
             Carrier::Stream => "tcp",
@@ -92,7 +93,7 @@ impl Session {
         }
     }
 
-    /// How the session fares.
+    /// The measures of the session.
     pub fn stats(&self) -> Stats {
         let state = self.0.shared.lock();
         let rtt = state.session.rtt();
@@ -195,34 +196,22 @@ impl Session {
     }
 
     fn poll_recv(&self, cx: &Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        let taken = std::task::ready!(self.poll_take(cx))?;
+        let mut state = self.0.shared.lock();
+        let taken = std::task::ready!(state.poll_take(cx))?;
         Poll::Ready(Ok(taken.map(|(id, message)| {
-            self.0.shared.lock().session.acknowledge(Instant::now(), id);
+            state.session.acknowledge(Instant::now(), id);
             self.0.shared.changed.notify_one();
             message
         })))
     }
 
-    /// The next message, which its taker acknowledges.
-    pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
+    /// The next message, which its taker acknowledges. It is in hand as soon as it is taken, so that
+    /// a server that ends does not close the session between the two.
+    pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<Taken>, Error>> {
         let mut state = self.0.shared.lock();
-        if state.is_shutting_down() {
-            // What waits is not acknowledged, so that its sender knows.
-            return Poll::Ready(Ok(None));
-        }
-        if let Some(taken) = state.received.pop_front() {
-            return Poll::Ready(Ok(Some(taken)));
-        }
-        match &state.ended {
-            Some(Ending::Closed | Ending::PeerClosed) => Poll::Ready(Ok(None)),
-            Some(ending) => Poll::Ready(Err(ending.clone().into())),
-            None => {
-                if !state.readers.iter().any(|reader| reader.will_wake(cx.waker())) {
-                    state.readers.push(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-        }
+        let taken = std::task::ready!(state.poll_take(cx))?;
+        let taken = taken.map(|(id, message)| (id, message, InHand::count(&self.0.shared, &mut state)));
+        Poll::Ready(Ok(taken))
     }
 
     /// Closes the session: sends what was given, waits for its acknowledgements, and takes leave.
@@ -252,6 +241,32 @@ impl Session {
 
     pub(super) fn ending(&self) -> Ending {
         self.0.shared.lock().ended.clone().unwrap_or(Ending::Aborted)
+    }
+}
+
+/// A message as it is taken.
+type Taken = (ReceiveId, Bytes, InHand);
+
+impl State {
+    /// The next message, if there is one.
+    fn poll_take(&mut self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
+        if self.is_shutting_down() {
+            // What waits is not acknowledged, so that its sender knows.
+            return Poll::Ready(Ok(None));
+        }
+        if let Some(taken) = self.received.pop_front() {
+            return Poll::Ready(Ok(Some(taken)));
+        }
+        match &self.ended {
+            Some(Ending::Closed | Ending::PeerClosed) => Poll::Ready(Ok(None)),
+            Some(ending) => Poll::Ready(Err(ending.clone().into())),
+            None => {
+                if !self.readers.iter().any(|reader| reader.will_wake(cx.waker())) {
+                    self.readers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
     }
 }
 

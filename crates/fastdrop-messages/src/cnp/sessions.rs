@@ -24,7 +24,8 @@ impl Entry {
         Self { inbox, shared: Arc::downgrade(shared), id, aliases: VecDeque::new() }
     }
 
-    /// Whether the session is over, or only waits in case that its last acknowledgement is lost.
+    /// Returns true if the session is over, or only waits in case that its last acknowledgement is
+    /// lost.
     fn is_over(&self) -> bool {
         self.shared.upgrade().is_none_or(|shared| shared.lock().session.is_over())
     }
@@ -61,16 +62,16 @@ impl Sessions {
         self.by_address.values().filter_map(|entry| entry.shared.upgrade())
     }
 
-    /// The session that a datagram is for.
-    pub(super) fn of(&mut self, from: SocketAddr, datagram: &[u8]) -> Option<&Entry> {
+    /// The session that a datagram is for, and its key.
+    pub(super) fn of(&mut self, from: SocketAddr, datagram: &[u8]) -> Option<(SocketAddr, &Entry)> {
         if let Some(id) = ConnectionId::in_front_of(datagram)
             && let Some(key) = self.named(id, from, datagram)
         {
-            return self.by_address.get(&key);
+            return self.by_address.get(&key).map(|entry| (key, entry));
         }
         let alias = || self.aliases.get(&from).and_then(|id| self.by_id.get(id)).copied();
-        let key = if self.by_address.contains_key(&from) { Some(from) } else { alias() };
-        self.by_address.get(&key?)
+        let key = if self.by_address.contains_key(&from) { Some(from) } else { alias() }?;
+        self.by_address.get(&key).map(|entry| (key, entry))
     }
 
     /// The key of the session with this name, if the datagram is its peer's; `from` is one of its

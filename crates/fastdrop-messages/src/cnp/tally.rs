@@ -1,4 +1,4 @@
-//! What a session adds to the counts of its server or client.
+//! The counts that a session adds to those of its server or client.
 
 use crate::metrics::{Count, Metrics};
 use fastdrop_proto::cnp::{Counters, Ending, Session};

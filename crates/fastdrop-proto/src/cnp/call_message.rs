@@ -54,7 +54,7 @@ pub enum CallMessage {
         id: CallId,
         /// Milliseconds until its deadline; 0 if it has none.
         time_left: u32,
-        /// What is asked.
+        /// The request.
         body: Bytes,
     },
     /// The reply to a call.
