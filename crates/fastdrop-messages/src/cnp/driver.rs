@@ -6,6 +6,7 @@ use super::link::Link;
 use super::tally::Tally;
 use crate::metrics::Metrics;
 use bytes::Bytes;
+use fastdrop_proto::calls::CallId;
 use fastdrop_proto::cnp::{
     CallMessage, CallRefusal, Ending, ErrorCode, Event, ReceiveId, SendError, SendId, Session,
 };
@@ -234,6 +235,9 @@ impl State {
             self.session.abort(ErrorCode::Malformed, "a message about a call that is none");
             return false;
         };
+        if let CallMessage::Cancel { id: cancelled } = &message {
+            self.forget_refusal(now, *cancelled);
+        }
         let handled = self.calls.handle(now, came, message);
         let is_within = self.refusals.len() < self.calls.taken_max();
         match handled {
@@ -269,6 +273,17 @@ impl State {
             any = true;
         }
         any
+    }
+
+    /// Nobody waits for the refusal of this call any more.
+    fn forget_refusal(&mut self, now: Instant, cancelled: CallId) {
+        let is_its =
+            |refusal: &CallMessage| matches!(refusal, CallMessage::Refusal { id, .. } if *id == cancelled);
+        if let Some(index) = self.refusals.iter().position(|(_, refusal)| is_its(refusal))
+            && let Some((message, _)) = self.refusals.remove(index)
+        {
+            self.session.acknowledge(now, message);
+        }
     }
 
     /// Sends the refusals for which there is room now.
