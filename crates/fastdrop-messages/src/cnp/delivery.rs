@@ -1,12 +1,11 @@
 //! A message that is acknowledged when its application has handled it.
 
-use super::driver::{Shared, State};
 use super::error::Error;
+use super::in_hand::InHand;
 use super::session::Session;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{ErrorCode, ReceiveId};
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A received message that the application acknowledges when it has handled it.
@@ -22,31 +21,6 @@ pub struct Delivery {
     message: Bytes,
     acknowledged: bool,
     _in_hand: InHand,
-}
-
-/// A message that the application is at work on; a server that ends waits for it.
-#[derive(Debug)]
-pub(super) struct InHand(Arc<Shared>);
-
-impl InHand {
-    /// The application takes a message, in the same step as this.
-    pub(super) fn count(shared: &Arc<Shared>, state: &mut State) -> Self {
-        state.in_hand += 1;
-        Self(Arc::clone(shared))
-    }
-
-    /// The application is at work on something that it has taken.
-    pub(super) fn new(session: &Session) -> Self {
-        let shared = &session.0.shared;
-        Self::count(shared, &mut shared.lock())
-    }
-}
-
-impl Drop for InHand {
-    fn drop(&mut self) {
-        self.0.lock().in_hand -= 1;
-        self.0.changed.notify_one();
-    }
 }
 
 impl Session {

@@ -59,6 +59,7 @@ mod delivery;
 mod drain;
 mod driver;
 mod error;
+mod in_hand;
 mod link;
 mod listener;
 mod server;

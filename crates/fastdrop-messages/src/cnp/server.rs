@@ -3,10 +3,11 @@
 use super::calls::Request;
 use super::client::open;
 use super::config::Config;
-use super::delivery::{Delivery, InHand};
+use super::delivery::Delivery;
 use super::drain::{DrainReport, UnderWay};
 use super::driver::{Budget, Shared, drive};
 use super::error::Error;
+use super::in_hand::InHand;
 use super::link::Link;
 use super::listener::Listener;
 use super::session::Session;
@@ -91,7 +92,7 @@ impl Server {
         let begun = under_way.clone();
         self.serve_until(end, move |delivery| {
             let (session, message) = (delivery.session().clone(), delivery.message().clone());
-            let in_hand = InHand::new(&session);
+            let in_hand = InHand::new(&session.0.shared);
             let begun = begun.begin(session.peer_addr(), message.clone());
             delivery.acknowledge();
             let handled = handler(session, message);

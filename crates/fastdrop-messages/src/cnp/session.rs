@@ -1,8 +1,8 @@
 //! A session as its application sees it.
 
-use super::delivery::InHand;
 use super::driver::{Shared, State};
 use super::error::Error;
+use super::in_hand::InHand;
 use crate::tls::Fingerprint;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{Agreed, Carrier, Counters, Ending, ErrorCode, Generation, ReceiveId, SendError};
