@@ -17,7 +17,7 @@
 //! | once | yes | yes | with an acknowledgement |
 //! | in order | yes | yes | no |
 //! | an acknowledgement says | the application has taken it, or handled it where it says so itself | the same, where asked for | the same |
-//! | an answer for each question | `call` | | |
+//! | an answer for each question | `call` | `call` | |
 //! | any size | up to 16 MiB unless set otherwise | up to 8 MiB unless set otherwise | up to 256 MiB |
 //! | encryption | TLS 1.3 by TCP | TLS 1.3 | none |
 //! | tokens | by TCP and UDP | yes | none |

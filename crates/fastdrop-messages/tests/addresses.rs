@@ -316,3 +316,14 @@ async fn case_129_a_peer_is_known_by_one_form_of_its_address_by_tcp() {
         assert_eq!(session.peer_addr().ip(), client.peer_addr().ip(), "both are this machine's {host}");
     }
 }
+
+/// A server that is there later is found by whoever has connected before, under any name.
+#[tokio::test]
+async fn case_129_an_easy_client_of_a_name_where_nobody_listens_yet_is_made_all_the_same() {
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for host in ["127.0.0.1", "localhost"] {
+        let connecting = fastdrop_messages::vstp::VstpClient::connect_udp(format!("{host}:{free}"));
+        let connected = tokio::time::timeout(std::time::Duration::from_secs(60), connecting).await;
+        connected.unwrap().unwrap();
+    }
+}

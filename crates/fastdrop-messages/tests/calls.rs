@@ -5,8 +5,8 @@
 use fastdrop_messages::vstp::tcp::{Session, TcpConfig};
 use fastdrop_messages::vstp::udp::UdpConfig;
 use fastdrop_messages::vstp::{
-    Call, Frame, FrameType, VstpClient, VstpError, VstpServer, VstpTcpClient, VstpTcpServer, VstpUdpClient,
-    VstpUdpServer,
+    Call, Flags, Frame, FrameType, VstpClient, VstpError, VstpServer, VstpTcpClient, VstpTcpServer,
+    VstpUdpClient, VstpUdpServer,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -258,26 +258,28 @@ async fn case_128_a_server_that_ends_replies_to_the_calls_that_it_has_begun() {
 
 #[tokio::test]
 async fn case_128_what_was_acknowledged_and_not_handled_is_reported() {
-    let config = TcpConfig { drain: Duration::from_millis(100), ..TcpConfig::default() };
     for (finishes, unhandled) in [(true, 0), (false, 1)] {
-        let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config.clone()).await.unwrap();
+        // As long as it takes, where the handler finishes.
+        let drain = if finishes { PATIENCE } else { Duration::from_millis(100) };
+        let config = TcpConfig { drain, ..TcpConfig::default() };
+        let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
         let address = server.local_addr().unwrap().to_string();
         let (begins, mut began) = mpsc::unbounded_channel();
-        let (end, ended) = oneshot::channel::<()>();
+        let (go, (end, ended)) = (Arc::new(Semaphore::new(0)), oneshot::channel::<()>());
         let ended = async { ended.await.unwrap_or(()) };
+        let gate = Arc::clone(&go);
         let running = tokio::spawn(server.run_until_drained(ended, move |_, frame| {
-            let begins = begins.clone();
+            let (begins, gate) = (begins.clone(), Arc::clone(&gate));
             async move {
                 begins.send(frame).unwrap();
-                if !finishes {
-                    std::future::pending::<()>().await;
-                }
+                gate.acquire().await.unwrap().forget();
             }
         }));
         let mut client = VstpTcpClient::connect(&address).await.unwrap();
         soon(client.send_with_ack(data(b"1"))).await.unwrap();
         soon(began.recv()).await.unwrap();
         end.send(()).unwrap();
+        go.add_permits(usize::from(finishes));
         let drained = soon(running).await.unwrap().unwrap();
         assert_eq!(drained.unhandled, unhandled);
         // Nothing is acknowledged any more.
@@ -292,29 +294,99 @@ async fn case_128_by_udp_what_was_acknowledged_and_not_handled_is_reported() {
         let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
         let to = server.local_addr().unwrap();
         let (begins, mut began) = mpsc::unbounded_channel();
-        let (end, ended) = oneshot::channel::<()>();
+        let (go, (end, ended)) = (Arc::new(Semaphore::new(0)), oneshot::channel::<()>());
         let ended = async { ended.await.unwrap_or(()) };
-        let drain = Duration::from_millis(100);
+        let drain = if finishes { PATIENCE } else { Duration::from_millis(100) };
+        let gate = Arc::clone(&go);
         let running = tokio::spawn(server.run_until_drained(ended, drain, move |_, frame| {
-            let begins = begins.clone();
+            let (begins, gate) = (begins.clone(), Arc::clone(&gate));
             async move {
                 begins.send(frame).unwrap();
-                if !finishes {
-                    std::future::pending::<()>().await;
-                }
+                gate.acquire().await.unwrap().forget();
             }
         }));
-        let config =
-            UdpConfig { max_retries: 0, ack_timeout: Duration::from_millis(500), ..UdpConfig::default() };
-        let client = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        let client = VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
         for _ in 0..3 {
             soon(client.send_with_ack(data(b"1"), to)).await.unwrap();
             soon(began.recv()).await.unwrap();
         }
         end.send(()).unwrap();
-        // Nothing is acknowledged any more.
-        assert!(soon(client.send_with_ack(data(b"2"), to)).await.is_err());
+        go.add_permits(if finishes { 3 } else { 0 });
         assert_eq!(soon(running).await.unwrap().unwrap().unhandled, unhandled);
+        // Nothing is acknowledged any more.
+        let ack_timeout = Duration::from_millis(500);
+        let config = UdpConfig { max_retries: 0, ack_timeout, ..UdpConfig::default() };
+        let impatient = VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        assert!(soon(impatient.send_with_ack(data(b"2"), to)).await.is_err());
         assert!(began.try_recv().is_err());
     }
+}
+
+/// Frames that are no calls wait for their turn in a queue, which is no handler.
+#[tokio::test]
+async fn case_128_a_frame_that_is_no_call_is_acknowledged_when_its_handler_begins() {
+    let (begins, mut began) = mpsc::unbounded_channel();
+    let go = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&go);
+    let server = VstpTcpServer::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap().to_string();
+    let (end, ended) = oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve_calls(async { ended.await.unwrap_or(()) }, move |call| {
+        let (begins, gate) = (begins.clone(), Arc::clone(&gate));
+        async move {
+            if call.frame().payload.is_empty() {
+                return Ok(data(b"reply"));
+            }
+            begins.send(call.frame().payload.to_vec()).unwrap();
+            gate.acquire().await.unwrap().forget();
+            Ok(data(b"done"))
+        }
+    }));
+    let mut client = VstpTcpClient::connect(&address).await.unwrap();
+    for n in ["1", "2", "3", "4", "5"] {
+        let frame = data(n.as_bytes()).with_flag(Flags::REQ_ACK).with_header("msg-id", n);
+        client.send(frame).await.unwrap();
+    }
+    soon(began.recv()).await.unwrap();
+    // When this has its reply, all the others have been taken.
+    client.send(data(b"").with_header("vstp-call", "9")).await.unwrap();
+    let mut acknowledged = Vec::new();
+    loop {
+        let frame = soon(client.recv()).await.unwrap().unwrap();
+        match frame.typ {
+            FrameType::Ack => acknowledged.push(frame.get_header("msg-id").unwrap().to_owned()),
+            _ => break assert_eq!(frame.get_header("vstp-reply"), Some("9")),
+        }
+    }
+    assert_eq!(acknowledged, ["1"]);
+    // A server that ends acknowledges nothing more.
+    end.send(()).unwrap();
+    go.add_permits(5);
+    while let Some(frame) = soon(client.recv()).await.unwrap() {
+        match frame.typ {
+            FrameType::Ack => acknowledged.push(frame.get_header("msg-id").unwrap().to_owned()),
+            FrameType::Data => assert_eq!(frame.payload, b"done"),
+            typ => assert_eq!(typ, FrameType::Bye),
+        }
+    }
+    soon(serving).await.unwrap().unwrap();
+    let begun = 1 + std::iter::from_fn(|| began.try_recv().ok()).count();
+    // The word may have been heard later than the next turn came; each turn is one that is told.
+    assert_eq!(acknowledged.len(), begun);
+}
+
+#[tokio::test]
+async fn case_93_a_handler_that_panics_on_a_frame_that_is_no_call_ends_its_session_in_words() {
+    let session = serve(TcpConfig::default(), |call| async move {
+        assert!(call.frame().payload[..] != b"panic"[..], "as it should");
+        Ok(data(b"fine"))
+    })
+    .await;
+    soon(session.send(data(b"first"))).await.unwrap();
+    assert_eq!(soon(session.recv()).await.unwrap().unwrap().payload, b"fine");
+    soon(session.send(data(b"panic"))).await.unwrap();
+    let told = soon(session.recv()).await.unwrap().unwrap();
+    assert_eq!((told.typ, told.get_header("code")), (FrameType::Err, Some("unhandled")));
+    let error = soon(session.send_with_ack(data(b"another"), 2 * PATIENCE)).await.unwrap_err();
+    assert!(!matches!(error, VstpError::Timeout), "{error}");
 }

@@ -207,7 +207,9 @@ async fn case_126_beyond_the_bound_nothing_is_read_and_the_error_names_it() {
 
 #[tokio::test]
 async fn case_96_keep_alive_works_while_the_application_does_not_receive() {
-    let config = TcpConfig { keep_alive: Some(Duration::from_millis(100)), ..TcpConfig::default() };
+    // Generous, as a busy machine may stand still for seconds.
+    const INTERVAL: Duration = Duration::from_secs(2);
+    let config = TcpConfig { keep_alive: Some(INTERVAL), ..TcpConfig::default() };
     let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config.clone()).await.unwrap();
     let address = server.local_addr().unwrap().to_string();
     let mut client = VstpTcpClient::connect_with_config(&address, config).await.unwrap();
@@ -215,12 +217,68 @@ async fn case_96_keep_alive_works_while_the_application_does_not_receive() {
     client.send_hello().await.unwrap();
     assert_eq!(soon(connection.recv()).await.unwrap().unwrap().typ, FrameType::Hello);
     assert_eq!(soon(client.recv()).await.unwrap().unwrap().typ, FrameType::Welcome);
-    // The time in which a peer that says nothing is gone, several times.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // More than the time after which a peer that says nothing is gone.
+    tokio::time::sleep(INTERVAL * 7 / 2).await;
     client.send(data(b"still here".to_vec())).await.unwrap();
     assert_eq!(soon(connection.recv()).await.unwrap().unwrap().payload, b"still here");
     connection.send(data(b"so am I".to_vec())).await.unwrap();
     assert_eq!(soon(client.recv()).await.unwrap().unwrap().payload, b"so am I");
+}
+
+/// The task that drives a connection knows nothing of what its caller had before.
+#[tokio::test]
+async fn what_was_read_before_a_session_began_is_received_by_it() {
+    for split in [false, true] {
+        let server = VstpTcpServer::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            let mut connection = server.accept().await.unwrap();
+            for n in 0..3 {
+                connection.send(data(vec![n])).await.unwrap();
+            }
+            // Its acknowledgement stands behind these, and then nothing comes.
+            connection.recv().await.unwrap().unwrap();
+            connection
+        });
+        let mut client = VstpTcpClient::connect(&address).await.unwrap();
+        soon(client.send_with_ack(data(b"x".to_vec()))).await.unwrap();
+        // Whatever the acknowledgement needs is written; nothing wakes the task afterwards.
+        let connection = soon(serving).await.unwrap();
+        if split {
+            let (_sends, mut receives) = client.into_split();
+            for n in 0..3 {
+                assert_eq!(soon(receives.recv()).await.unwrap().unwrap().payload, [n]);
+            }
+        } else {
+            let session = client.into_session();
+            for n in 0..3 {
+                assert_eq!(soon(session.recv()).await.unwrap().unwrap().payload, [n]);
+            }
+        }
+        drop(connection);
+    }
+}
+
+#[tokio::test]
+async fn what_was_to_be_answered_before_a_session_began_is_answered_by_it() {
+    for split in [false, true] {
+        let server = VstpTcpServer::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let mut client = VstpTcpClient::connect(&address).await.unwrap();
+        client.send_hello().await.unwrap();
+        let mut connection = soon(server.accept()).await.unwrap();
+        assert_eq!(soon(connection.recv()).await.unwrap().unwrap().typ, FrameType::Hello);
+        let receiving = if split {
+            let (sends, mut receives) = connection.into_split();
+            tokio::spawn(async move { (receives.recv().await, drop(sends)).0 })
+        } else {
+            let session = connection.into_session();
+            tokio::spawn(async move { session.recv().await })
+        };
+        assert_eq!(soon(client.recv()).await.unwrap().unwrap().typ, FrameType::Welcome);
+        client.send(data(b"thanks".to_vec())).await.unwrap();
+        assert_eq!(soon(receiving).await.unwrap().unwrap().unwrap().payload, b"thanks");
+    }
 }
 
 /// Where a peer is gone, both halves hear of it, and so does everybody who waits.

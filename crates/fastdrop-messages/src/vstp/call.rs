@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What is known of a call that came, beside its frame.
+/// The facts about a call that came, beside its frame.
 #[derive(Debug)]
 pub(crate) struct IncomingCall {
     pub(crate) id: CallId,

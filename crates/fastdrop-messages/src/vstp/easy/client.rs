@@ -70,10 +70,17 @@ impl VstpClient {
         Ok(Self::new(Ways::Tcp(tcp)))
     }
 
-    /// Speaks to `host:port` by UDP.
+    /// Speaks to `host:port` by UDP: to the first address that answers, or else, as a server may
+    /// begin to listen later, to the first one that can be sent to.
     pub async fn connect_udp(server_addr: impl Into<String>) -> Result<Self, VstpError> {
         let addresses: Vec<_> = tokio::net::lookup_host(server_addr.into()).await?.collect();
-        let (handle, server) = Handle::connect(&addresses, UdpConfig::default().endpoint()).await?;
+        let mut connected = Handle::connect(&addresses, UdpConfig::default().endpoint()).await;
+        for address in addresses.chunks(1).filter(|_| addresses.len() > 1) {
+            if connected.is_err() {
+                connected = Handle::connect(address, UdpConfig::default().endpoint()).await;
+            }
+        }
+        let (handle, server) = connected?;
         Ok(Self::new(Ways::Udp { handle: Arc::new(handle), server }))
     }
 
@@ -89,7 +96,7 @@ impl VstpClient {
         Ok(Self::new(Ways::Auto { tcp, udp, server, pings }))
     }
 
-    /// How long each operation may take. Default 30 seconds.
+    /// The time that each operation may take. Default 30 seconds.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
@@ -133,7 +140,7 @@ impl VstpClient {
         from_payload(&reply.payload)
     }
 
-    /// Which way a frame would take now.
+    /// The way that a frame would take now.
     pub fn transport_for(&self, frame: &Frame) -> Transport {
         match &*self.ways {
             Ways::Tcp(_) => Transport::Tcp,

@@ -11,7 +11,7 @@ mod server;
 pub use client::VstpClient;
 pub use server::VstpServer;
 
-/// How long an operation may take if nothing else is said.
+/// The time that an operation may take if nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn to_frame<T: Serialize>(value: &T) -> Result<Frame, VstpError> {

@@ -3,7 +3,7 @@
 use super::{TIMEOUT, within};
 use crate::tls::ServerTls;
 use crate::vstp::call::Call;
-use crate::vstp::tcp::{TcpConfig, VstpTcpServer, serve_connection};
+use crate::vstp::tcp::{TcpConfig, Unhandled, VstpTcpServer, serve_connection};
 use crate::vstp::types::{Frame, FrameType, VstpError};
 use crate::vstp::udp::VstpUdpServer;
 use fastdrop_proto::vstp::FrameBytes;
@@ -59,7 +59,7 @@ impl VstpServer {
         Ok(Self { tcp: Some(tcp), udp: Some(udp), timeout: TIMEOUT })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
         match (&self.tcp, &self.udp) {
             (Some(tcp), _) => tcp.local_addr(),
@@ -68,7 +68,7 @@ impl VstpServer {
         }
     }
 
-    /// How long a handler may take for an answer. Default 30 seconds.
+    /// The time that a handler may take for an answer. Default 30 seconds.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
@@ -101,8 +101,9 @@ impl VstpServer {
                         let answered = answer(call.into_frame());
                         async move { answered.await.map(FrameBytes::try_from) }
                     });
-                    let session =
-                        move |connection, signal| serve_connection(connection, signal, Arc::clone(&answer));
+                    let session = move |connection, signal| {
+                        serve_connection(connection, signal, Arc::clone(&answer), Unhandled::default())
+                    };
                     tcp.serve(std::future::pending(), session).await
                 }
             }
@@ -117,7 +118,7 @@ impl VstpServer {
     }
 }
 
-/// How an answer to what is no such value begins, as by version 0.2.
+/// The beginning of an answer to something that is no such value, as by version 0.2.
 const COMPLAINT: &str = "Invalid data: ";
 
 /// The frame that answers; None for what is no message.

@@ -39,7 +39,7 @@ pub(crate) async fn handshake(stream: TcpStream, addr: &str, tls: &ClientTls) ->
 }
 
 impl VstpTcpClient {
-    /// How long [`Self::send_with_ack`] waits.
+    /// The time for which [`Self::send_with_ack`] waits.
     const ACK_PATIENCE: Duration = Duration::from_secs(30);
 
     /// Connects to `host:port`.

@@ -9,7 +9,8 @@ use crate::vstp::types::{Frame, FrameType, LARGER, VstpError};
 use bytes::Bytes;
 use fastdrop_proto::vstp::frame::FRAME_MAX;
 use fastdrop_proto::vstp::{
-    Acknowledgement, ErrorCode, Flags, FrameBytes, MSG_ID, Session as Protocol, SessionConfig, Verdict,
+    Acknowledgement, CallRole, ErrorCode, Flags, FrameBytes, MSG_ID, Session as Protocol, SessionConfig,
+    Verdict,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
@@ -40,8 +41,6 @@ pub(crate) struct Connection {
     unread_max: usize,
     reader: Reader,
     outbox: Outbox,
-    /// Bytes of answers that wait to be written, which a peer causes that does not read.
-    answer_bytes: usize,
     /// Bytes of the largest payload that was sent.
     sent_max: usize,
     /// Frames that nobody has taken.
@@ -86,7 +85,6 @@ impl Connection {
             reader: Reader::new(config.frame_max),
             config,
             outbox: Outbox::default(),
-            answer_bytes: 0,
             sent_max: 0,
             unread: VecDeque::new(),
             unread_bytes: 0,
@@ -172,22 +170,38 @@ impl Connection {
     /// Writes answers and what was fed, in this turn as much as the stream takes.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.push_answers();
-        ready!(self.outbox.poll_flush(cx, &mut self.stream))?;
-        self.answer_bytes = 0;
-        Poll::Ready(Ok(()))
+        self.outbox.poll_flush(cx, &mut self.stream)
+    }
+
+    /// The same, where nobody waits for that. If there is nobody to write to any more, reading finds
+    /// out why; a peer that takes nothing for too long is gone.
+    fn write_on(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(error)) = self.poll_write(cx)
+            && Overdue::of(&error).is_some()
+        {
+            self.ended = true;
+            self.failure = Some(VstpError::Io(error));
+        }
     }
 
     pub(super) fn push_answers(&mut self) {
         while let Some(answer) = self.session.poll_answer() {
-            self.answer_bytes += answer.len();
-            self.outbox.push_encoded(&answer);
+            self.outbox.push_answer(&answer);
         }
+    }
+
+    /// Takes a frame that the peer has caused: nothing more is read before enough of these is
+    /// written.
+    pub(super) fn push_answer(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.outbox.push_answer_bytes(frame)?;
+        self.session.on_sent(Instant::now(), frame.typ);
+        Ok(())
     }
 
     /// The reason that stands in an ERR frame behind everything that the peer has sent, or else
     /// this error. Nothing can be written any more.
     pub(super) async fn refusal_after(&mut self, error: io::Error) -> VstpError {
-        self.outbox.clear();
+        self.outbox.give_up(error.kind());
         self.complaint = None;
         // The peer has closed: what it said is there already, or is lost.
         let read_on = poll_fn(|cx| {
@@ -195,6 +209,7 @@ impl Connection {
                 if self.is_full() {
                     self.drop_last();
                 }
+                while self.session.poll_answer().is_some() {}
             }
             Poll::Ready(())
         });
@@ -389,10 +404,7 @@ impl Connection {
         self.listening_since = Instant::now();
         let taken = poll_fn(|cx| {
             loop {
-                // Whether there is anybody to write to, reading finds out.
-                if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-                    self.outbox.clear();
-                }
+                self.write_on(cx);
                 if let Some((frame, wanted)) = self.take_unread() {
                     // It is taken and acknowledged in one step, whenever the caller is dropped. What
                     // the stream does not take of the ACK now, goes out before anything else.
@@ -400,10 +412,13 @@ impl Connection {
                         return Poll::Ready(Some((frame, wanted)));
                     };
                     self.session.acknowledge(Instant::now(), wanted);
-                    if let Poll::Ready(Err(_)) = self.poll_write(cx) {
-                        self.outbox.clear();
-                    }
+                    self.write_on(cx);
                     return Poll::Ready(Some((frame, None)));
+                }
+                if self.is_full() && self.outbox.answer_bytes() > 0 {
+                    // It goes on when the peer reads.
+                    self.on_deaf();
+                    return Poll::Pending;
                 }
                 if !ready!(self.poll_frame_in_time(cx)) {
                     return Poll::Ready(None);
@@ -451,12 +466,12 @@ impl Connection {
 
     /// Returns true if nothing more may be read before something is taken, or written.
     fn is_full(&self) -> bool {
-        self.unread_bytes + self.answer_bytes >= self.unread_max
+        self.unread_bytes + self.outbox.answer_bytes() >= self.unread_max
     }
 
     /// Bytes that may be kept for the application.
     pub(super) fn unread_max(&self) -> usize {
-        self.unread_max.saturating_sub(self.answer_bytes)
+        self.unread_max.saturating_sub(self.outbox.answer_bytes())
     }
 
     /// Acknowledges a frame that was handed on.
@@ -536,7 +551,10 @@ impl Connection {
                 self.outcomes.push_back((msg_id, Err(reason_of(&frame))));
                 return;
             }
-            self.complaint = Some(reason_of(&frame));
+            // That of one call is not everybody's.
+            if CallRole::of(&frame.as_ref()).is_none() {
+                self.complaint = Some(reason_of(&frame));
+            }
         }
         match self.session.handle_frame(now, &frame.as_ref(), crc) {
             Verdict::Deliver(wanted) => {
@@ -590,8 +608,10 @@ impl Connection {
                 self.failure = Some(VstpError::Timeout);
                 return Poll::Ready(());
             }
-            // If it cannot be written, reading finds out.
-            let _ = self.poll_write(cx);
+            self.write_on(cx);
+            if self.ended {
+                return Poll::Ready(());
+            }
         }
     }
 

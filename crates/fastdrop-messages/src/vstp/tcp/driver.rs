@@ -21,7 +21,7 @@ enum End {
     Released,
     /// Nothing can be written any more.
     Write(io::Error),
-    /// What the peer sends makes no sense, or does not come.
+    /// Something of the peer makes no sense, or does not come.
     Read(VstpError),
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Driver {
     orders: mpsc::Receiver<Order>,
     controls: mpsc::UnboundedReceiver<Control>,
     shared: Arc<Shared>,
-    /// Where frames end that are to be written, and who is told then.
+    /// The ends of frames that are to be written, and who is told then.
     writing: VecDeque<(u64, Told<()>)>,
     acknowledging: HashMap<u64, Told<()>>,
     calls: Calls<Told<FrameBytes>>,
@@ -44,6 +44,8 @@ pub(super) struct Driver {
     /// This end connected: when the peer has ended, it has nothing to write to it.
     connected: bool,
     released: bool,
+    /// Nobody is left who could take frames.
+    unwanted: bool,
 }
 
 impl Driver {
@@ -75,6 +77,7 @@ impl Driver {
             is_closed: false,
             has_read_all: false,
             released: false,
+            unwanted: false,
         }
     }
 
@@ -289,6 +292,14 @@ impl Driver {
             Control::Serve => {
                 let max = self.connection.config().calls_max;
                 self.serving.get_or_insert_with(|| Serving::new(max));
+                // Some may have come before this was known.
+                let mut received = self.shared.lock();
+                received.bytes = 0;
+                let queue = std::mem::take(&mut received.queue);
+                drop(received);
+                for (frame, wanted, _) in queue {
+                    self.hand_over(frame, wanted);
+                }
             }
             Control::Abandoned(id) => {
                 if self.serving.as_mut().is_some_and(|serving| serving.finish(&id)) {
@@ -296,6 +307,13 @@ impl Driver {
                 }
             }
             Control::GivenUp => self.forget_given_up(),
+            Control::Released => {
+                // The peer may not read before these are read.
+                self.unwanted = true;
+                let mut received = self.shared.lock();
+                received.queue.clear();
+                received.bytes = 0;
+            }
         }
     }
 
@@ -317,7 +335,7 @@ impl Driver {
 
     fn refuse_call(&mut self, id: CallId, code: ErrorCode, reason: &str) {
         if !self.is_closed && self.closing.is_none() {
-            let _ = self.connection.push_bytes(&CallRole::refusal(id, code, reason));
+            let _ = self.connection.push_answer(&CallRole::refusal(id, code, reason));
         }
     }
 
@@ -350,14 +368,18 @@ impl Driver {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, VstpError> {
+        // Some were read while something was written.
+        self.hand_on();
         if self.has_read_all {
             return Ok(false);
         }
         if self.is_full() {
             self.connection.on_deaf();
             // PINGs go out all the same.
-            let _ = self.connection.poll_time(cx);
-            return Ok(false);
+            return match self.connection.poll_time(cx) {
+                Poll::Ready(()) => Err(self.connection.take_failure().unwrap_or(VstpError::ConnectionClosed)),
+                Poll::Pending => Ok(false),
+            };
         }
         match self.connection.poll_frame_in_time(cx) {
             Poll::Ready(true) => {
@@ -397,27 +419,31 @@ impl Driver {
             }
         }
         while let Some((frame, wanted)) = self.connection.take_unread() {
-            match CallRole::of(&frame.as_ref()) {
-                Some(CallRole::Reply(id)) => {
-                    if let Some(wanted) = wanted {
-                        self.connection.settle(wanted);
+            self.hand_over(frame, wanted);
+        }
+    }
+
+    fn hand_over(&mut self, frame: FrameBytes, wanted: Option<Acknowledgement>) {
+        match CallRole::of(&frame.as_ref()) {
+            Some(CallRole::Reply(id)) => {
+                if let Some(wanted) = wanted {
+                    self.connection.settle(wanted);
+                }
+                match self.calls.handle_reply(id) {
+                    Some(told) => drop(told.send(Ok(frame))),
+                    None => {
+                        self.shared.unknown_replies.fetch_add(1, Ordering::Relaxed);
                     }
-                    match self.calls.handle_reply(id) {
-                        Some(told) => drop(told.send(Ok(frame))),
-                        None => {
-                            self.shared.unknown_replies.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
                 }
-                Some(CallRole::Cancel(id)) => {
-                    // Its handler hears that this is gone.
-                    self.serving.as_mut().and_then(|serving| serving.handle_cancel(&id));
-                }
-                Some(CallRole::Request(id, ms)) if self.serving.is_some() => {
-                    self.take_call(id, ms, frame, wanted);
-                }
-                _ => self.put(frame, wanted, None),
             }
+            Some(CallRole::Cancel(id)) => {
+                // Its handler hears that this is gone.
+                self.serving.as_mut().and_then(|serving| serving.handle_cancel(&id));
+            }
+            Some(CallRole::Request(id, ms)) if self.serving.is_some() => {
+                self.take_call(id, ms, frame, wanted);
+            }
+            _ => self.put(frame, wanted, None),
         }
     }
 
@@ -441,6 +467,9 @@ impl Driver {
     }
 
     fn put(&mut self, frame: FrameBytes, wanted: Option<Acknowledgement>, call: Option<IncomingCall>) {
+        if self.unwanted {
+            return;
+        }
         let mut received = self.shared.lock();
         received.bytes += frame.memory();
         received.has_due |= self.connection.has_due();

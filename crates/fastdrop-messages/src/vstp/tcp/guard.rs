@@ -200,13 +200,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let this = self.get_mut();
         match Pin::new(&mut this.inner).poll_flush(cx) {
             // That nothing waits is no sign of life.
-            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Ready(done) => {
+                this.blocked_at = None;
+                Poll::Ready(done)
+            }
             Poll::Pending => this.poll_blocked(cx).map(|overdue| Err(this.expire(overdue))),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_shutdown(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => this.poll_blocked(cx).map(|overdue| Err(this.expire(overdue))),
+        }
     }
 }
 
@@ -236,6 +243,7 @@ impl Timer {
 mod tests {
     use super::*;
     use crate::places::{Limits, Origin, Places};
+    use std::future::poll_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Whoever sends a large frame is not idle before it is whole.
@@ -254,5 +262,38 @@ mod tests {
         peer.write_all(b"part").await.unwrap();
         guarded.read_exact(&mut [0; 4]).await.unwrap();
         assert!(heard_at(&guarded) > before);
+    }
+
+    /// Takes nothing, and does not end.
+    struct Stuck;
+
+    impl AsyncWrite for Stuck {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_gone_whatever_is_tried() {
+        let config = TcpConfig { write_timeout: Some(Duration::from_millis(20)), ..TcpConfig::default() };
+        for attempt in 0..3 {
+            let mut guarded = Guarded::new(Stuck, &config, None);
+            let tried = poll_fn(|cx| match attempt {
+                0 => Pin::new(&mut guarded).poll_write(cx, b"x").map_ok(|_| ()),
+                1 => Pin::new(&mut guarded).poll_flush(cx),
+                _ => Pin::new(&mut guarded).poll_shutdown(cx),
+            });
+            let tried = tokio::time::timeout(Duration::from_secs(60), tried).await;
+            let error = tried.expect("it is bounded").unwrap_err();
+            assert_eq!(Overdue::of(&error), Some(Overdue::Write));
+        }
     }
 }

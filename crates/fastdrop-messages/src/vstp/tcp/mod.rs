@@ -27,7 +27,7 @@ pub use server::{Drained, VstpTcpConnection, VstpTcpServer};
 pub(super) use server::{Unhandled, serve_connection};
 pub use session::{ReceiveHalf, SendHalf, Session};
 
-/// What a connection does and bears.
+/// The behaviour of a connection, and its bounds.
 #[derive(Debug, Clone)]
 pub struct TcpConfig {
     /// The most bytes of a frame that comes, all of it counted. Default 8 MiB. A connection keeps
@@ -35,7 +35,8 @@ pub struct TcpConfig {
     pub frame_max: usize,
     /// The most bytes of frames that are read, and kept until the application takes them, while this
     /// end waits to write, for an acknowledgement, or for a reply: what it waits for may stand
-    /// behind them. Beyond, nothing is read, and the peer waits to write. Default: 128 MiB at the
+    /// behind them. Beyond, nothing is read, and the peer waits to write. As many bytes of frames are
+    /// handled at once, where several are. Default: 128 MiB at the
     /// end that connects; [`Self::frame_max`] at the end that accepts, which has many peers.
     pub unread_max: Option<usize>,
     /// Calls of this end that may be outstanding on a connection, beyond which callers wait; and
@@ -75,7 +76,7 @@ pub struct TcpConfig {
     pub connections_per_address: usize,
     /// Counts of what a server and its connections, or a client, do. Default: counts of their own.
     pub metrics: Metrics,
-    /// How long a server that ends waits for its handlers. Default 10 seconds.
+    /// The time for which a server that ends waits for its handlers. Default 10 seconds.
     pub drain: Duration,
 }
 

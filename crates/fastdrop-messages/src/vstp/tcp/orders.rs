@@ -56,6 +56,8 @@ pub(super) enum Control {
     Serve,
     /// Somebody does not wait any more.
     GivenUp,
+    /// The last caller is gone. What it has ordered stands in line.
+    Released,
 }
 
 /// A frame that came, its acknowledgement, and its call, if it is one.

@@ -1,4 +1,4 @@
-//! What is to be written to a connection.
+//! Bytes that are to be written to a connection.
 
 use crate::vstp::frame::append_frame;
 use crate::vstp::types::{Frame, Header, VstpError};
@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fastdrop_proto::vstp::{FrameBytes, Head, HeadersBuf};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
@@ -24,12 +25,26 @@ pub(super) struct Outbox {
     written: u64,
     /// The stream, which may encrypt, holds nothing back.
     is_flushed: bool,
+    /// Places of bytes that wait and that the peer has caused, and how many these are.
+    answers: VecDeque<Range<u64>>,
+    answer_bytes: usize,
+    /// The kind of the error with which writing has ended: the stream may be cut within a frame, and
+    /// nothing may follow.
+    broken: Option<io::ErrorKind>,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
-        let (parts, tail) = (VecDeque::new(), BytesMut::new());
-        Self { parts, tail, shared_bytes: 0, written: 0, is_flushed: true }
+        Self {
+            parts: VecDeque::new(),
+            tail: BytesMut::new(),
+            shared_bytes: 0,
+            written: 0,
+            is_flushed: true,
+            answers: VecDeque::new(),
+            answer_bytes: 0,
+            broken: None,
+        }
     }
 }
 
@@ -66,9 +81,33 @@ impl Outbox {
         Ok(())
     }
 
-    /// Bytes that are a frame already.
-    pub(super) fn push_encoded(&mut self, bytes: &[u8]) {
+    /// Bytes that are a frame already, and answer the peer.
+    pub(super) fn push_answer(&mut self, bytes: &[u8]) {
+        let start = self.end();
         self.tail.put_slice(bytes);
+        self.count_answer(start);
+    }
+
+    /// A frame that answers the peer.
+    pub(super) fn push_answer_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        let start = self.end();
+        self.push_bytes(frame)?;
+        self.count_answer(start);
+        Ok(())
+    }
+
+    fn count_answer(&mut self, start: u64) {
+        let end = self.end();
+        self.answer_bytes += end.saturating_sub(start) as usize;
+        match self.answers.back_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => self.answers.push_back(start..end),
+        }
+    }
+
+    /// Bytes that wait and that the peer has caused, which may be one that does not read.
+    pub(super) fn answer_bytes(&self) -> usize {
+        self.answer_bytes
     }
 
     fn push_parts(&mut self, head: &[u8], headers: &[u8], payload: Bytes) {
@@ -88,8 +127,24 @@ impl Outbox {
         self.tail.put_u32(crc.finalize());
     }
 
-    /// Writes everything.
+    /// Writes everything. After an error nothing more is written.
     pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        if let Some(kind) = self.broken {
+            self.give_up(kind);
+            return Poll::Ready(Err(kind.into()));
+        }
+        let flushed = ready!(self.poll_write_all(cx, stream));
+        if let Err(error) = &flushed {
+            self.give_up(error.kind());
+        }
+        Poll::Ready(flushed)
+    }
+
+    fn poll_write_all(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut (impl AsyncWrite + Unpin),
@@ -131,13 +186,22 @@ impl Outbox {
         self.written
     }
 
-    /// Drops what nobody can be sent any more.
-    pub(super) fn clear(&mut self) {
-        *self = Self { written: self.written, ..Self::default() };
+    /// Drops what waits, and whatever else is put in: nobody can be sent it any more.
+    pub(super) fn give_up(&mut self, kind: io::ErrorKind) {
+        *self = Self { written: self.written, broken: Some(kind), ..Self::default() };
     }
 
     fn advance(&mut self, mut written: usize) {
         self.written += written as u64;
+        while let Some(answer) = self.answers.front_mut() {
+            let left = self.written.clamp(answer.start, answer.end);
+            self.answer_bytes -= (left - answer.start) as usize;
+            answer.start = left;
+            if !answer.is_empty() {
+                break;
+            }
+            self.answers.pop_front();
+        }
         while let Some(part) = self.parts.front_mut() {
             let taken = written.min(part.len());
             part.advance(taken);

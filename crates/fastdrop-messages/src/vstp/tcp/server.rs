@@ -30,7 +30,7 @@ pub struct VstpTcpConnection {
 }
 
 impl VstpTcpConnection {
-    /// Which connection of its server.
+    /// The number of this connection among those of its server.
     pub fn session_id(&self) -> SessionId {
         self.link.session_id()
     }
@@ -124,15 +124,16 @@ pub(crate) struct Unhandled(Arc<AtomicU64>);
 impl Unhandled {
     /// Counts the handler of a frame, if that was acknowledged. It stays counted if it is dropped.
     /// It counts from now on, also before it is polled.
-    pub(crate) fn count<H>(&self, acknowledged: bool, handler: H) -> impl Future<Output = ()> + use<H>
+    pub(crate) fn count<H>(&self, acknowledged: bool, handler: H) -> impl Future<Output = H::Output> + use<H>
     where
-        H: Future<Output = ()>,
+        H: Future,
     {
         let (count, unhandled) = (u64::from(acknowledged), Arc::clone(&self.0));
         unhandled.fetch_add(count, Ordering::Relaxed);
         async move {
-            handler.await;
+            let handled = handler.await;
             unhandled.fetch_sub(count, Ordering::Relaxed);
+            handled
         }
     }
 
@@ -188,7 +189,7 @@ impl VstpTcpServer {
         self.config.metrics.clone()
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn local_addr(&self) -> Result<SocketAddr, VstpError> {
         Ok(self.incoming.local_addr()?)
     }
@@ -275,7 +276,8 @@ impl VstpTcpServer {
     /// Replies to the calls of every client with what `handler` gives, until `end`: those of one
     /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not wait
     /// any more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are
-    /// handled one after the other, and answered with frames that are no replies.
+    /// handled one after the other, and answered with frames that are no replies. If the handler of
+    /// one of those panics, its session ends. What was acknowledged and not handled is logged.
     ///
     /// # Errors
     ///
@@ -290,11 +292,15 @@ impl VstpTcpServer {
             let handler = Arc::clone(&handler);
             async move { Some(handler(call).await.and_then(FrameBytes::try_from)) }
         });
+        let unhandled = Unhandled::default();
+        let counted = unhandled.clone();
         self.serve(end, move |connection, signal| {
-            let answer = Arc::clone(&answer);
-            async move { serve_connection(connection, signal, answer).await }
+            let (answer, unhandled) = (Arc::clone(&answer), counted.clone());
+            async move { serve_connection(connection, signal, answer, unhandled).await }
         })
-        .await
+        .await?;
+        unhandled.report();
+        Ok(())
     }
 
     /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are
@@ -325,13 +331,14 @@ pub(crate) async fn serve_connection<A, Fut>(
     connection: VstpTcpConnection,
     signal: ShutdownSignal,
     answer: Arc<A>,
+    unhandled: Unhandled,
 ) where
     A: Fn(Call) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Option<Result<FrameBytes, VstpError>>> + Send,
 {
     let peer = connection.peer;
     let session = connection.link.into_session(peer, true);
-    if let Err(error) = serve_session(session, signal, answer).await {
+    if let Err(error) = serve_session(session, signal, answer, unhandled).await {
         tracing::debug!(%peer, %error, "the session ended");
     }
 }

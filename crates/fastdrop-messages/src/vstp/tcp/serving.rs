@@ -1,28 +1,76 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
 use super::orders::Control;
+use super::server::Unhandled;
 use super::session::Session;
 use crate::incoming::log_panic;
 use crate::shutdown::ShutdownSignal;
 use crate::vstp::call::{self, Call, IncomingCall};
-use crate::vstp::types::{FrameType, VstpError};
+use crate::vstp::types::{ErrorCode, Frame, FrameType, VstpError};
 use fastdrop_proto::calls::CallId;
-use fastdrop_proto::vstp::FrameBytes;
+use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
 use std::future::Future;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 /// Frames that are no calls, and wait for their turn.
 const PLAIN_MAX: usize = 16;
 
+/// A frame that is no call, the acknowledgement that it asks for, and its part of the bound.
+type Plain = (FrameBytes, Option<Acknowledgement>, Held);
+
+/// The bytes of the frames that were taken and are not handled: beyond the bound no more are taken.
+#[derive(Debug)]
+struct Budget {
+    max: usize,
+    held: AtomicUsize,
+    freed: Notify,
+}
+
+impl Budget {
+    fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max: max.max(1), held: AtomicUsize::new(0), freed: Notify::new() })
+    }
+
+    /// Waits until one more may be taken.
+    async fn room(&self) {
+        while self.held.load(Ordering::Acquire) >= self.max {
+            self.freed.notified().await;
+        }
+    }
+
+    fn hold(self: &Arc<Self>, frame: &FrameBytes) -> Held {
+        let bytes = frame.memory();
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+        Held { bytes, budget: Arc::clone(self) }
+    }
+}
+
+/// The part of a frame, until it is handled.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    budget: Arc<Budget>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.held.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.budget.freed.notify_one();
+    }
+}
+
 /// Gives every call to `answer`, and its reply back; other DATA frames as well, one after the other,
 /// and what comes of them in a frame that is no reply. Ends when the peer has ended or the server
-/// does, and all handlers are done.
+/// does, and all handlers are done. A frame is acknowledged when its handler begins, and counted as
+/// unhandled until that is done.
 pub(crate) async fn serve_session<A, Fut>(
     session: Session,
     mut signal: ShutdownSignal,
     answer: Arc<A>,
+    unhandled: Unhandled,
 ) -> Result<(), VstpError>
 where
     A: Fn(Call) -> Fut + Send + Sync + 'static,
@@ -30,8 +78,12 @@ where
 {
     let mut handlers = JoinSet::new();
     let (plain, plainly) = mpsc::channel(PLAIN_MAX);
-    let (plain_session, plain_answer) = (session.clone(), Arc::clone(&answer));
-    handlers.spawn(async move { answer_plain(plain_session, plainly, plain_answer).await });
+    handlers.spawn({
+        let (session, signal, answer) = (session.clone(), signal.clone(), Arc::clone(&answer));
+        let unhandled = unhandled.clone();
+        async move { answer_plain(session, signal, plainly, answer, unhandled).await }
+    });
+    let budget = Budget::new(session.unread_max());
     let ended = loop {
         while let Some(result) = handlers.try_join_next() {
             log_panic(result);
@@ -39,25 +91,29 @@ where
         let taken = tokio::select! {
             biased;
             () = signal.wait() => break Ok(()),
-            taken = session.take() => taken,
+            // Its handler has panicked, or its answers reach nobody.
+            () = plain.closed() => break Err(VstpError::Protocol(HANDLER_ENDED.into())),
+            taken = async {
+                budget.room().await;
+                session.take().await
+            } => taken,
         };
         let (frame, wanted, call) = match taken {
             Ok(Some(taken)) => taken,
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         };
-        // Whoever has it is waited for: it is acknowledged, and before its reply.
-        let acknowledge = || {
-            if let Some(wanted) = wanted {
-                session.control(Control::Acknowledge(wanted));
-            }
-        };
+        let held = budget.hold(&frame);
         match call {
             Some(incoming) => {
-                acknowledge();
                 let guard = Unanswered { session: session.clone(), id: Some(incoming.id) };
-                let answer = Arc::clone(&answer);
-                handlers.spawn(async move { answer_call(guard, frame, incoming, answer).await });
+                let (answer, unhandled) = (Arc::clone(&answer), unhandled.clone());
+                // Whoever has it is waited for: it is acknowledged, and before its reply.
+                let acknowledged = acknowledge(&session, wanted);
+                handlers.spawn(async move {
+                    let _held = held;
+                    unhandled.count(acknowledged, answer_call(guard, frame, incoming, answer)).await;
+                });
             }
             None if frame.typ == FrameType::Data => {
                 // Its turn is not waited for beyond the end.
@@ -66,20 +122,36 @@ where
                     () = signal.wait() => break Ok(()),
                     place = plain.reserve() => place,
                 };
+                // Otherwise that is seen above.
                 if let Ok(place) = place {
-                    acknowledge();
-                    place.send(frame);
+                    place.send((frame, wanted, held));
                 }
             }
-            None => acknowledge(),
+            None => _ = acknowledge(&session, wanted),
         }
     };
     drop(plain);
+    if let Err(VstpError::Protocol(reason)) = &ended {
+        let said = Frame::new(FrameType::Err).with_header("code", ErrorCode::Unhandled.as_str());
+        if let Err(error) = session.send(said.with_header("reason", reason)).await {
+            tracing::debug!(%error, "the peer was not told that a handler has ended");
+        }
+    }
     while let Some(result) = handlers.join_next().await {
         log_panic(result);
     }
     ended?;
     session.close().await
+}
+
+/// The reason for which a session ends whose frames nobody handles any more.
+const HANDLER_ENDED: &str = "the handler of a frame has failed; no frame after it is handled";
+
+/// Acknowledges a frame; true if its sender wants that.
+fn acknowledge(session: &Session, wanted: Option<Acknowledgement>) -> bool {
+    let Some(wanted) = wanted else { return false };
+    session.control(Control::Acknowledge(wanted));
+    true
 }
 
 /// Says that there is no reply when the handler is dropped, by a panic say.
@@ -115,21 +187,37 @@ where
     guard.id = None;
 }
 
-async fn answer_plain<A, Fut>(session: Session, mut frames: mpsc::Receiver<FrameBytes>, answer: Arc<A>)
-where
+async fn answer_plain<A, Fut>(
+    session: Session,
+    mut signal: ShutdownSignal,
+    mut frames: mpsc::Receiver<Plain>,
+    answer: Arc<A>,
+    unhandled: Unhandled,
+) where
     A: Fn(Call) -> Fut,
     Fut: Future<Output = Option<Result<FrameBytes, VstpError>>>,
 {
-    while let Some(frame) = frames.recv().await {
-        let call = Call { frame, from: session.peer_addr(), deadline: None };
-        let sent = match answer(call).await {
-            Some(Ok(reply)) => session.send_bytes(reply).await,
-            Some(Err(error)) => {
-                tracing::debug!(%error, "a frame that is no call was not handled");
-                Ok(())
-            }
-            None => Ok(()),
+    loop {
+        let next = tokio::select! {
+            // Nothing new is acknowledged after the word.
+            biased;
+            () = signal.wait() => return,
+            next = frames.recv() => next,
         };
+        let Some((frame, wanted, _held)) = next else { return };
+        let acknowledged = acknowledge(&session, wanted);
+        let handled = async {
+            let call = Call { frame, from: session.peer_addr(), deadline: None };
+            match answer(call).await {
+                Some(Ok(reply)) => session.send_bytes(reply).await,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a frame that is no call was not handled");
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        };
+        let sent = unhandled.count(acknowledged, handled).await;
         if let Err(error) = sent {
             tracing::debug!(%error, "an answer was not sent");
             return;

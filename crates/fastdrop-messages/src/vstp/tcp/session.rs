@@ -47,6 +47,13 @@ struct Callers {
     turns: Semaphore,
     id: SessionId,
     peer: SocketAddr,
+    unread_max: usize,
+}
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        let _ = self.controls.send(Control::Released);
+    }
 }
 
 /// Says that somebody does not wait any more, unless it has been defused.
@@ -71,17 +78,25 @@ impl Session {
         let (orders, taken) = mpsc::channel(Self::ORDERS);
         let (controls, controlled) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::default());
+        // Its first receiver answers what came before.
+        shared.lock().has_due = connection.has_due();
         let id = connection.session_id();
+        let unread_max = connection.config().unread_max(id != 0);
         let turns = Semaphore::new(connection.config().calls_max.clamp(1, Semaphore::MAX_PERMITS));
         let driver = Driver::new(connection, taken, controlled, Arc::clone(&shared), serves);
         // It ends when its callers are gone or the connection is.
         tokio::spawn(driver.run());
-        Self(Arc::new(Callers { shared, orders, controls, turns, id, peer }))
+        Self(Arc::new(Callers { shared, orders, controls, turns, id, peer, unread_max }))
     }
 
     /// The number of the connection among those of its server; 0 at the end that connects.
     pub fn session_id(&self) -> SessionId {
         self.0.id
+    }
+
+    /// Bytes of frames that are taken before they are handled.
+    pub(super) fn unread_max(&self) -> usize {
+        self.0.unread_max
     }
 
     /// The peer's address.
