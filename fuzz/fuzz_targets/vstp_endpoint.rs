@@ -149,7 +149,7 @@ fuzz_target!(|steps: Vec<Step>| {
         while let Some(event) = endpoint.poll_event() {
             match event {
                 Event::Received { from, frame, acknowledgement } => {
-                    endpoint.handle_taken(from, &frame);
+                    endpoint.handle_taken(now, from, &frame);
                     if let Some(wanted) = acknowledgement {
                         // Some are handled at once, some are dropped, and some never settled.
                         match frame.payload.len() % 3 {

@@ -6,22 +6,21 @@
 //!
 //! # Which of the two
 //!
-//! | an application that | takes |
-//! | --- | --- |
-//! | has to know that each message was handled, once and in order; or asks and wants answers | [`cnp`] |
-//! | speaks with programs of the crate `vstp` 0.2, sends frames with headers, or states by UDP of which only the newest counts | [`vstp`] |
+//! An application takes [`cnp`] if it has to know that each message was handled, once and in order.
+//! It takes [`vstp`] if it speaks with programs of the crate `vstp` 0.2, sends frames with headers,
+//! or states by UDP of which only the newest counts. Either has calls with answers.
 //!
 //! | | [`cnp`], TCP or UDP | [`vstp`], TCP | [`vstp`], UDP |
 //! | --- | --- | --- | --- |
-//! | arrives | or the sender is told | or the connection breaks | if an acknowledgement is asked for, or the sender is told |
+//! | arrives | or the sender is told | or the connection breaks | where acknowledged |
 //! | once | yes | yes | with an acknowledgement |
 //! | in order | yes | yes | no |
-//! | an acknowledgement says | the application has taken it, or handled it where it says so itself | the same, where asked for | the same |
-//! | an answer for each question | `call` | `call` | |
-//! | any size | up to 16 MiB unless set otherwise | up to 8 MiB unless set otherwise | up to 256 MiB |
+//! | acknowledged when | taken, or handled | the same, where asked for | the same |
+//! | an answer for each question | `call` | `call` of a session | no |
+//! | largest message, unless set | 16 MiB | 8 MiB | 256 MiB |
 //! | encryption | TLS 1.3 by TCP | TLS 1.3 | none |
 //! | tokens | by TCP and UDP | yes | none |
-//! | the client's address changes | by UDP the session goes on | the connection breaks | it is a new peer |
+//! | the client's address changes | by UDP it goes on | it breaks | it is a new peer |
 //!
 //! # Features
 //!

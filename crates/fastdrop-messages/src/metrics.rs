@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// use fastdrop_messages::vstp::tcp::TcpConfig;
 /// use fastdrop_messages::vstp::{Frame, FrameType, VstpTcpClient, VstpTcpServer};
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
 /// let metrics = Metrics::default();
 /// let config = TcpConfig { metrics: metrics.clone(), ..TcpConfig::default() };
 /// let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config).await?;

@@ -22,8 +22,8 @@ pub(crate) struct Limits {
     pub(crate) of_one: usize,
 }
 
-/// The one whom a connection is counted for: an IPv4 address, or the 64 bits of an IPv6 address that one
-/// machine may choose the rest of.
+/// The one whom a connection is counted for: an IPv4 address, or the 64 bits of an IPv6 address
+/// that one machine may choose the rest of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Origin(IpAddr);
 

@@ -1,9 +1,10 @@
 //! Calls and their replies, beside each other on one connection, whatever carries them.
 //!
-//! [`Calls`] is the end that asks: it numbers calls, knows which are outstanding, and when each of
-//! them is over. [`Serving`] is the end that answers: it knows which calls are being handled, and
-//! which of them nobody waits for any more. Neither writes frames nor looks at a clock; the deadline
-//! of a call travels as the time that remains, since the clocks of two machines do not agree.
+//! `Calls` is the end that asks: it numbers calls, knows which are outstanding, and when each of
+//! them is over. `Serving` is the end that answers: it knows which calls are being handled, and
+//! which of them nobody waits for any more. Neither writes frames nor looks at a clock; the
+//! deadline of a call travels as the time that remains, since the clocks of two machines do not
+//! agree.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

@@ -134,9 +134,9 @@ impl Session {
     }
 
     /// The next call of the peer; None when the session is over. Several may wait, and each call
-    /// goes to one of them. Calls that nobody takes wait, up to the bound that was agreed; beyond the
-    /// bytes that are kept of them (those of messages), the peer is held back until they are taken,
-    /// with all that it sends.
+    /// goes to one of them. Calls that nobody takes wait, up to the bound that was agreed; beyond
+    /// the bytes that are kept of them (those of messages), the peer is held back until they are
+    /// taken, with all that it sends.
     pub async fn next_call(&self) -> Option<Call> {
         let arrived = poll_fn(|cx| self.poll_call(cx)).await?;
         let Arrived { id, body, deadline, cancelled, .. } = arrived;

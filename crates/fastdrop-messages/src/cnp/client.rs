@@ -114,8 +114,8 @@ impl ClientBuilder {
         self
     }
 
-    /// The token that is shown to the server. Without TLS everybody on the way can read it. Programs
-    /// that do not know tokens let in everybody. Default: none.
+    /// The token that is shown to the server. Without TLS everybody on the way can read it.
+    /// Programs that do not know tokens let in everybody. Default: none.
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
         self

@@ -314,8 +314,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The time in which something comes by TCP, or the session is ended: for programs of the field,
-    /// which know no keep-alives and may be silent for ever. Default: any.
+    /// The time in which something comes by TCP, or the session is ended: for programs of the
+    /// field, which know no keep-alives and may be silent for ever. Default: any.
     pub fn idle_timeout(mut self, time: Option<Duration>) -> Self {
         self.idle_timeout = time;
         self

@@ -205,8 +205,8 @@ impl Session {
         })))
     }
 
-    /// The next message, which its taker acknowledges. It is in hand as soon as it is taken, so that
-    /// a server that ends does not close the session between the two.
+    /// The next message, which its taker acknowledges. It is in hand as soon as it is taken, so
+    /// that a server that ends does not close the session between the two.
     pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<Result<Option<Taken>, Error>> {
         let mut state = self.0.shared.lock();
         let taken = std::task::ready!(state.poll_take(cx))?;

@@ -32,7 +32,7 @@
 //! | --- | --- |
 //! | frames over TCP | [`VstpTcpServer`], [`VstpTcpClient`] |
 //! | frames over UDP, of any size, acknowledged where wanted | [`VstpUdpServer`], [`VstpUdpClient`] |
-//! | a connection for many tasks, calls that get their own replies | [`tcp::Session`], [`VstpTcpServer::serve_calls`] |
+//! | one connection for many tasks, and calls | [`tcp::Session`], [`VstpTcpServer::serve_calls`] |
 //! | typed messages as JSON over either | [`VstpServer`], [`VstpClient`] |
 //! | no copies | [`FrameBytes`], and the methods that end in `_bytes` |
 //! | a codec alone | [`encode_frame`], [`try_decode_frame`], [`VstpFrameCodec`] |

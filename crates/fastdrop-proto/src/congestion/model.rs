@@ -63,8 +63,8 @@ impl Model {
     const SLACK_MAX: f64 = 262_144.0;
     /// Loss beyond this share of a round is taken for congestion.
     const LOSS_MAX: f64 = 1.0 / 3.0;
-    /// Loss beyond this share of a round, behind a queue, ends the startup of a sender that does not
-    /// always have something to send.
+    /// Loss beyond this share of a round, behind a queue, ends the startup of a sender that does
+    /// not always have something to send.
     const LOSS_STARTUP: f64 = 0.02;
     /// Rounds without a rate that is better by a quarter end it too.
     const FULL_ROUNDS: u32 = 3;

@@ -3,12 +3,12 @@
 use super::limits::ReassemblyLimits;
 use super::sending::Patience;
 
-/// What an endpoint does and bears.
+/// Settings and bounds of an endpoint.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
-    /// How long unfinished messages are kept, and how many.
+    /// Bounds of unfinished messages.
     pub limits: ReassemblyLimits,
-    /// How long answers are waited for.
+    /// Times that answers are waited for.
     pub patience: Patience,
     /// Says whether frames that exceed 1,200 bytes are cut; else they go as one datagram, if they
     /// can. Default true.

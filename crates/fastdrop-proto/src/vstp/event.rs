@@ -12,18 +12,18 @@ pub enum Event {
     /// A frame or a whole message came. The driver says `Endpoint::handle_taken` when the
     /// application has it, and `Endpoint::acknowledge` when the application has handled it.
     Received {
-        /// Who sent it.
+        /// Its sender.
         from: SocketAddr,
         /// The frame, without the headers of its fragments.
         frame: FrameBytes,
         /// The acknowledgement that it asks for.
         acknowledgement: Option<Acknowledgement>,
     },
-    /// What became of a message.
+    /// The fate of a message.
     Outcome {
-        /// Which one.
+        /// The message.
         send: SendId,
-        /// Whether it was sent, or acknowledged if that was wanted.
+        /// Ok when it was sent, or acknowledged if that was wanted.
         result: Result<(), Failure>,
     },
 }
@@ -31,7 +31,7 @@ pub enum Event {
 /// Datagrams to send, in the buffer given to `Endpoint::poll_transmit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// Their destination.
     pub to: SocketAddr,
     /// The bytes of each; the last one may have fewer.
     pub datagram: usize,
@@ -39,7 +39,7 @@ pub struct Transmit {
     pub from: Option<IpAddr>,
 }
 
-/// What was counted since the beginning.
+/// Counts since the beginning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Datagrams that came.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What unfinished messages may take.
+/// Bounds of what unfinished messages take.
 #[derive(Debug, Clone)]
 pub struct ReassemblyLimits {
     /// Bytes of one message. Default 256 MiB.

@@ -49,7 +49,7 @@ pub(super) struct Plain {
     frames: u32,
     /// Those of them that count as on their way: all that leave while there are many.
     on_way: VecDeque<Sent>,
-    /// How many of these have been accounted for.
+    /// The count of those that have been accounted for.
     accounted: u64,
     marks: VecDeque<Mark>,
     /// Bytes that have left since the last mark.

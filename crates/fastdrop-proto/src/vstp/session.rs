@@ -304,8 +304,8 @@ impl Session {
         !self.due.is_empty()
     }
 
-    /// A frame to write. The driver bounds what waits to be written: a peer that does not read causes as
-    /// many as it likes.
+    /// A frame to write. The driver bounds what waits to be written: a peer that does not read
+    /// causes as many as it likes.
     pub fn poll_answer(&mut self) -> Option<Vec<u8>> {
         self.answers.pop_front()
     }

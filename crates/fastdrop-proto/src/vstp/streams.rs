@@ -65,8 +65,8 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Streams of one address: one of small frames and one of messages in fragments are running, and
-    /// late datagrams of those before them may come.
+    /// Streams of one address: one of small frames and one of messages in fragments are running,
+    /// and late datagrams of those before them may come.
     const MAX: usize = 4;
 
     /// Returns what is known of a number.

@@ -394,8 +394,8 @@ impl Unacknowledged {
         self.queue.push_back(number);
     }
 
-    /// Takes for lost, or asks about, what had no answer in time, and gives up what has had none for
-    /// too long.
+    /// Takes for lost, or asks about, what had no answer in time, and gives up what has had none
+    /// for too long.
     pub(super) fn handle_timeout(&mut self, now: Instant, flow: &mut Flow) {
         self.detect_lost(now, flow);
         let mut has_failed = false;

@@ -122,8 +122,8 @@ impl VstpClient {
 
     /// Sends a value as a request, and waits for its own reply, at most for the time of
     /// [`Self::set_timeout`]. Any number of clones may call at once; a reply never reaches
-    /// [`Self::receive`]. If this is dropped, the server is told that nobody waits. By TCP; a client
-    /// that only has UDP cannot call yet.
+    /// [`Self::receive`]. If this is dropped, the server is told that nobody waits. By TCP; a
+    /// client that only has UDP cannot call yet.
     ///
     /// # Errors
     ///

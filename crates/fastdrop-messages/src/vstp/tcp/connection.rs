@@ -29,10 +29,10 @@ pub(super) type Outcome = (u64, Result<(), String>);
 
 /// Frames in both directions, and the session about them.
 ///
-/// Reading and writing are driven together: whoever waits to write, or for an acknowledgement, reads
-/// on meanwhile, up to [`TcpConfig::unread_max`] (docs/protocol/vstp.md, section 2). `recv` may be
-/// dropped at any point without losing anything, and so may `send`: what it had begun to write goes
-/// out before anything else.
+/// Reading and writing are driven together: whoever waits to write, or for an acknowledgement,
+/// reads on meanwhile, up to [`TcpConfig::unread_max`] (docs/protocol/vstp.md, section 2). `recv`
+/// may be dropped at any point without losing anything, and so may `send`: what it had begun to
+/// write goes out before anything else.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: Stream,
@@ -406,8 +406,8 @@ impl Connection {
             loop {
                 self.write_on(cx);
                 if let Some((frame, wanted)) = self.take_unread() {
-                    // It is taken and acknowledged in one step, whenever the caller is dropped. What
-                    // the stream does not take of the ACK now, goes out before anything else.
+                    // It is taken and acknowledged in one step, whenever the caller is dropped.
+                    // What the stream does not take of the ACK now, goes out before anything else.
                     let Some(wanted) = wanted.filter(|_| acknowledges) else {
                         return Poll::Ready(Some((frame, wanted)));
                     };

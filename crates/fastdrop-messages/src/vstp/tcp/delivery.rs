@@ -29,7 +29,8 @@ use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
 ///     Ok::<_, VstpError>(())
 /// });
 /// let mut client = VstpTcpClient::connect(&address).await?;
-/// client.send_with_ack(Frame::new(FrameType::Data).with_payload(b"two tons of coal".to_vec())).await?;
+/// let order = Frame::new(FrameType::Data).with_payload(b"two tons of coal".to_vec());
+/// client.send_with_ack(order).await?;
 /// # drop(client);
 /// # orders.abort();
 /// # Ok(()) }

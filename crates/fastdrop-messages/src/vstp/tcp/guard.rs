@@ -164,7 +164,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             Poll::Ready(done) => {
                 let came = buf.filled().len().saturating_sub(before);
                 this.metrics.add(Count::BytesReceived, came as u64);
-                // Whoever sends a large frame is not idle. Before the first one, its time is bounded.
+                // Whoever sends a large frame is not idle. Before the first one, its time is
+                // bounded.
                 if let Some(place) = this.place.as_ref().filter(|_| came > 0) {
                     place.on_heard(Instant::now());
                 }

@@ -20,8 +20,8 @@ pub(super) enum Outgoing {
 /// The word about an order.
 pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
 
-/// Something that is written, in order. Whoever wants it waits, so that it takes no more memory here
-/// than it would there.
+/// Something that is written, in order. Whoever wants it waits, so that it takes no more memory
+/// here than it would there.
 #[derive(Debug)]
 pub(super) enum Order {
     /// A frame, told when it is written.

@@ -23,10 +23,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 /// ```
 /// use fastdrop_messages::vstp::{Frame, FrameType, VstpTcpClient, VstpTcpServer};
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), fastdrop_messages::vstp::VstpError> {
 /// let server = VstpTcpServer::bind("127.0.0.1:0").await?;
 /// let address = server.local_addr()?.to_string();
-/// tokio::spawn(server.serve_calls(std::future::pending(), |call| async move { Ok(call.into_frame()) }));
+/// let for_ever = std::future::pending();
+/// tokio::spawn(server.serve_calls(for_ever, |call| async move { Ok(call.into_frame()) }));
 /// let session = VstpTcpClient::connect(&address).await?.into_session();
 /// let second = session.clone();
 /// let call = |text: &str| Frame::new(FrameType::Data).with_payload(text.into());
@@ -195,9 +197,10 @@ impl Session {
         self.call_within(request, Self::CALL_TIME).await
     }
 
-    /// Sends a request, and waits for its own reply; the peer is told how much time remains. If this
-    /// is dropped meanwhile, the peer is told that nobody waits any more. Any number of tasks may
-    /// call; beyond [`TcpConfig::calls_max`](super::TcpConfig::calls_max) they wait for their turn.
+    /// Sends a request, and waits for its own reply; the peer is told how much time remains. If
+    /// this is dropped meanwhile, the peer is told that nobody waits any more. Any number of tasks
+    /// may call; beyond [`TcpConfig::calls_max`](super::TcpConfig::calls_max) they wait for their
+    /// turn.
     ///
     /// # Errors
     ///
@@ -239,9 +242,9 @@ impl Session {
         outcome.map_err(closed)?
     }
 
-    /// The next frame that is no reply to a call; None when the peer has ended. A frame that wants an
-    /// acknowledgement has it, since the application has taken it. Where several tasks receive, each
-    /// frame goes to one of them. May be dropped while it waits, and nothing is lost.
+    /// The next frame that is no reply to a call; None when the peer has ended. A frame that wants
+    /// an acknowledgement has it, since the application has taken it. Where several tasks receive,
+    /// each frame goes to one of them. May be dropped while it waits, and nothing is lost.
     ///
     /// # Errors
     ///

@@ -82,7 +82,8 @@ impl UdpServerConfig {
 /// The bounds of a server, beside those of [`UdpServerConfig`], whose fields are those of 0.2.
 #[derive(Debug, Clone)]
 pub struct UdpServerLimits {
-    /// The bounds of what unfinished messages may take, with what the application has not taken yet.
+    /// The bounds of what unfinished messages may take, with what the application has not taken
+    /// yet.
     pub reassembly: ReassemblyLimits,
     /// Addresses that are remembered, of those that have proved themselves or that were spoken to
     /// first; about 2 KiB each, and up to 100 KiB for one that sends messages in fragments. Half as

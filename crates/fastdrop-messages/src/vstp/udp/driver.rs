@@ -231,8 +231,8 @@ impl Handle {
         self.shared.lock().endpoint.path(Instant::now(), canonical(to))
     }
 
-    /// Opens a socket for one of these addresses: the first that answers, or else the first of which
-    /// is not known that nobody is there.
+    /// Opens a socket for one of these addresses: the first that answers, or else the first of
+    /// which is not known that nobody is there.
     pub(crate) async fn connect(
         addresses: &[SocketAddr],
         config: EndpointConfig,

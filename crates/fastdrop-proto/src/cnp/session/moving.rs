@@ -59,8 +59,8 @@ impl Session {
         named == id && channel.checksum.verify(&head, 0, &id.0)
     }
 
-    /// The datagram that asks a new address of the client for its proof. It is shorter than any that
-    /// it may answer.
+    /// The datagram that asks a new address of the client for its proof. It is shorter than any
+    /// that it may answer.
     pub fn path_challenge(&self, challenge: PathChallenge) -> Option<Vec<u8>> {
         let channel = self.channel.as_ref().filter(|channel| channel.agreed.moves)?;
         let mut packet = Vec::new();
