@@ -283,7 +283,7 @@ async fn case_129_every_address_of_a_name_is_tried_by_udp() {
     serving.abort();
 }
 
-/// What wants no acknowledgement has left, whatever becomes of it; who cares asks.
+/// Frames that want no acknowledgement have left, whatever becomes of them; who cares asks.
 #[tokio::test]
 async fn case_129_a_closed_port_is_told_to_whoever_asks_where_nothing_is_acknowledged() {
     let port = closed_port("127.0.0.1:0");

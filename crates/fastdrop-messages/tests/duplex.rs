@@ -281,7 +281,7 @@ async fn what_was_to_be_answered_before_a_session_began_is_answered_by_it() {
     }
 }
 
-/// Where a peer is gone, both halves hear of it, and so does everybody who waits.
+/// Both halves hear of it when a peer is gone, and so does everybody who waits.
 #[tokio::test]
 async fn a_session_whose_peer_is_gone_tells_everybody() {
     let server = VstpTcpServer::bind("127.0.0.1:0").await.unwrap();

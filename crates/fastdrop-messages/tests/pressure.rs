@@ -1,4 +1,5 @@
-//! Peers that cause much and take nothing: memory is bounded, and what is cut is never gone on with.
+//! Peers that cause much and take nothing: memory is bounded, and what is cut is never gone on
+//! with.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 

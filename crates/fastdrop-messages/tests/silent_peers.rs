@@ -37,7 +37,7 @@ async fn listening(config: TcpConfig) -> (VstpTcpServer, SocketAddr) {
     (server, address)
 }
 
-/// What is read until the end, and the error of the server.
+/// Bytes that are read until the end, and the error of the server.
 async fn end_of(mut connection: VstpTcpConnection, mut stream: TcpStream) -> (String, VstpError) {
     let (ended, heard) = tokio::join!(
         async {

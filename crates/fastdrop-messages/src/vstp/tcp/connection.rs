@@ -173,8 +173,8 @@ impl Connection {
         self.outbox.poll_flush(cx, &mut self.stream)
     }
 
-    /// The same, where nobody waits for that. If there is nobody to write to any more, reading finds
-    /// out why; a peer that takes nothing for too long is gone.
+    /// The same, where nobody waits for that. If there is nobody to write to any more, reading
+    /// finds out why; a peer that takes nothing for too long is gone.
     fn write_on(&mut self, cx: &mut Context<'_>) {
         if let Poll::Ready(Err(error)) = self.poll_write(cx)
             && Overdue::of(&error).is_some()

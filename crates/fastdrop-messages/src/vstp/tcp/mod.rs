@@ -33,10 +33,10 @@ pub struct TcpConfig {
     /// The most bytes of a frame that comes, all of it counted. Default 8 MiB. A connection keeps
     /// at most one such frame, and 256 KiB, beside what [`Self::unread_max`] says.
     pub frame_max: usize,
-    /// The most bytes of frames that are read, and kept until the application takes them, while this
-    /// end waits to write, for an acknowledgement, or for a reply: what it waits for may stand
-    /// behind them. Beyond, nothing is read, and the peer waits to write. As many bytes of frames are
-    /// handled at once, where several are. Default: 128 MiB at the
+    /// The most bytes of frames that are read, and kept until the application takes them, while
+    /// this end waits to write, for an acknowledgement, or for a reply: what it waits for may stand
+    /// behind them. Beyond, nothing is read, and the peer waits to write. As many bytes of frames
+    /// are handled at once, where several are. Default: 128 MiB at the
     /// end that connects; [`Self::frame_max`] at the end that accepts, which has many peers.
     pub unread_max: Option<usize>,
     /// Calls of this end that may be outstanding on a connection, beyond which callers wait; and

@@ -28,8 +28,8 @@ pub(super) struct Outbox {
     /// Places of bytes that wait and that the peer has caused, and how many these are.
     answers: VecDeque<Range<u64>>,
     answer_bytes: usize,
-    /// The kind of the error with which writing has ended: the stream may be cut within a frame, and
-    /// nothing may follow.
+    /// The kind of the error with which writing has ended: the stream may be cut within a frame,
+    /// and nothing may follow.
     broken: Option<io::ErrorKind>,
 }
 

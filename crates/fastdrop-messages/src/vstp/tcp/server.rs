@@ -274,10 +274,11 @@ impl VstpTcpServer {
     }
 
     /// Replies to the calls of every client with what `handler` gives, until `end`: those of one
-    /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not wait
-    /// any more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are
-    /// handled one after the other, and answered with frames that are no replies. If the handler of
-    /// one of those panics, its session ends. What was acknowledged and not handled is logged.
+    /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not
+    /// wait any more is dropped. DATA frames that are no calls, as those of programs of version
+    /// 0.2, are handled one after the other, and answered with frames that are no replies. If the
+    /// handler of one of those panics, its session ends. What was acknowledged and not handled is
+    /// logged.
     ///
     /// # Errors
     ///

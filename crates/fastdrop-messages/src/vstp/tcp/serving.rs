@@ -62,10 +62,10 @@ impl Drop for Held {
     }
 }
 
-/// Gives every call to `answer`, and its reply back; other DATA frames as well, one after the other,
-/// and what comes of them in a frame that is no reply. Ends when the peer has ended or the server
-/// does, and all handlers are done. A frame is acknowledged when its handler begins, and counted as
-/// unhandled until that is done.
+/// Gives every call to `answer`, and its reply back; other DATA frames as well, one after the
+/// other, and what comes of them in a frame that is no reply. Ends when the peer has ended or the
+/// server does, and all handlers are done. A frame is acknowledged when its handler begins, and
+/// counted as unhandled until that is done.
 pub(crate) async fn serve_session<A, Fut>(
     session: Session,
     mut signal: ShutdownSignal,

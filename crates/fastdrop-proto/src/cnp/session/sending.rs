@@ -8,8 +8,9 @@ use bytes::Bytes;
 use std::time::Instant;
 
 impl Session {
-    /// Sends a message, once the session is open and the window allows; [`Event::Acknowledged`](crate::cnp::Event::Acknowledged)
-    /// says that it has arrived. What is sent before that waits.
+    /// Sends a message, once the session is open and the window allows;
+    /// [`Event::Acknowledged`](crate::cnp::Event::Acknowledged) says that it has arrived. What is
+    /// sent before that waits.
     pub fn send(&mut self, now: Instant, message: Bytes) -> Result<SendId, SendError> {
         self.send_as(now, MessageKind::Plain, message)
     }
