@@ -214,7 +214,14 @@ impl Receiving {
         self.used.subtract(before);
         self.used.add(reassembly.usage());
         let complete = reassembly.is_complete();
+        // It will never fit, so there is no use in waiting for room.
+        let came = reassembly.kept().saturating_add(frame.payload.len());
+        let is_too_large = !fragment.nested && came > scope.budget.limits.message_bytes_max;
         match taken {
+            Taken::Beyond | Taken::NoMemory if is_too_large => {
+                self.remove(id);
+                self.refuse(now, fragment, ErrorCode::TooLarge)
+            }
             Taken::New if complete => self.complete(now, id, fragment, scope),
             Taken::New | Taken::Again => Got::Kept,
             Taken::Beyond | Taken::NoMemory if !admitted => Got::Waits,
