@@ -18,14 +18,17 @@ pub mod server;
 mod serving;
 mod session;
 mod stream;
+mod unhandled;
 #[cfg(feature = "tls")]
 pub use crate::tls;
 
 pub use client::VstpTcpClient;
 pub use delivery::Delivery;
-pub use server::{Drained, VstpTcpConnection, VstpTcpServer};
-pub(super) use server::{Unhandled, serve_connection};
+pub(super) use server::serve_connection;
+pub use server::{VstpTcpConnection, VstpTcpServer};
 pub use session::{ReceiveHalf, SendHalf, Session};
+pub use unhandled::Drained;
+pub(super) use unhandled::Unhandled;
 
 /// The behaviour of a connection, and its bounds.
 #[derive(Debug, Clone)]

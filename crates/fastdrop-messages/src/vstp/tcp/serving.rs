@@ -1,8 +1,8 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
 use super::orders::Control;
-use super::server::Unhandled;
 use super::session::Session;
+use super::unhandled::Unhandled;
 use crate::incoming::log_panic;
 use crate::shutdown::ShutdownSignal;
 use crate::vstp::call::{self, Call, IncomingCall};
