@@ -244,8 +244,12 @@ impl Receiving {
         let Some(first) = self.waiting.front().and_then(|id| self.incoming.get(id)) else {
             return Admission::NotBeforeOwn;
         };
-        // What it keeps counts already.
         let (_, announced) = first.waits_since();
+        // All of a large one is for those who have proved themselves: it waits for that.
+        if scope.is_stranger && announced > Self::STRANGER_MAX {
+            return Admission::NotBeforeOwn;
+        }
+        // What it keeps counts already.
         self.admission(announced.saturating_sub(first.usage().reserved), scope)
     }
 
