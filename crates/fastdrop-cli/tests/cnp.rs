@@ -217,7 +217,9 @@ fn flags_of_the_other_protocol_are_refused() {
     send(&["--protocol", "cnp", "--window", "0"]).expect(2);
     send(&["--protocol", "cnp", "--window", "32768"]).expect(2);
     send(&["--protocol", "cnp", "--max-size", "0"]).expect(2);
-    fastdrop(args!["message", "listen", "--protocol", "cnp", "--port", "0", "--tls"]).run().expect(2);
+    fastdrop(args!["message", "listen", "--protocol", "cnp", "--port", "0", "--tls", "--udp"])
+        .run()
+        .expect(2);
     let hole = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     for transport in ["--tcp", "--udp"] {
         fastdrop(args!["message", "send", "--protocol", "cnp", "x", hole, transport]).run().expect(5);
