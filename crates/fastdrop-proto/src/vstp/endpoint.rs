@@ -3,6 +3,7 @@
 use super::acknowledgement::Acknowledgement;
 use super::budget::Budgets;
 use super::challenge::{CHALLENGE, Challenges, write_challenge};
+use super::channel::SendOptions;
 use super::config::EndpointConfig;
 use super::error_code::ErrorCode;
 use super::event::{Counters, Event, Transmit};
@@ -22,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 mod addresses;
+mod channels;
 mod incoming;
 
 /// The most bytes that UDP over IPv4 carries.
@@ -145,6 +147,18 @@ impl Endpoint {
     /// Sends a frame, in fragments if it must, and if `acknowledged` until it has been
     /// acknowledged. [`Event::Outcome`] says what became of it.
     pub fn send(&mut self, now: Instant, to: SocketAddr, frame: FrameBytes, acknowledged: bool) -> SendId {
+        let options = if acknowledged { SendOptions::acknowledged() } else { SendOptions::default() };
+        self.send_on(now, to, frame, &options)
+    }
+
+    /// The same on a channel, or otherwise as these options say.
+    pub fn send_on(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        frame: FrameBytes,
+        options: &SendOptions,
+    ) -> SendId {
         self.next_send += 1;
         let send = SendId(self.next_send);
         let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
@@ -152,11 +166,11 @@ impl Endpoint {
         let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err);
         let sent = match self.peer_to_send(now, to) {
             None => Err(Failure::Busy),
-            Some(peer) => match peer.sending.send(now, send, frame, acknowledged, datagram) {
+            Some(peer) => match peer.sending.send(now, send, frame, options, datagram) {
                 Ok(None) => Ok(()),
                 Ok(Some(small)) => {
                     let taken = if is_answer {
-                        peer.push_small(now, small).map(|()| true)
+                        peer.push_small(now, small.bytes).map(|()| true)
                     } else {
                         peer.push_plain(now, send, small)
                     };

@@ -53,6 +53,9 @@ pub struct Counters {
     pub duplicates: u64,
     /// Frames and fragments for which there was no room, or that contradicted others.
     pub refused: u64,
+    /// States of a channel that were dropped for a newer one: they came later than it, or had not
+    /// been taken before it.
+    pub superseded: u64,
     /// Unfinished messages that got nothing more in time.
     pub expired: u64,
     /// Datagrams that an address that has not proved itself did not get.

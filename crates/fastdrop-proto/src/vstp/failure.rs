@@ -26,6 +26,9 @@ pub enum Failure {
     /// Too much is waiting already: here to be sent to that address, or there to be taken.
     #[error("too many messages are waiting, here for this address or there; later there may be room")]
     Busy,
+    /// A newer state of its channel has taken its place before it left.
+    #[error("a newer state of its channel has taken its place")]
+    Superseded,
     /// The address did not prove that it exists.
     #[error("the address has not proved itself")]
     Unproved,

@@ -3,7 +3,7 @@
 
 use super::acknowledgement::Acknowledgement;
 use super::frame::FrameBytes;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 /// Frames, and the bytes of memory that they keep.
@@ -19,7 +19,7 @@ impl Amount {
         self.bytes += other.bytes;
     }
 
-    fn subtract(&mut self, other: Self) {
+    pub(super) fn subtract(&mut self, other: Self) {
         self.count = self.count.saturating_sub(other.count);
         self.bytes = self.bytes.saturating_sub(other.bytes);
     }
@@ -30,11 +30,25 @@ impl Amount {
 struct Waiting {
     frame: FrameBytes,
     acknowledgement: Option<Acknowledgement>,
+    /// The channel of which it is a state.
+    state: Option<u32>,
+}
+
+/// A state of a channel that waits.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// Its place: so many frames of its address had come before it.
+    place: u64,
+    number: u64,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     frames: VecDeque<Waiting>,
+    /// Frames that have left it.
+    popped: u64,
+    /// The states among those that wait, one of each channel.
+    states: BTreeMap<u32, State>,
     /// Frames in the queue, and those that the application has and is not done with.
     held: Amount,
     is_stranger: bool,
@@ -121,7 +135,7 @@ impl Inbox {
         let amount = Amount { count: 1, bytes: frame.memory() };
         queue.held.add(amount);
         let is_first = queue.frames.is_empty();
-        queue.frames.push_back(Waiting { frame, acknowledgement });
+        queue.frames.push_back(Waiting { frame, acknowledgement, state: None });
         let is_stranger = queue.is_stranger;
         if is_stranger {
             self.strangers.add(amount);
@@ -131,6 +145,53 @@ impl Inbox {
         if is_first {
             self.take_turn(from, is_stranger);
         }
+    }
+
+    /// The number and the memory of the state of a channel that waits to be taken.
+    pub(super) fn state(&self, from: SocketAddr, channel: u32) -> Option<(u64, Amount)> {
+        let queue = self.queues.get(&from)?;
+        let state = queue.states.get(&channel)?;
+        let at = usize::try_from(state.place - queue.popped).ok()?;
+        let bytes = queue.frames.get(at)?.frame.memory();
+        Some((state.number, Amount { count: 1, bytes }))
+    }
+
+    /// Takes a state of a channel, in the place of the one that waits if one does. Returns true if
+    /// one did.
+    pub(super) fn push_state(
+        &mut self,
+        from: SocketAddr,
+        is_stranger: bool,
+        frame: FrameBytes,
+        (channel, number): (u32, u64),
+    ) -> bool {
+        if !is_stranger {
+            self.prove(from);
+        }
+        if let Some(queue) = self.queues.get_mut(&from)
+            && let Some(state) = queue.states.get_mut(&channel)
+            && let Some(waiting) = queue.frames.get_mut((state.place - queue.popped) as usize)
+        {
+            state.number = number;
+            let amount = |frame: &FrameBytes| Amount { count: 1, bytes: frame.memory() };
+            let (before, after) = (amount(&waiting.frame), amount(&frame));
+            waiting.frame = frame;
+            let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
+            for held in [&mut queue.held, of_all] {
+                held.subtract(before);
+                held.add(after);
+            }
+            return true;
+        }
+        self.push(from, is_stranger, frame, None);
+        if let Some(queue) = self.queues.get_mut(&from)
+            && let Some(waiting) = queue.frames.back_mut()
+        {
+            waiting.state = Some(channel);
+            let place = queue.popped + queue.frames.len() as u64 - 1;
+            queue.states.insert(channel, State { place, number });
+        }
+        false
     }
 
     fn take_turn(&mut self, from: SocketAddr, is_stranger: bool) {
@@ -161,7 +222,12 @@ impl Inbox {
             // One that has proved itself meanwhile has another place.
             let queue = self.queues.get_mut(&from).filter(|queue| queue.is_stranger == of_strangers);
             let Some(queue) = queue else { continue };
-            let Some(Waiting { frame, acknowledgement }) = queue.frames.pop_front() else { continue };
+            let Some(waiting) = queue.frames.pop_front() else { continue };
+            let Waiting { frame, acknowledgement, state } = waiting;
+            queue.popped += 1;
+            if let Some(channel) = state {
+                queue.states.remove(&channel);
+            }
             if !queue.frames.is_empty() {
                 self.take_turn(from, of_strangers);
             }

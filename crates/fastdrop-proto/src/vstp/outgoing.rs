@@ -58,6 +58,8 @@ pub(super) struct Outgoing {
     shut_since: Option<Instant>,
     /// The last report said so.
     is_shut: bool,
+    /// The channel of which it is a state.
+    pub(super) state: Option<u32>,
     /// Whether its application has been told what became of it.
     pub(super) told: bool,
 }
@@ -107,8 +109,14 @@ impl Outgoing {
             ask: None,
             shut_since: None,
             is_shut: false,
+            state: None,
             told: false,
         }
+    }
+
+    /// Returns true if something of it may have left.
+    pub(super) fn has_begun(&self) -> bool {
+        self.base > 0 || !self.slots.is_empty() || self.replaces.is_some()
     }
 
     /// Which one it is to its application.

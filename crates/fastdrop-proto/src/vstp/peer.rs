@@ -4,6 +4,7 @@ use super::challenge::write_challenge;
 use super::failure::{Failure, Unreachable};
 use super::ids::SendId;
 use super::pings::Pings;
+use super::plain::PlainFrame;
 use super::random::Random;
 use super::receiving::Receiving;
 use super::sending::Sending;
@@ -170,10 +171,15 @@ impl Peer {
     /// Takes a frame of the application that wants no acknowledgement. Returns true if its sender
     /// need not wait until it has left: always where that waits for a proof, as others than the
     /// address may have to.
-    pub(super) fn push_plain(&mut self, now: Instant, send: SendId, bytes: Vec<u8>) -> Result<bool, Failure> {
+    pub(super) fn push_plain(
+        &mut self,
+        now: Instant,
+        send: SendId,
+        frame: PlainFrame,
+    ) -> Result<bool, Failure> {
         match self.proof {
-            Proof::Proved => self.sending.push_plain(send, bytes),
-            Proof::Unproved { .. } => self.push_small(now, bytes).map(|()| true),
+            Proof::Proved => self.sending.push_plain(send, frame),
+            Proof::Unproved { .. } => self.push_small(now, frame.bytes).map(|()| true),
         }
     }
 

@@ -8,6 +8,21 @@ use crate::congestion::{Flow, Stamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+/// A frame that wants no acknowledgement, encoded.
+#[derive(Debug)]
+pub(super) struct PlainFrame {
+    pub(super) bytes: Vec<u8>,
+    /// The channel of which it is a state.
+    pub(super) state: Option<u32>,
+}
+
+/// One that waits, and whom to tell that it has left.
+#[derive(Debug)]
+struct Waiting {
+    send: Option<SendId>,
+    frame: PlainFrame,
+}
+
 /// A frame that has left, and counts as on its way.
 #[derive(Debug)]
 struct Sent {
@@ -40,8 +55,8 @@ pub(super) struct Path {
 /// The small frames to one address that want no acknowledgement.
 #[derive(Debug)]
 pub(super) struct Plain {
-    /// Those that wait, and whom to tell that they have left.
-    queue: VecDeque<(Option<SendId>, Vec<u8>)>,
+    /// Those that wait.
+    queue: VecDeque<Waiting>,
     /// Bytes that may leave at once.
     credit: f64,
     credited_at: Instant,
@@ -103,13 +118,20 @@ impl Plain {
     }
 
     /// Takes a frame. Returns true if its sender need not wait until it has left.
-    pub(super) fn push(&mut self, send: SendId, bytes: Vec<u8>) -> Result<bool, Failure> {
+    pub(super) fn push(&mut self, send: SendId, frame: PlainFrame) -> Result<bool, Failure> {
         if self.queue.len() >= Self::QUEUE_MAX {
             return Err(Failure::Busy);
         }
-        let free = self.queue.len() < Self::QUEUE_FREE;
-        self.queue.push_back(((!free).then_some(send), bytes));
+        let free = self.queue.len() < Self::QUEUE_FREE && frame.state.is_none();
+        self.queue.push_back(Waiting { send: (!free).then_some(send), frame });
         Ok(free)
+    }
+
+    /// Takes the state of a channel that waits out of the queue.
+    pub(super) fn take_state(&mut self, channel: u32) -> Option<SendId> {
+        let is_it = |waiting: &Waiting| waiting.frame.state == Some(channel);
+        let at = self.queue.iter().position(is_it)?;
+        self.queue.remove(at)?.send
     }
 
     /// Bytes a second at which frames leave. What is lost does not leave again, so a path is tried
@@ -190,15 +212,15 @@ impl Plain {
         }
         let mut size = None;
         for _ in 0..batch.segments.max(1) {
-            let Some((_, bytes)) = self.queue.front() else { break };
-            let len = bytes.len();
+            let Some(Waiting { frame, .. }) = self.queue.front() else { break };
+            let len = frame.bytes.len();
             let waits = size.is_some() && (self.credit <= 0.0 || self.is_blocked(flow));
             if waits || !batch.has_room(len, out.len(), size) {
                 break;
             }
             let are_many = self.are_many();
-            let Some((send, bytes)) = self.queue.pop_front() else { break };
-            out.extend_from_slice(&bytes);
+            let Some(Waiting { send, frame }) = self.queue.pop_front() else { break };
+            out.extend_from_slice(&frame.bytes);
             told.extend(send.map(|send| (send, Ok(()))));
             self.credit -= len as f64;
             self.frames = self.frames.wrapping_add(1);
@@ -288,7 +310,7 @@ impl Plain {
     /// Gives up all that wait, for this reason.
     pub(super) fn abandon(&mut self, reason: &Failure, told: &mut VecDeque<(SendId, Result<(), Failure>)>) {
         told.extend(
-            self.queue.drain(..).filter_map(|(send, _)| send).map(|send| (send, Err(reason.clone()))),
+            self.queue.drain(..).filter_map(|waiting| waiting.send).map(|send| (send, Err(reason.clone()))),
         );
     }
 }

@@ -9,6 +9,7 @@ use super::frame::{Flags, FrameBytes, FrameRef};
 use super::inbox::Amount;
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
+use super::sequenced::Newest;
 use super::streams::{Known, Streams};
 use super::whole::{Outcome, Room, WholePayload, WholePayloads};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -85,6 +86,8 @@ pub(super) struct Receiving {
     pub(super) seen: Seen,
     /// Those of them that are small, wait for their application, and have not been reported.
     pub(super) arrivals: Arrivals,
+    /// The newest states of its channels.
+    pub(super) newest: Newest,
     /// Small frames that came and want no acknowledgement, modulo 2^32.
     pub(super) plain_came: u32,
     /// Answers about messages that are not under way.

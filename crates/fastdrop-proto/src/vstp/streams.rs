@@ -2,6 +2,7 @@
 //! 6).
 
 use super::ids::new_stream;
+use super::lineage::split;
 use super::random::Random;
 use std::collections::VecDeque;
 
@@ -93,10 +94,6 @@ impl Streams {
         self.streams.truncate(Self::MAX - 1);
         self.streams.push_front(stream);
     }
-}
-
-fn split(number: u64) -> (u32, u32) {
-    ((number >> u32::BITS) as u32, number as u32)
 }
 
 /// 64 numbers, a bit for each.

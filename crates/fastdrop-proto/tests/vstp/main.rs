@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
 mod admission;
+mod channels;
 mod fairness;
 mod narrow;
 mod net;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
     Acknowledgement, Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameType, HeadersBuf,
-    SendId,
+    SendId, SendOptions,
 };
 use fastdrop_testing::network::{Link, Wire, payload};
 use std::collections::BTreeMap;
@@ -74,6 +74,32 @@ impl Net {
         let send = self.nodes[from].1.send(now, address(to), frame, acknowledged);
         self.drain(from);
         send
+    }
+
+    pub(crate) fn send_on(
+        &mut self,
+        from: usize,
+        to: usize,
+        frame: FrameBytes,
+        options: &SendOptions,
+    ) -> SendId {
+        let now = self.now;
+        let send = self.nodes[from].1.send_on(now, address(to), frame, options);
+        self.drain(from);
+        send
+    }
+
+    /// A node forgets everything, as a program that starts again.
+    pub(crate) fn restart(&mut self, node: usize, seed: u8) {
+        self.nodes[node].1 = Endpoint::new(EndpointConfig::default(), [seed; 16]);
+        self.outcomes[node].clear();
+    }
+
+    /// Lets so much time pass.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.next_at().is_some_and(|at| at <= until) && self.step() {}
+        self.now = until;
     }
 
     /// A datagram comes that nobody here has sent.

@@ -6,7 +6,7 @@ use super::driver::Handle;
 use super::presence::PeerEvents;
 use crate::metrics::Metrics;
 use crate::vstp::types::{Frame, LARGER, VstpError};
-use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, Unreachable};
+use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, SendOptions, Unreachable};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -131,6 +131,34 @@ impl VstpUdpClient {
     /// The same without copying the payload, and with a reason for every failure.
     pub async fn deliver(&self, frame: FrameBytes, dest: SocketAddr) -> Result<(), Failure> {
         self.handle.send(frame, dest, true).await
+    }
+
+    /// Sends a frame on a channel, or otherwise as these options say, and waits for its outcome: a
+    /// state of a sequenced channel has left when this returns, and a frame that wants an
+    /// acknowledgement has it. What was given to this is under way also when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which the frame did not leave or arrive, as far as it is known;
+    /// [`Failure::Superseded`] if a newer state took its place.
+    pub async fn send_on(
+        &self,
+        frame: FrameBytes,
+        dest: SocketAddr,
+        options: &SendOptions,
+    ) -> Result<(), Failure> {
+        self.handle.send_on(frame, dest, options).await
+    }
+
+    /// Sends a state on a sequenced channel, and waits for nothing: for those who send many states
+    /// in turns, and want none of their peers to hold up the others. One that cannot leave at once
+    /// waits until it can, or a newer one takes its place.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot send to that address, or is of no use any more.
+    pub fn post_state(&self, frame: FrameBytes, dest: SocketAddr, channel: u32) -> Result<(), Failure> {
+        self.handle.post(frame, dest, &SendOptions::sequenced(channel))
     }
 
     /// The next frame or message, from anybody.

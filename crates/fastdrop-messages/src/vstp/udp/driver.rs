@@ -9,7 +9,7 @@ use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::vstp::transport::{DATAGRAM_MAX, UdpPath};
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Failure, FrameBytes, FrameType, SendId,
-    Transmit, Unreachable,
+    SendOptions, Transmit, Unreachable,
 };
 use std::collections::HashMap;
 use std::io;
@@ -153,6 +153,17 @@ impl Handle {
         to: SocketAddr,
         acknowledged: bool,
     ) -> Result<(), Failure> {
+        let options = if acknowledged { SendOptions::acknowledged() } else { SendOptions::default() };
+        self.send_on(frame, to, &options).await
+    }
+
+    /// The same on a channel, or otherwise as these options say.
+    pub(super) async fn send_on(
+        &self,
+        frame: FrameBytes,
+        to: SocketAddr,
+        options: &SendOptions,
+    ) -> Result<(), Failure> {
         let to = canonical(to);
         self.shared.socket.check(to)?;
         let outcome = {
@@ -160,13 +171,31 @@ impl Handle {
             if state.broken.is_some() {
                 return Err(Failure::TimedOut);
             }
-            let send = state.endpoint.send(Instant::now(), to, frame, acknowledged);
+            let send = state.endpoint.send_on(Instant::now(), to, frame, options);
             let (told, outcome) = oneshot::channel();
             state.waiting.insert(send, (to, told));
             self.shared.pump(&mut state);
             outcome
         };
         outcome.await.unwrap_or(Err(Failure::TimedOut))
+    }
+
+    /// Sends a state on a sequenced channel. Nobody waits for its outcome.
+    pub(super) fn post(
+        &self,
+        frame: FrameBytes,
+        to: SocketAddr,
+        options: &SendOptions,
+    ) -> Result<(), Failure> {
+        let to = canonical(to);
+        self.shared.socket.check(to)?;
+        let mut state = self.shared.lock();
+        if state.broken.is_some() {
+            return Err(Failure::TimedOut);
+        }
+        state.endpoint.send_on(Instant::now(), to, frame, options);
+        self.shared.pump(&mut state);
+        Ok(())
     }
 
     /// Sends an answer that fits one datagram of 1,200 bytes, and nothing larger. Nobody waits for
@@ -400,8 +429,12 @@ impl Shared {
             }
         }
         while let Some((send, result)) = state.endpoint.poll_outcome() {
-            let sent = result.is_ok();
-            state.metrics.on(if sent { Count::MessagesSent } else { Count::MessagesFailed });
+            match result {
+                Ok(()) => state.metrics.on(Count::MessagesSent),
+                // That is what its sender wanted.
+                Err(Failure::Superseded) => {}
+                Err(_) => state.metrics.on(Count::MessagesFailed),
+            }
             if let Some((to, told)) = state.waiting.remove(&send) {
                 let is_gone = matches!(result, Err(Failure::TimedOut | Failure::Unreachable(_)));
                 for presence in state.presences.iter_mut().filter(|_| is_gone) {

@@ -11,7 +11,7 @@ pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig, UdpServerLimits};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
-pub use fastdrop_proto::vstp::{Counters, Failure, ReassemblyLimits, Unreachable};
+pub use fastdrop_proto::vstp::{Channel, Counters, Failure, ReassemblyLimits, SendOptions, Unreachable};
 pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;
 

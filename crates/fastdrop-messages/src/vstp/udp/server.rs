@@ -8,7 +8,7 @@ use crate::datagrams::Socket;
 use crate::metrics::Metrics;
 use crate::vstp::tcp::{Drained, Unhandled};
 use crate::vstp::types::{Flags, Frame, FrameType, VstpError};
-use fastdrop_proto::vstp::{Counters, FrameBytes};
+use fastdrop_proto::vstp::{Counters, Failure, FrameBytes, SendOptions};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -93,6 +93,34 @@ impl VstpUdpServer {
     /// Sends a frame until its receiver has acknowledged it.
     pub async fn send_with_ack(&self, frame: Frame, dest: SocketAddr) -> Result<(), VstpError> {
         Ok(self.handle.send(frame.try_into()?, dest, true).await?)
+    }
+
+    /// Sends a frame on a channel, or otherwise as these options say, and waits for its outcome: a
+    /// state of a sequenced channel has left when this returns, and a frame that wants an
+    /// acknowledgement has it. What was given to this is under way also when the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which the frame did not leave or arrive, as far as it is known;
+    /// [`Failure::Superseded`] if a newer state took its place.
+    pub async fn send_on(
+        &self,
+        frame: FrameBytes,
+        dest: SocketAddr,
+        options: &SendOptions,
+    ) -> Result<(), Failure> {
+        self.handle.send_on(frame, dest, options).await
+    }
+
+    /// Sends a state on a sequenced channel, and waits for nothing: for those who send many states
+    /// in turns, and want none of their peers to hold up the others. One that cannot leave at once
+    /// waits until it can, or a newer one takes its place.
+    ///
+    /// # Errors
+    ///
+    /// The socket cannot send to that address, or is of no use any more.
+    pub fn post_state(&self, frame: FrameBytes, dest: SocketAddr, channel: u32) -> Result<(), Failure> {
+        self.handle.post(frame, dest, &SendOptions::sequenced(channel))
     }
 
     /// Hands every frame and message to `handler`, and answers HELLO and PING, which a handler

@@ -4,6 +4,7 @@ use super::{CHALLENGE, Endpoint, acknowledged_crc};
 use crate::vstp::acknowledgement::Acknowledgement;
 use crate::vstp::arrivals::Arrived;
 use crate::vstp::challenge::answer_challenge;
+use crate::vstp::channel::Place;
 use crate::vstp::error_code::{ErrorCode, code_of};
 use crate::vstp::fragment::{CAME, Fragment, Report, parse_refusal};
 use crate::vstp::frame::{Flags, FrameBytes, FrameRef, FrameType};
@@ -237,6 +238,10 @@ impl Endpoint {
             }
             return None;
         }
+        if let Some(Place::Sequenced { channel, number }) = Place::of(&frame, wanted) {
+            self.receive_state(from, frame, (channel, number), reserved);
+            return None;
+        }
         if full {
             self.counters.refused += 1;
             return None;
@@ -244,9 +249,7 @@ impl Endpoint {
         if let Some(wanted) = wanted {
             peer.receiving.seen.receive(now, wanted);
         }
-        if self.arrivals.len() < Self::ARRIVALS_MAX {
-            self.arrivals.push_back((from, frame.typ));
-        }
+        self.note_arrival(from, frame.typ);
         self.inbox.push(from, is_stranger, frame, wanted);
         wanted
     }

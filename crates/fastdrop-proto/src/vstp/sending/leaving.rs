@@ -1,0 +1,241 @@
+//! The datagrams that leave for an address, and when (docs/protocol/vstp.md, section 5).
+
+use super::{Reports, Sending};
+use crate::congestion::Leave;
+use crate::vstp::batch::Batch;
+use crate::vstp::fragment::{CLASSIC_TOTAL_MAX, write_probe};
+use crate::vstp::plain::Path;
+use crate::vstp::random::Random;
+use std::time::Instant;
+
+impl Sending {
+    /// Writes the datagrams that leave next, appended to `out`, at most `budget` bytes: the size of
+    /// its datagrams, of which only the last may be smaller. None if nothing leaves now.
+    pub(in crate::vstp) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        self.admit(now);
+        self.pace_at = None;
+        let mut size = self.poll_plain(now, budget, segments, out);
+        if size.is_some() {
+            return size;
+        }
+        let small_first = self.small_ahead <= 0;
+        for small in [small_first, !small_first] {
+            size = if small {
+                self.poll_small(now, budget, segments, random, out)
+            } else {
+                self.poll_large(now, budget, segments, out)
+            };
+            if size.is_some() {
+                // Where both wait, each has half.
+                let both = !self.outgoing.is_empty() && self.unacknowledged.has_unsent();
+                let bytes = out.len() as i64;
+                self.small_ahead = match (both, small) {
+                    (false, _) => 0,
+                    (true, true) => self.small_ahead + bytes,
+                    (true, false) => self.small_ahead - bytes,
+                };
+                break;
+            }
+        }
+        self.tell_outcomes();
+        size
+    }
+
+    /// Small frames that want no acknowledgement, and the probes that ask how many of them came.
+    fn poll_plain(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
+        let reporting = self.reporting(now);
+        let may_report = !matches!(reporting, Reports::No(_));
+        if may_report && self.plain.wants_mark(&self.flow) {
+            // Below 256, as programs of version 0.2 show their applications any other.
+            self.next_id += 1;
+            let id = self.next_id & 0xff;
+            write_probe(id, 0, out);
+            if out.len() as u64 <= budget {
+                self.plain.on_marked(now, id);
+                return Some(out.len());
+            }
+            out.clear();
+        }
+        let is_shared = !self.outgoing.is_empty() || self.unacknowledged.has_unsent();
+        let path = Path { reports: matches!(reporting, Reports::Yes(_)), may_report, is_shared };
+        let batch = Batch { budget, segments };
+        let told = &mut self.outcomes;
+        let size = self.plain.poll_transmit(now, batch, path, &mut self.flow, told, out);
+        if size.is_some() && self.plain.is_empty() && !is_shared {
+            self.flow.on_idle();
+        }
+        size
+    }
+
+    /// Small frames that are to be acknowledged.
+    fn poll_small(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        if !self.unacknowledged.has_unsent() {
+            return None;
+        }
+        let allowed = self.allowed(now)?;
+        let batch = Batch { budget, segments };
+        let size = self.unacknowledged.poll_transmit(now, batch, allowed, &mut self.flow, random, out);
+        if !self.unacknowledged.has_unsent() && self.outgoing.is_empty() {
+            self.flow.on_idle();
+        }
+        size
+    }
+
+    /// Fragments, of one message after the other.
+    fn poll_large(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
+        for _ in 0..self.outgoing.len() {
+            if let Some(size) = self.poll_outgoing(now, budget, segments, out) {
+                return Some(size);
+            }
+            self.outgoing.rotate_left(1);
+        }
+        None
+    }
+
+    fn poll_outgoing(
+        &mut self,
+        now: Instant,
+        budget: u64,
+        segments: usize,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let reporting = self.is_reporting(now);
+        let size = if reporting { self.datagram } else { Self::DATAGRAM };
+        let message = self.outgoing.front_mut()?;
+        // What needs numbers beyond 255 in any case is not cut before it is known that they are
+        // read.
+        let beyond = message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM;
+        if message.total().is_none() && (reporting || !beyond) {
+            let next = self.next_id + 1;
+            let id = if reporting { next } else { next & 0xff };
+            match message.cut(id, size) {
+                Err(error) => {
+                    self.end(0, Err(error.into()));
+                    return None;
+                }
+                // Numbers beyond 255 are only for those who report.
+                Ok(total) if total > CLASSIC_TOTAL_MAX && !reporting => message.uncut(&mut self.flow),
+                // Fewer than a few of them on their way would wait for each other's reports.
+                Ok(_) => {
+                    self.next_id = next;
+                    self.flow.on_datagram(size as u64);
+                }
+            }
+        }
+        if (message.total().is_none() || (reporting && self.probing.attempts == 0))
+            && let Some(len) = self.poll_probe(now, reporting, budget, out)
+        {
+            return Some(len);
+        }
+        self.outgoing.front()?.total()?;
+        let mut allowed = if reporting { self.allowed(now)? } else { self.allowed_blind(now)? };
+        allowed = allowed.min(budget);
+        let message = self.outgoing.front_mut()?;
+        let mut size = 0;
+        let mut count = 0;
+        while count < segments.max(1) {
+            let Some((index, len)) = message.peek() else { break };
+            let first = count == 0;
+            let fits = first || (len <= size && out.len() + len <= Batch::BYTES_MAX);
+            if !fits || (len as u64 > allowed && (!first || len as u64 > budget)) {
+                break;
+            }
+            if first {
+                size = len;
+            }
+            let idle = self.flow.in_flight() == 0;
+            if idle {
+                self.active_at = now;
+            }
+            message.on_sent(now, index, &mut self.flow, out);
+            if !reporting {
+                message.forget_in_flight(&mut self.flow);
+            }
+            allowed = allowed.saturating_sub(len as u64);
+            count += 1;
+            self.blind_left = self.blind_left.saturating_sub(1);
+            if len < size {
+                break;
+            }
+        }
+        if count == 0 {
+            if reporting && message.peek().is_none() && !self.unacknowledged.has_unsent() {
+                self.flow.on_idle();
+            }
+            return None;
+        }
+        Some(size)
+    }
+
+    fn allowed(&mut self, now: Instant) -> Option<u64> {
+        match self.flow.poll_leave(now) {
+            Leave::Now(bytes) => Some(bytes),
+            Leave::At(at) => {
+                self.pace_at = Some(at);
+                None
+            }
+            Leave::Full => None,
+        }
+    }
+
+    /// Where nobody reports, a few datagrams leave now and a few later.
+    fn allowed_blind(&mut self, now: Instant) -> Option<u64> {
+        if now >= self.blind_at {
+            self.blind_at = now + Self::BLIND_INTERVAL;
+            self.blind_left = Self::BLIND;
+        }
+        if self.blind_left == 0 {
+            self.pace_at = Some(self.blind_at);
+            return None;
+        }
+        Some(u64::from(self.blind_left) * Self::DATAGRAM as u64)
+    }
+
+    /// Probes: the largest first, so that the reports say what fits before the smallest says that
+    /// there are reports.
+    fn poll_probe(&mut self, now: Instant, reporting: bool, budget: u64, out: &mut Vec<u8>) -> Option<usize> {
+        if self.probing.unsent.is_empty() {
+            let due = self.probe_at().is_none_or(|at| at <= now) && self.probing.attempts < Self::PROBES_MAX;
+            if !due {
+                return None;
+            }
+            // Below 256, as programs of version 0.2 show their applications any other.
+            let probes = Self::DATAGRAMS.map(|size| {
+                self.next_id += 1;
+                (self.next_id & 0xff, size)
+            });
+            let probing = &mut self.probing;
+            probing.probes = probes.to_vec();
+            probing.unsent = probing.probes.clone();
+            probing.attempts += 1;
+            probing.sent_at = Some(now);
+        }
+        while let Some((id, size)) = self.probing.unsent.pop() {
+            let smallest = size == Self::DATAGRAM;
+            if smallest && reporting {
+                continue;
+            }
+            // The smallest only asks whether there is anybody.
+            write_probe(id, if smallest { 0 } else { size }, out);
+            if out.len() as u64 <= budget {
+                return Some(out.len());
+            }
+            out.clear();
+        }
+        None
+    }
+}
