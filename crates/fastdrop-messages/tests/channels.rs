@@ -1,5 +1,7 @@
 //! Channels over UDP, through real sockets.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
+
 use fastdrop_messages::vstp::udp::{Channel, SendOptions};
 use fastdrop_messages::vstp::{FrameBytes, FrameType, HeadersBuf, VstpUdpClient, VstpUdpServer};
 use std::time::Duration;
@@ -24,7 +26,8 @@ async fn states_come_in_order_and_the_last_one_comes() {
     for n in 1..300 {
         client.post_state(numbered(n), to, 7).unwrap();
     }
-    let last = in_time(client.send_on(numbered(300), to, &SendOptions::sequenced(7)));
+    let options = SendOptions::sequenced(7);
+    let last = in_time(client.send_on(numbered(300), to, &options));
     let come = async {
         let mut newest = 0;
         while newest < 300 {
