@@ -79,4 +79,4 @@ pub use fastdrop_proto::cnp::{
     Mode, PeerError, Protocol, SessionId, WINDOW_MAX,
 };
 pub use server::{Server, ServerBuilder};
-pub use session::{Messages, Receipt, Session, Stats};
+pub use session::{Messages, Receipt, Session, Stats, TrySendError};

@@ -69,6 +69,11 @@ impl Server {
 
     /// Hands every message of every session to `handler`, one after the other for each session,
     /// with the session that it came from. Calls are refused.
+    ///
+    /// Handlers may keep the session, and send by it from anywhere, now and later: with
+    /// [`Session::try_submit`], where one of many peers must not keep the others waiting. Whoever
+    /// keeps it lets it go when [`Session::ended`]: until then it stays open, unless the peer
+    /// or the server closes it.
     pub async fn run<F, Fut>(self, handler: F)
     where
         F: Fn(Session, Bytes) -> Fut + Clone + Send + Sync + 'static,
@@ -118,6 +123,7 @@ impl Server {
             let handler = handler.clone();
             async move {
                 session.close_calls("nobody handles calls here, only messages");
+                let _failed = Failed(&session);
                 loop {
                     match session.recv_delivery().await {
                         Ok(Some(delivery)) => handler(delivery).await,
@@ -536,6 +542,17 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         () = close => {}
         () = evict => {}
         () = idle => {}
+    }
+}
+
+/// Closes a session whose handler panics, as if nobody held it: nobody takes what comes.
+struct Failed<'a>(&'a Session);
+
+impl Drop for Failed<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.0.abandon();
+        }
     }
 }
 

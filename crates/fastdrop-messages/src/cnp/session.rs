@@ -29,10 +29,17 @@ pub(super) struct Handle {
     pub(super) fingerprint: Option<Fingerprint>,
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
+impl Handle {
+    /// The session is closed, after what was sent has arrived.
+    pub(super) fn abandon(&self) {
         self.shared.lock().abandoned = true;
         self.shared.changed.notify_one();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }
 
@@ -45,6 +52,18 @@ pub struct Stats {
     pub rtt_min: Option<Duration>,
     /// The counts.
     pub counters: Counters,
+}
+
+/// The reason for which a message was not taken to be sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendError {
+    /// Too much waits for this peer already: it takes nothing, or not fast enough.
+    #[error("too much waits for this peer already")]
+    Full,
+    /// The message cannot be sent, or the session is over.
+    #[error(transparent)]
+    Failed(#[from] Error),
 }
 
 /// The acknowledgement of a message, to be awaited or not.
@@ -122,6 +141,27 @@ impl Session {
         Ok(Receipt { told, session: self.clone() })
     }
 
+    /// Takes a message to be sent if there is room for it, and never waits: for those who send to
+    /// many, of which some may take nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError::Full`] if as much as may be is sent and not acknowledged: then this one is
+    /// not sent.
+    pub fn try_submit(&self, message: impl Into<Bytes>) -> Result<(), TrySendError> {
+        let mut state = self.0.shared.lock();
+        if let Some(ending) = &state.ended {
+            return Err(TrySendError::Failed(ending.clone().into()));
+        }
+        if !state.session.can_send() {
+            return Err(TrySendError::Full);
+        }
+        state.give(message.into(), None)?;
+        drop(state);
+        self.0.shared.changed.notify_one();
+        Ok(())
+    }
+
     async fn take(&self, message: Bytes, tell: Option<oneshot::Sender<()>>) -> Result<(), Error> {
         let shared = &self.0.shared;
         let mut tell = tell;
@@ -133,15 +173,7 @@ impl Session {
                     return Err(ending.clone().into());
                 }
                 if state.session.can_send() {
-                    match state.session.send(Instant::now(), message) {
-                        Ok(id) => state.receipts.push(id, tell.take()),
-                        Err(SendError::TooLarge(error)) => return Err(error.into()),
-                        Err(SendError::NotText) => return Err(Error::NotText),
-                        // It is being closed.
-                        Err(SendError::Over | SendError::NotOpen | SendError::NoCalls) => {
-                            return Err(Ending::Closed.into());
-                        }
-                    }
+                    state.give(message, tell.take())?;
                     drop(state);
                     shared.changed.notify_one();
                     return Ok(());
@@ -233,6 +265,11 @@ impl Session {
         self.0.shared.changed.notify_one();
     }
 
+    /// Returns true if the session is over: nothing more can be sent, and [`Self::ended`] says why.
+    pub fn is_over(&self) -> bool {
+        self.0.shared.lock().ended.is_some()
+    }
+
     /// Waits until the session is over, and says how.
     pub async fn ended(&self) -> Ending {
         let _ = self.wait_until(|state| state.ended.is_some()).await;
@@ -248,6 +285,20 @@ impl Session {
 type Taken = (ReceiveId, Bytes, InHand);
 
 impl State {
+    /// Gives a message to the session.
+    fn give(&mut self, message: Bytes, tell: Option<oneshot::Sender<()>>) -> Result<(), Error> {
+        match self.session.send(Instant::now(), message) {
+            Ok(id) => self.receipts.push(id, tell),
+            Err(SendError::TooLarge(error)) => return Err(error.into()),
+            Err(SendError::NotText) => return Err(Error::NotText),
+            // It is being closed.
+            Err(SendError::Over | SendError::NotOpen | SendError::NoCalls) => {
+                return Err(Ending::Closed.into());
+            }
+        }
+        Ok(())
+    }
+
     /// The next message, if there is one.
     fn poll_take(&mut self, cx: &Context<'_>) -> Poll<Result<Option<(ReceiveId, Bytes)>, Error>> {
         if self.is_shutting_down() {

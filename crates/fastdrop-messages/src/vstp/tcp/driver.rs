@@ -190,7 +190,7 @@ impl Driver {
         let is_given_up = match &order {
             Order::Send(_, told) | Order::Feed(_, told) | Order::Deliver(_, told) => told.is_closed(),
             Order::Call(_, _, told) => told.is_closed(),
-            Order::Reply(..) | Order::Hello(_) | Order::Flush(_) | Order::Close(_) => false,
+            Order::Push(..) | Order::Reply(..) | Order::Hello(_) | Order::Flush(_) | Order::Close(_) => false,
         };
         if is_given_up {
             return;
@@ -220,6 +220,13 @@ impl Driver {
                 self.tell_when_written(pushed, told);
             }
             Order::Feed(frame, told) => drop(told.send(self.push(frame))),
+            Order::Push(frame, held) => {
+                // It was encodable when it was made: nothing but a lost connection is in its way.
+                if !is_over && let Err(error) = self.connection.push_bytes(&frame) {
+                    tracing::debug!(%error, "a frame was not sent");
+                }
+                drop(held);
+            }
             Order::Hello(told) => {
                 let pushed = self.connection.push_hello();
                 self.tell_when_written(pushed, told);
@@ -491,5 +498,6 @@ impl Driver {
         drop(received);
         self.shared.arrived.notify_waiters();
         self.shared.arrived.notify_one();
+        self.shared.over.notify_waiters();
     }
 }

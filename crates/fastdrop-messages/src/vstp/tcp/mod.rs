@@ -5,6 +5,7 @@ use crate::places::Limits;
 use crate::token::{Authorize, Token};
 use std::time::Duration;
 
+mod budget;
 pub mod client;
 mod connection;
 mod delivery;
@@ -13,6 +14,7 @@ mod guard;
 mod link;
 mod orders;
 mod outbox;
+mod peer;
 mod reader;
 pub mod server;
 mod serving;
@@ -24,9 +26,10 @@ pub use crate::tls;
 
 pub use client::VstpTcpClient;
 pub use delivery::Delivery;
+pub use peer::Peer;
 pub(super) use server::serve_connection;
 pub use server::{VstpTcpConnection, VstpTcpServer};
-pub use session::{ReceiveHalf, SendHalf, Session};
+pub use session::{ReceiveHalf, SendHalf, Session, TrySendError};
 pub use unhandled::Drained;
 pub(super) use unhandled::Unhandled;
 
@@ -42,6 +45,9 @@ pub struct TcpConfig {
     /// are handled at once, where several are. Default: 128 MiB at the
     /// end that connects; [`Self::frame_max`] at the end that accepts, which has many peers.
     pub unread_max: Option<usize>,
+    /// The most bytes of frames that wait to be sent to a peer and that nobody waits for, as
+    /// [`Session::try_send`] and [`Peer::try_send`] take them; one frame may be larger. Default 1 MiB.
+    pub push_max: usize,
     /// Calls of this end that may be outstanding on a connection, beyond which callers wait; and
     /// calls of the peer that are handled at once, beyond which they are refused as `busy`.
     /// Default 1,024.
@@ -88,6 +94,7 @@ impl Default for TcpConfig {
         Self {
             frame_max: fastdrop_proto::vstp::frame::FRAME_MAX,
             unread_max: None,
+            push_max: 1 << 20,
             calls_max: 1024,
             keep_alive: None,
             frame_timeout: Duration::from_secs(60),

@@ -1,5 +1,6 @@
 //! The words between the callers of a session and its task.
 
+use super::budget::Held;
 use crate::vstp::call::IncomingCall;
 use crate::vstp::types::{ErrorCode, Frame, VstpError};
 use fastdrop_proto::calls::CallId;
@@ -28,6 +29,8 @@ pub(super) enum Order {
     Send(Outgoing, Told<()>),
     /// A frame, told when it is taken to be written.
     Feed(Outgoing, Told<()>),
+    /// A frame that nobody waits for, and its part of the bound for such.
+    Push(FrameBytes, Held),
     /// A frame, told when it is acknowledged.
     Deliver(Frame, Told<()>),
     /// A request, told its reply.
@@ -73,6 +76,8 @@ pub(super) struct Received {
     /// Something is answered when the application reads on.
     pub(super) has_due: bool,
     pub(super) is_over: bool,
+    /// Nobody serves the connection any more.
+    pub(super) is_left: bool,
     pub(super) failure: Option<VstpError>,
 }
 
@@ -81,11 +86,19 @@ pub(super) struct Received {
 pub(super) struct Shared {
     received: Mutex<Received>,
     pub(super) arrived: Notify,
+    /// Nothing more comes, or the connection is left.
+    pub(super) over: Notify,
     pub(super) unknown_replies: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Received> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody serves the connection any more.
+    pub(super) fn leave(&self) {
+        self.lock().is_left = true;
+        self.over.notify_waiters();
     }
 }

@@ -4,6 +4,7 @@ use super::TcpConfig;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::link::Link;
+use super::peer::{Peer, Served};
 use super::serving::serve_session;
 use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
@@ -235,6 +236,39 @@ impl VstpTcpServer {
         Ok(unhandled.report())
     }
 
+    /// The same as [`Self::run_until_drained`] with a [`Peer`] for each frame, by which its client
+    /// can be sent frames, from the handler and from anywhere else, now and later. Handlers may hold
+    /// peers as long as they like.
+    ///
+    /// A client that takes nothing makes those wait who [`Peer::send`] to it, and nobody else.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub async fn run_with_peers<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(Peer, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let unhandled = Unhandled::default();
+        let counted = unhandled.clone();
+        self.serve(end, move |connection, signal| {
+            let (handler, unhandled) = (handler.clone(), counted.clone());
+            async move {
+                let address = connection.peer;
+                if let Err(error) = handle_with_peer(connection, &handler, &unhandled, signal).await {
+                    tracing::debug!(peer = %address, %error, "the session ended");
+                }
+            }
+        })
+        .await?;
+        Ok(unhandled.report())
+    }
+
     /// Replies to the calls of every client with what `handler` gives, until `end`: those of one
     /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not
     /// wait any more is dropped. DATA frames that are no calls, as those of programs of version
@@ -332,4 +366,33 @@ where
         let acknowledged = frame.flags.contains(Flags::REQ_ACK);
         unhandled.count(acknowledged, handler(id, frame)).await;
     }
+}
+
+async fn handle_with_peer<F, Fut>(
+    connection: VstpTcpConnection,
+    handler: &F,
+    unhandled: &Unhandled,
+    mut signal: ShutdownSignal,
+) -> Result<(), VstpError>
+where
+    F: Fn(Peer, Frame) -> Fut,
+    Fut: Future<Output = ()> + Send,
+{
+    let fingerprint = connection.fingerprint;
+    let session = connection.into_session();
+    let peer = Peer::new(&session, fingerprint);
+    // A handler that panics ends this as well.
+    let _served = Served::new(&session);
+    loop {
+        let frame = tokio::select! {
+            // Nothing new is acknowledged after the word.
+            biased;
+            () = signal.wait() => break,
+            frame = session.recv() => frame?,
+        };
+        let Some(frame) = frame else { break };
+        let acknowledged = frame.flags.contains(Flags::REQ_ACK);
+        unhandled.count(acknowledged, handler(peer.clone(), frame)).await;
+    }
+    session.close().await
 }

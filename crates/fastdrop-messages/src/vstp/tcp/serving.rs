@@ -1,5 +1,6 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
+use super::budget::{Budget, Held};
 use super::orders::Control;
 use super::session::Session;
 use super::unhandled::Unhandled;
@@ -11,8 +12,7 @@ use fastdrop_proto::calls::CallId;
 use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Frames that are no calls, and wait for their turn.
@@ -20,47 +20,6 @@ const PLAIN_MAX: usize = 16;
 
 /// A frame that is no call, the acknowledgement that it asks for, and its part of the bound.
 type Plain = (FrameBytes, Option<Acknowledgement>, Held);
-
-/// The bytes of the frames that were taken and are not handled: beyond the bound no more are taken.
-#[derive(Debug)]
-struct Budget {
-    max: usize,
-    held: AtomicUsize,
-    freed: Notify,
-}
-
-impl Budget {
-    fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max: max.max(1), held: AtomicUsize::new(0), freed: Notify::new() })
-    }
-
-    /// Waits until one more may be taken.
-    async fn room(&self) {
-        while self.held.load(Ordering::Acquire) >= self.max {
-            self.freed.notified().await;
-        }
-    }
-
-    fn hold(self: &Arc<Self>, frame: &FrameBytes) -> Held {
-        let bytes = frame.memory();
-        self.held.fetch_add(bytes, Ordering::AcqRel);
-        Held { bytes, budget: Arc::clone(self) }
-    }
-}
-
-/// The part of a frame, until it is handled.
-#[derive(Debug)]
-struct Held {
-    bytes: usize,
-    budget: Arc<Budget>,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.budget.freed.notify_one();
-    }
-}
 
 /// Gives every call to `answer`, and its reply back; other DATA frames as well, one after the
 /// other, and what comes of them in a frame that is no reply. Ends when the peer has ended or the

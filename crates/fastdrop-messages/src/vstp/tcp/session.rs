@@ -1,5 +1,6 @@
 //! A connection that any number of tasks use.
 
+use super::budget::Budget;
 use super::connection::{Connection, Owed};
 use super::driver::Driver;
 use super::orders::{Control, Order, Outgoing, Shared, Taken, Told};
@@ -8,9 +9,10 @@ use fastdrop_proto::calls::{CALL_TIME_MAX, CallId};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError as Refused;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// A connection that any number of tasks use: clones are the same connection, and may send,
@@ -47,6 +49,8 @@ struct Callers {
     controls: mpsc::UnboundedSender<Control>,
     /// For calls that may be outstanding.
     turns: Semaphore,
+    /// For frames that nobody waits for.
+    pushes: Arc<Budget>,
     id: SessionId,
     peer: SocketAddr,
     unread_max: usize,
@@ -55,7 +59,30 @@ struct Callers {
 impl Drop for Callers {
     fn drop(&mut self) {
         let _ = self.controls.send(Control::Released);
+        self.shared.leave();
     }
+}
+
+/// A session that is held by others, or not any more.
+#[derive(Debug, Clone)]
+pub(super) struct WeakSession(Weak<Callers>);
+
+impl WeakSession {
+    pub(super) fn upgrade(&self) -> Option<Session> {
+        self.0.upgrade().map(Session)
+    }
+}
+
+/// The reason for which a frame was not taken to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendError {
+    /// Too much waits for this peer already: it takes nothing, or not fast enough.
+    #[error("too much waits for this peer already")]
+    Full,
+    /// The connection is closed.
+    #[error("the connection is closed")]
+    Closed,
 }
 
 /// Says that somebody does not wait any more, unless it has been defused.
@@ -85,10 +112,11 @@ impl Session {
         let id = connection.session_id();
         let unread_max = connection.config().unread_max(id != 0);
         let turns = Semaphore::new(connection.config().calls_max.clamp(1, Semaphore::MAX_PERMITS));
+        let pushes = Budget::new(connection.config().push_max);
         let driver = Driver::new(connection, taken, controlled, Arc::clone(&shared), serves);
         // It ends when its callers are gone or the connection is.
         tokio::spawn(driver.run());
-        Self(Arc::new(Callers { shared, orders, controls, turns, id, peer, unread_max }))
+        Self(Arc::new(Callers { shared, orders, controls, turns, pushes, id, peer, unread_max }))
     }
 
     /// The number of the connection among those of its server; 0 at the end that connects.
@@ -132,6 +160,32 @@ impl Session {
     /// As [`Self::send`].
     pub async fn feed(&self, frame: Frame) -> Result<(), VstpError> {
         self.order(|told| Order::Feed(Outgoing::Owned(frame), told)).await
+    }
+
+    /// Takes a frame to be sent, and never waits: for those who send to many, of which some may take
+    /// nothing. What was taken leaves in order with everything else, and nobody is told of it.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError::Full`] if frames of more than
+    /// [`TcpConfig::push_max`](super::TcpConfig::push_max) bytes would wait, or 256 frames do: then
+    /// this one is not sent.
+    pub fn try_send(&self, frame: FrameBytes) -> Result<(), TrySendError> {
+        let held = self.0.pushes.try_hold(&frame).ok_or(TrySendError::Full)?;
+        self.0.orders.try_send(Order::Push(frame, held)).map_err(|refused| match refused {
+            Refused::Full(_) => TrySendError::Full,
+            Refused::Closed(_) => TrySendError::Closed,
+        })
+    }
+
+    /// The same session, for somebody who does not keep it.
+    pub(super) fn downgrade(&self) -> WeakSession {
+        WeakSession(Arc::downgrade(&self.0))
+    }
+
+    /// The state that is shared with its task.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
     }
 
     pub(super) async fn feed_bytes(&self, frame: FrameBytes) -> Result<(), VstpError> {

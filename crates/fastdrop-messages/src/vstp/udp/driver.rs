@@ -1,7 +1,7 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers
 //! that send.
 
-use super::presence::{Departure, PeerEvents, Presence};
+use super::presence::{Departure, PeerEvents, Presence, Present};
 use crate::addresses::canonical;
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
 use crate::metrics::{Count, Metrics};
@@ -330,11 +330,19 @@ impl Handle {
 
     /// Tells from now on who comes and goes.
     pub(super) fn events(&self, silent_after: Duration) -> PeerEvents {
-        let (presence, events) = Presence::new(silent_after);
         let mut state = self.shared.lock();
         state.presences.retain(|presence| !presence.is_over());
+        let id = state.presences.last().map_or(0, |last| last.id() + 1);
+        let (presence, events) = Presence::new(id, silent_after);
         state.presences.push(presence);
         events
+    }
+
+    /// What says how long a peer is there, as the taker of these events is told.
+    pub(super) fn present(&self, events: &PeerEvents, peer: SocketAddr) -> Option<Present> {
+        let mut state = self.shared.lock();
+        let presence = state.presences.iter_mut().find(|presence| presence.id() == events.id());
+        presence.map(|presence| presence.present(peer))
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

@@ -4,6 +4,7 @@ pub mod client;
 mod config;
 mod delivery;
 mod driver;
+mod peer;
 mod presence;
 pub mod server;
 
@@ -12,6 +13,7 @@ pub use config::{UdpConfig, UdpServerConfig, UdpServerLimits};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
 pub use fastdrop_proto::vstp::{Channel, Counters, Failure, ReassemblyLimits, SendOptions, Unreachable};
+pub use peer::Peer;
 pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// A peer has come or gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,29 @@ pub enum Departure {
 /// The peers of an endpoint that come and go. At most [`Self::WAITING_MAX`] events wait to be
 /// taken, and [`Self::PEERS_MAX`] peers are known.
 #[derive(Debug)]
-pub struct PeerEvents(mpsc::Receiver<PeerEvent>);
+pub struct PeerEvents {
+    events: mpsc::Receiver<PeerEvent>,
+    /// What only this and its taker's peers know each other by.
+    id: u64,
+}
+
+/// Says that a peer is there, until it is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Present(Option<watch::Receiver<()>>);
+
+impl Present {
+    pub(super) fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(|there| there.has_changed().is_err())
+    }
+
+    /// Waits until the peer is gone.
+    pub(super) async fn over(&self) {
+        if let Some(mut there) = self.0.clone() {
+            // Nothing is ever sent.
+            while there.changed().await.is_ok() {}
+        }
+    }
+}
 
 impl PeerEvents {
     /// Events that wait; more are counted, and that is told.
@@ -47,16 +69,29 @@ impl PeerEvents {
     /// The next event; None when the endpoint is gone. May be dropped while it waits, and nothing
     /// is lost.
     pub async fn next(&mut self) -> Option<PeerEvent> {
-        self.0.recv().await
+        self.events.recv().await
     }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// A peer that is there.
+#[derive(Debug)]
+struct Known {
+    heard_at: Instant,
+    /// Dropped when it is gone, if somebody wants to know.
+    there: Option<watch::Sender<()>>,
 }
 
 /// The peers that one taker of events has been told of.
 #[derive(Debug)]
 pub(super) struct Presence {
+    id: u64,
     silent_after: Duration,
     peers_max: usize,
-    heard_at: HashMap<SocketAddr, Instant>,
+    known: HashMap<SocketAddr, Known>,
     order: BTreeSet<(Instant, SocketAddr)>,
     tell: mpsc::Sender<PeerEvent>,
     missed: u64,
@@ -66,17 +101,19 @@ impl Presence {
     /// The time in which another word of a peer says nothing new.
     const PRECISION: Duration = Duration::from_millis(100);
 
-    pub(super) fn new(silent_after: Duration) -> (Self, PeerEvents) {
+    /// One with an id that no other one of its endpoint has.
+    pub(super) fn new(id: u64, silent_after: Duration) -> (Self, PeerEvents) {
         let (tell, events) = mpsc::channel(PeerEvents::WAITING_MAX);
         let presence = Self {
+            id,
             silent_after,
             peers_max: PeerEvents::PEERS_MAX,
-            heard_at: HashMap::new(),
+            known: HashMap::new(),
             order: BTreeSet::new(),
             tell,
             missed: 0,
         };
-        (presence, PeerEvents(events))
+        (presence, PeerEvents { events, id })
     }
 
     /// Returns true if nobody takes the events any more.
@@ -84,38 +121,49 @@ impl Presence {
         self.tell.is_closed()
     }
 
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What says how long a peer is there.
+    pub(super) fn present(&mut self, peer: SocketAddr) -> Present {
+        let known = self.known.get_mut(&peer);
+        Present(known.map(|known| known.there.get_or_insert_with(|| watch::Sender::new(())).subscribe()))
+    }
+
     /// A frame for the application came.
     pub(super) fn on_frame(&mut self, now: Instant, peer: SocketAddr, is_bye: bool) {
         if is_bye {
             return self.on_gone(peer, Departure::Bye);
         }
-        if self.heard_at.contains_key(&peer) {
+        if self.known.contains_key(&peer) {
             return self.on_heard(now, peer);
         }
-        if self.heard_at.len() >= self.peers_max
+        if self.known.len() >= self.peers_max
             && let Some((_, oldest)) = self.order.first().copied()
         {
             self.on_gone(oldest, Departure::Displaced);
         }
-        self.heard_at.insert(peer, now);
+        self.known.insert(peer, Known { heard_at: now, there: None });
         self.order.insert((now, peer));
         self.tell(PeerEvent::Joined(peer));
     }
 
     /// Something came, which is a sign of life of a peer that is there.
     pub(super) fn on_heard(&mut self, now: Instant, peer: SocketAddr) {
-        let Some(at) = self.heard_at.get_mut(&peer).filter(|at| now >= **at + Self::PRECISION) else {
+        let Some(known) = self.known.get_mut(&peer) else { return };
+        if now < known.heard_at + Self::PRECISION {
             return;
-        };
-        self.order.remove(&(*at, peer));
-        *at = now;
+        }
+        self.order.remove(&(known.heard_at, peer));
+        known.heard_at = now;
         self.order.insert((now, peer));
     }
 
     /// A peer is not there any more.
     pub(super) fn on_gone(&mut self, peer: SocketAddr, reason: Departure) {
-        if let Some(at) = self.heard_at.remove(&peer) {
-            self.order.remove(&(at, peer));
+        if let Some(known) = self.known.remove(&peer) {
+            self.order.remove(&(known.heard_at, peer));
             self.tell(PeerEvent::Gone(peer, reason));
         }
     }
@@ -158,13 +206,13 @@ mod tests {
     }
 
     fn drain(events: &mut PeerEvents) -> Vec<PeerEvent> {
-        std::iter::from_fn(|| events.0.try_recv().ok()).collect()
+        std::iter::from_fn(|| events.events.try_recv().ok()).collect()
     }
 
     #[test]
     fn a_peer_joins_with_its_first_frame_and_goes_for_a_reason() {
         use PeerEvent::{Gone, Joined};
-        let (mut presence, mut events) = Presence::new(SILENT);
+        let (mut presence, mut events) = Presence::new(0, SILENT);
         let now = Instant::now();
         presence.on_heard(now, peer(1));
         presence.on_gone(peer(1), Departure::Unreachable);
@@ -196,13 +244,13 @@ mod tests {
 
     #[test]
     fn peers_and_events_are_bounded_and_what_was_missed_is_told() {
-        let (mut presence, mut events) = Presence::new(SILENT);
+        let (mut presence, mut events) = Presence::new(0, SILENT);
         presence.peers_max = 3;
         let now = Instant::now();
         let total = 2 * PeerEvents::WAITING_MAX;
         for n in 0..total {
             presence.on_frame(now + Duration::from_millis(n as u64), peer(n), false);
-            assert!(presence.heard_at.len() <= 3 && presence.heard_at.len() == presence.order.len());
+            assert!(presence.known.len() <= 3 && presence.known.len() == presence.order.len());
         }
         let told = drain(&mut events);
         assert_eq!(told.len(), PeerEvents::WAITING_MAX);
@@ -213,5 +261,25 @@ mod tests {
         assert_eq!(drain(&mut events), expected);
         drop(events);
         assert!(presence.is_over());
+    }
+
+    #[test]
+    fn a_peer_is_present_until_it_is_gone_however_few_events_are_taken() {
+        let (mut presence, events) = Presence::new(0, SILENT);
+        let now = Instant::now();
+        assert!(presence.present(peer(0)).is_over(), "it was never there");
+        for n in 0..2 * PeerEvents::WAITING_MAX {
+            presence.on_frame(now, peer(n), false);
+        }
+        let (one, two) = (presence.present(peer(1)), presence.present(peer(2)));
+        let same = presence.present(peer(1));
+        assert!(!one.is_over() && !two.is_over() && !same.is_over());
+        presence.on_frame(now, peer(1), true);
+        assert!(one.is_over() && same.is_over() && !two.is_over());
+        // It has come again, which those who knew it before are not told.
+        presence.on_frame(now, peer(1), false);
+        assert!(one.is_over() && !presence.present(peer(1)).is_over());
+        drop((events, presence));
+        assert!(two.is_over());
     }
 }

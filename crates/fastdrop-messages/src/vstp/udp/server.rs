@@ -3,6 +3,7 @@
 pub use super::config::{UdpServerConfig, UdpServerLimits};
 use super::delivery::Delivery;
 use super::driver::{Handle, Others};
+use super::peer::Peer;
 use super::presence::PeerEvents;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
@@ -19,13 +20,17 @@ use tokio::task::JoinSet;
 /// A socket that receives from any address. It acknowledges and reports in a task of its own.
 #[derive(Debug)]
 pub struct VstpUdpServer {
-    handle: Handle,
+    handle: Arc<Handle>,
 }
 
 impl VstpUdpServer {
     /// Handlers at once; beyond, frames wait in the endpoint, which is bounded.
     const HANDLERS_MAX: usize = 1024;
     const DRAIN: Duration = Duration::from_secs(10);
+
+    fn new(handle: Handle) -> Self {
+        Self { handle: Arc::new(handle) }
+    }
 
     /// Opens a socket on an address.
     pub async fn bind(addr: &str) -> Result<Self, VstpError> {
@@ -34,14 +39,14 @@ impl VstpUdpServer {
 
     /// The same, set up otherwise.
     pub async fn bind_with_config(addr: &str, config: UdpServerConfig) -> Result<Self, VstpError> {
-        Ok(Self { handle: Handle::bind(addr, config.endpoint()).await? })
+        Ok(Self::new(Handle::bind(addr, config.endpoint()).await?))
     }
 
     /// The same with bounds on what unfinished messages may take (`ReassemblyLimits` alone will
     /// do), and on how many addresses are remembered.
     pub async fn bind_with_limits(addr: &str, limits: impl Into<UdpServerLimits>) -> Result<Self, VstpError> {
         let limits: UdpServerLimits = limits.into();
-        Ok(Self { handle: Handle::bind(addr, limits.endpoint()).await? })
+        Ok(Self::new(Handle::bind(addr, limits.endpoint()).await?))
     }
 
     /// On a socket that is there; what is not VSTP's is given to `others`.
@@ -50,7 +55,7 @@ impl VstpUdpServer {
         limits: UdpServerLimits,
         others: Others,
     ) -> Result<Self, VstpError> {
-        Ok(Self { handle: Handle::new(socket, limits.endpoint(), Some(others))? })
+        Ok(Self::new(Handle::new(socket, limits.endpoint(), Some(others))?))
     }
 
     /// The address of the socket.
@@ -159,9 +164,47 @@ impl VstpUdpServer {
         F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = ()> + Send,
     {
+        self.serve(end, drain, move |from, frame| handler(from, frame.into())).await
+    }
+
+    /// The same as [`Self::run_until`] with a [`Peer`] for each frame, by which its sender can be
+    /// sent frames, from the handler and from anywhere else, now and later. One from which nothing
+    /// came for so long as `silent_after` counts as gone. Handlers may hold peers as long as they
+    /// like.
+    ///
+    /// # Errors
+    ///
+    /// The socket is of no use any more.
+    pub async fn run_with_peers<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        silent_after: Duration,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(Peer, Frame) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let (events, handle) = (Arc::new(self.events(silent_after)), Arc::downgrade(&self.handle));
+        let handler = move |from, frame: FrameBytes| {
+            let present = handle.upgrade().and_then(|handle| handle.present(&events, from));
+            handler(Peer::new(handle.clone(), from, present), frame.into())
+        };
+        self.serve(end, Self::DRAIN, handler).await
+    }
+
+    async fn serve<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        drain: Duration,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(SocketAddr, FrameBytes) -> Fut + Send + Sync + Clone + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
         let permits = Arc::new(Semaphore::new(Self::HANDLERS_MAX));
         let unhandled = Unhandled::default();
-        let server = self;
         let mut handlers = JoinSet::new();
         tokio::pin!(end);
         loop {
@@ -169,7 +212,7 @@ impl VstpUdpServer {
             // A frame is taken and acknowledged when there is a handler for it, in one step.
             let next = async {
                 let permit = Arc::clone(&permits).acquire_owned().await;
-                server.handle.recv().await.map(|received| (permit, received))
+                self.handle.recv().await.map(|received| (permit, received))
             };
             let (permit, (frame, from)) = tokio::select! {
                 // Nothing new is acknowledged after the word.
@@ -177,10 +220,10 @@ impl VstpUdpServer {
                 () = &mut end => break,
                 next = next => next?,
             };
-            let handler = handler.clone();
-            server.answer(&frame, from);
+            self.answer(&frame, from);
             let acknowledged = frame.flags.contains(Flags::REQ_ACK);
-            let handled = async move { handler(from, frame.into()).await };
+            let handler = handler.clone();
+            let handled = async move { handler(from, frame).await };
             // It is acknowledged, and so counted, before its task has its first turn.
             let handled = unhandled.count(acknowledged, handled);
             handlers.spawn(async move {
