@@ -38,18 +38,20 @@ pub struct Counts {
     /// Connections and sessions whose place was given to others, or for which there was none;
     /// by UDP messages for which there was no room.
     pub refused: u64,
-    /// Messages that came whole: frames by TCP, frames and messages by UDP, messages of CNP.
+    /// Messages that came whole: frames and messages that are handed to the application by VSTP,
+    /// messages of CNP. Acknowledgements are none.
     pub messages_received: u64,
-    /// Messages that were sent and had their outcome: by UDP and CNP. One that was to be
-    /// acknowledged has been.
+    /// Messages that the application has sent and that had their outcome: one that was to be
+    /// acknowledged has been, any other one has left. Those of CNP are always acknowledged.
     pub messages_sent: u64,
-    /// Messages that did not arrive, as far as their sender knows: by UDP.
+    /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender knows.
     pub messages_failed: u64,
     /// Messages that came again and were not handed on: by UDP; packets of CNP.
     pub duplicates: u64,
     /// Packets of CNP that left again.
     pub retransmissions: u64,
-    /// Datagrams that came and were no frame of this version; packets of CNP with a wrong checksum.
+    /// What came by VSTP and was no frame of this version, after which a connection by TCP ends;
+    /// packets of CNP with a wrong checksum.
     pub malformed: u64,
     /// Bytes that came: of connections by TCP (of TLS, what it carried), or in datagrams by UDP.
     pub bytes_received: u64,

@@ -5,6 +5,7 @@ use super::guard::Overdue;
 use super::outbox::Outbox;
 use super::reader::Reader;
 use super::stream::Stream;
+use super::tally::Tally;
 use crate::vstp::types::{Frame, FrameType, LARGER, VstpError};
 use bytes::Bytes;
 use fastdrop_proto::vstp::frame::FRAME_MAX;
@@ -41,13 +42,12 @@ pub(crate) struct Connection {
     unread_max: usize,
     reader: Reader,
     outbox: Outbox,
+    tally: Tally,
     /// Bytes of the largest payload that was sent.
     sent_max: usize,
     /// Frames that nobody has taken.
     unread: VecDeque<Owed>,
     unread_bytes: usize,
-    /// Numbers of frames whose acknowledgement is waited for.
-    expected: BTreeSet<u64>,
     outcomes: VecDeque<Outcome>,
     /// The reason in the last ERR frame.
     complaint: Option<String>,
@@ -83,12 +83,12 @@ impl Connection {
             session: Protocol::new(now, session),
             unread_max: config.unread_max(id.is_some()),
             reader: Reader::new(config.frame_max),
+            tally: Tally::new(config.metrics.clone()),
             config,
             outbox: Outbox::default(),
             sent_max: 0,
             unread: VecDeque::new(),
             unread_bytes: 0,
-            expected: BTreeSet::new(),
             outcomes: VecDeque::new(),
             complaint: None,
             ended: false,
@@ -129,7 +129,11 @@ impl Connection {
     pub(super) fn push(&mut self, frame: Frame) -> Result<(), VstpError> {
         let typ = frame.typ;
         self.sent_max = self.sent_max.max(frame.payload.len());
+        let is_expected = self.tally.is_expected(&frame);
         self.outbox.push(frame)?;
+        if !is_expected {
+            self.tally.on_pushed(self.outbox.end());
+        }
         self.session.on_sent(Instant::now(), typ);
         Ok(())
     }
@@ -137,6 +141,7 @@ impl Connection {
     pub(super) fn push_bytes(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
         self.sent_max = self.sent_max.max(frame.payload.len());
         self.outbox.push_bytes(frame)?;
+        self.tally.on_pushed(self.outbox.end());
         self.session.on_sent(Instant::now(), frame.typ);
         Ok(())
     }
@@ -170,7 +175,12 @@ impl Connection {
     /// Writes answers and what was fed, in this turn as much as the stream takes.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.push_answers();
-        self.outbox.poll_flush(cx, &mut self.stream)
+        let flushed = self.outbox.poll_flush(cx, &mut self.stream);
+        self.tally.on_written(self.outbox.written());
+        if matches!(flushed, Poll::Ready(Err(_))) {
+            self.tally.on_broken();
+        }
+        flushed
     }
 
     /// The same, where nobody waits for that. If there is nobody to write to any more, reading
@@ -247,7 +257,7 @@ impl Connection {
     /// The frame with a number and REQ_ACK, and that number, whose outcome is waited for.
     pub(super) fn numbered(&mut self, mut frame: Frame) -> (Frame, u64) {
         let msg_id = self.session.next_msg_id();
-        self.expected.insert(msg_id);
+        self.tally.expect(msg_id);
         frame.headers.retain(|header| header.key != MSG_ID.as_bytes());
         (frame.with_header(MSG_ID, &msg_id.to_string()).with_flag(Flags::REQ_ACK), msg_id)
     }
@@ -255,7 +265,7 @@ impl Connection {
     /// Nobody waits for the outcome of this number any more.
     pub(super) fn forget(&mut self, msg_id: u64) {
         self.session.forget(msg_id);
-        self.expected.remove(&msg_id);
+        self.tally.on_outcome(msg_id, false);
     }
 
     pub(super) fn poll_outcome(&mut self) -> Option<Outcome> {
@@ -326,7 +336,7 @@ impl Connection {
 
     /// Says BYE, and that nothing more is written.
     pub(crate) async fn close(&mut self) -> Result<(), VstpError> {
-        self.outbox.push(Frame::new(FrameType::Bye))?;
+        self.push(Frame::new(FrameType::Bye))?;
         match poll_fn(|cx| self.poll_close(cx)).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.refusal_after(error).await),
@@ -526,7 +536,12 @@ impl Connection {
                 return Poll::Ready(true);
             }
             Ok(None) => {}
-            Err(error) => self.failure = Some(error),
+            Err(error) => {
+                if !matches!(error, VstpError::Io(_)) {
+                    self.tally.on_malformed();
+                }
+                self.failure = Some(error);
+            }
         }
         self.ended = true;
         Poll::Ready(false)
@@ -544,7 +559,7 @@ impl Connection {
         let now = Instant::now();
         self.stream.on_frame(now);
         if frame.typ == FrameType::Err {
-            let refused = frame.headers().number(MSG_ID).filter(|id| self.expected.remove(id));
+            let refused = frame.headers().number(MSG_ID).filter(|id| self.tally.on_outcome(*id, false));
             if let Some(msg_id) = refused {
                 // It says which one, and is for nobody else.
                 self.session.forget(msg_id);
@@ -558,11 +573,12 @@ impl Connection {
         }
         match self.session.handle_frame(now, &frame.as_ref(), crc) {
             Verdict::Deliver(wanted) => {
+                self.tally.on_received();
                 self.unread_bytes += frame.memory();
                 self.unread.push_back((frame, wanted));
             }
             Verdict::Acknowledged(msg_id) => {
-                self.expected.remove(&msg_id);
+                self.tally.on_outcome(msg_id, true);
                 self.outcomes.push_back((msg_id, Ok(())));
             }
             Verdict::Consumed => {}
@@ -606,6 +622,7 @@ impl Connection {
             if is_late || self.session.handle_timeout(now, self.listening_since).is_err() {
                 self.ended = true;
                 self.failure = Some(VstpError::Timeout);
+                self.tally.on_timed_out();
                 return Poll::Ready(());
             }
             self.write_on(cx);

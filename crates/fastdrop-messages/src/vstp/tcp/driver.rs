@@ -113,7 +113,9 @@ impl Driver {
             (None, None) => VstpError::ConnectionClosed,
         };
         let writing = self.writing.drain(..).map(|(_, told)| told).chain(self.closing.take());
-        for told in writing.chain(self.acknowledging.drain().map(|(_, told)| told)) {
+        writing.for_each(|told| drop(told.send(Err(next()))));
+        for (msg_id, told) in self.acknowledging.drain() {
+            self.connection.forget(msg_id);
             let _ = told.send(Err(next()));
         }
         let failure = error;
@@ -488,7 +490,10 @@ impl Driver {
     /// Nothing more comes: whoever waits for the peer waits in vain.
     fn end_reading(&mut self, failure: Option<VstpError>) {
         self.has_read_all = true;
-        self.acknowledging.drain().for_each(|(_, told)| drop(told.send(Err(VstpError::ConnectionClosed))));
+        for (msg_id, told) in self.acknowledging.drain() {
+            self.connection.forget(msg_id);
+            let _ = told.send(Err(VstpError::ConnectionClosed));
+        }
         for told in self.calls.take_all() {
             let _ = told.send(Err(VstpError::ConnectionClosed));
         }

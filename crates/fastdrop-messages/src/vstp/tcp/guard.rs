@@ -87,7 +87,6 @@ impl<S> Guarded<S> {
     pub(super) fn on_frame(&mut self, now: Instant) {
         self.has_spoken = true;
         self.active_at = now;
-        self.metrics.on(Count::MessagesReceived);
         if let Some(place) = &self.place {
             place.on_frame(now);
         }

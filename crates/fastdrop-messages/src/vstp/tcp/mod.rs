@@ -20,6 +20,7 @@ pub mod server;
 mod serving;
 mod session;
 mod stream;
+mod tally;
 mod unhandled;
 #[cfg(feature = "tls")]
 pub use crate::tls;
