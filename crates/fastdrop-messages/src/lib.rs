@@ -45,6 +45,7 @@ mod places;
 #[cfg(all(feature = "vstp", feature = "cnp"))]
 pub mod port;
 mod shutdown;
+mod spans;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod token;

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 /// The reason for which a call has no reply.
 #[derive(Debug, thiserror::Error)]
@@ -180,7 +181,7 @@ impl Session {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
             let Some(mut call) = self.next_call().await else { break };
             let handler = handler.clone();
-            running.spawn(async move {
+            let handled = async move {
                 let _permit = permit;
                 let (session, body) = (call.session.clone(), call.request().clone());
                 let handled = handler(Request { session, body, deadline: call.deadline() });
@@ -194,7 +195,8 @@ impl Session {
                     Some(Err(words)) => call.refuse(&words),
                     None => call.expire(),
                 }
-            });
+            };
+            running.spawn(handled.instrument(self.0.shared.span.clone()));
         }
         // What was taken is answered; a panic of a handler refuses its call alone.
         while let Some(result) = running.join_next().await {

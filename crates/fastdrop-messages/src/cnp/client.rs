@@ -10,6 +10,7 @@ use crate::addresses::canonical;
 use crate::connecting;
 use crate::datagrams::{Path, Room, Socket, any_for};
 use crate::metrics::Metrics;
+use crate::spans;
 use crate::tls::{self, ClientTls, Fingerprint, Inner, ServerName};
 use crate::token::Token;
 use fastdrop_proto::cnp::{
@@ -21,6 +22,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
+use tracing::Instrument;
 
 /// A session with a server that this end has asked for; everything that can be done with it is what
 /// can be done with any [`Session`].
@@ -261,9 +263,11 @@ async fn ask_one(
         Carrier::Datagrams => left,
     };
     let fingerprint = link.fingerprint();
-    let shared = Shared::new(Machine::connect(Instant::now(), config));
+    let transport = if config.carrier == Carrier::Stream { "tcp" } else { "udp" };
+    let span = spans::of("cnp", transport, peer);
+    let shared = Shared::new(Machine::connect(Instant::now(), config), span.clone());
     // The task ends by itself, after what the last caller left to be done.
-    tokio::spawn(drive(Arc::clone(&shared), link, None, metrics.clone()));
+    tokio::spawn(drive(Arc::clone(&shared), link, None, metrics.clone()).instrument(span));
     Ok(Client(open(shared, peer, fingerprint).await?))
 }
 

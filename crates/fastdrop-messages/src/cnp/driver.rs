@@ -5,6 +5,7 @@ use super::call_table::{Arrived, CallTable, Handled};
 use super::link::Link;
 use super::tally::Tally;
 use crate::metrics::Metrics;
+use crate::spans;
 use bytes::Bytes;
 use fastdrop_proto::calls::CallId;
 use fastdrop_proto::cnp::{
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
+use tracing::Span;
 
 /// The state that callers and the task share.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
     /// Something was acknowledged, or the session has begun or ended.
     pub(super) progress: Notify,
+    /// Its tasks and handlers run in this.
+    pub(super) span: Span,
 }
 
 #[derive(Debug)]
@@ -153,7 +157,7 @@ impl Receipts {
 }
 
 impl Shared {
-    pub(super) fn new(session: Session) -> Arc<Self> {
+    pub(super) fn new(session: Session, span: Span) -> Arc<Self> {
         let config = session.config();
         let taken_max = usize::from(config.calls.unwrap_or(0));
         let calls = CallTable::new(taken_max, config.limits.receive_max);
@@ -172,7 +176,8 @@ impl Shared {
             shutting_down: false,
             in_hand: 0,
         };
-        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), progress: Notify::new() })
+        let (state, changed, progress) = (Mutex::new(state), Notify::new(), Notify::new());
+        Arc::new(Self { state, changed, progress, span })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -404,7 +409,11 @@ pub(super) async fn drive(
             if state.session.poll_timeout().is_some_and(|at| at <= now) {
                 state.session.handle_timeout(now);
             }
+            let was_open = state.opened;
             let mut progress = state.take_events(now);
+            if let (false, true, Some(agreed)) = (was_open, state.opened, state.session.agreed()) {
+                spans::identify(&shared.span, agreed.id.text());
+            }
             if !kept.set(state.session.memory() + state.calls.memory()) {
                 state.session.abort(ErrorCode::Busy, "too much is waiting here");
                 progress |= state.take_events(now);

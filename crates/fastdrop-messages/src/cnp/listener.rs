@@ -7,6 +7,7 @@ use super::sessions::{Entry, Sessions};
 use crate::datagrams::{Path, Socket};
 use crate::incoming::log_panic;
 use crate::metrics::{Count, Metrics};
+use crate::spans;
 use fastdrop_proto::cnp::{
     Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
 };
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 /// The sessions of one socket.
 pub(crate) struct Listener {
@@ -127,7 +129,8 @@ impl Listener {
             let _ = self.socket.try_send_one(path, &farewell);
             return;
         };
-        let shared = Shared::new(machine);
+        let span = spans::of("cnp", "udp", from);
+        let shared = Shared::new(machine, span.clone());
         place.send(Session(Arc::new(Handle {
             shared: Arc::clone(&shared),
             agreed,
@@ -137,12 +140,8 @@ impl Listener {
         tracing::debug!(%from, "a session by UDP");
         let source = Source::Inbox(datagrams, None);
         let link = Link::datagrams(Arc::clone(&self.socket), path, source);
-        self.tasks.spawn(drive(
-            Arc::clone(&shared),
-            link,
-            Some(Arc::clone(&self.budget)),
-            self.metrics.clone(),
-        ));
+        let (budget, metrics) = (Some(Arc::clone(&self.budget)), self.metrics.clone());
+        self.tasks.spawn(drive(Arc::clone(&shared), link, budget, metrics).instrument(span));
         // If there was one, its inbox is closed now, which is its end.
         if self.sessions.insert(from, Entry::new(inbox, &shared)) {
             tracing::debug!(%from, "replaced by a new session");

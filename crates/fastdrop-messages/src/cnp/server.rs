@@ -17,6 +17,7 @@ use crate::incoming::{Accepted, Incoming, log_panic};
 use crate::metrics::{Count, Metrics};
 use crate::places::Limits;
 use crate::shutdown::{Shutdown, ShutdownSignal};
+use crate::spans;
 use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
 use crate::token::Authorize;
 use bytes::Bytes;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
 
 /// The sessions of a socket, for whoever receives from it.
 pub(crate) type SharedListener = Arc<Mutex<Listener>>;
@@ -190,7 +192,8 @@ impl Server {
                 () = &mut end => None,
             };
             let Some(session) = session else { break };
-            sessions.spawn(serve(session));
+            let span = session.0.shared.span.clone();
+            sessions.spawn(serve(session).instrument(span));
         }
         let drain = self.drain;
         let handlers = async {
@@ -406,7 +409,8 @@ impl ServerBuilder {
             let acceptance =
                 Acceptance { config, acceptor, ready, budget, idle_timeout, metrics, drain: self.drain };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
-                serve_stream(accepted, signal, acceptance.clone())
+                let span = spans::of("cnp", "tcp", accepted.peer);
+                serve_stream(accepted, signal, acceptance.clone(), span.clone()).instrument(span)
             };
             let (end, drain) = (signal.clone().waited(), self.drain);
             tasks.spawn(async move { incoming.serve(end, drain.saturating_add(FAREWELL), serve).await });
@@ -464,7 +468,7 @@ async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError
     Ok(Wire::Tls(Box::new(acceptor.accept(stream).await?.into())))
 }
 
-async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance) {
+async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance, span: Span) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
     let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
@@ -492,7 +496,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         return;
     }
     let machine = Machine::accept(Instant::now(), config, SessionId::from_random(id));
-    let shared = Shared::new(machine);
+    let shared = Shared::new(machine, span);
     let hand_over = async {
         match open(Arc::clone(&shared), peer, fingerprint).await {
             Ok(session) => {

@@ -51,6 +51,7 @@ const CRATES: &[(&str, Floors)] = &[
             &["connecting"],
             &["datagrams", "incoming"],
             &["addresses", "metrics", "places", "no_tls", "shutdown", "tls", "token"],
+            &["inner", "spans"],
         ],
     ),
     (

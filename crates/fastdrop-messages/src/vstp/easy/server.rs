@@ -173,7 +173,7 @@ where
             if let Some(answer) = answer(frame.into()).await
                 && let Err(error) = udp.send(answer, from).await
             {
-                tracing::debug!(%from, %error, "the answer did not arrive");
+                tracing::debug!(peer = %from, %error, "the answer did not arrive");
             }
         });
     }

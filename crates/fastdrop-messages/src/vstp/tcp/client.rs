@@ -7,18 +7,21 @@ use super::link::Link;
 use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
 use crate::connecting::connect;
+use crate::spans;
 use crate::tls::{self, ClientTls, Inner, Secured};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpStream, ToSocketAddrs};
+use tracing::{Instrument, Span};
 
 /// A connection to a server.
 #[derive(Debug)]
 pub struct VstpTcpClient {
     link: Link,
     peer: SocketAddr,
+    span: Span,
 }
 
 /// Connects, within ten seconds.
@@ -66,11 +69,15 @@ impl VstpTcpClient {
     }
 
     async fn open(stream: Stream, peer: SocketAddr, config: TcpConfig) -> Result<Self, VstpError> {
-        let stream = stream.guarded(&config, None);
-        let mut connection = Connection::new(stream, config, None, false);
-        connection.introduce().await?;
-        let config = connection.config().clone();
-        Ok(Self { link: Link::new(connection, &config, peer), peer })
+        let span = spans::of("vstp", "tcp", peer);
+        let opening = async {
+            let stream = stream.guarded(&config, None);
+            let mut connection = Connection::new(stream, config.clone(), None, false);
+            connection.introduce().await?;
+            Ok::<_, VstpError>(Link::new(connection, &config, peer))
+        };
+        let link = opening.instrument(span.clone()).await?;
+        Ok(Self { link, peer, span })
     }
 
     /// The server's address.
@@ -151,7 +158,8 @@ impl VstpTcpClient {
 
     /// Has the connection driven by a task, for any number of callers.
     pub fn into_session(self) -> Session {
-        self.link.into_session(self.peer, false)
+        let Self { link, peer, span } = self;
+        span.in_scope(|| link.into_session(peer, false))
     }
 
     /// The two halves, for a task each.

@@ -12,6 +12,7 @@ use super::unhandled::{Drained, Unhandled};
 use crate::incoming::{Accepted, Incoming};
 use crate::metrics::Metrics;
 use crate::shutdown::ShutdownSignal;
+use crate::spans;
 use crate::tls::{self, Acceptor, Fingerprint, Inner, ServerTls};
 use crate::vstp::call::Call;
 use crate::vstp::types::{Flags, Frame, SessionId, VstpError};
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::ToSocketAddrs;
+use tracing::{Instrument, Span};
 
 /// A client that has connected.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct VstpTcpConnection {
     link: Link,
     peer: SocketAddr,
     fingerprint: Option<Fingerprint>,
+    span: Span,
 }
 
 impl VstpTcpConnection {
@@ -101,7 +104,8 @@ impl VstpTcpConnection {
 
     /// Has the connection driven by a task, for any number of callers.
     pub fn into_session(self) -> Session {
-        self.link.into_session(self.peer, false)
+        let Self { link, peer, span, .. } = self;
+        span.in_scope(|| link.into_session(peer, false))
     }
 
     /// The two halves, for a task each.
@@ -161,10 +165,25 @@ impl VstpTcpServer {
     /// them beside each other.
     pub async fn accept(&self) -> Result<VstpTcpConnection, VstpError> {
         let accepted = self.incoming.accept().await?;
-        self.establish(accepted, false).await
+        let (id, span) = self.begin(&accepted);
+        self.establish(accepted, id, &span, false).instrument(span.clone()).await
     }
 
-    async fn establish(&self, accepted: Accepted, answers: bool) -> Result<VstpTcpConnection, VstpError> {
+    /// The number of a connection, and what its tasks run in.
+    fn begin(&self, accepted: &Accepted) -> (SessionId, Span) {
+        let id = SessionId::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
+        let span = spans::of("vstp", "tcp", accepted.peer);
+        spans::identify(&span, id);
+        (id, span)
+    }
+
+    async fn establish(
+        &self,
+        accepted: Accepted,
+        id: SessionId,
+        span: &Span,
+        answers: bool,
+    ) -> Result<VstpTcpConnection, VstpError> {
         let Accepted { stream, peer, place } = accepted;
         let (stream, fingerprint) = match &self.tls {
             None => (Stream::Plain(stream), None),
@@ -177,13 +196,12 @@ impl VstpTcpServer {
                 (Stream::Tls(Box::new(stream)), fingerprint)
             }
         };
-        let id = u128::from(self.sessions.fetch_add(1, Ordering::Relaxed)) + 1;
-        tracing::debug!(%peer, session = id, "connected");
+        tracing::debug!(%peer, "connected");
         let stream = stream.guarded(&self.config, Some(place));
         let mut connection = Connection::new(stream, self.config.clone(), Some(id), answers);
         connection.admit().await?;
         let link = Link::new(connection, &self.config, peer);
-        Ok(VstpTcpConnection { link, peer, fingerprint })
+        Ok(VstpTcpConnection { link, peer, fingerprint, span: span.clone() })
     }
 
     /// Hands every frame of every client to `handler`, one after the other for each client, and
@@ -309,14 +327,17 @@ impl VstpTcpServer {
     {
         let shared = Arc::new((self, session));
         let serving = Arc::clone(&shared);
-        let serve = move |accepted, signal| {
+        let serve = move |accepted: Accepted, signal| {
             let shared = Arc::clone(&serving);
-            async move {
-                match shared.0.establish(accepted, true).await {
+            let (id, span) = shared.0.begin(&accepted);
+            let of_session = span.clone();
+            let served = async move {
+                match shared.0.establish(accepted, id, &of_session, true).await {
                     Ok(connection) => shared.1(connection, signal).await,
                     Err(error) => tracing::debug!(%error, "no session"),
                 }
-            }
+            };
+            served.instrument(span)
         };
         shared.0.incoming.serve(end, shared.0.config.drain, serve).await;
         Ok(())

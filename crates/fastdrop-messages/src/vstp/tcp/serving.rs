@@ -14,6 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 /// Frames that are no calls, and wait for their turn.
 const PLAIN_MAX: usize = 16;
@@ -40,7 +41,8 @@ where
     handlers.spawn({
         let (session, signal, answer) = (session.clone(), signal.clone(), Arc::clone(&answer));
         let unhandled = unhandled.clone();
-        async move { answer_plain(session, signal, plainly, answer, unhandled).await }
+        let answering = async move { answer_plain(session, signal, plainly, answer, unhandled).await };
+        answering.in_current_span()
     });
     let budget = Budget::new(session.unread_max());
     let ended = loop {
@@ -69,10 +71,11 @@ where
                 let (answer, unhandled) = (Arc::clone(&answer), unhandled.clone());
                 // Whoever has it is waited for: it is acknowledged, and before its reply.
                 let acknowledged = acknowledge(&session, wanted);
-                handlers.spawn(async move {
+                let handled = async move {
                     let _held = held;
                     unhandled.count(acknowledged, answer_call(guard, frame, incoming, answer)).await;
-                });
+                };
+                handlers.spawn(handled.in_current_span());
             }
             None if frame.typ == FrameType::Data => {
                 // Its turn is not waited for beyond the end.

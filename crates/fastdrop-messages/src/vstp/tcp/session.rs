@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError as Refused;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tracing::Instrument;
 
 /// A connection that any number of tasks use: clones are the same connection, and may send,
 /// call and receive at the same time.
@@ -115,7 +116,7 @@ impl Session {
         let pushes = Budget::new(connection.config().push_max);
         let driver = Driver::new(connection, taken, controlled, Arc::clone(&shared), serves);
         // It ends when its callers are gone or the connection is.
-        tokio::spawn(driver.run());
+        tokio::spawn(driver.run().in_current_span());
         Self(Arc::new(Callers { shared, orders, controls, turns, pushes, id, peer, unread_max }))
     }
 

@@ -203,7 +203,7 @@ impl Handle {
     pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr) {
         let (to, len) = (canonical(to), frame.as_ref().encoded_len());
         if len > DATAGRAM_MAX || self.shared.socket.check(to).is_err() {
-            tracing::debug!(%to, len, "no answer was sent");
+            tracing::debug!(peer = %to, len, "no answer was sent");
             return;
         }
         let mut state = self.shared.lock();
@@ -536,7 +536,7 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
                 let refused = state.endpoint.counters().refused;
                 // Whoever sends such datagrams does not decide how much is logged.
                 if refused > before && refused.is_power_of_two() {
-                    tracing::info!(%from, refused, "no room, or too large a message; {LARGER}");
+                    tracing::info!(peer = %from, refused, "no room, or too large a message; {LARGER}");
                 }
             }
         });
@@ -557,7 +557,7 @@ fn handle_errors(shared: &Shared) {
     let now = Instant::now();
     let State { endpoint, .. } = &mut *state;
     shared.socket.take_errors(|to, reason| {
-        tracing::debug!(%to, %reason, "a datagram did not arrive");
+        tracing::debug!(peer = %to, %reason, "a datagram did not arrive");
         endpoint.handle_unreachable(now, to, reason);
     });
     shared.pump(&mut state);
