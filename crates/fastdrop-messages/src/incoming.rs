@@ -3,6 +3,7 @@
 use crate::addresses::canonical;
 use crate::places::{Limits, Origin, Place, Places};
 use crate::shutdown::{Shutdown, ShutdownSignal};
+use crate::tls::{self, Secured};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
@@ -13,9 +14,26 @@ use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
+/// The bytes of a connection that came.
+pub(crate) enum Carried {
+    Plain(TcpStream),
+    /// Its handshake of TLS is done.
+    Secured(Box<Secured>),
+}
+
+impl Carried {
+    /// The connection under it.
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Secured(stream) => tls::tcp_of(stream),
+        }
+    }
+}
+
 /// A connection before its handshake.
 pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Carried,
     pub(crate) peer: SocketAddr,
     pub(crate) place: Place,
 }
@@ -23,7 +41,7 @@ pub(crate) struct Accepted {
 enum Source {
     Listener(TcpListener),
     /// Somebody else listens, and hands on what is meant for this protocol.
-    Handed(Mutex<mpsc::Receiver<(TcpStream, SocketAddr)>>, SocketAddr),
+    Handed(Mutex<mpsc::Receiver<(Carried, SocketAddr)>>, SocketAddr),
 }
 
 /// The source of connections.
@@ -35,13 +53,13 @@ pub(crate) struct Incoming {
 
 /// Connections that are there and have no place yet.
 #[derive(Default)]
-struct Waiting(VecDeque<(TcpStream, SocketAddr)>);
+struct Waiting(VecDeque<(Carried, SocketAddr)>);
 
 impl Waiting {
     /// Connections that wait; one more, and one of the address of which most wait is closed.
     const MAX: usize = 256;
 
-    fn push(&mut self, stream: TcpStream, peer: SocketAddr) {
+    fn push(&mut self, stream: Carried, peer: SocketAddr) {
         if self.0.len() >= Self::MAX {
             let mut counts = HashMap::new();
             for (_, peer) in &self.0 {
@@ -57,7 +75,7 @@ impl Waiting {
     }
 
     /// The connection that has a place now: of the address that holds fewest, the oldest.
-    fn take(&mut self, now: Instant, places: &Arc<Places>) -> Option<(TcpStream, SocketAddr, Place)> {
+    fn take(&mut self, now: Instant, places: &Arc<Places>) -> Option<(Carried, SocketAddr, Place)> {
         let mut origins: Vec<_> = self.0.iter().map(|(_, peer)| Origin::of(peer.ip())).collect();
         origins.sort_unstable();
         origins.dedup();
@@ -82,7 +100,7 @@ impl Incoming {
 
     /// The connections that somebody else, who listens on `addr`, hands on.
     pub(crate) fn handed(
-        streams: mpsc::Receiver<(TcpStream, SocketAddr)>,
+        streams: mpsc::Receiver<(Carried, SocketAddr)>,
         addr: SocketAddr,
         places: Limits,
     ) -> Self {
@@ -128,9 +146,12 @@ impl Incoming {
         }
     }
 
-    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn next(&self) -> io::Result<(Carried, SocketAddr)> {
         let (stream, peer) = match &self.source {
-            Source::Listener(listener) => listener.accept().await?,
+            Source::Listener(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                (Carried::Plain(stream), peer)
+            }
             Source::Handed(streams, _) => {
                 let next = streams.lock().await.recv().await;
                 match next {
@@ -140,7 +161,7 @@ impl Incoming {
                 }
             }
         };
-        if let Err(error) = set_options(&stream) {
+        if let Err(error) = set_options(stream.tcp()) {
             // One that has already gone again; whoever reads from it will see.
             tracing::debug!(%peer, %error, "a connection without options");
         }

@@ -38,6 +38,7 @@ pub mod cnp;
 mod connecting;
 mod datagrams;
 mod incoming;
+mod inner;
 mod metrics;
 #[cfg(not(feature = "tls"))]
 mod no_tls;

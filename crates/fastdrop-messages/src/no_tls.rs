@@ -1,5 +1,6 @@
 //! Types without values, which stand in for TLS in a program that is built without it.
 
+use crate::inner::Inner;
 use std::convert::Infallible;
 use std::io;
 use std::marker::PhantomData;
@@ -49,12 +50,6 @@ impl Clone for ServerName<'_> {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Inner {
-    Vstp,
-    Cnp,
-}
-
 #[derive(Debug)]
 pub(crate) enum Secured {}
 
@@ -62,7 +57,7 @@ pub(crate) enum Secured {}
 pub(crate) struct Acceptor(Infallible);
 
 impl Acceptor {
-    pub(crate) fn new(tls: &ServerTls, _inner: Inner) -> Result<Self, TlsError> {
+    pub(crate) fn new(tls: &ServerTls, _inner: &[Inner]) -> Result<Self, TlsError> {
         match tls.0 {}
     }
 
@@ -84,7 +79,19 @@ pub(crate) async fn connect(
     match name.0 {}
 }
 
+pub(crate) fn named(stream: &Secured) -> Option<Inner> {
+    match *stream {}
+}
+
+pub(crate) async fn first_byte(stream: &mut Secured) -> io::Result<Option<u8>> {
+    match *stream {}
+}
+
 pub(crate) fn peer_of(stream: &Secured) -> Option<Fingerprint> {
+    match *stream {}
+}
+
+pub(crate) fn tcp_of(stream: &Secured) -> &TcpStream {
     match *stream {}
 }
 

@@ -2,12 +2,14 @@
 
 use crate::cnp::{self, ServerBuilder};
 use crate::datagrams::{Path, Socket};
-use crate::incoming::Incoming;
+use crate::incoming::{Carried, Incoming};
+use crate::inner::Inner;
 use crate::places::{Limits, Origin, Places};
+use crate::tls::{self, Acceptor, TlsError};
 use crate::vstp::tcp::TcpConfig;
 use crate::vstp::udp::UdpServerLimits;
-use crate::vstp::{VSTP_MAGIC, VstpError, VstpTcpServer, VstpUdpServer};
-use fastdrop_proto::cnp::handshake::FIRST_BYTE as CNP_FIRST_BYTE;
+use crate::vstp::{VstpError, VstpTcpServer, VstpUdpServer};
+use fastdrop_proto::cnp::ConfigError;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
@@ -17,9 +19,6 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-
-/// The first byte of a frame of VSTP.
-const VSTP_FIRST_BYTE: u8 = VSTP_MAGIC[0];
 
 /// The servers behind one port, to be taken apart.
 pub struct Port {
@@ -35,7 +34,7 @@ pub struct Port {
     pub address: SocketAddr,
 }
 
-/// The task that looks at the first byte of each connection. When it is dropped, nothing more comes
+/// The task that finds out what each connection speaks. When it is dropped, nothing more comes
 /// by TCP.
 #[derive(Debug)]
 pub struct Sorting(#[expect(dead_code, reason = "ends its task when it is dropped")] JoinSet<()>);
@@ -47,6 +46,9 @@ pub enum PortError {
     /// VSTP says no.
     #[error(transparent)]
     Vstp(#[from] VstpError),
+    /// A certificate or key is of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// CNP says no.
     #[error(transparent)]
     Cnp(#[from] cnp::Error),
@@ -62,7 +64,8 @@ pub struct PortConfig {
     pub vstp_tcp: TcpConfig,
     /// VSTP by UDP.
     pub vstp_udp: UdpServerLimits,
-    /// CNP, which also says by which transports all of them are spoken.
+    /// CNP, which also says by which transports all of them are spoken, and that they are inside TLS
+    /// ([`ServerBuilder::tls`]): then there is TCP alone, for both.
     pub cnp: ServerBuilder,
 }
 
@@ -76,10 +79,16 @@ impl Port {
     const HANDED_MAX: usize = 1024;
 
     /// Listens.
-    pub async fn bind(addr: impl ToSocketAddrs, config: PortConfig) -> Result<Self, PortError> {
+    pub async fn bind(addr: impl ToSocketAddrs, mut config: PortConfig) -> Result<Self, PortError> {
         let none = || io::Error::new(io::ErrorKind::NotFound, "no address");
         let mut address = tokio::net::lookup_host(addr).await?.next().ok_or_else(none)?;
         let (tcp, udp) = config.cnp.transports();
+        let tls = config.cnp.take_tls();
+        if tls.is_some() && udp {
+            return Err(cnp::Error::Config(ConfigError("TLS is for TCP: a port with it has no UDP")).into());
+        }
+        let both = [Inner::Vstp, Inner::Cnp];
+        let tls = tls.map(|tls| Acceptor::new(&tls, &both)).transpose()?;
         let mut sorting = JoinSet::new();
         let (mut vstp_tcp, mut incoming) = (None, None);
         if tcp {
@@ -91,7 +100,7 @@ impl Port {
             let frames = Incoming::handed(for_vstp, address, config.vstp_tcp.places());
             vstp_tcp = Some(VstpTcpServer::new(frames, config.vstp_tcp, None));
             incoming = Some(Incoming::handed(for_cnp, address, config.cnp.places()));
-            sorting.spawn(sort(listener, vstp, cnp));
+            sorting.spawn(sort(listener, tls, vstp, cnp));
         }
         let socket = if udp { Some(Arc::new(Socket::bind(address).await?)) } else { None };
         if let Some(socket) = &socket {
@@ -119,10 +128,26 @@ impl Port {
     }
 }
 
-type Handed = mpsc::Sender<(TcpStream, SocketAddr)>;
+type Handed = mpsc::Sender<(Carried, SocketAddr)>;
 
-/// Accepts, and hands each connection to whom its first byte is meant for.
-async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
+/// Finds out what a connection speaks: by its first byte; of TLS by what the handshake has named,
+/// or else by the first byte inside. None for neither.
+async fn look(stream: TcpStream, tls: Option<&Acceptor>) -> io::Result<(Carried, Option<Inner>)> {
+    let Some(acceptor) = tls else {
+        let mut first = [0xff];
+        stream.peek(&mut first).await?;
+        return Ok((Carried::Plain(stream), Inner::of_first_byte(first[0])));
+    };
+    let mut stream = Box::new(acceptor.accept(stream).await.map_err(io::Error::other)?);
+    let inner = match tls::named(&stream) {
+        None => tls::first_byte(&mut stream).await?.and_then(Inner::of_first_byte),
+        named => named,
+    };
+    Ok((Carried::Secured(stream), inner))
+}
+
+/// Accepts, and hands each connection to whom it is meant for.
+async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: Handed) {
     let mut looking = JoinSet::new();
     let mut oldest = VecDeque::new();
     let places = Places::new(Limits { all: Port::WAITING_MAX, of_one: Port::WAITING_MAX });
@@ -149,16 +174,15 @@ async fn sort(listener: TcpListener, vstp: Handed, cnp: Handed) {
             place = places.take(Instant::now(), Origin::of(peer.ip()));
         }
         let Some(place) = place else { continue };
-        let (vstp, cnp) = (vstp.clone(), cnp.clone());
+        let (tls, vstp, cnp) = (tls.clone(), vstp.clone(), cnp.clone());
         oldest.push_back(looking.spawn(async move {
             let look = async {
-                let mut first = [0xff];
-                stream.peek(&mut first).await?;
-                let to = match first {
-                    [VSTP_FIRST_BYTE] => vstp,
-                    [CNP_FIRST_BYTE] => cnp,
-                    [byte] => {
-                        tracing::info!(%peer, byte, "neither VSTP nor CNP");
+                let (stream, inner) = look(stream, tls.as_ref()).await?;
+                let to = match inner {
+                    Some(Inner::Vstp) => vstp,
+                    Some(Inner::Cnp) => cnp,
+                    None => {
+                        tracing::info!(%peer, "neither VSTP nor CNP");
                         return Ok(());
                     }
                 };

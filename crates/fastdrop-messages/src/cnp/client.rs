@@ -9,9 +9,10 @@ use super::wire::Wire;
 use crate::addresses::canonical;
 use crate::connecting;
 use crate::datagrams::{Path, Room, Socket, any_for};
+use crate::inner::Inner;
 use crate::metrics::Metrics;
 use crate::spans;
-use crate::tls::{self, ClientTls, Fingerprint, Inner, ServerName};
+use crate::tls::{self, ClientTls, Fingerprint, ServerName};
 use crate::token::Token;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,

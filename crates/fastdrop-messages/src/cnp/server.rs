@@ -13,15 +13,15 @@ use super::listener::Listener;
 use super::session::Session;
 use super::wire::Wire;
 use crate::datagrams::{Room, Socket, is_about_another};
-use crate::incoming::{Accepted, Incoming, log_panic};
+use crate::incoming::{Accepted, Carried, Incoming, log_panic};
+use crate::inner::Inner;
 use crate::metrics::{Count, Metrics};
 use crate::places::Limits;
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::spans;
-use crate::tls::{Acceptor, Inner, ServerTls, TlsError};
+use crate::tls::{Acceptor, ServerTls, TlsError};
 use crate::token::Authorize;
 use bytes::Bytes;
-use fastdrop_proto::cnp::handshake::{FIRST_BYTE, refusal};
 use fastdrop_proto::cnp::{Carrier, ConfigError, ErrorCode, Session as Machine, SessionConfig, SessionId};
 use std::convert::Infallible;
 use std::future::Future;
@@ -29,7 +29,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::ToSocketAddrs;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
@@ -352,6 +352,11 @@ impl ServerBuilder {
         self
     }
 
+    /// Takes the TLS, for somebody else who does the handshakes.
+    pub(crate) fn take_tls(&mut self) -> Option<ServerTls> {
+        self.tls.take()
+    }
+
     /// Says if it listens by TCP, and by UDP.
     pub(crate) fn transports(&self) -> (bool, bool) {
         (self.tcp, self.udp)
@@ -397,7 +402,7 @@ impl ServerBuilder {
         let (ready, taken) = mpsc::channel(Self::READY);
         let (shutdown, signal) = Shutdown::new();
         let budget = Arc::new(Budget::new(self.memory_max));
-        let acceptor = self.tls.as_ref().map(|tls| Acceptor::new(tls, Inner::Cnp)).transpose()?;
+        let acceptor = self.tls.as_ref().map(|tls| Acceptor::new(tls, &[Inner::Cnp])).transpose()?;
         if acceptor.is_some() && socket.is_some() {
             return Err(ConfigError("TLS is for TCP: a server with it has no UDP").into());
         }
@@ -454,35 +459,22 @@ struct Acceptance {
     drain: Duration,
 }
 
-/// The handshake of TLS, if there is to be one, within the time for handshakes.
-async fn secure(stream: TcpStream, acceptor: &Acceptor) -> Result<Wire, TlsError> {
-    let mut first = [0];
-    if stream.peek(&mut first).await? == 1 && first[0] == FIRST_BYTE {
-        let refusal = refusal("this port speaks TLS 1.3 alone, and nothing was taken in plain text");
-        let mut wire = Wire::Plain(stream);
-        if wire.try_write(&refusal).is_ok() {
-            wire.farewell().await?;
-        }
-        return Err(TlsError::NotTls);
-    }
-    Ok(Wire::Tls(Box::new(acceptor.accept(stream).await?.into())))
-}
-
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance, span: Span) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
     let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
     let begin = Instant::now();
-    let wire = match &acceptor {
-        None => Wire::Plain(stream),
-        Some(acceptor) => {
+    let wire = match (stream, &acceptor) {
+        (Carried::Plain(stream), None) => Wire::Plain(stream),
+        (Carried::Secured(stream), _) => Wire::Tls(Box::new((*stream).into())),
+        (Carried::Plain(stream), Some(acceptor)) => {
             let secured = tokio::select! {
-                secured = tokio::time::timeout(config.handshake_timeout, secure(stream, acceptor)) => secured,
+                secured = tokio::time::timeout(config.handshake_timeout, acceptor.accept(stream)) => secured,
                 () = signal.wait() => return,
                 () = place.lost() => return,
             };
             match secured.unwrap_or(Err(TlsError::Timeout)) {
-                Ok(wire) => wire,
+                Ok(stream) => Wire::Tls(Box::new(stream.into())),
                 Err(error) => return tracing::debug!(%peer, %error, "no session"),
             }
         }

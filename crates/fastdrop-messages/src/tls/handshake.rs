@@ -2,12 +2,12 @@
 
 use super::error::{HANDSHAKE_MAX, TlsError};
 use super::identity::{Fingerprint, fingerprint};
-use super::inner::Inner;
 use super::trust::{ClientTls, ServerTls};
+use crate::inner::Inner;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -45,15 +45,35 @@ pub(crate) async fn connect(
 pub(crate) struct Acceptor(TlsAcceptor);
 
 impl Acceptor {
-    pub(crate) fn new(tls: &ServerTls, inner: Inner) -> Result<Self, TlsError> {
+    /// For a port that speaks these protocols.
+    pub(crate) fn new(tls: &ServerTls, inner: &[Inner]) -> Result<Self, TlsError> {
         Ok(Self(TlsAcceptor::from(tls.config(inner)?)))
     }
 
-    /// The handshake with a client that has connected.
+    /// The handshake with a client that has connected. One that speaks in plain text is told, in
+    /// words of its protocol, and nothing of it is taken.
     pub(crate) async fn accept(&self, stream: TcpStream) -> Result<Secured, TlsError> {
-        let accepting = self.0.accept(stream).into_fallible();
-        let handshake = tokio::time::timeout(HANDSHAKE_MAX, accepting).await;
-        let (error, stream) = match handshake.map_err(|_| TlsError::Timeout)? {
+        let handshake = async {
+            let mut first = [0xff];
+            stream.peek(&mut first).await?;
+            match Inner::of_first_byte(first[0]) {
+                Some(plain) => Ok(Err((plain, stream))),
+                None => Ok::<_, TlsError>(Ok(self.0.accept(stream).into_fallible().await)),
+            }
+        };
+        let handshake = tokio::time::timeout(HANDSHAKE_MAX, handshake).await;
+        let handshake = match handshake.map_err(|_| TlsError::Timeout)?? {
+            Ok(handshake) => handshake,
+            Err((plain, mut stream)) => {
+                let refused = async {
+                    stream.write_all(&plain.refusal()).await?;
+                    end(stream).await
+                };
+                let _ = tokio::time::timeout(LINGER, refused).await;
+                return Err(TlsError::NotTls);
+            }
+        };
+        let (error, stream) = match handshake {
             Ok(stream) => return Ok(stream.into()),
             Err(failed) => failed,
         };
@@ -70,9 +90,24 @@ async fn end(mut stream: TcpStream) -> io::Result<()> {
     tokio::io::copy(&mut rest, &mut tokio::io::sink()).await.map(drop)
 }
 
+/// The protocol that the handshake has named, if the client has named any.
+pub(crate) fn named(stream: &Secured) -> Option<Inner> {
+    stream.get_ref().1.alpn_protocol().and_then(Inner::of_alpn)
+}
+
+/// The first byte that the peer says inside, which stays to be read; None at its end.
+pub(crate) async fn first_byte(stream: &mut Secured) -> io::Result<Option<u8>> {
+    Ok(stream.fill_buf().await?.first().copied())
+}
+
 /// The fingerprint of the certificate that the peer has shown.
 pub(crate) fn peer_of(stream: &Secured) -> Option<Fingerprint> {
     peer_in(stream.get_ref().1)
+}
+
+/// The connection under TLS.
+pub(crate) fn tcp_of(stream: &Secured) -> &TcpStream {
+    stream.get_ref().0
 }
 
 pub(super) fn peer_in(connection: &rustls::CommonState) -> Option<Fingerprint> {

@@ -6,14 +6,13 @@
 mod error;
 mod handshake;
 mod identity;
-mod inner;
+mod provider;
 mod trust;
 mod wire;
 
 pub use error::TlsError;
-pub(crate) use handshake::{Acceptor, Secured, connect, host_of, peer_of};
+pub(crate) use handshake::{Acceptor, Secured, connect, first_byte, host_of, named, peer_of, tcp_of};
 pub use identity::{Fingerprint, Identity};
-pub(crate) use inner::Inner;
 pub(crate) use rustls::pki_types::ServerName;
 pub use trust::{ClientTls, ServerTls, Trust};
 pub(crate) use wire::Wire;

@@ -2,7 +2,8 @@
 
 use super::error::{TlsError, certificate_error};
 use super::identity::{Fingerprint, Identity, fingerprint, read_certificates};
-use super::inner::{Inner, provider};
+use super::provider::provider;
+use crate::inner::Inner;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -89,7 +90,7 @@ impl ClientTls {
                 builder.with_client_auth_cert(chain, key).map_err(certificate_error)?
             }
         };
-        config.alpn_protocols = inner.alpn();
+        config.alpn_protocols = vec![inner.alpn().to_vec()];
         Ok(Arc::new(config))
     }
 }
@@ -139,7 +140,8 @@ impl ServerTls {
         self
     }
 
-    pub(super) fn config(&self, inner: Inner) -> Result<Arc<ServerConfig>, TlsError> {
+    /// For a port that speaks these protocols, the first of which is taken if a client speaks several.
+    pub(super) fn config(&self, inner: &[Inner]) -> Result<Arc<ServerConfig>, TlsError> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(certificate_error)?;
@@ -157,7 +159,7 @@ impl ServerTls {
         };
         let (chain, key) = self.identity.parts();
         let mut config = builder.with_single_cert(chain, key).map_err(certificate_error)?;
-        config.alpn_protocols = inner.alpn();
+        config.alpn_protocols = inner.iter().map(|inner| inner.alpn().to_vec()).collect();
         Ok(Arc::new(config))
     }
 }

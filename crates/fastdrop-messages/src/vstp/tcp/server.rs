@@ -9,11 +9,12 @@ use super::serving::serve_session;
 use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
 use super::unhandled::{Drained, Unhandled};
-use crate::incoming::{Accepted, Incoming};
+use crate::incoming::{Accepted, Carried, Incoming};
+use crate::inner::Inner;
 use crate::metrics::Metrics;
 use crate::shutdown::ShutdownSignal;
 use crate::spans;
-use crate::tls::{self, Acceptor, Fingerprint, Inner, ServerTls};
+use crate::tls::{self, Acceptor, Fingerprint, ServerTls};
 use crate::vstp::call::Call;
 use crate::vstp::types::{Flags, Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
@@ -143,7 +144,7 @@ impl VstpTcpServer {
         tls: impl Into<ServerTls>,
         config: TcpConfig,
     ) -> Result<Self, VstpError> {
-        let acceptor = Acceptor::new(&tls.into(), Inner::Vstp)?;
+        let acceptor = Acceptor::new(&tls.into(), &[Inner::Vstp])?;
         Ok(Self::new(Incoming::bind(addr, config.places()).await?, config, Some(acceptor)))
     }
 
@@ -185,15 +186,19 @@ impl VstpTcpServer {
         answers: bool,
     ) -> Result<VstpTcpConnection, VstpError> {
         let Accepted { stream, peer, place } = accepted;
-        let (stream, fingerprint) = match &self.tls {
-            None => (Stream::Plain(stream), None),
-            Some(acceptor) => {
-                let stream = tokio::select! {
-                    stream = acceptor.accept(stream) => stream?,
-                    () = place.lost() => return Err(VstpError::ConnectionClosed),
-                };
+        let secured = match (stream, &self.tls) {
+            (Carried::Plain(stream), None) => Err(stream),
+            (Carried::Secured(stream), _) => Ok(stream),
+            (Carried::Plain(stream), Some(acceptor)) => tokio::select! {
+                stream = acceptor.accept(stream) => Ok(Box::new(stream?)),
+                () = place.lost() => return Err(VstpError::ConnectionClosed),
+            },
+        };
+        let (stream, fingerprint) = match secured {
+            Err(stream) => (Stream::Plain(stream), None),
+            Ok(stream) => {
                 let fingerprint = tls::peer_of(&stream);
-                (Stream::Tls(Box::new(stream)), fingerprint)
+                (Stream::Tls(stream), fingerprint)
             }
         };
         tracing::debug!(%peer, "connected");
