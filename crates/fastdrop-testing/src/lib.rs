@@ -3,7 +3,7 @@
 //!
 //! - [`network`]: a bottleneck for datagrams in virtual time, with seeded faults.
 //! - [`fastdp`], [`cnp`]: both ends of a protocol in memory, and what must be true of them.
-//! - [`peer`]: the other process of a benchmark.
+//! - [`measure`], [`peer`]: what benchmarks share, and the other process of one.
 //! - with the feature `program`, a program as a process: `program` runs it, `proxy` cuts, holds and
 //!   alters its connections, `wire` says to it what no honest peer would, `tree` and `place` are
 //!   files, folders and mounts of a test's own, `wait` and `words` what all of these need.
@@ -29,6 +29,7 @@ pub mod words;
 
 pub mod cnp;
 pub mod fastdp;
+pub mod measure;
 pub mod network;
 pub mod peer;
 #[cfg(feature = "program")]

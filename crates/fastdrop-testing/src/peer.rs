@@ -26,6 +26,13 @@ impl Peer {
         Self { child, output, address: line.trim().parse().unwrap() }
     }
 
+    /// The bytes of its memory that are resident.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// The next line that it says.
     pub fn line(&mut self) -> String {
         let mut line = String::new();

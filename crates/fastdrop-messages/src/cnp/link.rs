@@ -26,6 +26,8 @@ pub(super) enum Link {
 pub(super) struct Stream {
     wire: Wire,
     read: BytesMut,
+    /// The bytes that came last.
+    last: usize,
     /// When the last byte came.
     read_at: Instant,
     /// When a packet that has begun, and of which more would be read, must have gone on.
@@ -66,6 +68,8 @@ pub(super) enum Source {
 impl Link {
     /// Bytes that are read at once.
     const READ: usize = 256 << 10;
+    /// Where fewer came last, no more are expected.
+    const FEW: usize = 1 << 10;
     /// Bytes that are written at once.
     const WRITE: usize = 128 << 10;
     /// Calls to receive before what came is answered.
@@ -77,6 +81,7 @@ impl Link {
         Self::Stream(Box::new(Stream {
             wire,
             read: BytesMut::new(),
+            last: 0,
             read_at: Instant::now(),
             stalls_at: None,
             out: Vec::new(),
@@ -241,16 +246,23 @@ impl Stream {
             if !self.give(now, session) || self.broken.is_some() {
                 break;
             }
-            self.read.reserve(Link::READ);
+            let few = self.read.is_empty() && self.last < Link::FEW;
+            self.read.reserve(if few { Link::FEW } else { Link::READ });
             match self.wire.try_read_buf(&mut self.read) {
                 Ok(Some(count)) => {
                     self.traffic.received += count as u64;
-                    self.read_at = now;
+                    (self.read_at, self.last) = (now, count);
                     if let Some(place) = &self.place {
                         place.on_heard(now);
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    if self.read.is_empty() && self.read.capacity() > Link::FEW {
+                        // It may be long until something comes.
+                        (self.read, self.last) = (BytesMut::new(), 0);
+                    }
+                    break;
+                }
                 Err(end) => self.broken = Some(end),
             }
         }

@@ -121,7 +121,14 @@ impl Wire {
             }
             let ended = self.records.is_empty() && {
                 self.records.reserve(Self::READ);
-                self.stream.try_read_buf(&mut self.records)? == 0
+                match self.stream.try_read_buf(&mut self.records) {
+                    Ok(count) => count == 0,
+                    Err(error) => {
+                        // It may be long until something comes.
+                        self.records = BytesMut::new();
+                        return Err(error);
+                    }
+                }
             };
             let mut records = &self.records[..];
             let before = records.remaining();

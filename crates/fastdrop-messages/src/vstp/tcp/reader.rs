@@ -25,7 +25,7 @@ struct Large {
 }
 
 /// The bytes that have been read and are no whole frame yet: at most one frame, and
-/// [`Self::READ`].
+/// [`Self::READ`]. While nothing comes, little memory is kept for what may.
 #[derive(Debug)]
 pub(super) struct Reader {
     frame_max: usize,
@@ -33,6 +33,9 @@ pub(super) struct Reader {
     large: Option<Large>,
     /// The last frame was large: then the next one probably is, and little is read ahead.
     after_large: bool,
+    /// The bytes that came last, and that have come since nothing was there.
+    last: usize,
+    burst: usize,
     /// The time of the last bytes.
     heard_at: Option<Instant>,
 }
@@ -42,10 +45,14 @@ impl Reader {
     const LARGE_MIN: usize = 32 << 10;
     const READ: usize = 256 << 10;
     const READ_AFTER_LARGE: usize = 512;
+    /// Where fewer came last, no more are expected.
+    const FEW: usize = 1 << 10;
+    /// After so many at a time more are expected, and the memory for them is kept.
+    const MANY: usize = 64 << 10;
 
     pub(super) fn new(frame_max: usize) -> Self {
         let (read, large, after_large, heard_at) = (BytesMut::new(), None, false, None);
-        Self { frame_max, read, large, after_large, heard_at }
+        Self { frame_max, read, large, after_large, last: 0, burst: 0, heard_at }
     }
 
     /// Returns true if a frame has begun.
@@ -141,10 +148,21 @@ impl Reader {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<usize>> {
-        let want = if self.after_large { Self::READ_AFTER_LARGE } else { Self::READ };
+        let want = match () {
+            () if self.after_large => Self::READ_AFTER_LARGE,
+            () if self.read.is_empty() && self.last < Self::FEW => Self::FEW,
+            () => Self::READ,
+        };
         self.read.reserve(want.max(2 * HEAD_BYTES));
         let mut room = (&mut self.read).limit(want);
-        let came = ready!(pin!(stream.read_buf(&mut room)).poll(cx))?;
+        let Poll::Ready(came) = pin!(stream.read_buf(&mut room)).poll(cx)? else {
+            let burst = std::mem::take(&mut self.burst);
+            if burst < Self::MANY && self.read.is_empty() && self.read.capacity() > Self::FEW {
+                (self.read, self.last) = (BytesMut::new(), 0);
+            }
+            return Poll::Pending;
+        };
+        (self.last, self.burst) = (came, self.burst + came);
         self.heard_at = Some(Instant::now());
         Poll::Ready(Ok(came))
     }

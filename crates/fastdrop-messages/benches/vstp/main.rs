@@ -2,7 +2,8 @@
 //!
 //! Each measurement has a process that sends and one that receives, each with a tokio runtime of two threads. The
 //! contestants of one workload take turns within every round, in another order each time; what is printed are medians, and the median of the ratios within
-//! the rounds. `-- --rounds 5 --only tcp,udp --json FILE` chooses.
+//! the rounds. `-- --rounds 7 --only tcp,udp --who raw,ours --json FILE`
+//! chooses.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,19 +13,22 @@
     missing_docs
 )]
 
+mod raw_udp;
+
 use bytes::Bytes;
 use fastdrop_messages::vstp::{self as ours, FrameBytes, FrameType, HeadersBuf};
+use fastdrop_testing::measure::{Arguments, median, percentiles, rounds};
 use fastdrop_testing::peer::{Peer, say};
+use serde_json::Value;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const SECOND: Duration = Duration::from_secs(1);
 /// How long one measurement of throughput sends.
 const SENDING: Duration = Duration::from_millis(700);
 const PINGS: usize = 20_000;
-const DATAGRAM: usize = 1452;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Who {
@@ -33,6 +37,10 @@ enum Who {
     /// With frames that own their payload, as programs for 0.2 use them.
     OursOwned,
     Crate,
+    /// With a system call for each datagram at either end.
+    RawEach,
+    /// With a system call for many datagrams at either end.
+    RawMany,
 }
 
 impl Who {
@@ -42,11 +50,13 @@ impl Who {
             Self::Ours => "ours",
             Self::OursOwned => "ours-owned",
             Self::Crate => "crate",
+            Self::RawEach => "raw-each",
+            Self::RawMany => "raw-many",
         }
     }
 
     fn of(name: &str) -> Self {
-        [Self::Raw, Self::Ours, Self::OursOwned, Self::Crate]
+        [Self::Raw, Self::Ours, Self::OursOwned, Self::Crate, Self::RawEach, Self::RawMany]
             .into_iter()
             .find(|who| who.name() == name)
             .unwrap()
@@ -54,27 +64,40 @@ impl Who {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments = Arguments::of_this_process();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    if arguments.first().map(String::as_str) == Some("peer") {
-        let size = arguments[3].parse().unwrap();
-        runtime.block_on(receive_as_peer(&arguments[1], Who::of(&arguments[2]), size));
-        return;
+    if let Some([workload, who, size]) = arguments.of_peer() {
+        return runtime.block_on(receive_as_peer(workload, Who::of(who), size.parse().unwrap()));
     }
-    let value = |flag: &str| {
-        arguments.iter().position(|argument| argument == flag).map(|at| arguments[at + 1].clone())
-    };
-    let rounds = value("--rounds").map_or(5, |text| text.parse().unwrap());
-    let only = value("--only");
-    let wanted =
-        |name: &str| only.as_ref().is_none_or(|only| only.split(',').any(|part| name.contains(part)));
     let mut results = Vec::new();
-    for workload in workloads().into_iter().filter(|workload| wanted(workload.name)) {
-        results.extend(workload.run(rounds, &runtime));
+    for workload in workloads().into_iter().filter(|workload| arguments.wants(workload.name)) {
+        results.extend(match workload.mtu.filter(|_| arguments.value("--inside").is_none()) {
+            Some(mtu) => inside(mtu, workload.name, &arguments),
+            None => workload.run(&arguments, &runtime),
+        });
     }
-    if let Some(file) = value("--json") {
+    if let Some(file) = arguments.value("--json") {
         std::fs::write(file, serde_json::to_vec_pretty(&results).unwrap()).unwrap();
     }
+}
+
+/// Runs a workload in a network namespace whose interface takes packets of so many bytes. Whoever
+/// is not root needs the right to make namespaces of users.
+fn inside(mtu: usize, name: &str, arguments: &Arguments) -> Vec<Value> {
+    let results = tempfile::NamedTempFile::new().unwrap();
+    let is_root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0;
+    let status = Command::new("unshare")
+        .args(if is_root { &["--net"][..] } else { &["--net", "--map-root-user"] })
+        .args(["sh", "-c", &format!("ip link set lo mtu {mtu} up && exec \"$0\" \"$@\"")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--inside", "yes", "--only", name, "--rounds", &arguments.rounds().to_string()])
+        .args(arguments.value("--who").into_iter().flat_map(|who| ["--who", who]))
+        .arg("--json")
+        .arg(results.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name}: no namespace, or it failed there");
+    serde_json::from_slice(&std::fs::read(results.path()).unwrap()).unwrap()
 }
 
 struct Workload {
@@ -82,61 +105,79 @@ struct Workload {
     sizes: &'static [usize],
     who: &'static [Who],
     unit: &'static str,
+    /// Measured over an interface of so many bytes, and not over loopback as it is.
+    mtu: Option<usize>,
     /// Whether less is better.
     is_time: bool,
 }
 
 fn workloads() -> Vec<Workload> {
-    use Who::{Crate, Ours, OursOwned, Raw};
+    use Who::{Crate, Ours, OursOwned, Raw, RawEach, RawMany};
     vec![
         Workload {
             name: "tcp-throughput",
             sizes: &[64, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, (8 << 20) - 64],
             who: &[Raw, Ours, OursOwned, Crate],
             unit: "MB/s",
+            mtu: None,
             is_time: false,
         },
-        Workload { name: "tcp-frames", sizes: &[64], who: &[Ours, Crate], unit: "frames/s", is_time: false },
+        Workload {
+            name: "tcp-frames",
+            sizes: &[64],
+            who: &[Ours, Crate],
+            unit: "frames/s",
+            mtu: None,
+            is_time: false,
+        },
         Workload {
             name: "tcp-latency",
             sizes: &[64],
             who: &[Raw, Ours, OursOwned, Crate],
             unit: "us",
+            mtu: None,
             is_time: true,
         },
-        Workload { name: "udp-latency", sizes: &[64], who: &[Raw, Ours, Crate], unit: "us", is_time: true },
+        Workload {
+            name: "udp-latency",
+            sizes: &[64],
+            who: &[Raw, Ours, Crate],
+            unit: "us",
+            mtu: None,
+            is_time: true,
+        },
         Workload {
             name: "udp-bulk",
-            sizes: &[1 << 20, 64 << 20],
-            who: &[Raw, Ours],
+            sizes: &[1 << 20, 16 << 20, 64 << 20],
+            who: &[Raw, RawEach, RawMany, Ours],
             unit: "MB/s",
+            mtu: None,
+            is_time: false,
+        },
+        Workload {
+            name: "udp-bulk-1500",
+            sizes: &[1 << 20, 16 << 20, 64 << 20],
+            who: &[Raw, RawEach, RawMany, Ours],
+            unit: "MB/s",
+            mtu: Some(1500),
             is_time: false,
         },
     ]
 }
 
 impl Workload {
-    fn run(&self, rounds: usize, runtime: &tokio::runtime::Runtime) -> Vec<serde_json::Value> {
+    fn run(&self, arguments: &Arguments, runtime: &tokio::runtime::Runtime) -> Vec<Value> {
         let mut results = Vec::new();
+        let who: Vec<_> = self.who.iter().copied().filter(|who| arguments.has_part(who.name())).collect();
         for &size in self.sizes {
-            let mut measured: Vec<Vec<Vec<f64>>> = vec![Vec::new(); self.who.len()];
-            for round in 0..=rounds {
-                for turn in 0..self.who.len() {
-                    let at = (turn + round) % self.who.len();
-                    let figures = self.measure(self.who[at], size, runtime);
-                    // The first round is for warming up.
-                    if round > 0 {
-                        measured[at].push(figures);
-                    }
-                }
-            }
+            let measured = rounds(arguments.rounds(), who.len(), |at| self.measure(who[at], size, runtime));
+            let raw = who[0];
             let best: Vec<f64> = measured[0].iter().map(|figures| figures[0]).collect();
-            for (who, rounds) in self.who.iter().zip(&measured) {
+            for (who, rounds) in who.iter().zip(&measured) {
                 let first: Vec<f64> = rounds.iter().map(|figures| figures[0]).collect();
-                let ratios = first.iter().zip(&best).map(|(one, raw)| one / raw).collect();
-                let figures: Vec<f64> = (0..rounds[0].len())
-                    .map(|n| median(rounds.iter().map(|figures| figures[n]).collect()))
-                    .collect();
+                let ratios = first.iter().zip(&best).map(|(one, raw)| one / raw);
+                let figures: Vec<f64> =
+                    (0..rounds[0].len()).map(|n| median(rounds.iter().map(|figures| figures[n]))).collect();
                 let ratio = median(ratios);
                 let shown: Vec<String> = figures.iter().map(|figure| format!("{figure:.1}")).collect();
                 println!(
@@ -145,7 +186,7 @@ impl Workload {
                     who.name(),
                     shown.join(" / "),
                     self.unit,
-                    self.who[0].name()
+                    raw.name()
                 );
                 results.push(serde_json::json!({
                     "workload": self.name, "size": size, "who": who.name(), "figures": figures, "unit": self.unit,
@@ -168,22 +209,12 @@ impl Workload {
                 }
                 "tcp-latency" => percentiles(tcp_pings(who, size, to).await),
                 "udp-latency" => percentiles(udp_pings(who, size, to).await),
-                "udp-bulk" => udp_send(who, size, to).await,
+                "udp-bulk" | "udp-bulk-1500" => udp_send(who, size, to).await,
                 other => panic!("{other}"),
             }
         });
         if sent.is_empty() { vec![peer.line().parse().unwrap()] } else { sent }
     }
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-fn percentiles(mut times: Vec<Duration>) -> Vec<f64> {
-    times.sort();
-    [0.5, 0.99, 0.999].map(|part| times[(times.len() as f64 * part) as usize].as_secs_f64() * 1e6).to_vec()
 }
 
 async fn receive_as_peer(workload: &str, who: Who, size: usize) {
@@ -192,7 +223,7 @@ async fn receive_as_peer(workload: &str, who: Who, size: usize) {
         "tcp-frames" => tcp_receive(who, size, true).await,
         "tcp-latency" => tcp_echo(who, size).await,
         "udp-latency" => udp_echo(who).await,
-        "udp-bulk" => udp_receive(who).await,
+        "udp-bulk" | "udp-bulk-1500" => udp_receive(who, size).await,
         other => panic!("{other}"),
     }
 }
@@ -206,7 +237,7 @@ fn frame(size: usize) -> FrameBytes {
 async fn tcp_send(who: Who, size: usize, to: SocketAddr) {
     let until = Instant::now() + SENDING;
     match who {
-        Who::Raw => {
+        Who::Raw | Who::RawEach | Who::RawMany => {
             let mut stream = TcpStream::connect(to).await.unwrap();
             stream.set_nodelay(true).unwrap();
             let payload = vec![0x5a; size];
@@ -253,7 +284,7 @@ async fn tcp_receive(who: Who, size: usize, frames: bool) {
     let mut count = 0_u64;
     let start;
     match who {
-        Who::Raw => {
+        Who::Raw | Who::RawEach | Who::RawMany => {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             say(listener.local_addr().unwrap());
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -296,7 +327,7 @@ async fn tcp_receive(who: Who, size: usize, frames: bool) {
 async fn tcp_pings(who: Who, size: usize, to: SocketAddr) -> Vec<Duration> {
     let mut times = Vec::with_capacity(PINGS);
     match who {
-        Who::Raw => {
+        Who::Raw | Who::RawEach | Who::RawMany => {
             let mut stream = TcpStream::connect(to).await.unwrap();
             stream.set_nodelay(true).unwrap();
             let payload = vec![0x5a; size];
@@ -344,7 +375,7 @@ async fn tcp_pings(who: Who, size: usize, to: SocketAddr) -> Vec<Duration> {
 
 async fn tcp_echo(who: Who, size: usize) {
     match who {
-        Who::Raw => {
+        Who::Raw | Who::RawEach | Who::RawMany => {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             say(listener.local_addr().unwrap());
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -451,60 +482,28 @@ async fn udp_echo(who: Who) {
 
 /// Payload bytes a second, as the sender knows them to have arrived; empty where only the receiver knows.
 async fn udp_send(who: Who, size: usize, to: SocketAddr) -> Vec<f64> {
-    if who == Who::Ours {
-        let client = ours::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
-        let frame = frame(size);
-        let start = Instant::now();
-        let mut bytes = 0;
-        while start.elapsed() < SENDING {
-            client.send_bytes(frame.clone(), to).await.unwrap();
-            bytes += size;
-        }
-        return vec![bytes as f64 / 1e6 / start.elapsed().as_secs_f64()];
+    if who != Who::Ours {
+        raw_udp::send(who, size, to).await;
+        return Vec::new();
     }
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let state = quinn_udp::UdpSocketState::new((&socket).into()).unwrap();
-    let segments = state.max_gso_segments().min(65_000 / DATAGRAM);
-    let contents = vec![0x5a; segments * DATAGRAM];
-    let segment_size = Some(DATAGRAM);
-    let transmit =
-        quinn_udp::Transmit { destination: to, ecn: None, contents: &contents, segment_size, src_ip: None };
-    tokio::task::block_in_place(|| {
-        let until = Instant::now() + SENDING;
-        while Instant::now() < until {
-            // Full socket buffers are what raw datagrams come to.
-            let _ = state.try_send((&socket).into(), &transmit);
-        }
-        std::thread::sleep(SECOND / 20);
-        socket.send_to(b"end", to).unwrap();
-    });
-    Vec::new()
+    let client = ours::VstpUdpClient::bind("127.0.0.1:0").await.unwrap();
+    let frame = frame(size);
+    let start = Instant::now();
+    let mut bytes = 0;
+    while start.elapsed() < SENDING {
+        client.send_bytes(frame.clone(), to).await.unwrap();
+        bytes += size;
+    }
+    vec![bytes as f64 / 1e6 / start.elapsed().as_secs_f64()]
 }
 
-async fn udp_receive(who: Who) {
-    if who == Who::Ours {
-        let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
-        say(server.local_addr().unwrap());
-        loop {
-            server.recv_bytes().await.unwrap();
-        }
+async fn udp_receive(who: Who, size: usize) {
+    if who != Who::Ours {
+        return raw_udp::receive(who, size).await;
     }
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    say(socket.local_addr().unwrap());
-    tokio::task::block_in_place(|| {
-        let mut buffer = vec![0; 2048];
-        let mut bytes = 0;
-        let mut start = None;
-        let mut last = Instant::now();
-        loop {
-            let (len, _) = socket.recv_from(&mut buffer).unwrap();
-            if len == 3 {
-                break;
-            }
-            bytes += len;
-            last = Instant::now();
-            start.get_or_insert(last);
-        }
-        say(bytes as f64 / 1e6 / (last - start.unwrap()).as_secs_f64());
-    });
+    let server = ours::VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    say(server.local_addr().unwrap());
+    loop {
+        server.recv_bytes().await.unwrap();
+    }
 }
