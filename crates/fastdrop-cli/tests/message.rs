@@ -127,8 +127,8 @@ fn what_is_larger_than_the_listener_takes_is_refused_in_words_every_time() {
 fn tls_is_taken_from_the_listener_that_is_trusted_and_from_nobody_else() {
     // Datagrams would not be encrypted: nobody listens for them, and who asks for both is refused.
     fastdrop(args!["message", "listen", "--port", "0", "--tls", "--udp"]).run().expect(2);
-    // CNP refuses what comes in plain text in words, and then the exit code says so.
-    for (protocol, in_the_clear) in [("vstp", 5), ("cnp", 9)] {
+    // What comes in plain text is refused in words, and the exit code says so.
+    for (protocol, in_the_clear) in [("vstp", 6), ("cnp", 9)] {
         let listener = FASTDROP.listen(protocol, &["--tls"]);
         let fingerprint = listener.certificate();
         listener.send(&["secret"], &["--protocol", protocol, "--pin", &fingerprint, "--ack"]).expect(0);

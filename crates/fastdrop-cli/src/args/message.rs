@@ -89,7 +89,8 @@ pub(crate) struct Listen {
     /// Listen on this port; 0 picks one [default: 6969; for cnp alone 5000]
     #[arg(short, long)]
     pub(crate) port: Option<u16>,
-    /// By TCP; without --tcp and --udp, by both, but with --tls or --cert by TCP alone
+    /// By TCP; without --tcp and --udp, by both, but with --tls or --cert by TCP alone, and so with
+    /// tokens where vstp is spoken
     #[arg(long, value_parser = FalseyValueParser::new())]
     pub(crate) tcp: bool,
     /// By UDP
@@ -113,11 +114,19 @@ pub(crate) struct Listen {
     #[arg(long, conflicts_with = "udp", value_parser = FalseyValueParser::new())]
     pub(crate) tls: bool,
     /// Encrypt with this certificate chain (PEM)
-    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["tls", "udp"])]
+    #[arg(long, alias = "tls-cert", value_name = "FILE", requires = "key", conflicts_with_all = ["tls", "udp"])]
     pub(crate) cert: Option<PathBuf>,
     /// The certificate's key (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, alias = "tls-key", value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
+    /// With --tls or --cert, let in only clients whose certificate is signed by one of these, or is
+    /// one of these (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_ca: Option<PathBuf>,
+    /// Let in only clients with one of the tokens in this file, one a line; or with the one in the
+    /// variable FASTDROP_TOKEN. vstp has none by UDP
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -183,6 +192,16 @@ pub(crate) struct Send {
     /// By TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "udp")]
     pub(crate) ca: Option<PathBuf>,
+    /// With --pin or --ca, show the listener this certificate chain (PEM)
+    #[arg(long, value_name = "FILE", requires = "client_key", conflicts_with = "udp")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub(crate) client_key: Option<PathBuf>,
+    /// Show the listener the token in the first line of this file, or else the one in the variable
+    /// FASTDROP_TOKEN; to another machine only with --pin or --ca. vstp has none by UDP
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {

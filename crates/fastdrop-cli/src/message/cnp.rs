@@ -5,16 +5,23 @@ use super::printer::{Origin, Printer};
 use super::sent::{Sent, Stats};
 use crate::args::message::{Checksum, Listen, OperationMode, Repeat, Send};
 use fastdrop::{Stop, shown};
+use fastdrop_messages::TokenSet;
 use fastdrop_messages::cnp::{
     ChecksumKind, Client, ClientBuilder, Config, Delivery, Ending, Error, MessageLimits, Mode, Protocol,
     Server, ServerBuilder,
 };
-use fastdrop_messages::tls::Identity;
+use fastdrop_messages::tls::ServerTls;
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 /// The settings with which a listener takes sessions.
-pub(super) fn server(listen: &Listen, tcp: bool, udp: bool, identity: Option<Identity>) -> ServerBuilder {
+pub(super) fn server(
+    listen: &Listen,
+    tcp: bool,
+    udp: bool,
+    tls: Option<ServerTls>,
+    tokens: Option<TokenSet>,
+) -> ServerBuilder {
     let mut config = Config::default();
     if let Some(size) = listen.max_size {
         config = config.packet_max(usize::try_from(size).unwrap_or(usize::MAX));
@@ -27,9 +34,12 @@ pub(super) fn server(listen: &Listen, tcp: bool, udp: bool, identity: Option<Ide
     if let Some(pause) = listen.packet_pause {
         config = config.unanswered_pause(pause);
     }
-    let server = Server::builder().tcp(tcp).udp(udp).config(config);
-    match identity {
-        Some(identity) => server.tls(&identity),
+    let mut server = Server::builder().tcp(tcp).udp(udp).config(config);
+    if let Some(tokens) = tokens {
+        server = server.authorize(tokens);
+    }
+    match tls {
+        Some(tls) => server.tls(tls),
         None => server,
     }
 }
@@ -108,10 +118,21 @@ pub(super) async fn send(
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), Failure> {
-    let client = match send.trust()? {
-        Some(trust) => client(send).connect_tls(address, trust).await?,
-        None => client(send).connect(address).await?,
+    let mut client = client(send);
+    let token = send.token()?;
+    let shows_token = token.is_some();
+    if let Some(token) = token {
+        client = client.token(token);
+    }
+    let connected = match send.tls()? {
+        Some(tls) => client.connect_tls(address, tls).await,
+        None => client.connect(address).await,
     };
+    let client = connected.map_err(|error| match error {
+        // It says no in words alone, and has been shown little else.
+        Error::Ended(Ending::Refused(why)) if shows_token => Failure::Unauthorized(why),
+        error => error.into(),
+    })?;
     let begin = Instant::now();
     let count = async {
         while let Some(message) = messages.recv().await {

@@ -17,6 +17,8 @@ pub(super) enum Failure {
     Cnp(#[from] cnp::Error),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error("not let in by the peer, which says: {0}")]
+    Unauthorized(String),
     #[error(transparent)]
     Port(#[from] PortError),
     #[error(transparent)]
@@ -34,7 +36,7 @@ impl Failure {
             Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
             Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
             Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
-            Self::Tls(_) => ExitCode::Authentication,
+            Self::Tls(_) | Self::Unauthorized(_) | Self::Port(PortError::Tls(_)) => ExitCode::Authentication,
             Self::Port(_) | Self::Output(_) | Self::NotWritten(_) => ExitCode::Other,
         }
     }

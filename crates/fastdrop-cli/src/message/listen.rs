@@ -8,9 +8,10 @@ use crate::args::message::{Listen, Protocol, Spoken};
 use crate::begin::Refused;
 use crate::output::Output;
 use fastdrop::Stop;
+use fastdrop_messages::TokenSet;
 use fastdrop_messages::cnp;
 use fastdrop_messages::port::{Port, PortConfig, Sorting};
-use fastdrop_messages::tls::Identity;
+use fastdrop_messages::tls::{Identity, ServerTls};
 use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpServer};
 use fastdrop_messages::vstp::udp::{ReassemblyLimits, VstpUdpServer};
 use serde_json::json;
@@ -35,10 +36,12 @@ pub(super) async fn listen(
     output: Output,
     stop: &Stop,
 ) -> Result<Result<(), Failure>, Refused> {
-    let encrypts = listen.tls || listen.cert.is_some();
+    if let Some(why) = listen.cannot_decide() {
+        return Err(Refused::Usage(why.into()));
+    }
     let end = Stop::new();
     let (printer, mut lost) = Printer::start(output, listen.echo, end.clone());
-    let mut work = std::pin::pin!(listen_and_print(&listen, encrypts, printer, &end));
+    let mut work = std::pin::pin!(listen_and_print(&listen, printer, &end));
     let ended = tokio::select! {
         biased;
         Some(error) = lost.recv() => {
@@ -66,17 +69,12 @@ pub(super) async fn listen(
 /// The longest time for telling clients that the output is lost.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-async fn listen_and_print(
-    listen: &Listen,
-    encrypts: bool,
-    printer: Printer,
-    stop: &Stop,
-) -> Result<(), Failure> {
-    // Datagrams are not encrypted, and a port of both protocols is not: where encryption is asked
-    // for, there is TCP, and VSTP unless CNP is named.
+async fn listen_and_print(listen: &Listen, printer: Printer, stop: &Stop) -> Result<(), Failure> {
+    let spoken = listen.protocol;
+    // Datagrams are not encrypted, and by them VSTP lets in everybody.
+    let needs_tcp = listen.encrypts() || (spoken != Spoken::Cnp && listen.tokens().is_some());
     let tcp = listen.tcp || !listen.udp;
-    let udp = listen.udp || !(listen.tcp || encrypts);
-    let spoken = if encrypts && listen.protocol == Spoken::All { Spoken::Vstp } else { listen.protocol };
+    let udp = listen.udp || !(listen.tcp || needs_tcp);
     let size_max = size_max(listen).unwrap_or(MESSAGE_MAX);
     let servers = bind(listen, spoken, tcp, udp, &printer).await?;
     let vstp_tcp = async {
@@ -112,10 +110,19 @@ async fn bind(
     let default = if spoken == Spoken::Cnp { Protocol::Cnp } else { Protocol::Vstp };
     let mut address = listen.bind.with_port(listen.port.unwrap_or(default.default_port()));
     let mut servers = Servers::default();
+    let tls = tls(listen, printer).await?;
+    let tokens = listen.tokens().map(|source| source.set()).transpose()?;
+    if tokens.is_some() && tls.is_none() && !address.ip().is_loopback() {
+        tracing::warn!("tokens can be read on the way where there is no TLS (--tls or --cert)");
+    }
     match spoken {
         Spoken::Vstp => {
             if tcp {
-                let server = bind_tcp(listen, address, printer).await?;
+                let config = tcp_config(listen, tokens);
+                let server = match tls {
+                    Some(tls) => VstpTcpServer::bind_tls(address, tls, config).await?,
+                    None => VstpTcpServer::bind_with_config(address, config).await?,
+                };
                 // If a port was picked, it is one for both.
                 address = server.local_addr()?;
                 servers.vstp_tcp = Some(server);
@@ -128,15 +135,14 @@ async fn bind(
             }
         }
         Spoken::Cnp => {
-            let server =
-                super::cnp::server(listen, tcp, udp, identity(listen, printer).await?).bind(address).await?;
+            let server = super::cnp::server(listen, tcp, udp, tls, tokens).bind(address).await?;
             address = server.local_addr();
             servers.cnp = Some(server);
         }
         Spoken::All => {
-            let cnp = super::cnp::server(listen, tcp, udp, None);
-            let config =
-                PortConfig { vstp_tcp: tcp_config(listen), vstp_udp: udp_limits(listen).into(), cnp };
+            let cnp = super::cnp::server(listen, tcp, udp, tls, tokens.clone());
+            let (vstp_tcp, vstp_udp) = (tcp_config(listen, tokens), udp_limits(listen).into());
+            let config = PortConfig { vstp_tcp, vstp_udp, cnp };
             let port = Port::bind(address, config).await?;
             address = port.address;
             let Port { vstp_tcp, vstp_udp, cnp, sorting, .. } = port;
@@ -156,31 +162,24 @@ fn size_max(listen: &Listen) -> Option<usize> {
     listen.max_size.map(|size| usize::try_from(size).unwrap_or(usize::MAX))
 }
 
-fn tcp_config(listen: &Listen) -> TcpConfig {
-    let mut config = TcpConfig::default();
+fn tcp_config(listen: &Listen, tokens: Option<TokenSet>) -> TcpConfig {
+    let mut config = TcpConfig { authorize: tokens.map(Into::into), ..TcpConfig::default() };
     config.frame_max = size_max(listen).unwrap_or(config.frame_max);
     config
 }
 
-async fn bind_tcp(listen: &Listen, address: SocketAddr, printer: &Printer) -> Result<VstpTcpServer, Failure> {
-    let config = tcp_config(listen);
-    match identity(listen, printer).await? {
-        Some(identity) => Ok(VstpTcpServer::bind_tls(address, &identity, config).await?),
-        None => Ok(VstpTcpServer::bind_with_config(address, config).await?),
-    }
-}
-
-/// The certificate to be shown, if there is to be encryption; its fingerprint is printed.
-async fn identity(listen: &Listen, printer: &Printer) -> Result<Option<Identity>, Failure> {
+/// The TLS, if there is to be encryption; the fingerprint of the certificate is printed.
+async fn tls(listen: &Listen, printer: &Printer) -> Result<Option<ServerTls>, Failure> {
     let identity = match (&listen.cert, &listen.key) {
         (Some(cert), Some(key)) => Identity::from_pem(cert, key)?,
         _ if listen.tls => Identity::generate(&["localhost"])?,
         _ => return Ok(None),
     };
+    let tls = listen.tls(&identity)?;
     let fingerprint = identity.fingerprint().to_string();
     let text = format!("certificate {fingerprint}");
     printer.say("certificate", json!({ "fingerprint": fingerprint }), &text).await?;
-    Ok(Some(identity))
+    Ok(Some(tls))
 }
 
 fn udp_limits(listen: &Listen) -> ReassemblyLimits {

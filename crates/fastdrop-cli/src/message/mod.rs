@@ -9,6 +9,7 @@ use failure::Failure;
 use serde_json::json;
 
 mod cnp;
+mod credentials;
 mod failure;
 mod listen;
 mod printer;

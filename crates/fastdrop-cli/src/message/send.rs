@@ -9,7 +9,6 @@ use crate::begin::Refused;
 use crate::output::{Output, OutputError};
 use crate::units::bytes;
 use fastdrop::{Stop, Target, shown};
-use fastdrop_messages::tls::{TlsError, Trust};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
@@ -32,6 +31,9 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
     if let Some(flag) = send.flag_of_the_other_protocol() {
         return Err(Refused::Usage(format!("{flag} is not for this protocol")));
     }
+    if let Some(why) = send.cannot_show(&target) {
+        return Err(Refused::Usage(why.into()));
+    }
     let start = Instant::now();
     let messages =
         messages(words.into_iter().map(OsStringExt::into_vec).collect(), send.file.clone(), send.whole);
@@ -41,7 +43,7 @@ pub(super) async fn send(send: Send, output: Output, stop: &Stop) -> Result<Resu
         match (send.protocol, send.udp) {
             (Protocol::Cnp, _) => cnp::send(&send, &address, messages, &mut sent).await,
             (Protocol::Vstp, true) => Ok(vstp::by_udp(&send, &address, messages, &mut sent).await?),
-            (Protocol::Vstp, false) => Ok(vstp::by_tcp(&send, &address, messages, &mut sent).await?),
+            (Protocol::Vstp, false) => vstp::by_tcp(&send, &address, messages, &mut sent).await,
         }
     };
     let result = tokio::select! {
@@ -141,15 +143,6 @@ fn messages(
 
 impl Send {
     /// A flag that was given and that this protocol has no use for.
-    /// The listeners that are trusted, if there is to be encryption.
-    pub(super) fn trust(&self) -> Result<Option<Trust>, TlsError> {
-        Ok(match (self.pin, &self.ca) {
-            (Some(pin), _) => Some(Trust::Pinned(pin)),
-            (None, Some(ca)) => Some(Trust::from_pem(ca)?),
-            (None, None) => None,
-        })
-    }
-
     fn flag_of_the_other_protocol(&self) -> Option<&'static str> {
         let flags = match self.protocol {
             Protocol::Vstp => vec![

@@ -190,15 +190,35 @@ impl Send {
 pub(super) async fn by_tcp(
     send: &Send,
     address: &str,
+    messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
+    sent: &mut Sent,
+) -> Result<(), Failure> {
+    // A listener may echo whatever it takes.
+    let config = TcpConfig { frame_max: ECHO_MAX, token: send.token()?, ..TcpConfig::default() };
+    let shows_token = config.token.is_some();
+    let connected = match send.tls()? {
+        Some(tls) => VstpTcpClient::connect_tls(address, tls, config).await,
+        None => VstpTcpClient::connect_with_config(address, config).await,
+    };
+    let mut client = connected.map_err(|error| match error {
+        // It has said nothing but its token.
+        VstpError::ServerError(reason) if shows_token => Failure::Unauthorized(reason),
+        error => error.into(),
+    })?;
+    let result = send_all(send, &mut client, messages, sent).await;
+    result.map_err(|error| match error {
+        VstpError::ServerError(reason) if client.is_unauthorized() => Failure::Unauthorized(reason),
+        error => error.into(),
+    })
+}
+
+/// Sends messages, and waits until the listener has read them.
+async fn send_all(
+    send: &Send,
+    client: &mut VstpTcpClient,
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), VstpError> {
-    // A listener may echo whatever it takes.
-    let config = TcpConfig { frame_max: ECHO_MAX, ..TcpConfig::default() };
-    let mut client = match send.trust()? {
-        Some(trust) => VstpTcpClient::connect_tls(address, trust, config).await?,
-        None => VstpTcpClient::connect_with_config(address, config).await?,
-    };
     let mut batch = Vec::new();
     while messages.recv_many(&mut batch, BATCH).await > 0 {
         let mut frames = Vec::with_capacity(batch.len());

@@ -13,6 +13,8 @@ use crate::tls::{self, ClientTls, Secured};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::FrameBytes;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tracing::{Instrument, Span};
@@ -23,6 +25,7 @@ pub struct VstpTcpClient {
     link: Link,
     peer: SocketAddr,
     span: Span,
+    unauthorized: Arc<AtomicBool>,
 }
 
 /// Connects, within ten seconds.
@@ -75,15 +78,21 @@ impl VstpTcpClient {
             let stream = stream.guarded(&config, None);
             let mut connection = Connection::new(stream, config.clone(), None, false);
             connection.introduce().await?;
-            Ok::<_, VstpError>(Link::new(connection, &config, peer))
+            let unauthorized = connection.unauthorized();
+            Ok::<_, VstpError>((Link::new(connection, &config, peer), unauthorized))
         };
-        let link = opening.instrument(span.clone()).await?;
-        Ok(Self { link, peer, span })
+        let (link, unauthorized) = opening.instrument(span.clone()).await?;
+        Ok(Self { link, peer, span, unauthorized })
     }
 
     /// The server's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Returns true if the server has said that this end is not let in: it needs a token, or TLS.
+    pub fn is_unauthorized(&self) -> bool {
+        self.unauthorized.load(Ordering::Relaxed)
     }
 
     /// Sends a frame: when this returns, the operating system has all of it.
@@ -159,7 +168,7 @@ impl VstpTcpClient {
 
     /// Has the connection driven by a task, for any number of callers.
     pub fn into_session(self) -> Session {
-        let Self { link, peer, span } = self;
+        let Self { link, peer, span, .. } = self;
         span.in_scope(|| link.into_session(peer, false))
     }
 

@@ -1,6 +1,7 @@
 //! One connection, at either end, in the hands of one caller.
 
 use super::TcpConfig;
+use super::complaint::{Complaint, reason_of};
 use super::guard::Overdue;
 use super::outbox::Outbox;
 use super::reader::Reader;
@@ -17,6 +18,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -49,8 +52,7 @@ pub(crate) struct Connection {
     unread: VecDeque<Owed>,
     unread_bytes: usize,
     outcomes: VecDeque<Outcome>,
-    /// The reason in the last ERR frame.
-    complaint: Option<String>,
+    complaint: Complaint,
     ended: bool,
     /// The reason for which nothing more can be read, until it is reported.
     failure: Option<VstpError>,
@@ -90,7 +92,7 @@ impl Connection {
             unread: VecDeque::new(),
             unread_bytes: 0,
             outcomes: VecDeque::new(),
-            complaint: None,
+            complaint: Complaint::default(),
             ended: false,
             failure: None,
             listening_since: now,
@@ -105,6 +107,11 @@ impl Connection {
 
     pub(super) fn config(&self) -> &TcpConfig {
         &self.config
+    }
+
+    /// Becomes true when the peer says that this end is not let in.
+    pub(super) fn unauthorized(&self) -> Arc<AtomicBool> {
+        self.complaint.unauthorized()
     }
 
     // ---- sending ----
@@ -212,7 +219,7 @@ impl Connection {
     /// this error. Nothing can be written any more.
     pub(super) async fn refusal_after(&mut self, error: io::Error) -> VstpError {
         self.outbox.give_up(error.kind());
-        self.complaint = None;
+        self.complaint.take();
         // The peer has closed: what it said is there already, or is lost.
         let read_on = poll_fn(|cx| {
             while ready!(self.poll_frame(cx)) {
@@ -284,7 +291,7 @@ impl Connection {
         let mut waiting: BTreeSet<u64> = numbers.into_iter().collect();
         // Of earlier ones for which nobody waits any more.
         self.outcomes.clear();
-        self.complaint = None;
+        self.complaint.take();
         let acknowledged = async {
             for frame in frames {
                 self.feed(frame).await?;
@@ -568,7 +575,7 @@ impl Connection {
             }
             // That of one call is not everybody's.
             if CallRole::of(&frame.as_ref()).is_none() {
-                self.complaint = Some(reason_of(&frame));
+                self.complaint.on_error(&frame);
             }
         }
         match self.session.handle_frame(now, &frame.as_ref(), crc) {
@@ -673,13 +680,6 @@ impl Connection {
         let discard = async { while self.stream.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
         let _ = tokio::time::timeout(bound, discard).await;
     }
-}
-
-/// The reason in an ERR frame.
-pub(super) fn reason_of(frame: &FrameBytes) -> String {
-    let headers = frame.headers();
-    let reason = headers.find("reason").or_else(|| headers.find("code")).unwrap_or(b"no reason given");
-    String::from_utf8_lossy(reason).into_owned()
 }
 
 /// A number that nobody can guess, unless the operating system has none.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 mod budget;
 pub mod client;
+mod complaint;
 mod connection;
 mod delivery;
 mod driver;
