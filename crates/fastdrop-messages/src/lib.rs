@@ -16,7 +16,7 @@
 //! | once | yes | yes | with an acknowledgement |
 //! | in order | yes | yes | no |
 //! | acknowledged when | taken, or handled | the same, where asked for | the same |
-//! | an answer for each question | `call` | `call` of a session | no |
+//! | an answer for each question | `call` | `call` of a session | `call` |
 //! | largest message, unless set | 16 MiB | 8 MiB | 256 MiB |
 //! | encryption | TLS 1.3 by TCP | TLS 1.3 | none |
 //! | tokens | by TCP and UDP | yes | none |

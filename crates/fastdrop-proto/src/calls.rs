@@ -182,6 +182,11 @@ impl<K: Eq + Hash, H> Serving<K, H> {
         Ok(())
     }
 
+    /// Reports whether a call is being handled.
+    pub fn is_handling(&self, call: &K) -> bool {
+        self.handling.contains_key(call)
+    }
+
     /// The caller does not wait any more: gives what ends the handler, if it is still at work.
     pub fn handle_cancel(&mut self, call: &K) -> Option<H> {
         self.handling.remove(call)

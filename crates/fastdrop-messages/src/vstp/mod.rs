@@ -48,6 +48,7 @@ pub mod codec;
 pub mod easy;
 /// Frames to bytes and back.
 pub mod frame;
+mod held;
 /// Frames over TCP and TLS.
 pub mod tcp;
 /// Frames, headers, errors.

@@ -31,6 +31,11 @@ impl Acknowledgement {
         self.msg_id.filter(|_| self.unique)
     }
 
+    /// Reports whether the frame's number is one that its sender uses once.
+    pub fn is_of_unique_number(&self) -> bool {
+        self.unique
+    }
+
     /// The headers of its answer.
     fn headers(&self) -> HeadersBuf {
         match self.msg_id {

@@ -1,7 +1,8 @@
 //! Headers of calls and their replies (docs/protocol/vstp.md, section 9).
 
 use super::error_code::{CODE, ErrorCode};
-use super::frame::{FrameBytes, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
+use super::frame::{Flags, FrameBytes, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
+use super::ids::MSG_ID;
 use crate::calls::CallId;
 use bytes::Bytes;
 
@@ -54,9 +55,11 @@ impl CallRole {
     ///
     /// Its headers would be too long.
     pub fn reply(frame: &FrameBytes, id: CallId) -> Result<FrameBytes, FrameError> {
-        let mut headers = without_roles(frame.headers())?;
+        let mut headers = without_roles(frame.clone().without_header(MSG_ID)?.headers())?;
         headers.push(REPLY.as_bytes(), id.to_string().as_bytes())?;
-        Ok(FrameBytes::new(frame.typ, headers, frame.payload.clone()).with_flag(frame.flags))
+        // Whether it is acknowledged is not up to the request, which may be sent back as it came.
+        let flags = frame.flags - Flags::REQ_ACK;
+        Ok(FrameBytes::new(frame.typ, headers, frame.payload.clone()).with_flag(flags))
     }
 
     /// The reply that says why there is no other.

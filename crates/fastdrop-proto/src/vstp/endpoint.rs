@@ -393,7 +393,8 @@ impl Endpoint {
         if let Some((send, result)) = self.poll_outcome() {
             return Some(Event::Outcome { send, result });
         }
-        let (from, frame, acknowledgement) = self.poll_received()?;
+        let received = self.poll_of_call().or_else(|| self.poll_received());
+        let (from, frame, acknowledgement) = received?;
         Some(Event::Received { from, frame, acknowledgement })
     }
 
@@ -405,6 +406,13 @@ impl Endpoint {
     /// The next frame that was received: addresses have their turns, and strangers one together.
     pub fn poll_received(&mut self) -> Option<(SocketAddr, FrameBytes, Option<Acknowledgement>)> {
         self.inbox.pop()
+    }
+
+    /// The next frame about a call that is under way, a reply or a cancellation, which
+    /// [`Self::poll_received`] does not give. The driver treats it as any other frame that it has
+    /// taken.
+    pub fn poll_of_call(&mut self) -> Option<(SocketAddr, FrameBytes, Option<Acknowledgement>)> {
+        self.inbox.pop_of_call()
     }
 
     /// The sender and the type of the next frame that has begun to wait for the application, where

@@ -392,6 +392,19 @@ impl FrameBytes {
         Ok(self)
     }
 
+    /// The same without the headers that have this key.
+    pub(super) fn without_header(mut self, key: &str) -> Result<Self, FrameError> {
+        if self.headers().find(key).is_none() {
+            return Ok(self);
+        }
+        let mut kept = HeadersBuf::default();
+        for (other, value) in self.headers().iter().filter(|(other, _)| *other != key.as_bytes()) {
+            kept.push(other, value)?;
+        }
+        self.headers = kept.into_bytes();
+        Ok(self)
+    }
+
     /// The frame, borrowed.
     pub fn as_ref(&self) -> FrameRef<'_> {
         FrameRef { typ: self.typ, flags: self.flags, headers: self.headers(), payload: &self.payload }

@@ -1,5 +1,6 @@
 //! Frames that wait for the application: a queue for each address, served in turn
-//! (docs/protocol/vstp.md, section 3).
+//! (docs/protocol/vstp.md, section 3). Beside them stand replies to calls and cancellations, which
+//! wait for nobody's turn.
 
 use super::acknowledgement::Acknowledgement;
 use super::frame::FrameBytes;
@@ -71,6 +72,8 @@ enum Turn {
 pub(super) struct Inbox {
     queues: HashMap<SocketAddr, Queue>,
     turns: VecDeque<Turn>,
+    /// Frames about calls that are under way.
+    of_calls: VecDeque<(SocketAddr, FrameBytes, Option<Acknowledgement>)>,
     /// Strangers with frames in their queues, in turn.
     stranger_turns: VecDeque<SocketAddr>,
     /// Held by all known addresses.
@@ -128,23 +131,43 @@ impl Inbox {
         frame: FrameBytes,
         acknowledgement: Option<Acknowledgement>,
     ) {
+        let queue = self.hold(from, is_stranger, &frame);
+        let is_first = queue.frames.is_empty();
+        queue.frames.push_back(Waiting { frame, acknowledgement, state: None });
+        let is_stranger = queue.is_stranger;
+        if is_first {
+            self.take_turn(from, is_stranger);
+        }
+    }
+
+    /// Takes a frame about a call that is under way.
+    pub(super) fn push_of_call(
+        &mut self,
+        from: SocketAddr,
+        is_stranger: bool,
+        frame: FrameBytes,
+        acknowledgement: Option<Acknowledgement>,
+    ) {
+        self.hold(from, is_stranger, &frame);
+        self.of_calls.push_back((from, frame, acknowledgement));
+    }
+
+    /// Counts a frame of an address.
+    fn hold(&mut self, from: SocketAddr, is_stranger: bool, frame: &FrameBytes) -> &mut Queue {
         if !is_stranger {
             self.prove(from);
         }
         let queue = self.queues.entry(from).or_insert_with(|| Queue { is_stranger, ..Queue::default() });
         let amount = Amount { count: 1, bytes: frame.memory() };
         queue.held.add(amount);
-        let is_first = queue.frames.is_empty();
-        queue.frames.push_back(Waiting { frame, acknowledgement, state: None });
-        let is_stranger = queue.is_stranger;
-        if is_stranger {
-            self.strangers.add(amount);
-        } else {
-            self.known.add(amount);
-        }
-        if is_first {
-            self.take_turn(from, is_stranger);
-        }
+        let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
+        of_all.add(amount);
+        queue
+    }
+
+    /// The next frame about a call that is under way, which is held as any other.
+    pub(super) fn pop_of_call(&mut self) -> Option<(SocketAddr, FrameBytes, Option<Acknowledgement>)> {
+        self.of_calls.pop_front()
     }
 
     /// The number and the memory of the state of a channel that waits to be taken.

@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 /// Bytes that the number of a frame adds to it: the lengths of key and value, the key, the digits.
 pub(super) const MSG_ID_HEADER_BYTES: usize = 2 + MSG_ID.len() + MSG_ID_DIGITS;
 
-/// A frame that asks for an acknowledgement with this number.
+/// A frame that asks for an acknowledgement with this number. One that it has already, as a frame
+/// that is sent back to its sender, is not this one's.
 pub(super) fn numbered(frame: FrameBytes, number: u64) -> Result<FrameBytes, Failure> {
+    let frame = frame.without_header(MSG_ID)?;
     let frame = frame.with_header(MSG_ID.as_bytes(), number_digits(number).as_bytes())?;
     Ok(frame.with_flag(super::Flags::REQ_ACK))
 }

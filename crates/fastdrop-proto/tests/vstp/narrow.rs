@@ -256,3 +256,34 @@ fn frames_without_acknowledgement_to_nobody_leave_all_the_same() {
     assert_eq!(came, 0);
     assert!(took < 12 * SECOND, "{took:?}");
 }
+
+/// Both ends send many small frames at once, one in answer to the other's.
+#[test]
+fn case_123_answers_to_many_frames_do_not_stop() {
+    let link = Link::clean(1e9, Duration::from_millis(1));
+    let mut net = Net::new(5, link, 2);
+    for n in 0..1_024 {
+        net.send(0, 1, message(10, n), true);
+    }
+    let (mut answered, mut again, mut done) = (0, 0, 0);
+    while net.elapsed() < 20 * SECOND && answered < 1_500 {
+        assert!(net.step(), "{answered} {again} {done}");
+        if net.received[1].len() == 1_024 && answered == 0 {
+            for n in 0..1_024 {
+                net.send(1, 0, message(30, n), true);
+                answered += 1;
+            }
+        }
+        while answered >= 1_024 && answered < net.received[1].len() {
+            net.send(1, 0, message(30, answered as u64), true);
+            answered += 1;
+        }
+        while again < net.received[0].len() && again < 476 {
+            net.send(0, 1, message(10, 1_024 + again as u64), true);
+            again += 1;
+        }
+        done += net.outcomes[1].len();
+        net.outcomes[1].clear();
+    }
+    assert!(net.elapsed() < 2 * SECOND, "{answered} {again} {done} {:?}", net.elapsed());
+}

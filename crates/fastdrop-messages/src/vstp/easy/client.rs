@@ -122,8 +122,8 @@ impl VstpClient {
 
     /// Sends a value as a request, and waits for its own reply, at most for the time of
     /// [`Self::set_timeout`]. Any number of clones may call at once; a reply never reaches
-    /// [`Self::receive`]. If this is dropped, the server is told that nobody waits. By TCP; a
-    /// client that only has UDP cannot call yet.
+    /// [`Self::receive`]. If this is dropped, the server is told that nobody waits. By TCP where
+    /// there is TCP.
     ///
     /// # Errors
     ///
@@ -133,9 +133,7 @@ impl VstpClient {
         let request = to_frame(&request)?.try_into()?;
         let reply = match &*self.ways {
             Ways::Tcp(tcp) | Ways::Auto { tcp, .. } => tcp.call_bytes(request, self.timeout).await?,
-            Ways::Udp { .. } => {
-                return Err(VstpError::Protocol("there are calls by TCP only; use connect_tcp".into()));
-            }
+            Ways::Udp { handle, server } => handle.call(request, *server, self.timeout).await?,
         };
         from_payload(&reply.payload)
     }
@@ -189,10 +187,10 @@ impl VstpClient {
     async fn next(&self) -> Result<FrameBytes, VstpError> {
         match &*self.ways {
             Ways::Tcp(tcp) => next_by_tcp(tcp).await,
-            Ways::Udp { handle, .. } => handle.recv().await.map(|(frame, _)| frame),
-            Ways::Auto { tcp, udp, .. } => tokio::select! {
+            Ways::Udp { handle, server } => handle.recv_from(*server).await,
+            Ways::Auto { tcp, udp, server, .. } => tokio::select! {
                 frame = next_by_tcp(tcp) => frame,
-                received = udp.recv() => received.map(|(frame, _)| frame),
+                frame = udp.recv_from(*server) => frame,
             },
         }
     }

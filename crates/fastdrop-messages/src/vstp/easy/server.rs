@@ -1,11 +1,12 @@
 //! The server for both transports.
 
 use super::{TIMEOUT, within};
+use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::tls::ServerTls;
 use crate::vstp::call::Call;
-use crate::vstp::tcp::{TcpConfig, Unhandled, VstpTcpServer, serve_connection};
+use crate::vstp::tcp::{Drained, TcpConfig, Unhandled, VstpTcpServer, serve_connection};
 use crate::vstp::types::{Frame, FrameType, VstpError};
-use crate::vstp::udp::VstpUdpServer;
+use crate::vstp::udp::{self, VstpUdpServer};
 use fastdrop_proto::vstp::FrameBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,8 +14,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 /// Answers values with values.
 pub struct VstpServer {
@@ -24,9 +23,6 @@ pub struct VstpServer {
 }
 
 impl VstpServer {
-    /// Handlers at once for datagrams.
-    const HANDLERS_MAX: usize = 1024;
-
     /// Listens by TCP.
     pub async fn bind_tcp(addr: impl Into<String>) -> Result<Self, VstpError> {
         Self::bind_tcp_with_config(addr, TcpConfig::default()).await
@@ -83,39 +79,80 @@ impl VstpServer {
         T: DeserializeOwned + Send + 'static,
         R: Serialize + Send + 'static,
     {
+        self.serve_until(std::future::pending(), handler).await.map(|_| ())
+    }
+
+    /// The same until `end`: then nothing more is taken or acknowledged, and the handlers that run
+    /// have their time to finish, ten seconds unless [`TcpConfig::drain`] says otherwise. Says what
+    /// was acknowledged and not handled.
+    ///
+    /// # Errors
+    ///
+    /// A socket is of no use any more.
+    pub async fn serve_until<F, Fut, T, R>(
+        self,
+        end: impl Future<Output = ()>,
+        handler: F,
+    ) -> Result<Drained, VstpError>
+    where
+        F: Fn(T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, VstpError>> + Send,
+        T: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+    {
         let timeout = self.timeout;
         let handler = Arc::new(handler);
-        let answer = {
+        let answer = move |call: Call| {
             let handler = Arc::clone(&handler);
-            move |frame: Frame| {
-                let handler = Arc::clone(&handler);
-                async move { answer(&*handler, &frame, timeout).await }
-            }
+            async move { answer(&*handler, &call.into_frame(), timeout).await.map(FrameBytes::try_from) }
         };
+        let (shutdown, signal) = Shutdown::new();
         let tcp = async {
-            match self.tcp {
-                None => std::future::pending().await,
-                Some(tcp) => {
-                    let answer = answer.clone();
-                    let answer = Arc::new(move |call: Call| {
-                        let answered = answer(call.into_frame());
-                        async move { answered.await.map(FrameBytes::try_from) }
-                    });
-                    let session = move |connection, signal| {
-                        serve_connection(connection, signal, Arc::clone(&answer), Unhandled::default())
-                    };
-                    tcp.serve(std::future::pending(), session).await
+            let ended = match self.tcp {
+                None => {
+                    signal.clone().waited().await;
+                    Ok(Drained::default())
                 }
-            }
+                Some(tcp) => serve_tcp(tcp, signal.clone(), answer.clone()).await,
+            };
+            shutdown.begin();
+            ended
         };
         let udp = async {
-            match self.udp {
-                None => std::future::pending().await,
-                Some(udp) => serve_udp(udp, answer.clone()).await,
-            }
+            let ended = match self.udp {
+                None => {
+                    signal.clone().waited().await;
+                    Ok(Drained::default())
+                }
+                Some(udp) => udp::serve(udp, signal.clone().waited(), UDP_DRAIN, answer.clone()).await,
+            };
+            shutdown.begin();
+            ended
         };
-        tokio::select! { ended = tcp => ended, ended = udp => ended }
+        let word = async {
+            tokio::select! { () = end => {}, () = signal.clone().waited() => {} }
+            shutdown.begin();
+        };
+        let ((), tcp, udp) = tokio::join!(word, tcp, udp);
+        let (tcp, udp) = (tcp?, udp?);
+        Ok(Drained { unhandled: tcp.unhandled + udp.unhandled })
     }
+}
+
+/// The time that handlers of frames over UDP have to finish.
+const UDP_DRAIN: Duration = Duration::from_secs(10);
+
+async fn serve_tcp<A, Fut>(tcp: VstpTcpServer, end: ShutdownSignal, answer: A) -> Result<Drained, VstpError>
+where
+    A: Fn(Call) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Option<Result<FrameBytes, VstpError>>> + Send,
+{
+    let (answer, unhandled) = (Arc::new(answer), Unhandled::default());
+    let counted = unhandled.clone();
+    let session =
+        move |connection, signal| serve_connection(connection, signal, Arc::clone(&answer), counted.clone());
+    tcp.serve(end.waited(), session).await?;
+    Ok(unhandled.report())
 }
 
 /// The beginning of an answer to something that is no such value, as by version 0.2.
@@ -152,29 +189,4 @@ where
             Frame::new(FrameType::Err).with_header("code", "handler").with_header("reason", &reason)
         }
     })
-}
-
-async fn serve_udp<A, Fut>(udp: VstpUdpServer, answer: A) -> Result<(), VstpError>
-where
-    A: Fn(Frame) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = Option<Frame>> + Send,
-{
-    let udp = Arc::new(udp);
-    let permits = Arc::new(Semaphore::new(VstpServer::HANDLERS_MAX));
-    let mut handlers = JoinSet::new();
-    loop {
-        while handlers.try_join_next().is_some() {}
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        let (frame, from) = udp.recv_bytes().await?;
-        udp.answer(&frame, from);
-        let (udp, answer) = (Arc::clone(&udp), answer.clone());
-        handlers.spawn(async move {
-            let _permit = permit;
-            if let Some(answer) = answer(frame.into()).await
-                && let Err(error) = udp.send(answer, from).await
-            {
-                tracing::debug!(peer = %from, %error, "the answer did not arrive");
-            }
-        });
-    }
 }

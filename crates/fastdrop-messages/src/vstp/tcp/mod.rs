@@ -5,7 +5,6 @@ use crate::places::Limits;
 use crate::token::{Authorize, Token};
 use std::time::Duration;
 
-mod budget;
 pub mod client;
 mod complaint;
 mod connection;

@@ -1,7 +1,7 @@
 //! The words between the callers of a session and its task.
 
-use super::budget::Held;
 use crate::vstp::call::IncomingCall;
+use crate::vstp::held::Held;
 use crate::vstp::types::{ErrorCode, Frame, VstpError};
 use fastdrop_proto::calls::CallId;
 use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};

@@ -296,13 +296,17 @@ impl VstpTcpServer {
     /// client beside each other, up to [`TcpConfig::calls_max`]. A handler whose caller does not
     /// wait any more is dropped. DATA frames that are no calls, as those of programs of version
     /// 0.2, are handled one after the other, and answered with frames that are no replies. If the
-    /// handler of one of those panics, its session ends. What was acknowledged and not handled is
-    /// logged.
+    /// handler of one of those panics, its session ends. Says what was acknowledged and not
+    /// handled.
     ///
     /// # Errors
     ///
     /// None at present.
-    pub async fn serve_calls<F, Fut>(self, end: impl Future<Output = ()>, handler: F) -> Result<(), VstpError>
+    pub async fn serve_calls<F, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        handler: F,
+    ) -> Result<Drained, VstpError>
     where
         F: Fn(Call) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Frame, VstpError>> + Send,
@@ -319,8 +323,7 @@ impl VstpTcpServer {
             async move { serve_connection(connection, signal, answer, unhandled).await }
         })
         .await?;
-        unhandled.report();
-        Ok(())
+        Ok(unhandled.report())
     }
 
     /// Accepts until `end`, and gives each client a task of its own, in which HELLO and PING are

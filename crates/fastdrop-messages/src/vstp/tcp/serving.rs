@@ -1,12 +1,12 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
-use super::budget::{Budget, Held};
 use super::orders::Control;
 use super::session::Session;
 use super::unhandled::Unhandled;
 use crate::incoming::log_panic;
 use crate::shutdown::ShutdownSignal;
 use crate::vstp::call::{self, Call, IncomingCall};
+use crate::vstp::held::{Budget, Held};
 use crate::vstp::types::{ErrorCode, Frame, FrameType, VstpError};
 use fastdrop_proto::calls::CallId;
 use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};

@@ -1,9 +1,9 @@
 //! A connection that any number of tasks use.
 
-use super::budget::Budget;
 use super::connection::{Connection, Owed};
 use super::driver::Driver;
 use super::orders::{Control, Order, Outgoing, Shared, Taken, Told};
+use crate::vstp::held::Budget;
 use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::calls::{CALL_TIME_MAX, CallId};
 use fastdrop_proto::vstp::FrameBytes;

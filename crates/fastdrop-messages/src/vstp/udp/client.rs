@@ -60,6 +60,9 @@ fn words_of(code: &str) -> String {
 }
 
 impl VstpUdpClient {
+    /// The time for [`Self::call`].
+    pub const CALL_TIME: Duration = Duration::from_secs(30);
+
     /// Opens a socket on a local address, `0.0.0.0:0` for any.
     pub async fn bind(local_addr: &str) -> Result<Self, VstpError> {
         Self::bind_with_config(local_addr, UdpConfig::default()).await
@@ -159,6 +162,52 @@ impl VstpUdpClient {
     /// The socket cannot send to that address, or is of no use any more.
     pub fn post_state(&self, frame: FrameBytes, dest: SocketAddr, channel: u32) -> Result<(), Failure> {
         self.handle.post(frame, dest, &SendOptions::sequenced(channel))
+    }
+
+    /// Sends a request, and waits for its own reply, at most [`Self::CALL_TIME`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call_within`].
+    pub async fn call(&self, request: Frame, dest: SocketAddr) -> Result<Frame, VstpError> {
+        self.call_within(request, dest, Self::CALL_TIME).await
+    }
+
+    /// Sends a request, and waits for its own reply; the peer is told how much time remains. Any
+    /// number of tasks may call; beyond 1,024 calls of one socket they wait for their turn. A reply
+    /// never comes by [`Self::recv`]. If this is dropped, the peer is told that nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// [`VstpError::ServerError`] with the reason of the handler, [`VstpError::Timeout`] if there
+    /// is no reply in this time or nobody takes the request, and what [`Self::deliver`] says of a
+    /// request that was refused or does not arrive.
+    pub async fn call_within(
+        &self,
+        request: Frame,
+        dest: SocketAddr,
+        time: Duration,
+    ) -> Result<Frame, VstpError> {
+        Ok(self.call_bytes(request.try_into()?, dest, time).await?.into())
+    }
+
+    /// The same without copying payloads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::call_within`].
+    pub async fn call_bytes(
+        &self,
+        request: FrameBytes,
+        dest: SocketAddr,
+        time: Duration,
+    ) -> Result<FrameBytes, VstpError> {
+        self.handle.call(request, dest, time).await
+    }
+
+    /// Replies to calls that nobody was waiting for, which were dropped.
+    pub fn unknown_replies(&self) -> u64 {
+        self.handle.unknown_replies()
     }
 
     /// The next frame or message, from anybody.

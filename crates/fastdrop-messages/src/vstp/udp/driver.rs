@@ -1,11 +1,15 @@
 //! An endpoint and its socket: one task that receives and keeps time, and any number of callers
 //! that send.
 
+mod calling;
+
+use super::calls::CallTable;
 use super::presence::{Departure, PeerEvents, Presence, Present};
 use crate::addresses::canonical;
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
 use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
+use fastdrop_proto::calls::CallId;
 use fastdrop_proto::vstp::transport::{DATAGRAM_MAX, UdpPath};
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Failure, FrameBytes, FrameType, SendId,
@@ -17,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 /// Takes datagrams that are not VSTP's, where several protocols share a socket.
 pub(crate) type Others = Box<dyn FnMut(Path, &[u8]) + Send>;
@@ -31,12 +35,17 @@ pub(super) struct Shared {
     changed: Notify,
     /// Something has been received.
     received: Notify,
+    /// For calls that may be outstanding.
+    turns: Semaphore,
+    /// Bytes of frames that may be in the hands of handlers.
+    held_max: usize,
 }
 
 #[derive(Debug)]
 struct State {
     endpoint: Endpoint,
-    waiting: HashMap<SendId, (SocketAddr, oneshot::Sender<Result<(), Failure>>)>,
+    waiting: HashMap<SendId, (SocketAddr, Told)>,
+    calls: CallTable,
     /// The datagrams that the socket had no room for.
     unsent: Option<Transmit>,
     buffer: Vec<u8>,
@@ -68,6 +77,14 @@ impl State {
             self.metrics.add(count, now.saturating_sub(before));
         }
     }
+}
+
+/// Whoever is told of the outcome of a frame.
+#[derive(Debug)]
+enum Told {
+    Sender(oneshot::Sender<Result<(), Failure>>),
+    /// The caller whose request it is, if it fails.
+    Caller(CallId),
 }
 
 /// The fate of a frame in its application's hands.
@@ -123,10 +140,14 @@ impl Handle {
         others: Option<Others>,
     ) -> Result<Self, VstpError> {
         let mut seed = [0; 16];
+        let mut first_call = [0; 8];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        getrandom::fill(&mut first_call).map_err(io::Error::other)?;
+        let held_max = config.limits.bytes_max;
         let state = State {
             endpoint: Endpoint::new(config, seed),
             waiting: HashMap::new(),
+            calls: CallTable::new(u64::from_ne_bytes(first_call)),
             unsent: None,
             buffer: Vec::new(),
             closed: false,
@@ -136,7 +157,8 @@ impl Handle {
             counted: Counters::default(),
         };
         let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
-        let shared = Arc::new(Shared { socket, state, changed, received });
+        let turns = Semaphore::new(CallTable::MADE_MAX);
+        let shared = Arc::new(Shared { socket, state, changed, received, turns, held_max });
         // The task ends by itself, after what the last caller left to be done.
         tokio::spawn(drive(Arc::clone(&shared), others));
         Ok(Self { shared })
@@ -173,7 +195,7 @@ impl Handle {
             }
             let send = state.endpoint.send_on(Instant::now(), to, frame, options);
             let (told, outcome) = oneshot::channel();
-            state.waiting.insert(send, (to, told));
+            state.waiting.insert(send, (to, Told::Sender(told)));
             self.shared.pump(&mut state);
             outcome
         };
@@ -199,8 +221,8 @@ impl Handle {
     }
 
     /// Sends an answer that fits one datagram of 1,200 bytes, and nothing larger. Nobody waits for
-    /// its outcome.
-    pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr) {
+    /// its outcome, but it is sent again until it arrives if that is wanted.
+    pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr, acknowledged: bool) {
         let (to, len) = (canonical(to), frame.as_ref().encoded_len());
         if len > DATAGRAM_MAX || self.shared.socket.check(to).is_err() {
             tracing::debug!(peer = %to, len, "no answer was sent");
@@ -208,7 +230,7 @@ impl Handle {
         }
         let mut state = self.shared.lock();
         if state.broken.is_none() {
-            state.endpoint.send(Instant::now(), to, frame, false);
+            state.endpoint.send(Instant::now(), to, frame, acknowledged);
             self.shared.pump(&mut state);
         }
     }
@@ -218,6 +240,19 @@ impl Handle {
         let received = self.take().await?;
         self.shared.settle(&received, &Fate::Acknowledged);
         Ok((received.frame, received.from))
+    }
+
+    /// The same from one address; what others send is not for this application, and is dropped.
+    pub(crate) async fn recv_from(&self, peer: SocketAddr) -> Result<FrameBytes, VstpError> {
+        let peer = canonical(peer);
+        loop {
+            let received = self.take().await?;
+            if received.from == peer {
+                self.shared.settle(&received, &Fate::Acknowledged);
+                return Ok(received.frame);
+            }
+            self.shared.settle(&received, &Fate::Dropped);
+        }
     }
 
     /// The outcomes with which the frames that it takes are settled.
@@ -373,6 +408,7 @@ impl Shared {
         state.broken = Some(why);
         // Their callers fail, as nobody will tell them of an outcome.
         state.waiting.clear();
+        state.calls.end();
         drop(state);
         self.received.notify_waiters();
         self.received.notify_one();
@@ -402,6 +438,7 @@ impl Shared {
     /// hand out.
     fn pump(&self, state: &mut State) {
         state.count();
+        state.take_of_calls();
         let State { endpoint, unsent, buffer, metrics, .. } = state;
         let deadline = endpoint.poll_timeout();
         loop {
@@ -448,8 +485,12 @@ impl Shared {
                 for presence in state.presences.iter_mut().filter(|_| is_gone) {
                     presence.on_gone(to, Departure::Unreachable);
                 }
-                // A caller that was dropped does not want to know.
-                let _ = told.send(result);
+                match (told, result) {
+                    // A caller that was dropped does not want to know.
+                    (Told::Sender(told), result) => _ = told.send(result),
+                    (Told::Caller(call), Err(failure)) => state.calls.fail(call, failure.into()),
+                    (Told::Caller(_), Ok(())) => {}
+                }
             }
         }
         // What was received waits in the endpoint, where addresses have their turns.

@@ -1,5 +1,6 @@
 //! Frames over UDP, and messages of any size: in fragments, acknowledged where that is wanted.
 
+mod calls;
 pub mod client;
 mod config;
 mod delivery;
@@ -7,6 +8,7 @@ mod driver;
 mod peer;
 mod presence;
 pub mod server;
+mod serving;
 
 pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig, UdpServerLimits};
@@ -16,6 +18,7 @@ pub use fastdrop_proto::vstp::{Channel, Counters, Failure, ReassemblyLimits, Sen
 pub use peer::Peer;
 pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;
+pub(super) use serving::serve;
 
 /// The most bytes of a datagram before it is known that more fit.
 pub const MAX_DATAGRAM_SIZE: usize = fastdrop_proto::vstp::transport::DATAGRAM_MAX;

@@ -5,27 +5,25 @@ use super::delivery::Delivery;
 use super::driver::{Handle, Others};
 use super::peer::Peer;
 use super::presence::PeerEvents;
+use super::serving;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
-use crate::vstp::tcp::{Drained, Unhandled};
+use crate::vstp::call::Call;
+use crate::vstp::tcp::Drained;
 use crate::vstp::types::{Flags, Frame, FrameType, VstpError};
 use fastdrop_proto::vstp::{Counters, Failure, FrameBytes, SendOptions};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 /// A socket that receives from any address. It acknowledges and reports in a task of its own.
 #[derive(Debug)]
 pub struct VstpUdpServer {
-    handle: Arc<Handle>,
+    pub(super) handle: Arc<Handle>,
 }
 
 impl VstpUdpServer {
-    /// Handlers at once; beyond, frames wait in the endpoint, which is bounded.
-    const HANDLERS_MAX: usize = 1024;
     const DRAIN: Duration = Duration::from_secs(10);
 
     fn new(handle: Handle) -> Self {
@@ -164,7 +162,14 @@ impl VstpUdpServer {
         F: Fn(SocketAddr, Frame) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = ()> + Send,
     {
-        self.serve(end, drain, move |from, frame| handler(from, frame.into())).await
+        let answer = move |call: Call| {
+            let handled = handler(call.from(), call.into_frame());
+            async move {
+                handled.await;
+                None
+            }
+        };
+        serving::serve(self, end, drain, answer).await
     }
 
     /// The same as [`Self::run_until`] with a [`Peer`] for each frame, by which its sender can be
@@ -186,54 +191,48 @@ impl VstpUdpServer {
         Fut: Future<Output = ()> + Send,
     {
         let (events, handle) = (Arc::new(self.events(silent_after)), Arc::downgrade(&self.handle));
-        let handler = move |from, frame: FrameBytes| {
+        let answer = move |call: Call| {
+            let from = call.from();
             let present = handle.upgrade().and_then(|handle| handle.present(&events, from));
-            handler(Peer::new(handle.clone(), from, present), frame.into())
+            let handled = handler(Peer::new(handle.clone(), from, present), call.into_frame());
+            async move {
+                handled.await;
+                None
+            }
         };
-        self.serve(end, Self::DRAIN, handler).await
+        serving::serve(self, end, Self::DRAIN, answer).await
     }
 
-    async fn serve<F, Fut>(
+    /// Replies to the calls of every address with what `handler` gives, beside each other, until
+    /// `end`; then the handlers that run have ten seconds. A handler whose caller does not wait any
+    /// more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are given
+    /// to `handler` as well, and answered with frames that are no replies. An address has at most 1,024 calls
+    /// at once, and never more than are free beside those of all, of which there are 8,192; beyond,
+    /// a caller is told `busy`.
+    ///
+    /// # Errors
+    ///
+    /// The socket is of no use any more.
+    pub async fn serve_calls<F, Fut>(
         self,
         end: impl Future<Output = ()>,
-        drain: Duration,
         handler: F,
     ) -> Result<Drained, VstpError>
     where
-        F: Fn(SocketAddr, FrameBytes) -> Fut + Send + Sync + Clone + 'static,
-        Fut: Future<Output = ()> + Send,
+        F: Fn(Call) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Frame, VstpError>> + Send,
     {
-        let permits = Arc::new(Semaphore::new(Self::HANDLERS_MAX));
-        let unhandled = Unhandled::default();
-        let mut handlers = JoinSet::new();
-        tokio::pin!(end);
-        loop {
-            while handlers.try_join_next().is_some() {}
-            // A frame is taken and acknowledged when there is a handler for it, in one step.
-            let next = async {
-                let permit = Arc::clone(&permits).acquire_owned().await;
-                self.handle.recv().await.map(|received| (permit, received))
-            };
-            let (permit, (frame, from)) = tokio::select! {
-                // Nothing new is acknowledged after the word.
-                biased;
-                () = &mut end => break,
-                next = next => next?,
-            };
-            self.answer(&frame, from);
-            let acknowledged = frame.flags.contains(Flags::REQ_ACK);
-            let handler = handler.clone();
-            let handled = async move { handler(from, frame).await };
-            // It is acknowledged, and so counted, before its task has its first turn.
-            let handled = unhandled.count(acknowledged, handled);
-            handlers.spawn(async move {
-                let _permit = permit;
-                handled.await;
-            });
-        }
-        let all = async { while handlers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(drain, all).await;
-        Ok(unhandled.report())
+        let handler = Arc::new(handler);
+        let answer = move |call: Call| {
+            let handler = Arc::clone(&handler);
+            async move {
+                if call.frame().typ != FrameType::Data {
+                    return None;
+                }
+                Some(handler(call).await.and_then(FrameBytes::try_from))
+            }
+        };
+        serving::serve(self, end, Self::DRAIN, answer).await
     }
 
     /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves;
@@ -253,7 +252,7 @@ impl VstpUdpServer {
             }
             _ => return,
         };
-        self.handle.answer(answer, from);
+        self.handle.answer(answer, from, false);
     }
 
     /// The number of messages that have begun to arrive and are not complete.
@@ -275,19 +274,5 @@ impl VstpUdpServer {
     /// The counts since the beginning.
     pub fn counters(&self) -> Counters {
         self.handle.counters()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_handler_counts_before_its_task_has_its_first_turn() {
-        let unhandled = Unhandled::default();
-        let (acknowledged, other) = (unhandled.count(true, async {}), unhandled.count(false, async {}));
-        assert_eq!(unhandled.report().unhandled, 1);
-        drop((acknowledged, other));
-        assert_eq!(unhandled.report().unhandled, 1, "it did not finish");
     }
 }

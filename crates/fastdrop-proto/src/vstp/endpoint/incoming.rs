@@ -3,6 +3,7 @@
 use super::{CHALLENGE, Endpoint, acknowledged_crc};
 use crate::vstp::acknowledgement::Acknowledgement;
 use crate::vstp::arrivals::Arrived;
+use crate::vstp::call::CallRole;
 use crate::vstp::challenge::answer_challenge;
 use crate::vstp::channel::Place;
 use crate::vstp::error_code::{ErrorCode, code_of};
@@ -217,8 +218,10 @@ impl Endpoint {
         let (all, own) = (self.inbox.amount(is_stranger), self.inbox.held(from));
         // What cannot be kept is not acknowledged either, and comes again.
         let full = !reserved && !budget.admits_frame(all, own, frame.memory());
-        let asks =
-            frame.flags.contains(Flags::REQ_ACK) && !matches!(frame.typ, FrameType::Ack | FrameType::Err);
+        let role = CallRole::of(&frame.as_ref());
+        let is_of_call = matches!(role, Some(CallRole::Reply(_) | CallRole::Cancel(_)));
+        let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err) && !is_of_call;
+        let asks = frame.flags.contains(Flags::REQ_ACK) && !is_answer;
         let wanted = Acknowledgement::of(frame.headers(), crc).filter(|_| asks);
         let sight = wanted.map_or(Sight::New, |wanted| peer.receiving.seen.peek(wanted));
         if sight != Sight::New {
@@ -250,7 +253,11 @@ impl Endpoint {
             peer.receiving.seen.receive(now, wanted);
         }
         self.note_arrival(from, frame.typ);
-        self.inbox.push(from, is_stranger, frame, wanted);
+        if is_of_call {
+            self.inbox.push_of_call(from, is_stranger, frame, wanted);
+        } else {
+            self.inbox.push(from, is_stranger, frame, wanted);
+        }
         wanted
     }
 }
