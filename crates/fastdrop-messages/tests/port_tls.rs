@@ -183,6 +183,12 @@ async fn what_is_named_decides_and_of_who_names_nothing_the_first_byte() {
         soon(stream.read_exact(&mut heard)).await.unwrap();
         assert_eq!(heard, [0], "{names:?}");
     }
+    // What was named decides, whatever is said then: VSTP says that this is no frame.
+    let mut stream = soon(raw(port.address, &[b"vstp"])).await.unwrap();
+    stream.write_all(&syn).await.unwrap();
+    let mut heard = [0; 2];
+    soon(stream.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"VT");
     // One that names others alone is refused in the handshake.
     let error = soon(raw(port.address, &[b"h2"])).await.unwrap_err();
     assert!(error.to_string().to_lowercase().contains("application"), "{error}");

@@ -323,6 +323,9 @@ async fn by_tcp_a_client_that_does_not_read_stops_nobody_and_fills_nothing() {
             false
         }
     };
+    // Before anything of it is written, it is what the setting says.
+    let burst = (0..100).take_while(|_| offer(16 << 10)).count();
+    assert_eq!(burst, 3);
     let serve_other = async || {
         other.try_send(bytes("news")).unwrap();
         assert_eq!(reading.recv().await.unwrap().unwrap().payload(), b"news");
