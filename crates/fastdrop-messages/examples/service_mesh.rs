@@ -62,7 +62,7 @@ pub(crate) async fn serve_stock(server: VstpTcpServer, work_max: Duration) -> Re
         work(work_max).await;
         Ok(data(&stock_of(article).to_be_bytes()))
     };
-    server.serve_calls(pending(), count).await
+    server.serve_calls(pending(), count).await.map(|_| ())
 }
 
 /// What an article costs.
@@ -100,7 +100,7 @@ pub(crate) async fn serve_orders(
             Ok(data(&wanted.saturating_mul(price).to_be_bytes()))
         }
     };
-    server.serve_calls(pending(), handle).await
+    server.serve_calls(pending(), handle).await.map(|_| ())
 }
 
 /// One of many callers over one connection. Returns the times that its orders took; an error if an
