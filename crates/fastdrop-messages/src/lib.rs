@@ -21,6 +21,7 @@
 //! | encryption | TLS 1.3 by TCP | TLS 1.3 | none |
 //! | tokens | by TCP and UDP | yes | none |
 //! | the client's address changes | by UDP it goes on | it breaks | it is a new peer |
+//! | a connection breaks | messages fail | [`vstp::tcp::Reconnecting`] sends again | |
 //!
 //! # Features
 //!

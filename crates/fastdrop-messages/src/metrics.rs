@@ -46,10 +46,14 @@ pub struct Counts {
     pub messages_sent: u64,
     /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender knows.
     pub messages_failed: u64,
-    /// Messages that came again and were not handed on: by UDP; packets of CNP.
+    /// Messages that came again and were not handed on: by UDP, and by TCP of clients that
+    /// connected again; packets of CNP.
     pub duplicates: u64,
-    /// Packets of CNP that left again.
+    /// Packets of CNP that left again; frames of VSTP that left again on another
+    /// connection.
     pub retransmissions: u64,
+    /// Connections that took the place of one that broke.
+    pub reconnects: u64,
     /// What came by VSTP and was no frame of this version, after which a connection by TCP ends;
     /// packets of CNP with a wrong checksum.
     pub malformed: u64,
@@ -80,10 +84,11 @@ pub(crate) enum Count {
     BytesSent,
     PacketsReceived,
     PacketsSent,
+    Reconnects,
 }
 
 impl Count {
-    const KINDS: usize = Self::PacketsSent as usize + 1;
+    const KINDS: usize = Self::Reconnects as usize + 1;
 }
 
 impl Metrics {
@@ -100,6 +105,7 @@ impl Metrics {
             messages_failed: of(Count::MessagesFailed),
             duplicates: of(Count::Duplicates),
             retransmissions: of(Count::Retransmissions),
+            reconnects: of(Count::Reconnects),
             malformed: of(Count::Malformed),
             bytes_received: of(Count::BytesReceived),
             bytes_sent: of(Count::BytesSent),

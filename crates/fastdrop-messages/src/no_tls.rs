@@ -13,6 +13,13 @@ use tokio::net::TcpStream;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(Infallible);
 
+impl Fingerprint {
+    #[cfg(feature = "vstp")]
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
+        match self.0 {}
+    }
+}
+
 /// The TLS of a client.
 #[derive(Debug, Clone)]
 pub struct ClientTls(Infallible);

@@ -40,6 +40,15 @@ impl Origin {
             v4 => Self(v4),
         }
     }
+
+    /// The same as a number.
+    #[cfg(feature = "vstp")]
+    pub(crate) fn to_bits(self) -> u128 {
+        match self.0 {
+            IpAddr::V4(ip) => ip.to_bits().into(),
+            IpAddr::V6(ip) => ip.to_bits(),
+        }
+    }
 }
 
 /// The places of a server.

@@ -8,6 +8,7 @@
 
 /// Tokens with which clients are let in.
 pub mod authorize;
+pub mod backoff;
 /// Calls and their replies.
 pub mod calls;
 /// Checksums of chunks, and how those of pieces and slices are joined.

@@ -12,6 +12,12 @@ use std::path::Path;
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
+    /// Its bytes.
+    #[cfg(feature = "vstp")]
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Parses 64 hexadecimal digits, with or without colons between the bytes.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digits: Vec<u32> =

@@ -34,6 +34,7 @@
 //! | frames over UDP, of any size, acknowledged where wanted | [`VstpUdpServer`], [`VstpUdpClient`] |
 //! | one connection for many tasks, and calls | [`tcp::Session`], [`VstpTcpServer::serve_calls`] |
 //! | to send to clients from anywhere | [`VstpTcpServer::run_with_peers`], [`VstpUdpServer::run_with_peers`] |
+//! | a client that connects again, and frames that are handled once all the same | [`tcp::Reconnecting`] |
 //! | typed messages as JSON over either | [`VstpServer`], [`VstpClient`] |
 //! | no copies | [`FrameBytes`], and the methods that end in `_bytes` |
 //! | a codec alone | [`encode_frame`], [`try_decode_frame`], [`VstpFrameCodec`] |

@@ -26,6 +26,11 @@ impl Acknowledgement {
         Some(Self { msg_id: Some(msg_id), crc: if unique { 0 } else { crc }, unique })
     }
 
+    /// The frame's number, if it has one.
+    pub fn number(&self) -> Option<u64> {
+        self.msg_id
+    }
+
     /// The frame's number, if its sender uses it once.
     pub(super) fn unique_number(&self) -> Option<u64> {
         self.msg_id.filter(|_| self.unique)

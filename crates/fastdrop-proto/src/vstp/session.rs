@@ -2,8 +2,10 @@
 //! (docs/protocol/vstp.md, section 2).
 
 use super::acknowledgement::Acknowledgement;
+use super::client_sessions::{Attachment, CLIENT_SESSION, ClientOrigin, ClientSessionId};
 use super::error_code::ErrorCode;
 use super::frame::{Flags, FrameRef, FrameType, Headers, HeadersBuf};
+use super::handed_on::Fate;
 use super::ids::MSG_ID;
 use super::seen::{Seen, Settled, Sight};
 use crate::authorize::{Authorize, Credentials, Token};
@@ -44,6 +46,8 @@ pub enum Verdict {
     Consumed,
     /// It acknowledges the frame with this number.
     Acknowledged(u64),
+    /// It came before, perhaps on another connection, and is not handed on again.
+    Repeated,
 }
 
 /// The peer has not been heard for three intervals.
@@ -72,6 +76,19 @@ pub struct Session {
     bye: bool,
     /// Says whether the peer has been let in, or why it has not been.
     admission: Admission,
+    /// Of a peer that may connect again: where it comes from, until its first frame has come.
+    origin: Option<ClientOrigin>,
+    attachment: Option<Attachment>,
+    /// The session that this end shows, and what the server has said of it.
+    shown: Option<ClientSessionId>,
+    welcome: Option<Welcome>,
+}
+
+/// The words of a server about a session that it was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// The name of its memory of the session; None if it has none.
+    pub memory: Option<u64>,
 }
 
 /// The state of a peer that needs a token.
@@ -103,7 +120,36 @@ impl Session {
             heard_at: now,
             sent_at: now,
             bye: false,
+            origin: None,
+            attachment: None,
+            shown: None,
+            welcome: None,
         }
+    }
+
+    /// Remembers the session of the peer, if its first frame is a HELLO that names one.
+    pub fn accept_client_session(&mut self, origin: ClientOrigin) {
+        self.origin = Some(origin);
+    }
+
+    /// Shows this session in each HELLO.
+    pub fn show_client_session(&mut self, session: ClientSessionId) {
+        self.shown = Some(session);
+    }
+
+    /// The first WELCOME, if it has come.
+    pub fn welcome(&self) -> Option<Welcome> {
+        self.welcome
+    }
+
+    /// The place of this connection in the session of the peer.
+    pub fn attachment(&self) -> Option<&Attachment> {
+        self.attachment.as_ref()
+    }
+
+    /// Records that a frame is handed to the application now, if it may be.
+    pub fn claim(&self, wanted: Acknowledgement) -> bool {
+        self.attachment.as_ref().is_none_or(|attachment| attachment.claim(wanted))
     }
 
     /// Which session it is, at the end that accepts.
@@ -122,6 +168,9 @@ impl Session {
         if let Some(token) = &self.config.token {
             headers = headers.with(TOKEN, token.secret());
         }
+        if let Some(session) = self.shown {
+            headers = headers.with(CLIENT_SESSION, session.digits());
+        }
         match self.config.keep_alive {
             Some(interval) => headers.with(KEEP_ALIVE, interval.as_millis()),
             None => headers,
@@ -133,6 +182,16 @@ impl Session {
         self.next_msg_id = self.next_msg_id.wrapping_add(1);
         self.unacknowledged.insert(self.next_msg_id);
         self.next_msg_id
+    }
+
+    /// The acknowledgement of a frame with this number, which the caller has chosen, is waited for.
+    pub fn expect(&mut self, msg_id: u64) {
+        self.unacknowledged.insert(msg_id);
+    }
+
+    /// Reports whether the acknowledgement of a frame is waited for.
+    pub fn is_expected(&self, msg_id: u64) -> bool {
+        self.unacknowledged.contains(&msg_id)
     }
 
     /// Nobody waits for this acknowledgement any more.
@@ -153,9 +212,11 @@ impl Session {
 
     /// A frame came, with this CRC.
     pub fn handle_frame(&mut self, now: Instant, frame: &FrameRef<'_>, crc: u32) -> Verdict {
-        if self.bye || (self.admission != Admission::Granted && !self.admit(frame)) {
+        if self.bye || (self.admission != Admission::Granted && !self.admit(now, frame)) {
             return Verdict::Consumed;
         }
+        // Only a first frame names a session.
+        let origin = self.origin.take();
         let msg_id = frame.headers.number(MSG_ID);
         match frame.typ {
             FrameType::Ack => {
@@ -164,8 +225,18 @@ impl Session {
             }
             // An error is never answered (case 75).
             FrameType::Err => return Verdict::Deliver(None),
-            FrameType::Hello => self.handle_hello(frame.headers),
-            FrameType::Welcome => self.agree(frame.headers),
+            FrameType::Hello => {
+                self.attach(now, frame.headers, origin);
+                self.handle_hello(frame.headers);
+                if frame.headers.find(CLIENT_SESSION).is_some() && self.attachment.is_some() {
+                    return Verdict::Consumed;
+                }
+            }
+            FrameType::Welcome => {
+                self.agree(frame.headers);
+                let memory = frame.headers.number(CLIENT_SESSION);
+                self.welcome.get_or_insert(Welcome { memory });
+            }
             FrameType::Ping => {
                 let pong = FrameRef { typ: FrameType::Pong, flags: Flags::empty(), ..*frame };
                 self.answer(&pong, self.config.answers || self.keep_alive.is_some());
@@ -176,7 +247,16 @@ impl Session {
         let unnumbered = Acknowledgement { msg_id: None, crc, unique: false };
         let wanted = Acknowledgement::of(frame.headers, crc).unwrap_or(unnumbered);
         let wanted = frame.flags.contains(Flags::REQ_ACK).then_some(wanted);
-        if let Some(wanted) = wanted.filter(|_| msg_id.is_some()) {
+        if let (Some(attachment), Some(number), true) = (&self.attachment, msg_id, wanted.is_some()) {
+            match attachment.fate(number) {
+                Fate::New => {}
+                Fate::InHand | Fate::Past => return Verdict::Repeated,
+                Fate::Acknowledged | Fate::Refused => {
+                    self.answers.extend(attachment.answer(number));
+                    return Verdict::Repeated;
+                }
+            }
+        } else if let Some(wanted) = wanted.filter(|_| msg_id.is_some()) {
             match self.seen.receive(now, wanted) {
                 Sight::New => {}
                 Sight::Pending => return Verdict::Consumed,
@@ -197,18 +277,29 @@ impl Session {
 
     /// Acknowledges a frame that the application has handled.
     pub fn acknowledge(&mut self, now: Instant, frame: Acknowledgement) {
+        if let Some(attachment) = self.attachment_of(frame) {
+            return attachment.acknowledge(frame);
+        }
         self.seen.settle(now, frame, Settled::Acknowledged);
         self.push_ack(frame);
     }
 
     /// Records that the application has dropped a frame, which is not acknowledged.
     pub fn forgo(&mut self, now: Instant, frame: Acknowledgement) {
+        if let Some(attachment) = self.attachment_of(frame) {
+            return attachment.forgo(frame);
+        }
         self.seen.settle(now, frame, Settled::Dropped);
     }
 
     /// Refuses a frame that was handed on: an ERR says why. None if it asked for no
     /// acknowledgement.
     pub fn refuse(&mut self, now: Instant, frame: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
+        if let Some(frame) = frame
+            && let Some(attachment) = self.attachment_of(frame)
+        {
+            return attachment.refuse(frame, code, reason);
+        }
         let unnumbered = Acknowledgement { msg_id: None, crc: 0, unique: false };
         if let Ok(bytes) = frame.unwrap_or(unnumbered).encode_refusal(code, reason) {
             if let Some(frame) = frame {
@@ -232,7 +323,7 @@ impl Session {
     }
 
     /// Decides about the first frame of a peer that needs a token. False: it is not handed on.
-    fn admit(&mut self, frame: &FrameRef<'_>) -> bool {
+    fn admit(&mut self, now: Instant, frame: &FrameRef<'_>) -> bool {
         let Some(authorize) = &self.config.authorize else { return true };
         if matches!(self.admission, Admission::Refused(_)) {
             return false;
@@ -247,12 +338,25 @@ impl Session {
                 self.admission = Admission::Granted;
                 // Nobody else answers it.
                 let answers = std::mem::replace(&mut self.config.answers, true);
+                let origin = self.origin.take();
+                self.attach(now, frame.headers, origin);
                 self.handle_hello(frame.headers);
                 self.config.answers = answers;
             }
             Err(why) => self.admission = Admission::Refused(why),
         }
         false
+    }
+
+    fn attach(&mut self, now: Instant, headers: Headers<'_>, origin: Option<ClientOrigin>) {
+        if let Some(origin) = origin {
+            self.attachment = origin.attach(now, headers, headers.find(TOKEN));
+        }
+    }
+
+    /// The place of this connection in the session to which a frame belongs, if it has a number.
+    fn attachment_of(&self, frame: Acknowledgement) -> Option<&Attachment> {
+        self.attachment.as_ref().filter(|_| frame.number().is_some())
     }
 
     fn push_ack(&mut self, frame: Acknowledgement) {
@@ -268,11 +372,12 @@ impl Session {
         if let (Some(_), Some(interval)) = (self.keep_alive, self.config.keep_alive) {
             welcome = welcome.with(KEEP_ALIVE, interval.as_millis());
         }
+        if let Some(attachment) = &self.attachment {
+            welcome = welcome.with(CLIENT_SESSION, attachment.memory());
+        }
+        let at_once = self.config.answers || self.keep_alive.is_some() || self.attachment.is_some();
         let (typ, flags, headers) = (FrameType::Welcome, Flags::empty(), welcome.as_headers());
-        self.answer(
-            &FrameRef { typ, flags, headers, payload: b"" },
-            self.config.answers || self.keep_alive.is_some(),
-        );
+        self.answer(&FrameRef { typ, flags, headers, payload: b"" }, at_once);
     }
 
     fn agree(&mut self, headers: Headers<'_>) {
@@ -307,7 +412,7 @@ impl Session {
     /// A frame to write. The driver bounds what waits to be written: a peer that does not read
     /// causes as many as it likes.
     pub fn poll_answer(&mut self) -> Option<Vec<u8>> {
-        self.answers.pop_front()
+        self.answers.pop_front().or_else(|| self.attachment.as_ref()?.poll_answer())
     }
 
     /// The time of [`Self::poll_timeout`] has come. `waiting_since`: since when the driver has

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 
+mod client_session;
+
 /// A frame that came, and the acknowledgement that it asks for.
 pub(super) type Owed = (FrameBytes, Option<Acknowledgement>);
 
@@ -423,6 +425,9 @@ impl Connection {
             loop {
                 self.write_on(cx);
                 if let Some((frame, wanted)) = self.take_unread() {
+                    if !self.claim(wanted) {
+                        continue;
+                    }
                     // It is taken and acknowledged in one step, whenever the caller is dropped.
                     // What the stream does not take of the ACK now, goes out before anything else.
                     let Some(wanted) = wanted.filter(|_| acknowledges) else {
@@ -529,6 +534,7 @@ impl Connection {
 
     /// Reads one frame and sorts it; false at the end, for which there may be a reason.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.watch_session(cx);
         if self.ended || self.session.is_over() {
             return Poll::Ready(false);
         }
@@ -566,7 +572,7 @@ impl Connection {
         let now = Instant::now();
         self.stream.on_frame(now);
         if frame.typ == FrameType::Err {
-            let refused = frame.headers().number(MSG_ID).filter(|id| self.tally.on_outcome(*id, false));
+            let refused = frame.headers().number(MSG_ID).filter(|id| self.refuses(*id));
             if let Some(msg_id) = refused {
                 // It says which one, and is for nobody else.
                 self.session.forget(msg_id);
@@ -588,6 +594,7 @@ impl Connection {
                 self.tally.on_outcome(msg_id, true);
                 self.outcomes.push_back((msg_id, Ok(())));
             }
+            Verdict::Repeated => self.count_repeated(),
             Verdict::Consumed => {}
         }
     }
@@ -609,6 +616,9 @@ impl Connection {
 
     /// Does what is due; ready when the peer has been silent for too long.
     pub(super) fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.watch_session(cx) {
+            return Poll::Ready(());
+        }
         loop {
             let Some(at) = self.due_at() else { return Poll::Pending };
             // A timer that is early is left: most of what comes only makes things due later.

@@ -1,7 +1,6 @@
 //! A frame that is acknowledged when its application has handled it.
 
 use super::link::Link;
-use super::orders::Control;
 use super::session::{ReceiveHalf, Session};
 use crate::vstp::types::{Frame, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, ErrorCode, FrameBytes};
@@ -76,13 +75,14 @@ impl<'a> Delivery<'a> {
     ///
     /// # Errors
     ///
-    /// The connection is lost: whether the sender has the acknowledgement is not known.
+    /// The connection is lost: whether the sender has the acknowledgement is not known. One that
+    /// [connects again](super::Reconnecting) gets it then.
     pub async fn acknowledge(mut self) -> Result<(), VstpError> {
         let Some(wanted) = self.wanted.take() else { return Ok(()) };
         match &mut self.source {
             Source::Link(link) => link.acknowledge(wanted).await,
             Source::Session(session) => {
-                session.control(Control::Acknowledge(wanted));
+                session.acknowledge(wanted);
                 session.flush().await
             }
         }
@@ -98,7 +98,7 @@ impl<'a> Delivery<'a> {
         match &mut self.source {
             Source::Link(link) => link.refuse(wanted, code, reason).await,
             Source::Session(session) => {
-                session.control(Control::Refuse(wanted, code, reason.to_owned()));
+                session.refuse(wanted, code, reason);
                 session.flush().await
             }
         }
@@ -133,7 +133,7 @@ impl Drop for Delivery<'_> {
         let Some(wanted) = self.wanted.take() else { return };
         match &mut self.source {
             Source::Link(link) => link.forgo(wanted),
-            Source::Session(session) => session.control(Control::Forgo(wanted)),
+            Source::Session(session) => session.forgo(wanted),
         }
     }
 }

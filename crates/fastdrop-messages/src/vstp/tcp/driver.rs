@@ -1,11 +1,11 @@
 //! The task that reads and writes for the callers of a [`Session`](super::Session).
 
 use super::connection::{Connection, random};
-use super::orders::{Control, Order, Outgoing, Shared, Told};
+use super::orders::{Control, Lost, Order, Outcomes, Outgoing, Shared, Told};
 use crate::vstp::call::IncomingCall;
 use crate::vstp::types::VstpError;
 use fastdrop_proto::calls::{CallId, Calls, NotServed, Serving, deadline_after, remaining_ms};
-use fastdrop_proto::vstp::{Acknowledgement, CallRole, ErrorCode, FrameBytes};
+use fastdrop_proto::vstp::{Acknowledgement, CallRole, ErrorCode, FrameBytes, FrameType};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
@@ -34,6 +34,10 @@ pub(super) struct Driver {
     /// The ends of frames that are to be written, and who is told then.
     writing: VecDeque<(u64, Told<()>)>,
     acknowledging: HashMap<u64, Told<()>>,
+    /// Numbers that others have chosen, and who is told their outcomes.
+    numbered: HashMap<u64, Outcomes>,
+    /// The peer has said that a frame is larger than it takes.
+    too_large: bool,
     calls: Calls<Told<FrameBytes>>,
     /// Calls of the peer, and what tells their handlers of a cancellation.
     serving: Option<Serving<CallId, oneshot::Sender<()>>>,
@@ -71,6 +75,8 @@ impl Driver {
             shared,
             writing: VecDeque::new(),
             acknowledging: HashMap::new(),
+            numbered: HashMap::new(),
+            too_large: false,
             calls: Calls::new(random() >> 1, calls_max),
             serving: serves.then(|| Serving::new(calls_max)),
             closing: None,
@@ -87,9 +93,11 @@ impl Driver {
             End::Write(error) => {
                 let error = self.connection.refusal_after(error).await;
                 self.hand_on();
+                self.say_lost(&error.to_string());
                 self.end(error);
             }
             End::Read(error) => {
+                self.say_lost(&error.to_string());
                 self.connection.say_error(&error).await;
                 let error = self.connection.explained(error);
                 self.end(error);
@@ -120,6 +128,13 @@ impl Driver {
         }
         let failure = error;
         self.end_reading(failure);
+    }
+
+    /// Whoever may connect again hears it before the peer is told anything.
+    fn say_lost(&mut self, reason: &str) {
+        let lost = Lost { reason: reason.to_owned(), too_large: self.too_large };
+        self.shared.lock().lost.get_or_insert(lost);
+        self.shared.lost.notify_one();
     }
 
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -192,7 +207,8 @@ impl Driver {
         let is_given_up = match &order {
             Order::Send(_, told) | Order::Feed(_, told) | Order::Deliver(_, told) => told.is_closed(),
             Order::Call(_, _, told) => told.is_closed(),
-            Order::Push(..) | Order::Reply(..) | Order::Hello(_) | Order::Flush(_) | Order::Close(_) => false,
+            Order::Push(..) | Order::Numbered(..) | Order::Reply(..) => false,
+            Order::Hello(_) | Order::Flush(_) | Order::Close(_) => false,
         };
         if is_given_up {
             return;
@@ -203,6 +219,14 @@ impl Driver {
                 self.call(frame, deadline, told);
             }
             Order::Deliver(frame, told) if !is_over && !self.has_read_all => self.deliver(frame, told),
+            Order::Numbered(leaving, outcomes) if !is_over && !self.has_read_all => {
+                if let Err(error) = self.connection.push_expected(&leaving.frame, leaving.number) {
+                    let _ = outcomes.send((leaving.number, Err(error.to_string())));
+                } else {
+                    self.numbered.insert(leaving.number, outcomes);
+                }
+            }
+            Order::Numbered(..) => {}
             Order::Call(_, _, told) => drop(told.send(Err(VstpError::ConnectionClosed))),
             Order::Deliver(_, told) => drop(told.send(Err(VstpError::ConnectionClosed))),
             Order::Reply(id, frame, told) => {
@@ -236,8 +260,7 @@ impl Driver {
             Order::Flush(told) => self.tell_when_written(Ok(()), told),
             Order::Close(told) if is_over => drop(told.send(Ok(()))),
             Order::Close(told) => {
-                let bye =
-                    FrameBytes::new(crate::vstp::FrameType::Bye, Default::default(), bytes::Bytes::new());
+                let bye = FrameBytes::new(FrameType::Bye, Default::default(), bytes::Bytes::new());
                 match self.connection.push_bytes(&bye) {
                     Ok(()) => self.closing = Some(told),
                     Err(error) => drop(told.send(Err(error))),
@@ -412,6 +435,7 @@ impl Driver {
     fn is_full(&mut self) -> bool {
         let waits = !self.connection.outbox().is_idle()
             || !self.acknowledging.is_empty()
+            || !self.numbered.is_empty()
             || self.calls.outstanding() > 0;
         let max = self.connection.unread_max();
         let max = if waits { max } else { max.min(Self::READ_AHEAD) };
@@ -423,7 +447,9 @@ impl Driver {
     /// Gives everybody what came for them.
     fn hand_on(&mut self) {
         while let Some((msg_id, outcome)) = self.connection.poll_outcome() {
-            if let Some(told) = self.acknowledging.remove(&msg_id) {
+            if let Some(outcomes) = self.numbered.remove(&msg_id) {
+                let _ = outcomes.send((msg_id, outcome));
+            } else if let Some(told) = self.acknowledging.remove(&msg_id) {
                 let _ = told.send(outcome.map_err(VstpError::ServerError));
             }
         }
@@ -452,7 +478,11 @@ impl Driver {
             Some(CallRole::Request(id, ms)) if self.serving.is_some() => {
                 self.take_call(id, ms, frame, wanted);
             }
-            _ => self.put(frame, wanted, None),
+            _ => {
+                let code = frame.headers().find("code").filter(|_| frame.typ == FrameType::Err);
+                self.too_large |= code == Some(ErrorCode::TooLarge.as_str().as_bytes());
+                self.put(frame, wanted, None);
+            }
         }
     }
 
@@ -479,6 +509,9 @@ impl Driver {
         if self.unwanted {
             return;
         }
+        if let Some(attachment) = self.connection.attachment() {
+            self.shared.attachment.get_or_init(|| attachment.clone());
+        }
         let mut received = self.shared.lock();
         received.bytes += frame.memory();
         received.has_due |= self.connection.has_due();
@@ -490,6 +523,7 @@ impl Driver {
     /// Nothing more comes: whoever waits for the peer waits in vain.
     fn end_reading(&mut self, failure: Option<VstpError>) {
         self.has_read_all = true;
+        self.say_lost("the peer has ended");
         for (msg_id, told) in self.acknowledging.drain() {
             self.connection.forget(msg_id);
             let _ = told.send(Err(VstpError::ConnectionClosed));

@@ -127,7 +127,7 @@ impl Link {
         match self {
             Self::Own(connection) => connection.acknowledge(wanted).await,
             Self::Driven(session) => {
-                session.control(Control::Acknowledge(wanted));
+                session.acknowledge(wanted);
                 session.flush().await
             }
         }
@@ -145,7 +145,7 @@ impl Link {
                 connection.flush().await
             }
             Self::Driven(session) => {
-                session.control(Control::Refuse(wanted, code, reason.to_owned()));
+                session.refuse(wanted, code, reason);
                 session.flush().await
             }
         }
@@ -155,7 +155,7 @@ impl Link {
     pub(super) fn forgo(&mut self, wanted: Acknowledgement) {
         match self {
             Self::Own(connection) => connection.forgo(wanted),
-            Self::Driven(session) => session.control(Control::Forgo(wanted)),
+            Self::Driven(session) => session.forgo(wanted),
         }
     }
 

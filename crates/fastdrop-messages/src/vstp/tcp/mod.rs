@@ -16,6 +16,7 @@ mod orders;
 mod outbox;
 mod peer;
 mod reader;
+pub mod reconnecting;
 pub mod server;
 mod serving;
 mod session;
@@ -27,7 +28,9 @@ pub use crate::tls;
 
 pub use client::VstpTcpClient;
 pub use delivery::Delivery;
+pub use fastdrop_proto::vstp::ClientSessionLimits;
 pub use peer::Peer;
+pub use reconnecting::{DeliverError, ReconnectConfig, Reconnecting, State};
 pub(super) use server::serve_connection;
 pub use server::{VstpTcpConnection, VstpTcpServer};
 pub use session::{ReceiveHalf, SendHalf, Session, TrySendError};
@@ -86,6 +89,9 @@ pub struct TcpConfig {
     pub connections_per_address: usize,
     /// Counts of what a server and its connections, or a client, do. Default: counts of their own.
     pub metrics: Metrics,
+    /// The bounds on what a server remembers of clients that [connect again](Reconnecting), so that
+    /// nothing that they send again is handed on twice.
+    pub client_sessions: ClientSessionLimits,
     /// The time for which a server that ends waits for its handlers. Default 10 seconds.
     pub drain: Duration,
 }
@@ -107,6 +113,7 @@ impl Default for TcpConfig {
             connections_max: 10_000,
             connections_per_address: usize::MAX,
             metrics: Metrics::default(),
+            client_sessions: ClientSessionLimits::default(),
             drain: Duration::from_secs(10),
         }
     }

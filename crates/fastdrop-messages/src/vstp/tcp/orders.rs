@@ -4,12 +4,12 @@ use crate::vstp::call::IncomingCall;
 use crate::vstp::held::Held;
 use crate::vstp::types::{ErrorCode, Frame, VstpError};
 use fastdrop_proto::calls::CallId;
-use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
+use fastdrop_proto::vstp::{Acknowledgement, Attachment, FrameBytes, Leaving};
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// A frame to be sent, as its caller has it.
 #[derive(Debug)]
@@ -20,6 +20,9 @@ pub(super) enum Outgoing {
 
 /// The word about an order.
 pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
+
+/// Whoever is told the outcomes of frames by their numbers. What the peer did not say is no outcome.
+pub(super) type Outcomes = mpsc::UnboundedSender<(u64, Result<(), String>)>;
 
 /// Something that is written, in order. Whoever wants it waits, so that it takes no more memory
 /// here than it would there.
@@ -33,6 +36,8 @@ pub(super) enum Order {
     Push(FrameBytes, Held),
     /// A frame, told when it is acknowledged.
     Deliver(Frame, Told<()>),
+    /// A frame that has its number already, and whoever is told outcomes by number.
+    Numbered(Leaving, Outcomes),
     /// A request, told its reply.
     Call(FrameBytes, Instant, Told<FrameBytes>),
     /// The reply to a call of the peer, told when it is written.
@@ -79,6 +84,16 @@ pub(super) struct Received {
     /// Nobody serves the connection any more.
     pub(super) is_left: bool,
     pub(super) failure: Option<VstpError>,
+    /// The reason for which the connection is lost, as soon as that is known.
+    pub(super) lost: Option<Lost>,
+}
+
+/// The reason for which a connection is lost.
+#[derive(Debug, Clone)]
+pub(super) struct Lost {
+    pub(super) reason: String,
+    /// The peer said that a frame is larger than it takes.
+    pub(super) too_large: bool,
 }
 
 /// State of a session that callers and the task share.
@@ -88,6 +103,10 @@ pub(super) struct Shared {
     pub(super) arrived: Notify,
     /// Nothing more comes, or the connection is left.
     pub(super) over: Notify,
+    /// The connection is lost.
+    pub(super) lost: Notify,
+    /// The place of the connection in the session of a client that connects again.
+    pub(super) attachment: OnceLock<Attachment>,
     pub(super) unknown_replies: AtomicU64,
 }
 

@@ -1,7 +1,7 @@
 //! The end that listens.
 
 use super::TcpConfig;
-use super::connection::Connection;
+use super::connection::{Connection, random};
 use super::delivery::Delivery;
 use super::link::Link;
 use super::peer::{Peer, Served};
@@ -12,12 +12,13 @@ use super::unhandled::{Drained, Unhandled};
 use crate::incoming::{Accepted, Carried, Incoming};
 use crate::inner::Inner;
 use crate::metrics::Metrics;
+use crate::places::Origin;
 use crate::shutdown::ShutdownSignal;
 use crate::spans;
 use crate::tls::{self, Acceptor, Fingerprint, ServerTls};
 use crate::vstp::call::Call;
 use crate::vstp::types::{Flags, Frame, SessionId, VstpError};
-use fastdrop_proto::vstp::FrameBytes;
+use fastdrop_proto::vstp::{ClientOrigin, ClientSessions, FrameBytes};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -124,6 +125,7 @@ pub struct VstpTcpServer {
     config: TcpConfig,
     tls: Option<Acceptor>,
     sessions: AtomicU64,
+    client_sessions: ClientSessions,
 }
 
 impl VstpTcpServer {
@@ -149,7 +151,8 @@ impl VstpTcpServer {
     }
 
     pub(crate) fn new(incoming: Incoming, config: TcpConfig, tls: Option<Acceptor>) -> Self {
-        Self { incoming, config, tls, sessions: AtomicU64::new(0) }
+        let client_sessions = ClientSessions::new(config.client_sessions, random());
+        Self { incoming, config, tls, sessions: AtomicU64::new(0), client_sessions }
     }
 
     /// Counts of what this server does, also when it is used up: those of its configuration.
@@ -204,6 +207,11 @@ impl VstpTcpServer {
         tracing::debug!(%peer, "connected");
         let stream = stream.guarded(&self.config, Some(place));
         let mut connection = Connection::new(stream, self.config.clone(), Some(id), answers);
+        connection.accept_client_session(ClientOrigin {
+            sessions: self.client_sessions.clone(),
+            address: Origin::of(peer.ip()).to_bits(),
+            certificate: fingerprint.map(Fingerprint::to_bytes),
+        });
         connection.admit().await?;
         let link = Link::new(connection, &self.config, peer);
         Ok(VstpTcpConnection { link, peer, fingerprint, span: span.clone() })

@@ -1,6 +1,5 @@
 //! A server's side of one connection: calls beside each other, other frames one after the other.
 
-use super::orders::Control;
 use super::session::Session;
 use super::unhandled::Unhandled;
 use crate::incoming::log_panic;
@@ -66,11 +65,11 @@ where
         };
         let held = budget.hold(&frame);
         match call {
+            // Whoever has it is waited for: it is acknowledged, and before its reply.
             Some(incoming) => {
+                let Some(acknowledged) = begin(&session, wanted) else { continue };
                 let guard = Unanswered { session: session.clone(), id: Some(incoming.id) };
                 let (answer, unhandled) = (Arc::clone(&answer), unhandled.clone());
-                // Whoever has it is waited for: it is acknowledged, and before its reply.
-                let acknowledged = acknowledge(&session, wanted);
                 let handled = async move {
                     let _held = held;
                     unhandled.count(acknowledged, answer_call(guard, frame, incoming, answer)).await;
@@ -89,7 +88,7 @@ where
                     place.send((frame, wanted, held));
                 }
             }
-            None => _ = acknowledge(&session, wanted),
+            None => _ = begin(&session, wanted),
         }
     };
     drop(plain);
@@ -109,11 +108,15 @@ where
 /// The reason for which a session ends whose frames nobody handles any more.
 const HANDLER_ENDED: &str = "the handler of a frame has failed; no frame after it is handled";
 
-/// Acknowledges a frame; true if its sender wants that.
-fn acknowledge(session: &Session, wanted: Option<Acknowledgement>) -> bool {
-    let Some(wanted) = wanted else { return false };
-    session.control(Control::Acknowledge(wanted));
-    true
+/// Acknowledges a frame that is handled from now on; true if its sender wants that. None if it is
+/// not to be handled, as it was already.
+fn begin(session: &Session, wanted: Option<Acknowledgement>) -> Option<bool> {
+    if !session.claim(wanted) {
+        return None;
+    }
+    let Some(wanted) = wanted else { return Some(false) };
+    session.acknowledge(wanted);
+    Some(true)
 }
 
 /// Says that there is no reply when the handler is dropped, by a panic say.
@@ -167,7 +170,7 @@ async fn answer_plain<A, Fut>(
             next = frames.recv() => next,
         };
         let Some((frame, wanted, _held)) = next else { return };
-        let acknowledged = acknowledge(&session, wanted);
+        let Some(acknowledged) = begin(&session, wanted) else { continue };
         let handled = async {
             let call = Call { frame, from: session.peer_addr(), deadline: None };
             match answer(call).await {

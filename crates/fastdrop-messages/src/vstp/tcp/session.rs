@@ -2,11 +2,11 @@
 
 use super::connection::{Connection, Owed};
 use super::driver::Driver;
-use super::orders::{Control, Order, Outgoing, Shared, Taken, Told};
+use super::orders::{Control, Lost, Order, Outgoing, Shared, Taken, Told};
 use crate::vstp::held::Budget;
 use crate::vstp::types::{Frame, SessionId, VstpError};
 use fastdrop_proto::calls::{CALL_TIME_MAX, CallId};
-use fastdrop_proto::vstp::FrameBytes;
+use fastdrop_proto::vstp::{Acknowledgement, Attachment, ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -314,15 +314,55 @@ impl Session {
     ///
     /// As [`Self::recv`].
     pub async fn recv_bytes(&self) -> Result<Option<FrameBytes>, VstpError> {
-        let Some((frame, wanted, _)) = self.take().await? else { return Ok(None) };
+        let Some((frame, wanted)) = self.recv_owed().await? else { return Ok(None) };
         if let Some(wanted) = wanted {
-            self.control(Control::Acknowledge(wanted));
+            self.acknowledge(wanted);
         }
         Ok(Some(frame))
     }
 
     pub(super) async fn recv_owed(&self) -> Result<Option<Owed>, VstpError> {
-        Ok(self.take().await?.map(|(frame, wanted, _)| (frame, wanted)))
+        loop {
+            match self.take().await? {
+                Some((frame, wanted, _)) if self.claim(wanted) => return Ok(Some((frame, wanted))),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Records that the application has a frame from now on. False: it is not to be handed on, as
+    /// it was already, or comes again on another connection.
+    pub(super) fn claim(&self, wanted: Option<Acknowledgement>) -> bool {
+        wanted.is_none_or(|wanted| self.attachment(wanted).is_none_or(|attachment| attachment.claim(wanted)))
+    }
+
+    /// The session to which a frame belongs, where it is one of a client that connects again: what
+    /// becomes of it counts also when this connection is gone.
+    fn attachment(&self, wanted: Acknowledgement) -> Option<&Attachment> {
+        self.0.shared.attachment.get().filter(|_| wanted.number().is_some())
+    }
+
+    pub(super) fn acknowledge(&self, wanted: Acknowledgement) {
+        match self.attachment(wanted) {
+            Some(attachment) => attachment.acknowledge(wanted),
+            None => self.control(Control::Acknowledge(wanted)),
+        }
+    }
+
+    pub(super) fn refuse(&self, wanted: Option<Acknowledgement>, code: ErrorCode, reason: &str) {
+        match wanted.and_then(|wanted| Some((wanted, self.attachment(wanted)?))) {
+            Some((wanted, attachment)) => attachment.refuse(wanted, code, reason),
+            None => self.control(Control::Refuse(wanted, code, reason.to_owned())),
+        }
+    }
+
+    /// The application has dropped a frame that was handed on.
+    pub(super) fn forgo(&self, wanted: Acknowledgement) {
+        match self.attachment(wanted) {
+            Some(attachment) => attachment.forgo(wanted),
+            None => self.control(Control::Forgo(wanted)),
+        }
     }
 
     pub(super) async fn take(&self) -> Result<Option<Taken>, VstpError> {
@@ -369,6 +409,28 @@ impl Session {
     /// The handler of a call was dropped.
     pub(crate) fn abandon(&self, call: CallId) {
         self.control(Control::Abandoned(call));
+    }
+
+    /// Waits until the connection is lost, for one caller, and says why.
+    pub(super) async fn lost(&self) -> Lost {
+        let shared = &self.0.shared;
+        loop {
+            let lost = shared.lock().lost.clone();
+            match lost {
+                Some(lost) => return lost,
+                None => shared.lost.notified().await,
+            }
+        }
+    }
+
+    /// Returns true if both are the same connection.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Waits until one more order is taken. None: the connection is lost.
+    pub(super) async fn room(&self) -> Option<mpsc::Permit<'_, Order>> {
+        self.0.orders.reserve().await.ok()
     }
 
     /// Says BYE, and ends the sending half. What the peer still sends comes by [`Self::recv`].
