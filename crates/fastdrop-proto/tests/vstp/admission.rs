@@ -61,6 +61,12 @@ fn case_124_large_messages_from_many_at_once_all_arrive() {
     all_arrive(40, 1, MIB, limits(10 * MIB), Duration::from_millis(20));
 }
 
+/// A message that has the room of strangers for itself takes none along when it is known.
+#[test]
+fn case_124_messages_that_fit_into_the_room_of_strangers_all_arrive() {
+    all_arrive(50, 1, 5 * MIB / 2, limits(64 * MIB), Duration::from_millis(25));
+}
+
 #[test]
 fn case_124_all_arrive_where_one_fits_at_a_time() {
     all_arrive(12, 1, MIB, limits(MIB + MIB / 8), Duration::from_millis(20));
