@@ -205,10 +205,10 @@ impl VstpUdpServer {
 
     /// Replies to the calls of every address with what `handler` gives, beside each other, until
     /// `end`; then the handlers that run have ten seconds. A handler whose caller does not wait any
-    /// more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are given
-    /// to `handler` as well, and answered with frames that are no replies. An address has at most 1,024 calls
-    /// at once, and never more than are free beside those of all, of which there are 8,192; beyond,
-    /// a caller is told `busy`.
+    /// more is dropped. DATA frames that are no calls, as those of programs of version 0.2, are
+    /// given to `handler` as well, and answered with frames that are no replies. An address has at
+    /// most 1,024 calls at once, and never more than are free beside those of all, of which there
+    /// are 8,192; beyond, a caller is told `busy`. Says what was acknowledged and not handled.
     ///
     /// # Errors
     ///
