@@ -2,11 +2,15 @@
 //! section 10).
 
 use super::acknowledgement::Acknowledgement;
-use super::frame::{Flags, FrameBytes, FrameError, FrameType, Headers, HeadersBuf};
+use super::frame::{FrameBytes, FrameError, FrameType, Headers, HeadersBuf};
 use super::ids::{is_of_stream, number_digits};
+use super::ordered::Order;
+use super::priority::Priority;
 
 const CHANNEL: &str = "vstp-channel";
 const SEQ: &str = "vstp-seq";
+const ORDER: &str = "vstp-order";
+const AFTER: &str = "vstp-after";
 
 /// A channel of one sender to one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,21 +18,26 @@ pub enum Channel {
     /// States, of which only the newest counts: what is older than one that was handed on is
     /// dropped, and nothing is sent again.
     Sequenced(u32),
+    /// Frames that are handed on in the order in which they were sent, each once.
+    Ordered(u32),
 }
 
 impl Channel {
-    /// The channel that a frame was sent on; None if it has none.
+    /// The channel that the headers of a frame name; None if they name none.
     pub fn of(frame: &FrameBytes) -> Option<Self> {
-        let (channel, _) = Place::read(frame.headers())?;
-        Some(channel)
+        match Place::read(frame.headers())? {
+            Place::Sequenced { channel, .. } => Some(Self::Sequenced(channel)),
+            Place::Ordered(order) => Some(Self::Ordered(order.channel)),
+        }
     }
 }
 
-/// The ways to send a frame.
+/// The ways to send a frame. The default is without an acknowledgement, on no channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SendOptions {
     channel: Option<Channel>,
     acknowledged: bool,
+    priority: Priority,
 }
 
 impl SendOptions {
@@ -43,6 +52,19 @@ impl SendOptions {
         Self { channel: Some(Channel::Sequenced(channel)), ..Self::default() }
     }
 
+    /// On this channel, in order, until it is acknowledged. At most 64 ordered channels of an
+    /// address have frames that wait for their acknowledgements.
+    pub fn ordered(channel: u32) -> Self {
+        Self { channel: Some(Channel::Ordered(channel)), acknowledged: true, ..Self::default() }
+    }
+
+    /// The same with this priority. On an ordered channel it counts where no frame before this one
+    /// waits for its acknowledgement; else this one has theirs.
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
     /// The channel.
     pub fn channel(&self) -> Option<Channel> {
         self.channel
@@ -53,27 +75,39 @@ impl SendOptions {
         self.acknowledged
     }
 
-    /// The number of a sequenced channel.
-    pub(super) fn state(&self) -> Option<u32> {
-        match self.channel? {
-            Channel::Sequenced(channel) => Some(channel),
-        }
+    /// The priority.
+    pub fn priority(&self) -> Priority {
+        self.priority
     }
 }
 
-/// The place of a received frame in its channel.
+/// The place of a frame in its channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// A state of this channel, with its number.
     Sequenced { channel: u32, number: u64 },
+    /// One of an ordered channel.
+    Ordered(Order),
 }
 
 impl Place {
+    /// Bytes that a place adds to a frame, at most: three headers, the lengths of their keys and
+    /// values, and digits.
+    pub(super) const BYTES_MAX: usize = 3 * 2 + CHANNEL.len() + ORDER.len() + AFTER.len() + 10 + 20 + 10;
+
     /// Reads the headers of a channel; None if they are not there or make no sense.
-    fn read(headers: Headers<'_>) -> Option<(Channel, u64)> {
+    fn read(headers: Headers<'_>) -> Option<Self> {
         let channel = u32::try_from(headers.number(CHANNEL)?).ok()?;
-        let number = headers.number(SEQ).filter(|number| is_of_stream(*number))?;
-        Some((Channel::Sequenced(channel), number))
+        let number = |key| headers.number(key).filter(|number| is_of_stream(*number));
+        match (headers.find(SEQ), headers.find(ORDER)) {
+            (Some(_), None) => Some(Self::Sequenced { channel, number: number(SEQ)? }),
+            (None, Some(_)) => {
+                let number = number(ORDER)?;
+                let after = u32::try_from(headers.number(AFTER)?).ok()?;
+                (after < number as u32).then_some(Self::Ordered(Order { channel, number, after }))
+            }
+            _ => None,
+        }
     }
 
     /// The place of a frame that asks for this acknowledgement; None if it is on no channel.
@@ -81,20 +115,27 @@ impl Place {
         if matches!(frame.typ, FrameType::Ack | FrameType::Err) {
             return None;
         }
-        let (channel, number) = Self::read(frame.headers())?;
-        let asks = wanted.is_some() || frame.flags.contains(Flags::REQ_ACK);
-        match channel {
-            Channel::Sequenced(channel) if !asks => Some(Self::Sequenced { channel, number }),
-            Channel::Sequenced(_) => None,
-        }
+        let place = Self::read(frame.headers())?;
+        let fits = match place {
+            Self::Sequenced { .. } => wanted.is_none(),
+            // One whose number comes round may not be known again when it comes again.
+            Self::Ordered(_) => wanted.is_some_and(|wanted| wanted.unique_number().is_some()),
+        };
+        fits.then_some(place)
     }
 
     /// A frame with its place, and no other.
     pub(super) fn write(self, frame: FrameBytes) -> Result<FrameBytes, FrameError> {
-        match self {
-            Self::Sequenced { channel, number } => frame
-                .with_header(CHANNEL.as_bytes(), channel.to_string().as_bytes())?
-                .with_header(SEQ.as_bytes(), number_digits(number).as_bytes()),
+        let (channel, key, number, after) = match self {
+            Self::Sequenced { channel, number } => (channel, SEQ, number, None),
+            Self::Ordered(Order { channel, number, after }) => (channel, ORDER, number, Some(after)),
+        };
+        let frame = frame
+            .with_header(CHANNEL.as_bytes(), channel.to_string().as_bytes())?
+            .with_header(key.as_bytes(), number_digits(number).as_bytes())?;
+        match after {
+            None => Ok(frame),
+            Some(after) => frame.with_header(AFTER.as_bytes(), after.to_string().as_bytes()),
         }
     }
 }
@@ -102,7 +143,7 @@ impl Place {
 /// The same frame without the headers of a channel on which it may have come: its numbers are those
 /// of another sender.
 pub(super) fn without_place(frame: FrameBytes) -> Result<FrameBytes, FrameError> {
-    let is_ours = |key: &[u8]| [CHANNEL, SEQ].iter().any(|ours| ours.as_bytes() == key);
+    let is_ours = |key: &[u8]| [CHANNEL, SEQ, ORDER, AFTER].iter().any(|ours| ours.as_bytes() == key);
     if !frame.headers().iter().any(|(key, _)| is_ours(key)) {
         return Ok(frame);
     }

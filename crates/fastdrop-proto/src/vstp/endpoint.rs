@@ -58,6 +58,8 @@ pub struct Endpoint {
     timers: BTreeSet<(Instant, SocketAddr)>,
     outcomes: VecDeque<(SendId, Result<(), Failure>)>,
     next_send: u64,
+    /// Bytes a second of what has the lowest priority, to one address.
+    bulk_rate: Option<u64>,
     counters: Counters,
 }
 
@@ -90,6 +92,7 @@ impl Endpoint {
             timers: BTreeSet::new(),
             outcomes: VecDeque::new(),
             next_send: 0,
+            bulk_rate: None,
             counters: Counters::default(),
             config,
         }
@@ -162,11 +165,13 @@ impl Endpoint {
         self.next_send += 1;
         let send = SendId(self.next_send);
         let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
+        // For a stream that may have to begin.
+        let fresh = options.channel().map_or(0, |_| self.random.next_u64());
         // An answer of an application that answers for itself is like one of the endpoint.
         let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err);
         let sent = match self.peer_to_send(now, to) {
             None => Err(Failure::Busy),
-            Some(peer) => match peer.sending.send(now, send, frame, options, datagram) {
+            Some(peer) => match peer.sending.send(now, send, frame, options, (datagram, fresh)) {
                 Ok(None) => Ok(()),
                 Ok(Some(small)) => {
                     let taken = if is_answer {
@@ -299,6 +304,10 @@ impl Endpoint {
             peer.timer = None;
             peer.sending.handle_timeout(now);
             self.counters.withheld += peer.drop_withheld(now);
+            let silent = now.saturating_duration_since(peer.heard_at);
+            let is_gone = peer.standing == Standing::Challenged && silent >= Self::unanswered_max(peer);
+            peer.receiving.ordered.handle_timeout(now, is_gone);
+            self.settle_turns(now, address);
             self.promote(now, address);
             let age_max = self.config.limits.age_max;
             let others_wait = self.others_wait(address);

@@ -29,6 +29,13 @@ pub enum Failure {
     /// A newer state of its channel has taken its place before it left.
     #[error("a newer state of its channel has taken its place")]
     Superseded,
+    /// One that was sent before it on its ordered channel did not arrive, so that its turn may
+    /// never have come.
+    #[error("one before it on its ordered channel did not arrive")]
+    ChannelBroken,
+    /// It is on an ordered channel, and does not fit a datagram.
+    #[error("frames of ordered channels are not cut, and no datagram carries one of this size")]
+    NotCutInOrder,
     /// The address did not prove that it exists.
     #[error("the address has not proved itself")]
     Unproved,

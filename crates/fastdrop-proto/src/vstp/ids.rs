@@ -17,6 +17,11 @@ pub(super) fn number_digits(number: u64) -> String {
     format!("0{number}")
 }
 
+/// The stream of a number, and its count.
+pub(super) fn split(number: u64) -> (u32, u32) {
+    ((number >> u32::BITS) as u32, number as u32)
+}
+
 /// Reports whether a number can be one of a stream.
 pub(super) fn is_of_stream(number: u64) -> bool {
     number >> 62 == 1 && number as u32 != 0

@@ -131,13 +131,8 @@ impl Inbox {
         frame: FrameBytes,
         acknowledgement: Option<Acknowledgement>,
     ) {
-        let queue = self.hold(from, is_stranger, &frame);
-        let is_first = queue.frames.is_empty();
-        queue.frames.push_back(Waiting { frame, acknowledgement, state: None });
-        let is_stranger = queue.is_stranger;
-        if is_first {
-            self.take_turn(from, is_stranger);
-        }
+        self.hold(from, is_stranger, &frame);
+        self.push_held(from, frame, acknowledgement);
     }
 
     /// Takes a frame about a call that is under way.
@@ -152,8 +147,9 @@ impl Inbox {
         self.of_calls.push_back((from, frame, acknowledgement));
     }
 
-    /// Counts a frame of an address.
-    fn hold(&mut self, from: SocketAddr, is_stranger: bool, frame: &FrameBytes) -> &mut Queue {
+    /// Counts a frame of an address that is no part of its queue: one that came and whose turn has
+    /// not come, until [`Self::push_held`], or [`Self::on_taken`] if it never comes.
+    pub(super) fn hold(&mut self, from: SocketAddr, is_stranger: bool, frame: &FrameBytes) {
         if !is_stranger {
             self.prove(from);
         }
@@ -162,7 +158,22 @@ impl Inbox {
         queue.held.add(amount);
         let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
         of_all.add(amount);
-        queue
+    }
+
+    /// The turn of such a frame has come.
+    pub(super) fn push_held(
+        &mut self,
+        from: SocketAddr,
+        frame: FrameBytes,
+        acknowledgement: Option<Acknowledgement>,
+    ) {
+        let Some(queue) = self.queues.get_mut(&from) else { return };
+        let is_first = queue.frames.is_empty();
+        queue.frames.push_back(Waiting { frame, acknowledgement, state: None });
+        let is_stranger = queue.is_stranger;
+        if is_first {
+            self.take_turn(from, is_stranger);
+        }
     }
 
     /// The next frame about a call that is under way, which is held as any other.

@@ -3,6 +3,7 @@
 use super::fragment::{Report, WINDOW_MAX, Writer};
 use super::frame::{FrameBytes, FrameError};
 use super::ids::SendId;
+use super::priority::Priority;
 use super::unacknowledged::News;
 use crate::congestion::{Flow, Stamp};
 use crate::rtt::Rtt;
@@ -60,6 +61,7 @@ pub(super) struct Outgoing {
     is_shut: bool,
     /// The channel of which it is a state.
     pub(super) state: Option<u32>,
+    pub(super) priority: Priority,
     /// Whether its application has been told what became of it.
     pub(super) told: bool,
 }
@@ -110,6 +112,7 @@ impl Outgoing {
             shut_since: None,
             is_shut: false,
             state: None,
+            priority: Priority::Normal,
             told: false,
         }
     }
@@ -117,6 +120,11 @@ impl Outgoing {
     /// Returns true if something of it may have left.
     pub(super) fn has_begun(&self) -> bool {
         self.base > 0 || !self.slots.is_empty() || self.replaces.is_some()
+    }
+
+    /// Returns true if something of it is lost, and has to leave again.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
     }
 
     /// Which one it is to its application.
@@ -154,6 +162,11 @@ impl Outgoing {
         let Some(writer) = &self.writer else { return self.encoded_len() as u64 };
         let left = u64::from(writer.total() - self.base) - self.slots.len() as u64 + self.lost.len() as u64;
         left * writer.datagram_len(0) as u64
+    }
+
+    /// Nothing of it may leave yet: its patience begins anew.
+    pub(super) fn wait_for_turn(&mut self, now: Instant) {
+        self.progress_at = now;
     }
 
     /// When it is given up, if nothing new gets through.
@@ -251,6 +264,11 @@ impl Outgoing {
         (self.newest, self.loss_at, self.sent_at, self.ask) = (None, None, None, None);
         self.is_shut = false;
         self.timeouts = 0;
+    }
+
+    /// Returns true if something of it has to leave, as far as is known before it is cut.
+    pub(super) fn may_leave(&self) -> bool {
+        self.writer.is_none() || self.peek().is_some()
     }
 
     /// The fragment that has to leave next, and its size; None if none has to, or may.

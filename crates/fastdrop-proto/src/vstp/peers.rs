@@ -70,6 +70,10 @@ impl Peers {
         self.by_address.values()
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (SocketAddr, &mut Peer)> {
+        self.by_address.iter_mut().map(|(address, peer)| (*address, peer))
+    }
+
     /// The standing of an address; None if nothing is remembered of it.
     pub(super) fn standing(&self, address: SocketAddr) -> Option<Standing> {
         self.get(address).map(|peer| peer.standing)

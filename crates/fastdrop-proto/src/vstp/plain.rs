@@ -4,6 +4,7 @@
 use super::batch::Batch;
 use super::failure::Failure;
 use super::ids::SendId;
+use super::priority::{ByPriority, Priority};
 use crate::congestion::{Flow, Stamp};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ pub(super) struct PlainFrame {
     pub(super) bytes: Vec<u8>,
     /// The channel of which it is a state.
     pub(super) state: Option<u32>,
+    pub(super) priority: Priority,
 }
 
 /// One that waits, and whom to tell that it has left.
@@ -56,7 +58,7 @@ pub(super) struct Path {
 #[derive(Debug)]
 pub(super) struct Plain {
     /// Those that wait.
-    queue: VecDeque<Waiting>,
+    queues: ByPriority<VecDeque<Waiting>>,
     /// Bytes that may leave at once.
     credit: f64,
     credited_at: Instant,
@@ -98,7 +100,7 @@ impl Plain {
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            queue: VecDeque::new(),
+            queues: ByPriority::default(),
             credit: Self::BURST,
             credited_at: now,
             frames: 0,
@@ -114,24 +116,32 @@ impl Plain {
 
     /// Returns true if nothing waits to leave.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queues.iter().all(VecDeque::is_empty)
+    }
+
+    /// Returns true if something of this priority waits to leave.
+    pub(super) fn waits(&self, priority: Priority) -> bool {
+        !self.queues.get(priority).is_empty()
     }
 
     /// Takes a frame. Returns true if its sender need not wait until it has left.
     pub(super) fn push(&mut self, send: SendId, frame: PlainFrame) -> Result<bool, Failure> {
-        if self.queue.len() >= Self::QUEUE_MAX {
+        let queue = self.queues.get_mut(frame.priority);
+        if queue.len() >= Self::QUEUE_MAX {
             return Err(Failure::Busy);
         }
-        let free = self.queue.len() < Self::QUEUE_FREE && frame.state.is_none();
-        self.queue.push_back(Waiting { send: (!free).then_some(send), frame });
+        let free = queue.len() < Self::QUEUE_FREE && frame.state.is_none();
+        queue.push_back(Waiting { send: (!free).then_some(send), frame });
         Ok(free)
     }
 
     /// Takes the state of a channel that waits out of the queue.
     pub(super) fn take_state(&mut self, channel: u32) -> Option<SendId> {
         let is_it = |waiting: &Waiting| waiting.frame.state == Some(channel);
-        let at = self.queue.iter().position(is_it)?;
-        self.queue.remove(at)?.send
+        self.queues.iter_mut().find_map(|queue| {
+            let at = queue.iter().position(is_it)?;
+            queue.remove(at)?.send
+        })
     }
 
     /// Bytes a second at which frames leave. What is lost does not leave again, so a path is tried
@@ -147,11 +157,11 @@ impl Plain {
     /// Returns true if a mark has to leave, where somebody may report it.
     pub(super) fn wants_mark(&self, flow: &Flow) -> bool {
         let interval = (Self::window(flow) / 4).max(Self::MARK_MIN);
-        let is_last = self.queue.is_empty() || self.is_blocked(flow);
+        let is_last = self.is_empty() || self.is_blocked(flow);
         let waits = !self.on_way.is_empty() && self.marks.is_empty() && is_last;
         // The first one leaves before there is a queue in which it could be lost.
         let knows = self.last.is_some() || !self.marks.is_empty();
-        let is_first = !knows && !self.queue.is_empty() && self.are_many();
+        let is_first = !knows && !self.is_empty() && self.are_many();
         waits || is_first || (self.unmarked >= interval && self.marks.len() < Self::MARKS_MAX)
     }
 
@@ -179,21 +189,22 @@ impl Plain {
         self.unmarked = 0;
     }
 
-    /// Writes the frames that leave next, of which each but the last has the same size: that size.
-    /// Says what is known of the peer in `path`, and gives `told` those whose senders have waited.
+    /// Writes the frames of a priority that leave next, of which each but the last has the same
+    /// size: that size. `path` says what is known of the peer, and `told` gets those whose senders
+    /// have waited.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        batch: Batch,
+        (priority, batch): (Priority, Batch),
         path: Path,
         flow: &mut Flow,
         told: &mut VecDeque<(SendId, Result<(), Failure>)>,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
-        self.pace_at = None;
-        if self.queue.is_empty() {
+        if !self.waits(priority) {
             return None;
         }
+        self.pace_at = None;
         let rate = Self::rate(path, flow) / if path.is_shared { 2.0 } else { 1.0 };
         let passed = now.saturating_duration_since(self.credited_at).as_secs_f64();
         let of_many = Self::BURST_OF_MANY.max(rate * Flow::BURST.as_secs_f64());
@@ -212,14 +223,14 @@ impl Plain {
         }
         let mut size = None;
         for _ in 0..batch.segments.max(1) {
-            let Some(Waiting { frame, .. }) = self.queue.front() else { break };
+            let Some(Waiting { frame, .. }) = self.queues.get(priority).front() else { break };
             let len = frame.bytes.len();
             let waits = size.is_some() && (self.credit <= 0.0 || self.is_blocked(flow));
             if waits || !batch.has_room(len, out.len(), size) {
                 break;
             }
             let are_many = self.are_many();
-            let Some(Waiting { send, frame }) = self.queue.pop_front() else { break };
+            let Some(Waiting { send, frame }) = self.queues.get_mut(priority).pop_front() else { break };
             out.extend_from_slice(&frame.bytes);
             told.extend(send.map(|send| (send, Ok(()))));
             self.credit -= len as f64;
@@ -303,14 +314,15 @@ impl Plain {
 
     /// The time at which something is to be done.
     pub(super) fn poll_timeout(&self, flow: &Flow) -> Option<Instant> {
-        let pace = self.pace_at.filter(|_| !self.queue.is_empty());
+        let pace = self.pace_at.filter(|_| !self.is_empty());
         [pace, self.poll_silence(flow)].into_iter().flatten().min()
     }
 
     /// Gives up all that wait, for this reason.
     pub(super) fn abandon(&mut self, reason: &Failure, told: &mut VecDeque<(SendId, Result<(), Failure>)>) {
-        told.extend(
-            self.queue.drain(..).filter_map(|waiting| waiting.send).map(|send| (send, Err(reason.clone()))),
-        );
+        for queue in self.queues.iter_mut() {
+            let waited = queue.drain(..).filter_map(|waiting| waiting.send);
+            told.extend(waited.map(|send| (send, Err(reason.clone()))));
+        }
     }
 }

@@ -7,6 +7,7 @@ use super::error_code::ErrorCode;
 use super::fragment::{Fragment, Report, write_probe_report, write_refusal};
 use super::frame::{Flags, FrameBytes, FrameRef};
 use super::inbox::Amount;
+use super::ordered::Ordered;
 use super::reassembly::{Reassembly, Taken};
 use super::seen::Seen;
 use super::sequenced::Newest;
@@ -88,6 +89,8 @@ pub(super) struct Receiving {
     pub(super) arrivals: Arrivals,
     /// The newest states of its channels.
     pub(super) newest: Newest,
+    /// Its ordered channels.
+    pub(super) ordered: Ordered,
     /// Small frames that came and want no acknowledgement, modulo 2^32.
     pub(super) plain_came: u32,
     /// Answers about messages that are not under way.
@@ -508,6 +511,7 @@ impl Receiving {
         let period = self.incoming.values().filter_map(|message| message.period_ends_at(age_max)).min();
         let report = self.incoming.values().filter_map(Reassembly::report_at).min();
         let arrivals = self.arrivals.poll_timeout();
-        [expiry, period, report, arrivals, self.whole.poll_timeout(age_max)].into_iter().flatten().min()
+        let (whole, ordered) = (self.whole.poll_timeout(age_max), self.ordered.poll_timeout());
+        [expiry, period, report, arrivals, whole, ordered].into_iter().flatten().min()
     }
 }

@@ -99,6 +99,11 @@ impl Seen {
         self.order.push_back((now, frame));
     }
 
+    /// A pending frame could not be kept, and may come again.
+    pub(super) fn forget_pending(&mut self, frame: Acknowledgement) {
+        self.pending.remove(&frame);
+    }
+
     /// Returns true if the application has settled everything.
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty()

@@ -2,13 +2,16 @@
 //! REQ_ACK.
 
 use super::arrivals::Arrived;
-use super::channel::{Place, SendOptions, without_place};
+use super::cap::Cap;
+use super::channel::{Channel, Place, SendOptions, without_place};
 use super::failure::Failure;
 use super::fragment::Report;
 use super::frame::FrameBytes;
 use super::ids::{SendId, new_stream};
+use super::ordering::Ordering;
 use super::outgoing::Outgoing;
 use super::plain::{Plain, PlainFrame};
+use super::priority::{ByPriority, Precedence, Priority};
 use super::random::Random;
 use super::streams::Numbers;
 use super::unacknowledged::{MSG_ID_HEADER_BYTES, Unacknowledged, numbered};
@@ -70,6 +73,7 @@ struct Held {
     acknowledged: bool,
     /// The channel of which it is a state.
     state: Option<u32>,
+    priority: Priority,
 }
 
 /// The sending half of one address.
@@ -84,10 +88,12 @@ pub(super) struct Sending {
     /// Numbers of messages in fragments that are to be acknowledged. They have a stream of their
     /// own: a long one holds back no small frames.
     numbers: Numbers,
-    /// Numbers of the states of all channels.
-    states: Numbers,
+    /// The last number of a state of any channel; zero before the first.
+    last_state: u64,
+    /// The numbers of ordered channels.
+    ordering: Ordering,
     /// Messages that wait for a place among `outgoing`.
-    held: VecDeque<Held>,
+    held: ByPriority<VecDeque<Held>>,
     outgoing: VecDeque<Outgoing>,
     unacknowledged: Unacknowledged,
     plain: Plain,
@@ -97,14 +103,26 @@ pub(super) struct Sending {
     pace_at: Option<Instant>,
     blind_at: Instant,
     blind_left: u32,
-    /// Bytes by which small frames are ahead of fragments since both have waited.
-    small_ahead: i64,
+    /// The time at which fragments last left.
+    left_at: Instant,
+    /// Bytes by which small frames are ahead of fragments of the same priority since both have
+    /// waited.
+    small_ahead: ByPriority<i64>,
+    precedence: Precedence,
+    /// The bound of what has the lowest priority.
+    cap: Option<Cap>,
+    /// The time at which it lets something leave.
+    cap_at: Option<Instant>,
+    /// It was what kept something back when something was last to leave.
+    is_capped: bool,
 }
 
 impl Sending {
     /// The size of a datagram that every path carries, and larger ones that are tried.
     pub(super) const DATAGRAMS: [usize; 4] = [1200, 1452, 8952, 32_000];
     pub(super) const DATAGRAM: usize = 1200;
+    /// Bytes of the largest.
+    const DATAGRAM_MAX: u64 = 32_000;
     /// Messages that may be under way or wait for one address.
     const OUTGOING_MAX: usize = 256;
     const PROBES_MAX: u32 = 8;
@@ -139,8 +157,9 @@ impl Sending {
             // Beyond 32 bits, so that nobody guesses it.
             next_id: new_stream(random.next_u64() as u32),
             numbers: Numbers::new(random),
-            states: Numbers::new(random),
-            held: VecDeque::new(),
+            last_state: 0,
+            ordering: Ordering::default(),
+            held: ByPriority::default(),
             outgoing: VecDeque::new(),
             unacknowledged,
             plain: Plain::new(now),
@@ -149,13 +168,18 @@ impl Sending {
             pace_at: None,
             blind_at: now,
             blind_left: Self::BLIND,
-            small_ahead: 0,
+            left_at: now,
+            small_ahead: ByPriority::default(),
+            precedence: Precedence::default(),
+            cap: None,
+            cap_at: None,
+            is_capped: false,
         }
     }
 
     /// Whether nothing is under way.
     pub(super) fn is_idle(&self) -> bool {
-        let large = self.outgoing.is_empty() && self.held.is_empty();
+        let large = self.outgoing.is_empty() && self.held.iter().all(VecDeque::is_empty);
         large && self.unacknowledged.is_empty() && self.plain.is_empty() && self.outcomes.is_empty()
     }
 
@@ -185,21 +209,38 @@ impl Sending {
     }
 
     /// Takes a message. A frame that fits into a datagram of this size and wants no acknowledgement
-    /// is given back encoded, to be sent as it is.
+    /// is given back encoded, to be sent as it is. `fresh` is random.
     pub(super) fn send(
         &mut self,
         now: Instant,
         send: SendId,
         frame: FrameBytes,
         options: &SendOptions,
-        datagram: usize,
+        (datagram, fresh): (usize, u64),
     ) -> Result<Option<PlainFrame>, Failure> {
         let acknowledged = options.is_acknowledged();
+        let mut priority = options.priority();
         let mut frame = without_place(frame)?;
-        let state = options.state();
-        if let Some(channel) = state {
-            frame = Place::Sequenced { channel, number: self.states.take_next() }.write(frame)?;
-            self.supersede(channel);
+        let mut state = None;
+        match options.channel() {
+            None => {}
+            Some(Channel::Sequenced(channel)) => {
+                if self.last_state as u32 == u32::MAX || self.last_state == 0 {
+                    self.last_state = new_stream(fresh as u32);
+                }
+                self.last_state += 1;
+                frame = Place::Sequenced { channel, number: self.last_state }.write(frame)?;
+                self.supersede(channel);
+                state = Some(channel);
+            }
+            Some(Channel::Ordered(channel)) => {
+                if frame.as_ref().encoded_len() + Place::BYTES_MAX + MSG_ID_HEADER_BYTES > datagram {
+                    return Err(Failure::NotCutInOrder);
+                }
+                let (order, of_channel) = self.ordering.take_next(send, channel, priority, fresh)?;
+                priority = of_channel;
+                frame = Place::Ordered(order).write(frame)?;
+            }
         }
         let size = frame.as_ref().encoded_len() + if acknowledged { MSG_ID_HEADER_BYTES } else { 0 };
         let is_small = size <= datagram;
@@ -207,26 +248,29 @@ impl Sending {
             return Err(Failure::NotCut);
         }
         if !is_small {
-            self.held.push_back(Held { send, frame, acknowledged, state });
+            let held = Held { send, frame, acknowledged, state, priority };
+            self.held.get_mut(priority).push_back(held);
             self.admit(now);
             return Ok(None);
         }
         if acknowledged {
-            self.unacknowledged.hold(send, frame);
+            self.unacknowledged.hold(send, frame, priority);
             return Ok(None);
         }
         let mut bytes = Vec::new();
         frame.as_ref().encode(&mut bytes)?;
-        Ok(Some(PlainFrame { bytes, state }))
+        Ok(Some(PlainFrame { bytes, state, priority }))
     }
 
     /// A newer state of a channel comes: one that has not left need not leave any more.
     fn supersede(&mut self, channel: u32) {
         let waits = self.plain.take_state(channel);
         self.outcomes.extend(waits.map(|send| (send, Err(Failure::Superseded))));
-        if let Some(at) = self.held.iter().position(|held| held.state == Some(channel)) {
-            let held = self.held.remove(at);
-            self.outcomes.extend(held.map(|held| (held.send, Err(Failure::Superseded))));
+        for held in self.held.iter_mut() {
+            if let Some(at) = held.iter().position(|held| held.state == Some(channel)) {
+                let held = held.remove(at);
+                self.outcomes.extend(held.map(|held| (held.send, Err(Failure::Superseded))));
+            }
         }
         let waits = |message: &Outgoing| message.state == Some(channel) && !message.has_begun();
         if let Some(at) = self.outgoing.iter().position(waits) {
@@ -236,28 +280,49 @@ impl Sending {
 
     /// Takes in messages that wait, while there are places and numbers for them.
     fn admit(&mut self, now: Instant) {
-        while self.outgoing.len() < Self::OUTGOING_MAX {
-            let Some(held) = self.held.front() else { return };
-            let oldest = self.outgoing.iter().filter_map(Outgoing::msg_id).min();
-            if held.acknowledged && !self.numbers.has_next(oldest) {
-                return;
-            }
-            let Some(Held { send, frame, acknowledged, state }) = self.held.pop_front() else { return };
-            if !acknowledged {
-                let mut message = Outgoing::new(now, send, frame, None, Self::STALLED_MAX);
-                message.state = state;
-                self.outgoing.push_back(message);
-                continue;
-            }
-            let number = self.numbers.take_next();
-            match numbered(frame, number) {
-                Ok(frame) => {
-                    let give_up = self.patience.give_up;
-                    self.outgoing.push_back(Outgoing::new(now, send, frame, Some(number), give_up));
-                }
-                Err(failure) => self.outcomes.push_back((send, Err(failure))),
+        for priority in Priority::ALL {
+            while self.has_place(priority) {
+                let Some(held) = self.held.get_mut(priority).pop_front() else { break };
+                self.begin(now, held);
             }
         }
+    }
+
+    /// Returns true if a message of this priority may be taken in.
+    fn has_place(&self, priority: Priority) -> bool {
+        let Some(held) = self.held.get(priority).front() else { return false };
+        // What is lower does not take all places of what is higher.
+        let places = match priority {
+            Priority::High => Self::OUTGOING_MAX + Self::OUTGOING_MAX / 4,
+            Priority::Normal => Self::OUTGOING_MAX,
+            Priority::Bulk => Self::OUTGOING_MAX / 2,
+        };
+        let oldest = || self.outgoing.iter().filter_map(Outgoing::msg_id).min();
+        self.outgoing.len() < places && (!held.acknowledged || self.numbers.has_next(oldest()))
+    }
+
+    fn begin(&mut self, now: Instant, held: Held) {
+        let Held { send, frame, acknowledged, state, priority } = held;
+        let number = acknowledged.then(|| self.numbers.take_next());
+        let give_up = if acknowledged { self.patience.give_up } else { Self::STALLED_MAX };
+        let frame = match number {
+            None => Ok(frame),
+            Some(number) => numbered(frame, number),
+        };
+        match frame {
+            Ok(frame) => {
+                let mut message = Outgoing::new(now, send, frame, number, give_up);
+                (message.state, message.priority) = (state, priority);
+                self.outgoing.push_back(message);
+            }
+            Err(failure) => self.outcomes.push_back((send, Err(failure))),
+        }
+    }
+
+    /// Bounds what has the lowest priority to so many bytes a second.
+    pub(super) fn set_cap(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.cap = bytes_per_second.map(|bytes_per_second| Cap::new(now, bytes_per_second));
+        self.cap_at = None;
     }
 
     /// An ACK came; `reports` if it is of somebody who says what has arrived. Returns false if
@@ -349,7 +414,7 @@ impl Sending {
         while !self.outgoing.is_empty() {
             self.end(0, Err(reason.clone()));
         }
-        let held = self.held.drain(..);
+        let held = self.held.iter_mut().flat_map(|held| held.drain(..));
         self.outcomes.extend(held.map(|held| (held.send, Err(reason.clone()))));
         self.unacknowledged.abandon(reason, &mut self.flow);
         self.plain.abandon(reason, &mut self.outcomes);
@@ -437,6 +502,11 @@ impl Sending {
         for at in (0..self.outgoing.len()).rev() {
             let Some(message) = self.outgoing.get_mut(at) else { continue };
             if message.give_up_at() <= now {
+                // The time of one that waits behind others has not begun.
+                if !message.has_begun() && now < self.left_at + self.patience.give_up {
+                    message.wait_for_turn(now);
+                    continue;
+                }
                 self.end(at, Err(Failure::TimedOut));
                 continue;
             }
@@ -476,7 +546,13 @@ impl Sending {
 
     /// What became of a message.
     pub(super) fn poll_outcome(&mut self) -> Option<(SendId, Result<(), Failure>)> {
-        self.outcomes.pop_front()
+        let (send, result) = self.outcomes.pop_front()?;
+        let behind = self.ordering.on_outcome(send, &result);
+        if !behind.is_empty() {
+            self.unacknowledged.cancel(&behind, &Failure::ChannelBroken, &mut self.flow);
+            self.tell_outcomes();
+        }
+        Some((send, result))
     }
 
     /// When something has to be done next.
@@ -496,7 +572,7 @@ impl Sending {
         let probed = !reporting && self.outgoing.iter().any(|message| message.total().is_none());
         // What waits for a proof of the address waits for that, and not for a time that has passed.
         let probe = self.probe_at().filter(|at| probed && *at > now);
-        let pace = self.pace_at.filter(|at| *at > now);
+        let pace = self.pace_at.into_iter().chain(self.cap_at).filter(|at| *at > now).min();
         let plain = self.plain.poll_timeout(&self.flow);
         messages.chain([waiting, silence, pace, probe, plain]).flatten().min()
     }

@@ -1,8 +1,7 @@
 //! The numbers that one sender has used, where it counts upwards (docs/protocol/vstp.md, section
 //! 6).
 
-use super::ids::new_stream;
-use super::lineage::split;
+use super::ids::{new_stream, split};
 use super::random::Random;
 use std::collections::VecDeque;
 

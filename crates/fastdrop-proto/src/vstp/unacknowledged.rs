@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::failure::Failure;
 use super::frame::FrameBytes;
 use super::ids::{MSG_ID, MSG_ID_DIGITS, SendId, number_digits};
+use super::priority::{ByPriority, Priority};
 use super::random::Random;
 use super::streams::Numbers;
 use crate::congestion::{Flow, Stamp};
@@ -39,6 +40,7 @@ enum Place {
 #[derive(Debug)]
 struct Waiting {
     send: SendId,
+    priority: Priority,
     bytes: Bytes,
     place: Place,
     attempts: u32,
@@ -50,6 +52,10 @@ struct Waiting {
 }
 
 impl Waiting {
+    fn is_here(&self) -> bool {
+        matches!(self.place, Place::Here)
+    }
+
     /// The time at which something is to be done about it.
     fn due_at(&self) -> Instant {
         self.again_at.min(self.give_up_at)
@@ -63,12 +69,12 @@ pub(super) struct Unacknowledged {
     give_up: Duration,
     numbers: Numbers,
     /// Frames that have no number yet, because they cannot leave.
-    held: VecDeque<(SendId, FrameBytes)>,
+    held: ByPriority<VecDeque<(SendId, FrameBytes)>>,
     waiting: BTreeMap<u64, Waiting>,
     /// The time at which something is to be done about which of these.
     due: BTreeSet<(Instant, u64)>,
     /// Those that are to leave: the first does, others may have been answered meanwhile.
-    queue: VecDeque<u64>,
+    queues: ByPriority<VecDeque<u64>>,
     /// Those that are on their way, in the order in which they left.
     on_way: BTreeMap<u64, u64>,
     departures: u64,
@@ -97,10 +103,10 @@ impl Unacknowledged {
         Self {
             give_up,
             numbers: Numbers::new(random),
-            held: VecDeque::new(),
+            held: ByPriority::default(),
             waiting: BTreeMap::new(),
             due: BTreeSet::new(),
-            queue: VecDeque::new(),
+            queues: ByPriority::default(),
             on_way: BTreeMap::new(),
             departures: 0,
             newest: 0,
@@ -115,52 +121,72 @@ impl Unacknowledged {
 
     /// Returns true if nothing waits for a number or an acknowledgement.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.held.is_empty() && self.outcomes.is_empty()
+        let held = self.held.iter().all(VecDeque::is_empty);
+        self.waiting.is_empty() && held && self.outcomes.is_empty()
     }
 
     /// Returns true if something waits for its turn to leave.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.queue.is_empty() || self.may_number()
+        Priority::ALL.into_iter().any(|priority| self.waits(priority))
+    }
+
+    /// The same of what has this priority.
+    pub(super) fn waits(&self, priority: Priority) -> bool {
+        !self.queues.get(priority).is_empty() || self.may_number(priority)
     }
 
     /// Bytes of the frame that leaves next; zero if none does.
     pub(super) fn unsent_bytes(&self) -> u64 {
-        let here = self.queue.iter().filter(|number| self.is_here(**number));
+        let here = self.queues.iter().flatten().filter(|number| self.is_here(**number));
         let next =
             here.filter_map(|number| self.waiting.get(number)).map(|waiting| waiting.bytes.len()).next();
-        let held = || self.held.front().map(|(_, frame)| frame.as_ref().encoded_len() + MSG_ID_HEADER_BYTES);
+        let held = || {
+            let held = self.held.iter().find_map(VecDeque::front);
+            held.map(|(_, frame)| frame.as_ref().encoded_len() + MSG_ID_HEADER_BYTES)
+        };
         next.or_else(held).unwrap_or(0) as u64
     }
 
     /// Takes a frame, which is numbered when it can leave.
-    pub(super) fn hold(&mut self, send: SendId, frame: FrameBytes) {
-        self.held.push_back((send, frame));
+    pub(super) fn hold(&mut self, send: SendId, frame: FrameBytes, priority: Priority) {
+        self.held.get_mut(priority).push_back((send, frame));
     }
 
-    /// Drops from the front of the queue what has been answered meanwhile.
+    /// Drops from the fronts of the queues what has been answered meanwhile.
     fn drop_answered(&mut self) {
-        while self.queue.front().is_some_and(|number| !self.is_here(*number)) {
-            self.queue.pop_front();
+        let Self { queues, waiting, .. } = self;
+        let is_here = |number: &u64| waiting.get(number).is_some_and(Waiting::is_here);
+        for queue in queues.iter_mut() {
+            while queue.front().is_some_and(|number| !is_here(number)) {
+                queue.pop_front();
+            }
         }
     }
 
     fn is_here(&self, number: u64) -> bool {
-        self.waiting.get(&number).is_some_and(|waiting| matches!(waiting.place, Place::Here))
+        self.waiting.get(&number).is_some_and(Waiting::is_here)
     }
 
-    fn may_number(&self) -> bool {
+    fn may_number(&self, priority: Priority) -> bool {
+        // What is lower does not take all places of what is higher.
+        let places = match priority {
+            Priority::High => Self::WAITING_MAX + Self::WAITING_MAX / 4,
+            Priority::Normal => Self::WAITING_MAX,
+            Priority::Bulk => Self::WAITING_MAX / 2,
+        };
         let oldest = self.waiting.first_key_value().map(|(number, _)| *number);
-        !self.held.is_empty() && self.waiting.len() < Self::WAITING_MAX && self.numbers.has_next(oldest)
+        let has_place = self.waiting.len() < places && self.numbers.has_next(oldest);
+        has_place && !self.held.get(priority).is_empty()
     }
 
     /// The number of the frame that is to leave next: one that waits here, or else one that gets
     /// its number now.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        if let Some(number) = self.queue.front() {
+    fn next(&mut self, now: Instant, priority: Priority) -> Option<u64> {
+        if let Some(number) = self.queues.get(priority).front() {
             return Some(*number);
         }
-        while self.may_number() {
-            let (send, frame) = self.held.pop_front()?;
+        while self.may_number(priority) {
+            let (send, frame) = self.held.get_mut(priority).pop_front()?;
             let number = self.numbers.take_next();
             match numbered(frame, number).and_then(|frame| {
                 let mut bytes = Vec::new();
@@ -171,6 +197,7 @@ impl Unacknowledged {
                     let give_up_at = now + self.give_up;
                     let waiting = Waiting {
                         send,
+                        priority,
                         bytes: bytes.into(),
                         place: Place::Here,
                         attempts: 0,
@@ -181,7 +208,7 @@ impl Unacknowledged {
                     };
                     self.due.insert((waiting.due_at(), number));
                     self.waiting.insert(number, waiting);
-                    self.queue.push_back(number);
+                    self.queues.get_mut(priority).push_back(number);
                     return Some(number);
                 }
                 Err(failure) => self.outcomes.push_back((send, Err(failure))),
@@ -190,12 +217,12 @@ impl Unacknowledged {
         None
     }
 
-    /// Writes the frames that leave next, of which each but the last has the same size: that size.
-    /// Only the first may exceed `allowed` bytes.
+    /// Writes the frames of a priority that leave next, of which each but the last has the same
+    /// size: that size. Only the first may exceed `allowed` bytes.
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        batch: Batch,
+        (priority, batch): (Priority, Batch),
         allowed: u64,
         flow: &mut Flow,
         random: &mut Random,
@@ -203,13 +230,13 @@ impl Unacknowledged {
     ) -> Option<usize> {
         let mut size = None;
         for _ in 0..batch.segments.max(1) {
-            let Some(number) = self.next(now) else { break };
+            let Some(number) = self.next(now, priority) else { break };
             let len = self.waiting.get(&number).map_or(0, |waiting| waiting.bytes.len());
             let waits = size.is_some() && (out.len() + len) as u64 > allowed;
             if waits || !batch.has_room(len, out.len(), size) {
                 break;
             }
-            self.queue.pop_front();
+            self.queues.get_mut(priority).pop_front();
             self.leave(now, number, flow, random, out);
             self.drop_answered();
             if len < *size.get_or_insert(len) {
@@ -391,9 +418,9 @@ impl Unacknowledged {
             self.on_way.remove(&departure);
         }
         waiting.place = Place::Here;
-        let give_up_at = waiting.give_up_at;
+        let (give_up_at, priority) = (waiting.give_up_at, waiting.priority);
         self.set_again_at(number, give_up_at);
-        self.queue.push_back(number);
+        self.queues.get_mut(priority).push_back(number);
     }
 
     /// Takes for lost, or asks about, what had no answer in time, and gives up what has had none
@@ -447,11 +474,32 @@ impl Unacknowledged {
             }
         }
         self.abandon_held(reason);
-        self.queue.clear();
+        self.queues.iter_mut().for_each(VecDeque::clear);
+    }
+
+    /// Gives up those of these frames, in the order of their sending, that have no outcome yet.
+    pub(super) fn cancel(&mut self, sends: &[SendId], reason: &Failure, flow: &mut Flow) {
+        for held in self.held.iter_mut() {
+            held.retain(|(send, _)| {
+                let is_over = sends.binary_search(send).is_ok();
+                self.outcomes.extend(is_over.then(|| (*send, Err(reason.clone()))));
+                !is_over
+            });
+        }
+        let is_over = |waiting: &Waiting| sends.binary_search(&waiting.send).is_ok();
+        let numbers: Vec<u64> =
+            self.waiting.iter().filter(|(_, waiting)| is_over(waiting)).map(|(number, _)| *number).collect();
+        for number in numbers {
+            if let Some(waiting) = self.give_up(number, flow) {
+                self.outcomes.push_back((waiting.send, Err(reason.clone())));
+            }
+        }
+        self.drop_answered();
     }
 
     fn abandon_held(&mut self, reason: &Failure) {
-        self.outcomes.extend(self.held.drain(..).map(|(send, _)| (send, Err(reason.clone()))));
+        let held = self.held.iter_mut().flat_map(|held| held.drain(..));
+        self.outcomes.extend(held.map(|(send, _)| (send, Err(reason.clone()))));
     }
 
     /// Takes a frame that nobody waits for any more.

@@ -1,4 +1,4 @@
-//! Frames on channels.
+//! Channels of states, of which only the newest counts.
 
 use crate::net::{MIB, Net, SECOND, address, seeds};
 use fastdrop_proto::vstp::{
@@ -9,18 +9,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A frame that is known by this number.
-fn numbered(n: u64, len: usize) -> FrameBytes {
+pub(crate) fn numbered(n: u64, len: usize) -> FrameBytes {
     let mut headers = HeadersBuf::default();
     headers.push(b"n", n.to_string().as_bytes()).unwrap();
     FrameBytes::new(FrameType::Data, headers, payload(len, n))
 }
 
-fn number(frame: &FrameBytes) -> u64 {
+pub(crate) fn number(frame: &FrameBytes) -> u64 {
     frame.headers().number("n").unwrap()
 }
 
 /// The numbers that came on each channel, in their order.
-fn by_channel(net: &Net, node: usize) -> BTreeMap<Channel, Vec<u64>> {
+pub(crate) fn by_channel(net: &Net, node: usize) -> BTreeMap<Channel, Vec<u64>> {
     let mut came: BTreeMap<Channel, Vec<u64>> = BTreeMap::new();
     for (_, frame) in &net.received[node] {
         let numbers = Channel::of(frame).map(|channel| came.entry(channel).or_default());
@@ -29,7 +29,7 @@ fn by_channel(net: &Net, node: usize) -> BTreeMap<Channel, Vec<u64>> {
     came
 }
 
-fn bad_link(random: &mut Random) -> Link {
+pub(crate) fn bad_link(random: &mut Random) -> Link {
     let level = |random: &mut Random, max: u64| random.below(max) as f64 / 1000.0;
     Link {
         loss: level(random, 200),
@@ -68,7 +68,7 @@ fn states_never_go_backwards_and_the_last_one_arrives() {
         assert_eq!(came.len(), 3);
         for (channel, numbers) in came {
             assert!(numbers.is_sorted_by(|a, b| a < b), "seed {seed}, {channel:?}: {numbers:?}");
-            let Channel::Sequenced(at) = channel;
+            let Channel::Sequenced(at) = channel else { panic!("{channel:?}") };
             assert_eq!(numbers.last(), Some(&(n + 1 + u64::from(at))), "seed {seed}");
         }
         dropped += net.nodes[1].1.counters().superseded;

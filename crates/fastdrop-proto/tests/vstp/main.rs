@@ -10,6 +10,8 @@ mod channels;
 mod fairness;
 mod narrow;
 mod net;
+mod ordered;
+mod precedence;
 mod strangers;
 
 use fastdrop_proto::vstp::{EndpointConfig, Failure, FrameBytes, FrameType, HeadersBuf, Patience, SendId};

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fastdrop_proto::vstp::{
-    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameType, HeadersBuf,
-    SendId, SendOptions,
+    Acknowledgement, Endpoint, EndpointConfig, Event, Failure, Flags, FrameBytes, FrameRef, FrameType,
+    HeadersBuf, SendId, SendOptions,
 };
 use fastdrop_testing::network::{Link, Wire, payload};
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ pub(crate) struct Net {
     pub(crate) silent: Vec<usize>,
     /// Acknowledgements that applications which take nothing owe.
     pub(crate) untaken: Vec<Vec<(SocketAddr, Acknowledgement)>>,
+    /// The frame with this header `n` is lost, however often it is sent.
+    pub(crate) lost: Option<u64>,
 }
 
 pub(crate) fn address(node: usize) -> SocketAddr {
@@ -66,6 +68,7 @@ impl Net {
             sent_to: BTreeMap::new(),
             silent: Vec::new(),
             untaken: vec![Vec::new(); nodes],
+            lost: None,
         }
     }
 
@@ -178,7 +181,8 @@ impl Net {
         self.sent_datagrams[from] += 1;
         *self.sent_to.entry(to).or_default() += datagram.len() as u64;
         let Some(to) = self.nodes.iter().position(|(address, _)| *address == to) else { return };
-        if self.silent.contains(&from) {
+        let number = || FrameRef::decode(datagram, usize::MAX).unwrap()?.0.headers.number("n");
+        if self.silent.contains(&from) || (self.lost.is_some() && self.lost == number()) {
             return;
         }
         self.wire.transmit(self.now, usize::from(from != 0), from, to, datagram);

@@ -179,7 +179,8 @@ impl Endpoint {
     }
 
     fn remember(&mut self, now: Instant, address: SocketAddr, standing: Standing, proof: Proof) {
-        let sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
+        let mut sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
+        sending.set_cap(now, self.bulk_rate);
         self.peers.insert(address, Peer::new(now, standing, proof, sending));
     }
 

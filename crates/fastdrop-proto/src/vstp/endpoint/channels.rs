@@ -1,16 +1,32 @@
 //! Frames that came on channels (docs/protocol/vstp.md, section 10).
 
 use super::Endpoint;
+use crate::vstp::acknowledgement::Acknowledgement;
 use crate::vstp::frame::{FrameBytes, FrameType};
+use crate::vstp::ids::split;
 use crate::vstp::inbox::Amount;
-use crate::vstp::lineage::split;
+use crate::vstp::ordered::{Came, Order, Turn};
+use crate::vstp::seen::Settled;
 use crate::vstp::standing::Standing;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 impl Endpoint {
     /// Channels of one kind that are remembered of an address, and of a stranger.
     const CHANNELS_MAX: usize = 64;
     const STRANGER_CHANNELS_MAX: usize = 8;
+
+    /// Bounds what is sent with `Priority::Bulk`, to each address, to so many bytes a second of
+    /// datagrams, at least 16 KiB; None for no bound, as in the beginning.
+    pub fn set_bulk_rate(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.bulk_rate = bytes_per_second;
+        let mut addresses = Vec::new();
+        for (address, peer) in self.peers.iter_mut() {
+            peer.sending.set_cap(now, bytes_per_second);
+            addresses.push(address);
+        }
+        addresses.into_iter().for_each(|address| self.wake(address));
+    }
 
     fn channels_max(standing: Standing) -> usize {
         match standing {
@@ -23,6 +39,7 @@ impl Endpoint {
     /// one that waits to be taken. `reserved`: there is room for it.
     pub(super) fn receive_state(
         &mut self,
+        now: Instant,
         from: SocketAddr,
         frame: FrameBytes,
         (channel, number): (u32, u64),
@@ -35,7 +52,7 @@ impl Endpoint {
             let (stream, count) = split(number);
             split(waiting) >= (stream, count) && split(waiting).0 == stream
         });
-        if waits_newer || !peer.receiving.newest.is_newer(channel, number) {
+        if waits_newer || !peer.receiving.newest.is_newer(now, channel, number) {
             self.counters.superseded += 1;
             return;
         }
@@ -50,10 +67,112 @@ impl Endpoint {
             self.counters.refused += 1;
             return;
         }
-        peer.receiving.newest.on_handed(channel, number, Self::channels_max(peer.standing));
+        peer.receiving.newest.on_handed(now, channel, number, Self::channels_max(peer.standing));
         self.note_arrival(from, frame.typ);
         if self.inbox.push_state(from, is_stranger, frame, (channel, number)) {
             self.counters.superseded += 1;
+        }
+    }
+
+    /// Hands a frame of an ordered channel on if its turn has come, with those that waited for it;
+    /// else it waits. Returns the acknowledgement that it asks for if it is kept.
+    pub(super) fn receive_ordered(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        came: Came,
+        order: Order,
+    ) -> Option<Acknowledgement> {
+        let turn = self.turn(now, from, order)?;
+        let (bytes, typ, acknowledgement) = (came.frame.memory(), came.frame.typ, came.acknowledgement);
+        let is_early = match turn {
+            Turn::Now => false,
+            Turn::Early => true,
+            Turn::Past => {
+                self.counters.duplicates += 1;
+                return None;
+            }
+            Turn::Full => {
+                self.counters.refused += 1;
+                return None;
+            }
+        };
+        while !self.has_room(from, bytes, is_early) {
+            // What waits for this one must not keep it out.
+            if is_early || !self.give_up_last(now, from, order.channel) {
+                self.counters.refused += 1;
+                return None;
+            }
+        }
+        let peer = self.peers.get_mut(from)?;
+        peer.receiving.seen.receive(now, acknowledgement);
+        let is_stranger = peer.standing != Standing::Known;
+        if is_early {
+            self.inbox.hold(from, is_stranger, &came.frame);
+            peer.receiving.ordered.hold(now, order, Some(came));
+        } else {
+            self.inbox.push(from, is_stranger, came.frame, Some(acknowledgement));
+            peer.receiving.ordered.pass(now, order.channel);
+            self.note_arrival(from, typ);
+            self.settle_turns(now, from);
+        }
+        Some(acknowledgement)
+    }
+
+    /// A frame of an ordered channel is refused: its turn passes.
+    pub(super) fn pass_over(&mut self, now: Instant, from: SocketAddr, order: Order) {
+        let turn = self.turn(now, from, order);
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        match turn {
+            Some(Turn::Now) => peer.receiving.ordered.pass(now, order.channel),
+            Some(Turn::Early) => peer.receiving.ordered.hold(now, order, None),
+            _ => {}
+        }
+        self.settle_turns(now, from);
+    }
+
+    fn turn(&mut self, now: Instant, from: SocketAddr, order: Order) -> Option<Turn> {
+        let peer = self.peers.get_mut(from)?;
+        let turn = peer.receiving.ordered.turn(now, order, Self::channels_max(peer.standing));
+        self.settle_turns(now, from);
+        Some(turn)
+    }
+
+    /// Returns true if a frame may wait for the application, or for its turn: then only as long as
+    /// its address has half of what it may have.
+    fn has_room(&self, from: SocketAddr, bytes: usize, is_early: bool) -> bool {
+        let standing = self.peers.standing(from).unwrap_or(Standing::Stranger);
+        let (all, own) = (self.inbox.amount(standing != Standing::Known), self.inbox.held(from));
+        let times = if is_early { 2 } else { 1 };
+        let own = Amount { count: own.count * times, bytes: own.bytes * times };
+        self.budgets.get(standing).admits_frame(all, own, bytes)
+    }
+
+    /// Gives up a frame that waits for its turn, which may come again. False if there is none.
+    fn give_up_last(&mut self, now: Instant, from: SocketAddr, channel: u32) -> bool {
+        let Some(peer) = self.peers.get_mut(from) else { return false };
+        let Some(came) = peer.receiving.ordered.give_up_last(channel) else { return false };
+        peer.receiving.seen.forget_pending(came.acknowledgement);
+        if let Some(number) = came.acknowledgement.unique_number() {
+            peer.receiving.arrivals.on_settled(now, number);
+        }
+        self.handle_taken(now, from, &came.frame);
+        true
+    }
+
+    /// Hands on what has its turn now, and drops what will never have one.
+    pub(super) fn settle_turns(&mut self, now: Instant, from: SocketAddr) {
+        while let Some(peer) = self.peers.get_mut(from)
+            && let Some(came) = peer.receiving.ordered.poll_dropped()
+        {
+            self.handle_taken(now, from, &came.frame);
+            self.settle(now, from, came.acknowledgement, Settled::Dropped);
+        }
+        while let Some(peer) = self.peers.get_mut(from)
+            && let Some(Came { frame, acknowledgement }) = peer.receiving.ordered.poll_ready()
+        {
+            self.note_arrival(from, frame.typ);
+            self.inbox.push_held(from, frame, Some(acknowledgement));
         }
     }
 

@@ -10,6 +10,7 @@ use crate::vstp::error_code::{ErrorCode, code_of};
 use crate::vstp::fragment::{CAME, Fragment, Report, parse_refusal};
 use crate::vstp::frame::{Flags, FrameBytes, FrameRef, FrameType};
 use crate::vstp::ids::MSG_ID;
+use crate::vstp::ordered::Came;
 use crate::vstp::peer::Proof;
 use crate::vstp::receiving::Got;
 use crate::vstp::seen::Sight;
@@ -232,18 +233,31 @@ impl Endpoint {
             }
             return wanted;
         }
+        // Whoever waits for a reply waits for no other frame.
+        let place = Place::of(&frame, wanted).filter(|_| !is_of_call);
         if frame.payload.len() > self.config.limits.message_bytes_max {
             self.counters.refused += 1;
+            if let Some(Place::Ordered(order)) = place {
+                self.pass_over(now, from, order);
+            }
             if let Some(wanted) = wanted {
                 let reason = format!("more than {} bytes", self.config.limits.message_bytes_max);
-                peer.receiving.seen.receive(now, wanted);
+                if let Some(peer) = self.peers.get_mut(from) {
+                    peer.receiving.seen.receive(now, wanted);
+                }
                 self.refuse(now, from, wanted, ErrorCode::TooLarge, &reason);
             }
             return None;
         }
-        if let Some(Place::Sequenced { channel, number }) = Place::of(&frame, wanted) {
-            self.receive_state(from, frame, (channel, number), reserved);
-            return None;
+        match (place, wanted) {
+            (Some(Place::Sequenced { channel, number }), _) => {
+                self.receive_state(now, from, frame, (channel, number), reserved);
+                return None;
+            }
+            (Some(Place::Ordered(order)), Some(acknowledgement)) => {
+                return self.receive_ordered(now, from, Came { frame, acknowledgement }, order);
+            }
+            _ => {}
         }
         if full {
             self.counters.refused += 1;

@@ -4,7 +4,9 @@ use super::{Reports, Sending};
 use crate::congestion::Leave;
 use crate::vstp::batch::Batch;
 use crate::vstp::fragment::{CLASSIC_TOTAL_MAX, write_probe};
+use crate::vstp::outgoing::Outgoing;
 use crate::vstp::plain::Path;
+use crate::vstp::priority::Priority;
 use crate::vstp::random::Random;
 use std::time::Instant;
 
@@ -21,26 +23,17 @@ impl Sending {
     ) -> Option<usize> {
         self.admit(now);
         self.pace_at = None;
-        let mut size = self.poll_plain(now, budget, segments, out);
-        if size.is_some() {
-            return size;
+        self.cap_at = None;
+        let batch = Batch { budget, segments };
+        if let Some(len) = self.poll_mark(now, budget, out) {
+            return Some(len);
         }
-        let small_first = self.small_ahead <= 0;
-        for small in [small_first, !small_first] {
-            size = if small {
-                self.poll_small(now, budget, segments, random, out)
-            } else {
-                self.poll_large(now, budget, segments, out)
-            };
+        let mut size = None;
+        for priority in self.precedence.order() {
+            let Some(batch) = self.within_cap(now, priority, batch) else { continue };
+            size = self.poll_priority(now, priority, batch, random, out);
             if size.is_some() {
-                // Where both wait, each has half.
-                let both = !self.outgoing.is_empty() && self.unacknowledged.has_unsent();
-                let bytes = out.len() as i64;
-                self.small_ahead = match (both, small) {
-                    (false, _) => 0,
-                    (true, true) => self.small_ahead + bytes,
-                    (true, false) => self.small_ahead - bytes,
-                };
+                self.on_left(priority, out.len());
                 break;
             }
         }
@@ -48,10 +41,87 @@ impl Sending {
         size
     }
 
-    /// Small frames that want no acknowledgement, and the probes that ask how many of them came.
-    fn poll_plain(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
-        let reporting = self.reporting(now);
-        let may_report = !matches!(reporting, Reports::No(_));
+    /// Returns true if something of this priority waits to leave.
+    fn waits(&self, priority: Priority) -> bool {
+        let large = || {
+            let mut outgoing = self.outgoing.iter();
+            outgoing.any(|message| message.priority == priority && message.may_leave())
+        };
+        self.plain.waits(priority) || self.unacknowledged.waits(priority) || large()
+    }
+
+    /// The bounds of what may leave of a priority; None if that is nothing now.
+    fn within_cap(&mut self, now: Instant, priority: Priority, batch: Batch) -> Option<Batch> {
+        if priority != Priority::Bulk || self.cap.is_none() || !self.waits(priority) {
+            return Some(batch);
+        }
+        let polled = self.cap.as_mut()?.poll(now);
+        // What leaves says little of what the path carries.
+        let is_capped = std::mem::replace(&mut self.is_capped, polled.is_err()) || polled.is_err();
+        if is_capped && !self.waits(Priority::High) && !self.waits(Priority::Normal) {
+            self.flow.on_idle();
+        }
+        match polled {
+            // A datagram that is larger than what may leave is made up for later.
+            Ok(bytes) => Some(Batch { budget: batch.budget.min(bytes.max(Self::DATAGRAM_MAX)), ..batch }),
+            Err(at) => {
+                self.cap_at = Some(at);
+                None
+            }
+        }
+    }
+
+    /// So many bytes of a priority have left.
+    fn on_left(&mut self, priority: Priority, bytes: usize) {
+        if let Some(cap) = self.cap.as_mut().filter(|_| priority == Priority::Bulk) {
+            cap.on_left(bytes);
+        }
+        let waits = Priority::ALL.map(|priority| self.waits(priority));
+        let waits = |priority: Priority| waits.get(priority as usize).copied().unwrap_or_default();
+        self.precedence.on_left(priority, bytes, waits);
+    }
+
+    /// What leaves next of one priority.
+    fn poll_priority(
+        &mut self,
+        now: Instant,
+        priority: Priority,
+        batch: Batch,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let size = self.poll_plain(now, priority, batch, out);
+        if size.is_some() {
+            return size;
+        }
+        let small_first = *self.small_ahead.get(priority) <= 0;
+        for small in [small_first, !small_first] {
+            let size = if small {
+                self.poll_small(now, priority, batch, random, out)
+            } else {
+                self.poll_large(now, priority, batch, out)
+            };
+            if size.is_some() {
+                // Where both wait, each has half.
+                let mut large = self.outgoing.iter();
+                let large = large.any(|message| message.priority == priority);
+                let both = large && self.unacknowledged.waits(priority);
+                let bytes = out.len() as i64;
+                let small_ahead = self.small_ahead.get_mut(priority);
+                *small_ahead = match (both, small) {
+                    (false, _) => 0,
+                    (true, true) => *small_ahead + bytes,
+                    (true, false) => *small_ahead - bytes,
+                };
+                return size;
+            }
+        }
+        None
+    }
+
+    /// The probe that asks how many of the small frames came that want no acknowledgement.
+    fn poll_mark(&mut self, now: Instant, budget: u64, out: &mut Vec<u8>) -> Option<usize> {
+        let may_report = !matches!(self.reporting(now), Reports::No(_));
         if may_report && self.plain.wants_mark(&self.flow) {
             // Below 256, as programs of version 0.2 show their applications any other.
             self.next_id += 1;
@@ -63,11 +133,23 @@ impl Sending {
             }
             out.clear();
         }
+        None
+    }
+
+    /// Small frames that want no acknowledgement.
+    fn poll_plain(
+        &mut self,
+        now: Instant,
+        priority: Priority,
+        batch: Batch,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let reporting = self.reporting(now);
+        let may_report = !matches!(reporting, Reports::No(_));
         let is_shared = !self.outgoing.is_empty() || self.unacknowledged.has_unsent();
         let path = Path { reports: matches!(reporting, Reports::Yes(_)), may_report, is_shared };
-        let batch = Batch { budget, segments };
-        let told = &mut self.outcomes;
-        let size = self.plain.poll_transmit(now, batch, path, &mut self.flow, told, out);
+        let (flow, told) = (&mut self.flow, &mut self.outcomes);
+        let size = self.plain.poll_transmit(now, (priority, batch), path, flow, told, out);
         if size.is_some() && self.plain.is_empty() && !is_shared {
             self.flow.on_idle();
         }
@@ -78,17 +160,17 @@ impl Sending {
     fn poll_small(
         &mut self,
         now: Instant,
-        budget: u64,
-        segments: usize,
+        priority: Priority,
+        batch: Batch,
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
-        if !self.unacknowledged.has_unsent() {
+        if !self.unacknowledged.waits(priority) {
             return None;
         }
         let allowed = self.allowed(now)?;
-        let batch = Batch { budget, segments };
-        let size = self.unacknowledged.poll_transmit(now, batch, allowed, &mut self.flow, random, out);
+        let (flow, next) = (&mut self.flow, (priority, batch));
+        let size = self.unacknowledged.poll_transmit(now, next, allowed, flow, random, out);
         if !self.unacknowledged.has_unsent() && self.outgoing.is_empty() {
             self.flow.on_idle();
         }
@@ -96,12 +178,39 @@ impl Sending {
     }
 
     /// Fragments, of one message after the other.
-    fn poll_large(&mut self, now: Instant, budget: u64, segments: usize, out: &mut Vec<u8>) -> Option<usize> {
-        for _ in 0..self.outgoing.len() {
-            if let Some(size) = self.poll_outgoing(now, budget, segments, out) {
+    fn poll_large(
+        &mut self,
+        now: Instant,
+        priority: Priority,
+        batch: Batch,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
+        // A long message would keep back for too long what is lost of one before it.
+        let is_lost = |message: &Outgoing| message.priority == priority && message.has_lost();
+        let lost = self.outgoing.iter().position(is_lost);
+        if let Some(size) = lost.and_then(|at| self.poll_outgoing(now, at, batch, out)) {
+            self.left_at = now;
+            return Some(size);
+        }
+        let mut first = true;
+        let mut at = 0;
+        while self.outgoing.get(at).is_some() {
+            if self.outgoing.get(at).is_none_or(|message| message.priority != priority) {
+                at += 1;
+                continue;
+            }
+            let count = self.outgoing.len();
+            if let Some(size) = self.poll_outgoing(now, at, batch, out) {
+                self.left_at = now;
+                // Those before it that have nothing to send come after it the next time.
+                if !first {
+                    self.outgoing.rotate_left(at);
+                }
                 return Some(size);
             }
-            self.outgoing.rotate_left(1);
+            first = false;
+            // One that could not be cut is over.
+            at += usize::from(self.outgoing.len() == count);
         }
         None
     }
@@ -109,13 +218,13 @@ impl Sending {
     fn poll_outgoing(
         &mut self,
         now: Instant,
-        budget: u64,
-        segments: usize,
+        at: usize,
+        Batch { budget, segments }: Batch,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let reporting = self.is_reporting(now);
         let size = if reporting { self.datagram } else { Self::DATAGRAM };
-        let message = self.outgoing.front_mut()?;
+        let message = self.outgoing.get_mut(at)?;
         // What needs numbers beyond 255 in any case is not cut before it is known that they are
         // read.
         let beyond = message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM;
@@ -124,7 +233,7 @@ impl Sending {
             let id = if reporting { next } else { next & 0xff };
             match message.cut(id, size) {
                 Err(error) => {
-                    self.end(0, Err(error.into()));
+                    self.end(at, Err(error.into()));
                     return None;
                 }
                 // Numbers beyond 255 are only for those who report.
@@ -141,10 +250,10 @@ impl Sending {
         {
             return Some(len);
         }
-        self.outgoing.front()?.total()?;
+        self.outgoing.get(at)?.total()?;
         let mut allowed = if reporting { self.allowed(now)? } else { self.allowed_blind(now)? };
         allowed = allowed.min(budget);
-        let message = self.outgoing.front_mut()?;
+        let message = self.outgoing.get_mut(at)?;
         let mut size = 0;
         let mut count = 0;
         while count < segments.max(1) {
