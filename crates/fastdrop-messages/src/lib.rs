@@ -8,13 +8,14 @@
 //!
 //! An application takes [`cnp`] if it has to know that each message was handled, once and in order.
 //! It takes [`vstp`] if it speaks with programs of the crate `vstp` 0.2, sends frames with headers,
-//! or states by UDP of which only the newest counts. Either has calls with answers.
+//! or states by UDP of which only the newest counts (a sequenced channel). Either has calls with
+//! answers.
 //!
 //! | | [`cnp`], TCP or UDP | [`vstp`], TCP | [`vstp`], UDP |
 //! | --- | --- | --- | --- |
 //! | arrives | or the sender is told | or the connection breaks | where acknowledged |
 //! | once | yes | yes | with an acknowledgement |
-//! | in order | yes | yes | no |
+//! | in order | yes | yes | on an ordered channel |
 //! | acknowledged when | taken, or handled | the same, where asked for | the same |
 //! | an answer for each question | `call` | `call` of a session | `call` |
 //! | largest message, unless set | 16 MiB | 8 MiB | 256 MiB |

@@ -210,6 +210,13 @@ impl VstpUdpClient {
         self.handle.unknown_replies()
     }
 
+    /// Bounds what is sent with [`Priority::Bulk`](super::Priority::Bulk), to each address by
+    /// itself, to so many bytes a second of datagrams, at least 16 KiB; None for no bound, which is
+    /// the default.
+    pub fn set_bulk_rate(&self, bytes_per_second: Option<u64>) {
+        self.handle.set_bulk_rate(bytes_per_second);
+    }
+
     /// The next frame or message, from anybody.
     pub async fn recv(&mut self) -> Result<(Frame, SocketAddr), VstpError> {
         self.handle.recv().await.map(|(frame, from)| (frame.into(), from))

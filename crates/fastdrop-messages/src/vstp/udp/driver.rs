@@ -220,6 +220,13 @@ impl Handle {
         Ok(())
     }
 
+    /// Bounds what has the lowest priority.
+    pub(super) fn set_bulk_rate(&self, bytes_per_second: Option<u64>) {
+        let mut state = self.shared.lock();
+        state.endpoint.set_bulk_rate(Instant::now(), bytes_per_second);
+        self.shared.pump(&mut state);
+    }
+
     /// Sends an answer that fits one datagram of 1,200 bytes, and nothing larger. Nobody waits for
     /// its outcome, but it is sent again until it arrives if that is wanted.
     pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr, acknowledged: bool) {

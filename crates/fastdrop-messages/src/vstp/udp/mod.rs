@@ -14,7 +14,9 @@ pub use client::VstpUdpClient;
 pub use config::{UdpConfig, UdpServerConfig, UdpServerLimits};
 pub use delivery::Delivery;
 pub(super) use driver::Handle;
-pub use fastdrop_proto::vstp::{Channel, Counters, Failure, ReassemblyLimits, SendOptions, Unreachable};
+pub use fastdrop_proto::vstp::{
+    Channel, Counters, Failure, Priority, ReassemblyLimits, SendOptions, Unreachable,
+};
 pub use peer::Peer;
 pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;

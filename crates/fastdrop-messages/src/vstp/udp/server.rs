@@ -126,6 +126,13 @@ impl VstpUdpServer {
         self.handle.post(frame, dest, &SendOptions::sequenced(channel))
     }
 
+    /// Bounds what is sent with [`Priority::Bulk`](super::Priority::Bulk), to each address by
+    /// itself, to so many bytes a second of datagrams, at least 16 KiB; None for no bound, which is
+    /// the default.
+    pub fn set_bulk_rate(&self, bytes_per_second: Option<u64>) {
+        self.handle.set_bulk_rate(bytes_per_second);
+    }
+
     /// Hands every frame and message to `handler`, and answers HELLO and PING, which a handler
     /// cannot. Handlers of different frames run beside each other.
     pub async fn run<F, Fut>(self, handler: F) -> Result<(), VstpError>
