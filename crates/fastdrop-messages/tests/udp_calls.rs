@@ -189,6 +189,11 @@ async fn case_127_whatever_goes_wrong_with_a_call_by_udp_its_caller_is_told() {
             b"error" => Err(VstpError::Protocol("unlucky".into())),
             b"panic" => panic!("as it should"),
             b"large" => Ok(data(&vec![7; 3_000_000])),
+            b"large error" => {
+                let error = Frame::new(FrameType::Err).with_header("reason", "unlucky");
+                Ok(error.with_payload(vec![7; 50_000]))
+            }
+            b"other" => Ok(Frame::new(FrameType::Ping)),
             b"headers" => {
                 let long = "x".repeat(255);
                 Ok((0..255).fold(data(b""), |frame, _| frame.with_header(&long, &long)))
@@ -203,6 +208,8 @@ async fn case_127_whatever_goes_wrong_with_a_call_by_udp_its_caller_is_told() {
         other => panic!("{other:?}"),
     };
     assert_eq!(said(soon(client.call(data(b"error"), to)).await), "unlucky");
+    assert_eq!(said(soon(client.call(data(b"large error"), to)).await), "unlucky");
+    assert!(said(soon(client.call(data(b"other"), to)).await).contains("neither"));
     assert_eq!(said(soon(client.call(data(b"panic"), to)).await), "the handler has failed");
     assert!(said(soon(client.call(data(b"headers"), to)).await).contains("header"));
     assert_eq!(soon(client.call(data(b"large"), to)).await.unwrap().payload.len(), 3_000_000);

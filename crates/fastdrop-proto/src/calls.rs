@@ -182,9 +182,9 @@ impl<K: Eq + Hash, H> Serving<K, H> {
         Ok(())
     }
 
-    /// Reports whether a call is being handled.
-    pub fn is_handling(&self, call: &K) -> bool {
-        self.handling.contains_key(call)
+    /// Looks at what ends the handler of a call, if it is being handled.
+    pub fn handler_mut(&mut self, call: &K) -> Option<&mut H> {
+        self.handling.get_mut(call)
     }
 
     /// The caller does not wait any more: gives what ends the handler, if it is still at work.

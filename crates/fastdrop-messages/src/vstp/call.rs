@@ -63,7 +63,13 @@ pub(crate) async fn handle(
     tokio::select! {
         biased;
         _ = call.cancelled => None,
-        reply = handler => Some(reply.unwrap_or_else(|error| error_frame(ErrorCode::Unhandled, &error))),
+        reply = handler => {
+            let reply = reply.and_then(|reply| match reply.typ {
+                FrameType::Data | FrameType::Err => Ok(reply),
+                _ => Err(VstpError::Protocol("the reply is neither DATA nor ERR".into())),
+            });
+            Some(reply.unwrap_or_else(|error| error_frame(ErrorCode::Unhandled, &error)))
+        }
         () = late => Some(error_frame(ErrorCode::Timeout, &VstpError::Timeout)),
     }
 }

@@ -83,6 +83,9 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
+    /// Frames about calls that are kept until the driver takes them.
+    const OF_CALLS_MAX: usize = 4096;
+
     /// The frames that one address holds.
     pub(super) fn held(&self, from: SocketAddr) -> Amount {
         self.queues.get(&from).map_or_else(Amount::default, |queue| queue.held)
@@ -174,6 +177,11 @@ impl Inbox {
         if is_first {
             self.take_turn(from, is_stranger);
         }
+    }
+
+    /// Returns true if many frames about calls have not been taken, which a driver does at once.
+    pub(super) fn is_full_of_calls(&self) -> bool {
+        self.of_calls.len() >= Self::OF_CALLS_MAX
     }
 
     /// The next frame about a call that is under way, which is held as any other.

@@ -6,7 +6,7 @@ use crate::tls::ServerTls;
 use crate::vstp::call::Call;
 use crate::vstp::tcp::{Drained, TcpConfig, Unhandled, VstpTcpServer, serve_connection};
 use crate::vstp::types::{Frame, FrameType, VstpError};
-use crate::vstp::udp::{self, VstpUdpServer};
+use crate::vstp::udp::VstpUdpServer;
 use fastdrop_proto::vstp::FrameBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -124,7 +124,7 @@ impl VstpServer {
                     signal.clone().waited().await;
                     Ok(Drained::default())
                 }
-                Some(udp) => udp::serve(udp, signal.clone().waited(), UDP_DRAIN, answer.clone()).await,
+                Some(udp) => udp.serve_frames(signal.clone().waited(), answer.clone()).await,
             };
             shutdown.begin();
             ended
@@ -138,9 +138,6 @@ impl VstpServer {
         Ok(Drained { unhandled: tcp.unhandled + udp.unhandled })
     }
 }
-
-/// The time that handlers of frames over UDP have to finish.
-const UDP_DRAIN: Duration = Duration::from_secs(10);
 
 async fn serve_tcp<A, Fut>(tcp: VstpTcpServer, end: ShutdownSignal, answer: A) -> Result<Drained, VstpError>
 where

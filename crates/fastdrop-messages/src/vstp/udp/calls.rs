@@ -1,9 +1,9 @@
 //! The calls of an endpoint: those that it has made, and those of others that it is handling.
 
 use crate::vstp::types::VstpError;
-use fastdrop_proto::calls::{CallId, Calls, NotServed, Serving, TooManyCalls};
+use fastdrop_proto::calls::{CallId, Calls, Serving, TooManyCalls};
 use fastdrop_proto::vstp::{CallRole, FrameBytes};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -22,9 +22,46 @@ struct Made {
 #[derive(Debug)]
 pub(super) struct CallTable {
     made: Calls<Made>,
-    handled: HashMap<SocketAddr, Serving<CallId, oneshot::Sender<()>>>,
-    /// Calls of all addresses that are being handled.
+    /// Calls whose handlers run, or whose replies are on their way: then there is nothing to end.
+    handled: HashMap<SocketAddr, Serving<CallId, Option<oneshot::Sender<()>>>>,
+    /// All of these.
     handling: usize,
+    cancelled: Cancelled,
+}
+
+/// Cancellations that came before their requests were taken: the last ones.
+#[derive(Debug, Default)]
+struct Cancelled {
+    calls: HashSet<(SocketAddr, CallId)>,
+    order: VecDeque<(SocketAddr, CallId)>,
+}
+
+impl Cancelled {
+    const MAX: usize = 4096;
+
+    fn insert(&mut self, call: (SocketAddr, CallId)) {
+        if self.calls.insert(call) {
+            self.order.push_back(call);
+        }
+        if self.order.len() > Self::MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.calls.remove(&oldest);
+        }
+    }
+
+    fn contains(&self, call: (SocketAddr, CallId)) -> bool {
+        self.calls.contains(&call)
+    }
+}
+
+/// The reason for which a call is not handled.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// Its caller does not wait any more, or it is being handled already.
+    Unwanted,
+    /// Its caller is to be told.
+    Busy(TooManyCalls),
 }
 
 impl CallTable {
@@ -40,7 +77,12 @@ impl CallTable {
 
     /// `first` is random, so that nobody else can make up a reply.
     pub(super) fn new(first: u64) -> Self {
-        Self { made: Calls::new(first, Self::MADE_MAX), handled: HashMap::new(), handling: 0 }
+        Self {
+            made: Calls::new(first, Self::MADE_MAX),
+            handled: HashMap::new(),
+            handling: 0,
+            cancelled: Cancelled::default(),
+        }
     }
 
     /// A call is made to an address.
@@ -52,6 +94,11 @@ impl CallTable {
         let (told, reply) = oneshot::channel();
         let begun = self.made.begin(deadline, Made { to, told });
         begun.map(|id| (id, reply)).map_err(|(_, error)| error)
+    }
+
+    /// Reports whether a caller waits for the reply to a call.
+    pub(super) fn is_outstanding(&self, id: CallId) -> bool {
+        self.made.waiting(id).is_some()
     }
 
     /// The request of a call has failed.
@@ -85,8 +132,10 @@ impl CallTable {
                 }
             }
             Some(CallRole::Cancel(id)) => {
-                if let Some(cancel) = self.end_handling(from, id) {
-                    let _ = cancel.send(());
+                let serving = self.handled.get_mut(&from);
+                match serving.and_then(|serving| serving.handler_mut(&id)) {
+                    None => self.cancelled.insert((from, id)),
+                    Some(cancel) => drop(cancel.take().map(|cancel| cancel.send(()))),
                 }
             }
             Some(CallRole::Request(..)) | None => {}
@@ -98,42 +147,47 @@ impl CallTable {
         self.made.unknown_replies()
     }
 
-    /// A call is to be handled. Gives what ends when nobody waits for its reply any more.
-    pub(super) fn take(&mut self, from: SocketAddr, id: CallId) -> Result<oneshot::Receiver<()>, NotServed> {
+    /// A call is to be handled. Gives what ends when nobody waits for its reply any more. It has its
+    /// place until [`Self::finish`].
+    pub(super) fn take(&mut self, from: SocketAddr, id: CallId) -> Result<oneshot::Receiver<()>, NotTaken> {
+        if self.cancelled.contains((from, id)) {
+            return Err(NotTaken::Unwanted);
+        }
         let mut free = Self::HANDLED_ALL_MAX.saturating_sub(self.handling);
         if free == 0 && !self.handled.contains_key(&from) {
             free = usize::from(self.handling < Self::HANDLED_ALL_MAX + Self::HANDLED_FIRST_MAX);
         }
         let serving = self.handled.entry(from).or_insert_with(|| Serving::new(Self::HANDLED_MAX));
-        let (cancel, cancelled) = oneshot::channel();
-        let taken = if serving.handling() >= free && !serving.is_handling(&id) {
-            Err(TooManyCalls(free).into())
-        } else {
-            serving.begin(id, cancel)
-        };
-        if taken.is_ok() {
-            self.handling += 1;
-        } else if serving.handling() == 0 {
-            self.handled.remove(&from);
+        if serving.handler_mut(&id).is_some() {
+            return Err(NotTaken::Unwanted);
         }
-        taken.map(|()| cancelled)
+        let (cancel, cancelled) = oneshot::channel();
+        if serving.handling() >= free || serving.begin(id, Some(cancel)).is_err() {
+            let handling = serving.handling();
+            if handling == 0 {
+                self.handled.remove(&from);
+            }
+            return Err(NotTaken::Busy(TooManyCalls(handling)));
+        }
+        self.handling += 1;
+        Ok(cancelled)
     }
 
-    /// The handler of a call has finished. False: nobody wants its reply.
-    pub(super) fn finish(&mut self, from: SocketAddr, id: CallId) -> bool {
-        self.end_handling(from, id).is_some()
+    /// The handler of a call is done. False: nobody wants its reply.
+    pub(super) fn begin_reply(&mut self, from: SocketAddr, id: CallId) -> bool {
+        let handler = self.handled.get_mut(&from).and_then(|serving| serving.handler_mut(&id));
+        handler.is_some_and(|cancel| cancel.take().is_some())
     }
 
-    fn end_handling(&mut self, from: SocketAddr, id: CallId) -> Option<oneshot::Sender<()>> {
-        let serving = self.handled.get_mut(&from)?;
-        let ended = serving.handle_cancel(&id);
+    /// A call is over, and its reply has arrived or will not.
+    pub(super) fn finish(&mut self, from: SocketAddr, id: CallId) {
+        let Some(serving) = self.handled.get_mut(&from) else { return };
+        if serving.finish(&id) {
+            self.handling -= 1;
+        }
         if serving.handling() == 0 {
             self.handled.remove(&from);
         }
-        if ended.is_some() {
-            self.handling -= 1;
-        }
-        ended
     }
 }
 
@@ -179,10 +233,33 @@ mod tests {
         );
         assert!(calls.take(address(200), CallId(1)).is_ok());
         assert!(calls.take(address(200), CallId(2)).is_err());
-        assert_eq!(calls.take(address(1), CallId(1)).unwrap_err(), NotServed::Repeated);
+        assert_eq!(calls.take(address(1), CallId(1)).unwrap_err(), NotTaken::Unwanted);
         for id in 0..CallTable::HANDLED_MAX as u64 {
-            assert!(calls.finish(address(1), CallId(id)) && !calls.finish(address(1), CallId(id)));
+            // A reply that has not arrived keeps its place.
+            assert!(calls.begin_reply(address(1), CallId(id)) && !calls.begin_reply(address(1), CallId(id)));
+            let other = calls.take(address(1), CallId(9999));
+            assert!(matches!(other, Err(NotTaken::Busy(_))) || id > 0);
+            calls.finish(address(1), CallId(9999));
+            calls.finish(address(1), CallId(id));
+            calls.finish(address(1), CallId(id));
         }
         assert!(calls.take(address(1), CallId(1)).is_ok());
+    }
+
+    #[test]
+    fn case_127_a_cancellation_that_overtakes_its_request_counts() {
+        let mut calls = CallTable::new(7);
+        calls.handle(address(1), CallRole::cancellation(CallId(5)));
+        assert_eq!(calls.take(address(1), CallId(5)).unwrap_err(), NotTaken::Unwanted);
+        assert!(calls.take(address(2), CallId(5)).is_ok());
+        for id in 0..10_000 {
+            calls.handle(address(3), CallRole::cancellation(CallId(id)));
+        }
+        assert_eq!(calls.cancelled.calls.len(), Cancelled::MAX);
+        // One that is being handled ends.
+        let mut cancelled = calls.take(address(4), CallId(1)).unwrap();
+        calls.handle(address(4), CallRole::cancellation(CallId(1)));
+        assert_eq!(cancelled.try_recv(), Ok(()));
+        assert!(!calls.begin_reply(address(4), CallId(1)));
     }
 }

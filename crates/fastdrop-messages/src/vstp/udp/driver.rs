@@ -3,7 +3,7 @@
 
 mod calling;
 
-use super::calls::CallTable;
+use super::calls::{CallTable, NotTaken};
 use super::presence::{Departure, PeerEvents, Presence, Present};
 use crate::addresses::canonical;
 use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
@@ -21,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Takes datagrams that are not VSTP's, where several protocols share a socket.
 pub(crate) type Others = Box<dyn FnMut(Path, &[u8]) + Send>;
@@ -36,9 +36,7 @@ pub(super) struct Shared {
     /// Something has been received.
     received: Notify,
     /// For calls that may be outstanding.
-    turns: Semaphore,
-    /// Bytes of frames that may be in the hands of handlers.
-    held_max: usize,
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -83,8 +81,11 @@ impl State {
 #[derive(Debug)]
 enum Told {
     Sender(oneshot::Sender<Result<(), Failure>>),
-    /// The caller whose request it is, if it fails.
-    Caller(CallId),
+    /// The caller whose request it is, if it fails, and its turn.
+    Caller {
+        id: CallId,
+        _turn: Arc<OwnedSemaphorePermit>,
+    },
 }
 
 /// The fate of a frame in its application's hands.
@@ -143,7 +144,6 @@ impl Handle {
         let mut first_call = [0; 8];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
         getrandom::fill(&mut first_call).map_err(io::Error::other)?;
-        let held_max = config.limits.bytes_max;
         let state = State {
             endpoint: Endpoint::new(config, seed),
             waiting: HashMap::new(),
@@ -157,8 +157,8 @@ impl Handle {
             counted: Counters::default(),
         };
         let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
-        let turns = Semaphore::new(CallTable::MADE_MAX);
-        let shared = Arc::new(Shared { socket, state, changed, received, turns, held_max });
+        let turns = Arc::new(Semaphore::new(CallTable::MADE_MAX));
+        let shared = Arc::new(Shared { socket, state, changed, received, turns });
         // The task ends by itself, after what the last caller left to be done.
         tokio::spawn(drive(Arc::clone(&shared), others));
         Ok(Self { shared })
@@ -228,8 +228,8 @@ impl Handle {
     }
 
     /// Sends an answer that fits one datagram of 1,200 bytes, and nothing larger. Nobody waits for
-    /// its outcome, but it is sent again until it arrives if that is wanted.
-    pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr, acknowledged: bool) {
+    /// its outcome.
+    pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr) {
         let (to, len) = (canonical(to), frame.as_ref().encoded_len());
         if len > DATAGRAM_MAX || self.shared.socket.check(to).is_err() {
             tracing::debug!(peer = %to, len, "no answer was sent");
@@ -237,7 +237,7 @@ impl Handle {
         }
         let mut state = self.shared.lock();
         if state.broken.is_none() {
-            state.endpoint.send(Instant::now(), to, frame, acknowledged);
+            state.endpoint.send(Instant::now(), to, frame, false);
             self.shared.pump(&mut state);
         }
     }
@@ -423,10 +423,15 @@ impl Shared {
 
     /// The application is done with a frame that it has taken.
     pub(super) fn settle(&self, received: &Received, fate: &Fate) {
-        let Received { from, local, ref frame, wanted } = *received;
+        self.decide(received, fate);
+        self.release(received.from, &received.frame);
+    }
+
+    /// The application says what becomes of a frame, and keeps it. [`Self::release`] has to follow.
+    pub(super) fn decide(&self, received: &Received, fate: &Fate) {
+        let Received { from, local, wanted, .. } = *received;
         let mut state = self.lock();
         let now = Instant::now();
-        state.endpoint.handle_taken(now, from, frame);
         if let Some(local) = local {
             // What the application answers leaves from where that was asked.
             state.endpoint.set_local(from, local);
@@ -438,6 +443,13 @@ impl Shared {
                 Fate::Dropped => state.endpoint.forgo(now, from, wanted),
             }
         }
+        self.pump(&mut state);
+    }
+
+    /// The application keeps a frame no longer: there is room for more.
+    pub(super) fn release(&self, from: SocketAddr, frame: &FrameBytes) {
+        let mut state = self.lock();
+        state.endpoint.handle_taken(Instant::now(), from, frame);
         self.pump(&mut state);
     }
 
@@ -495,8 +507,11 @@ impl Shared {
                 match (told, result) {
                     // A caller that was dropped does not want to know.
                     (Told::Sender(told), result) => _ = told.send(result),
-                    (Told::Caller(call), Err(failure)) => state.calls.fail(call, failure.into()),
-                    (Told::Caller(_), Ok(())) => {}
+                    (Told::Caller { id, .. }, Err(failure)) => {
+                        state.fail_call(to, id, failure);
+                        self.changed.notify_one();
+                    }
+                    (Told::Caller { .. }, Ok(())) => {}
                 }
             }
         }

@@ -20,7 +20,6 @@ pub use fastdrop_proto::vstp::{
 pub use peer::Peer;
 pub use presence::{Departure, PeerEvent, PeerEvents};
 pub use server::VstpUdpServer;
-pub(super) use serving::serve;
 
 /// The most bytes of a datagram before it is known that more fit.
 pub const MAX_DATAGRAM_SIZE: usize = fastdrop_proto::vstp::transport::DATAGRAM_MAX;

@@ -10,7 +10,7 @@ use crate::datagrams::Socket;
 use crate::metrics::Metrics;
 use crate::vstp::call::Call;
 use crate::vstp::tcp::Drained;
-use crate::vstp::types::{Flags, Frame, FrameType, VstpError};
+use crate::vstp::types::{Frame, FrameType, VstpError};
 use fastdrop_proto::vstp::{Counters, Failure, FrameBytes, SendOptions};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -176,7 +176,7 @@ impl VstpUdpServer {
                 None
             }
         };
-        serving::serve(self, end, drain, answer).await
+        serving::serve(self.handle, end, drain, answer).await
     }
 
     /// The same as [`Self::run_until`] with a [`Peer`] for each frame, by which its sender can be
@@ -207,7 +207,7 @@ impl VstpUdpServer {
                 None
             }
         };
-        serving::serve(self, end, Self::DRAIN, answer).await
+        serving::serve(self.handle, end, Self::DRAIN, answer).await
     }
 
     /// Replies to the calls of every address with what `handler` gives, beside each other, until
@@ -239,7 +239,21 @@ impl VstpUdpServer {
                 Some(handler(call).await.and_then(FrameBytes::try_from))
             }
         };
-        serving::serve(self, end, Self::DRAIN, answer).await
+        serving::serve(self.handle, end, Self::DRAIN, answer).await
+    }
+
+    /// Gives every frame and call to `answer`, and what comes of it back, until `end` and at most
+    /// for ten seconds more.
+    pub(crate) async fn serve_frames<A, Fut>(
+        self,
+        end: impl Future<Output = ()>,
+        answer: A,
+    ) -> Result<Drained, VstpError>
+    where
+        A: Fn(Call) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Option<Result<FrameBytes, VstpError>>> + Send,
+    {
+        serving::serve(self.handle, end, Self::DRAIN, answer).await
     }
 
     /// Answers a HELLO or PING, for those who call [`Self::recv`] and do not answer for themselves;
@@ -248,18 +262,7 @@ impl VstpUdpServer {
     /// Nothing waits for the answer to leave, and one that does not fit a datagram of 1,200 bytes
     /// is not sent: a PING of many fragments says nothing that a small one does not.
     pub fn answer(&self, frame: &FrameBytes, from: SocketAddr) {
-        let answer = match frame.typ {
-            FrameType::Hello => {
-                FrameBytes::new(FrameType::Welcome, super::super::HeadersBuf::default(), bytes::Bytes::new())
-            }
-            FrameType::Ping => {
-                let mut pong = frame.clone();
-                (pong.typ, pong.flags) = (FrameType::Pong, frame.flags & Flags::COMP);
-                pong
-            }
-            _ => return,
-        };
-        self.handle.answer(answer, from, false);
+        serving::answer_greeting(&self.handle, frame, from);
     }
 
     /// The number of messages that have begun to arrive and are not complete.

@@ -1,14 +1,13 @@
 //! Frames and calls in the hands of handlers, beside each other.
 
-use super::VstpUdpServer;
-use super::driver::{Fate, Received};
+use super::calls::NotTaken;
+use super::driver::{Fate, Handle, Received};
 use crate::incoming::log_panic;
 use crate::vstp::call::{self, Call, IncomingCall};
-use crate::vstp::held::Budget;
 use crate::vstp::tcp::{Drained, Unhandled};
-use crate::vstp::types::{ErrorCode, VstpError};
-use fastdrop_proto::calls::{CallId, NotServed, deadline_after};
-use fastdrop_proto::vstp::{CallRole, Failure, FrameBytes};
+use crate::vstp::types::{ErrorCode, Flags, FrameType, VstpError};
+use fastdrop_proto::calls::{CallId, deadline_after};
+use fastdrop_proto::vstp::{CallRole, Failure, FrameBytes, HeadersBuf};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,8 +22,8 @@ const HANDLERS_MAX: usize = 1024;
 /// Gives every frame and call to `answer`, and what comes of it back, until `end`; then nothing
 /// more is taken or acknowledged, and the handlers that run have `drain`. A frame is acknowledged
 /// when its handler begins, and counted as unhandled until that is done.
-pub(crate) async fn serve<A, Fut>(
-    server: VstpUdpServer,
+pub(super) async fn serve<A, Fut>(
+    handle: Arc<Handle>,
     end: impl Future<Output = ()>,
     drain: Duration,
     answer: A,
@@ -34,9 +33,7 @@ where
     Fut: Future<Output = Option<Result<FrameBytes, VstpError>>> + Send,
 {
     let permits = Arc::new(Semaphore::new(HANDLERS_MAX));
-    let budget = Budget::new(server.handle.held_max());
     let unhandled = Unhandled::default();
-    let server = Arc::new(server);
     let mut handlers = JoinSet::new();
     tokio::pin!(end);
     loop {
@@ -46,8 +43,7 @@ where
         // A frame is taken and acknowledged when there is a handler for it, in one step.
         let next = async {
             let permit = Arc::clone(&permits).acquire_owned().await;
-            budget.room().await;
-            server.handle.take().await.map(|received| (permit, received))
+            handle.take().await.map(|received| (permit, received))
         };
         let (permit, received) = tokio::select! {
             // Nothing new is acknowledged after the word.
@@ -55,54 +51,51 @@ where
             () = &mut end => break,
             next = next => next?,
         };
-        server.handle.shared().settle(&received, &Fate::Acknowledged);
+        handle.shared().decide(&received, &Fate::Acknowledged);
         let Received { from, frame, wanted, .. } = received;
+        let held = Held { handle: Arc::clone(&handle), from, frame: frame.clone() };
         let acknowledged = wanted.is_some();
-        let held = budget.hold(&frame);
         let is_unique = wanted.is_some_and(|wanted| wanted.is_of_unique_number());
         if let Some(CallRole::Request(id, ms)) = CallRole::of(&frame.as_ref()).filter(|_| is_unique) {
             drop(permit);
             let deadline = ms.map(|ms| deadline_after(Instant::now(), ms));
-            let cancelled = match server.handle.take_call(from, id) {
+            let cancelled = match handle.take_call(from, id) {
                 Ok(cancelled) => cancelled,
-                Err(NotServed::Repeated) => continue,
-                Err(NotServed::Busy(error)) => {
-                    let refusal = CallRole::refusal(id, ErrorCode::Busy, &error.to_string());
-                    server.handle.answer(refusal, from, true);
+                Err(NotTaken::Unwanted) => continue,
+                Err(NotTaken::Busy(error)) => {
+                    held.refuse(id, ErrorCode::Busy, &error.to_string());
                     continue;
                 }
             };
-            let unanswered = Unanswered { server: Arc::clone(&server), from, id };
             let (answer, asked) = (answer.clone(), Call { frame, from, deadline });
-            let answered = async move { answer(asked).await };
             let call = IncomingCall { id, deadline, cancelled };
-            // It is acknowledged, and so counted, before its task has its first turn.
-            let handled = unhandled.count(acknowledged, reply(unanswered, call, answered));
-            handlers.spawn(async move {
-                let _held = held;
-                handled.await;
+            let handled = call::handle(call, async move {
+                let answered = answer(asked).await;
+                answered.unwrap_or_else(|| Err(VstpError::Protocol("this is no request here".into())))
             });
+            // It is acknowledged, and so counted, before its task has its first turn.
+            let handled = unhandled.count(acknowledged, handled);
+            let unanswered = Unanswered { held, id, is_over: false };
+            handlers.spawn(async move { unanswered.reply(handled).await });
             continue;
         }
-        server.answer(&frame, from);
+        answer_greeting(&handle, &frame, from);
         let (answer, asked) = (answer.clone(), Call { frame, from, deadline: None });
-        let sender = Arc::clone(&server);
-        let handled = async move {
-            match answer(asked).await {
-                Some(Ok(frame)) => {
-                    if let Err(failure) = sender.handle.send(frame, from, false).await {
-                        tracing::debug!(%from, %failure, "an answer did not arrive");
-                    }
-                }
-                Some(Err(error)) => tracing::debug!(%from, %error, "a frame that is no call was not handled"),
-                None => {}
-            }
-        };
+        let handled = async move { answer(asked).await };
         let handled = unhandled.count(acknowledged, handled);
         handlers.spawn(async move {
             let _permit = permit;
-            let _held = held;
-            handled.await;
+            match handled.await {
+                Some(Ok(frame)) => {
+                    if let Err(failure) = held.handle.send(frame, from, false).await {
+                        tracing::debug!(peer = %from, %failure, "an answer did not arrive");
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(peer = %from, %error, "a frame that is no call was not handled");
+                }
+                None => {}
+            }
         });
     }
     let all = async {
@@ -114,49 +107,84 @@ where
     Ok(unhandled.report())
 }
 
-/// Says that there is no reply when the handler is dropped, by a panic say.
-struct Unanswered {
-    server: Arc<VstpUdpServer>,
-    from: SocketAddr,
-    id: CallId,
+/// Answers a HELLO or PING, and nothing else. Nothing waits for the answer to leave, and one that does
+/// not fit a datagram of 1,200 bytes is not sent.
+pub(super) fn answer_greeting(handle: &Handle, frame: &FrameBytes, from: SocketAddr) {
+    let answer = match frame.typ {
+        FrameType::Hello => FrameBytes::new(FrameType::Welcome, HeadersBuf::default(), bytes::Bytes::new()),
+        FrameType::Ping => {
+            let mut pong = frame.clone();
+            (pong.typ, pong.flags) = (FrameType::Pong, frame.flags & Flags::COMP);
+            pong
+        }
+        _ => return,
+    };
+    handle.answer(answer, from);
 }
 
-impl Unanswered {
-    fn refuse(&self, code: ErrorCode, reason: &str) {
-        self.server.handle.answer(CallRole::refusal(self.id, code, reason), self.from, true);
+/// A frame in the hands of its handler, which counts until that is done among what its address has.
+struct Held {
+    handle: Arc<Handle>,
+    from: SocketAddr,
+    frame: FrameBytes,
+}
+
+impl Held {
+    /// Says why there is no reply. Nothing waits for that word, and it is not sent again, so that
+    /// nobody makes words wait without bound.
+    fn refuse(&self, id: CallId, code: ErrorCode, reason: &str) {
+        self.handle.answer(CallRole::refusal(id, code, reason), self.from);
     }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.handle.shared().release(self.from, &self.frame);
+    }
+}
+
+/// A call that has its place until its reply has arrived.
+struct Unanswered {
+    held: Held,
+    id: CallId,
+    /// There is a reply, or nobody wants one.
+    is_over: bool,
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        if self.server.handle.finish_call(self.from, self.id) {
-            self.refuse(ErrorCode::Unhandled, "the handler has failed");
+        let handle = &self.held.handle;
+        // By a panic, say, or at the end of the server.
+        if !self.is_over && handle.begin_reply(self.held.from, self.id) {
+            self.held.refuse(self.id, ErrorCode::Unhandled, "the handler has failed");
         }
+        handle.finish_call(self.held.from, self.id);
     }
 }
 
-async fn reply(
-    guard: Unanswered,
-    call: IncomingCall,
-    answered: impl Future<Output = Option<Result<FrameBytes, VstpError>>>,
-) {
-    let id = call.id;
-    let handler = async {
-        answered.await.unwrap_or_else(|| Err(VstpError::Protocol("this is no request here".into())))
-    };
-    let frame = call::handle(call, handler).await;
-    let handle = &guard.server.handle;
-    let is_wanted = handle.finish_call(guard.from, id);
-    let Some(frame) = frame.filter(|_| is_wanted) else { return };
-    let sent = match CallRole::reply(&frame, id) {
-        Ok(reply) => handle.send(reply, guard.from, true).await,
-        Err(error) => Err(Failure::Frame(error)),
-    };
-    match sent {
-        Ok(()) => {}
-        Err(failure @ (Failure::TimedOut | Failure::Unreachable(_))) => {
-            tracing::debug!(from = %guard.from, %failure, "a reply did not arrive");
+impl Unanswered {
+    async fn reply(mut self, handler: impl Future<Output = Option<FrameBytes>>) {
+        let frame = handler.await;
+        self.is_over = true;
+        let (handle, from, id) = (&self.held.handle, self.held.from, self.id);
+        let is_wanted = handle.begin_reply(from, id);
+        let Some(frame) = frame.filter(|_| is_wanted) else { return };
+        let sent = match CallRole::reply(&frame, id) {
+            Ok(reply) => handle.send(reply, from, true).await,
+            Err(error) => Err(Failure::Frame(error)),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(failure @ (Failure::TimedOut | Failure::Unreachable(_))) => {
+                tracing::debug!(peer = %from, %failure, "a reply did not arrive");
+            }
+            Err(failure) => {
+                let reason = format!("the reply was not taken: {failure}");
+                let refusal = CallRole::refusal(id, ErrorCode::Unhandled, &reason);
+                if let Err(failure) = handle.send(refusal, from, true).await {
+                    tracing::debug!(peer = %from, %failure, "a refusal did not arrive");
+                }
+            }
         }
-        Err(failure) => guard.refuse(ErrorCode::Unhandled, &format!("the reply was not taken: {failure}")),
     }
 }

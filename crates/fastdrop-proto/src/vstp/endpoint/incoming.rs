@@ -38,12 +38,16 @@ impl Endpoint {
         if let Proof::Unproved { came, .. } = &mut peer.proof {
             *came = came.saturating_add(bytes.len() as u64);
         }
+        // A reply that is an error may be cut, and is no refusal of a message.
+        let is_whole = !frame.flags.contains(Flags::FRAG);
         match frame.typ {
             FrameType::Ack if Report::is_in(&frame) => self.handle_report(now, from, &frame),
             FrameType::Ack if Arrived::is_in(&frame) => self.handle_arrived(now, from, &frame),
             FrameType::Ack if frame.headers.find(MSG_ID).is_some() => self.handle_ack(now, from, &frame),
-            FrameType::Err if parse_refusal(&frame).is_some() => self.handle_refusal(from, &frame),
-            FrameType::Err if self.is_refused(now, from, &frame) => {}
+            FrameType::Err if is_whole && parse_refusal(&frame).is_some() => {
+                self.handle_refusal(from, &frame)
+            }
+            FrameType::Err if is_whole && self.is_refused(now, from, &frame) => {}
             FrameType::Ping if frame.headers.find(CHALLENGE).is_some() => {
                 self.handle_challenge(now, from, &frame)
             }
@@ -217,10 +221,14 @@ impl Endpoint {
         let is_stranger = peer.standing != Standing::Known;
         let budget = self.budgets.get(peer.standing);
         let (all, own) = (self.inbox.amount(is_stranger), self.inbox.held(from));
-        // What cannot be kept is not acknowledged either, and comes again.
-        let full = !reserved && !budget.admits_frame(all, own, frame.memory());
         let role = CallRole::of(&frame.as_ref());
         let is_of_call = matches!(role, Some(CallRole::Reply(_) | CallRole::Cancel(_)));
+        // What cannot be kept is not acknowledged either, and comes again. Replies are taken at once,
+        // and need no room among what waits for the application.
+        let full = match is_of_call {
+            true => self.inbox.is_full_of_calls(),
+            false => !reserved && !budget.admits_frame(all, own, frame.memory()),
+        };
         let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err) && !is_of_call;
         let asks = frame.flags.contains(Flags::REQ_ACK) && !is_answer;
         let wanted = Acknowledgement::of(frame.headers(), crc).filter(|_| asks);

@@ -1,14 +1,15 @@
 //! Calls: their requests, and the way of their replies to whoever waits.
 
-use super::{Handle, Shared, State, Told};
+use super::{Handle, NotTaken, Shared, State, Told};
 use crate::addresses::canonical;
 use crate::vstp::call::result_of;
 use crate::vstp::types::VstpError;
-use fastdrop_proto::calls::{CALL_TIME_MAX, CallId, NotServed, remaining_ms};
-use fastdrop_proto::vstp::{CallRole, FrameBytes};
+use fastdrop_proto::calls::{CALL_TIME_MAX, CallId, remaining_ms};
+use fastdrop_proto::vstp::{CallRole, Failure, FrameBytes};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 impl Handle {
     /// Sends a request, and waits for its reply.
@@ -26,8 +27,9 @@ impl Handle {
         self.shared.socket.check(to)?;
         let deadline = Instant::now() + time.min(CALL_TIME_MAX);
         let reply = async {
-            let _turn = self.shared.turns.acquire().await.map_err(|_| VstpError::ConnectionClosed)?;
-            let (outstanding, reply) = self.begin_call(&request, to, deadline)?;
+            let turns = Arc::clone(&self.shared.turns);
+            let turn = turns.acquire_owned().await.map_err(|_| VstpError::ConnectionClosed)?;
+            let (outstanding, reply) = self.begin_call(&request, to, deadline, turn)?;
             let reply = reply.await.map_err(|_| VstpError::ConnectionClosed)?;
             drop(outstanding);
             reply
@@ -41,6 +43,7 @@ impl Handle {
         request: &FrameBytes,
         to: SocketAddr,
         deadline: Instant,
+        turn: OwnedSemaphorePermit,
     ) -> Result<(Outstanding<'_>, oneshot::Receiver<Result<FrameBytes, VstpError>>), VstpError> {
         let mut state = self.shared.lock();
         if state.broken.is_some() {
@@ -48,17 +51,19 @@ impl Handle {
         }
         let begun = state.calls.begin(to, deadline);
         let (id, reply) = begun.map_err(|error| VstpError::Protocol(error.to_string()))?;
-        let now = Instant::now();
+        let (now, turn) = (Instant::now(), Arc::new(turn));
         match CallRole::request(request, id, remaining_ms(now, deadline)) {
             Ok(request) => {
                 let send = state.endpoint.send(now, to, request, true);
-                state.waiting.insert(send, (to, Told::Caller(id)));
+                // Its turn lasts until its request has an outcome, too.
+                let told = Told::Caller { id, _turn: Arc::clone(&turn) };
+                state.waiting.insert(send, (to, told));
                 self.shared.pump(&mut state);
             }
             Err(error) => state.calls.fail(id, error.into()),
         }
         drop(state);
-        Ok((Outstanding { shared: &self.shared, to, id }, reply))
+        Ok((Outstanding { shared: &self.shared, to, id, _turn: turn }, reply))
     }
 
     /// Replies to calls that nobody was waiting for, which were dropped.
@@ -71,18 +76,18 @@ impl Handle {
         &self,
         from: SocketAddr,
         id: CallId,
-    ) -> Result<oneshot::Receiver<()>, NotServed> {
+    ) -> Result<oneshot::Receiver<()>, NotTaken> {
         self.shared.lock().calls.take(from, id)
     }
 
-    /// The handler of a call has finished. False: nobody wants its reply.
-    pub(in crate::vstp::udp) fn finish_call(&self, from: SocketAddr, id: CallId) -> bool {
-        self.shared.lock().calls.finish(from, id)
+    /// The handler of a call is done. False: nobody wants its reply.
+    pub(in crate::vstp::udp) fn begin_reply(&self, from: SocketAddr, id: CallId) -> bool {
+        self.shared.lock().calls.begin_reply(from, id)
     }
 
-    /// Bytes of frames that may be in the hands of handlers.
-    pub(in crate::vstp::udp) fn held_max(&self) -> usize {
-        self.shared.held_max
+    /// A call is over, and its reply has arrived or will not.
+    pub(in crate::vstp::udp) fn finish_call(&self, from: SocketAddr, id: CallId) {
+        self.shared.lock().calls.finish(from, id);
     }
 }
 
@@ -98,6 +103,15 @@ impl Shared {
 }
 
 impl State {
+    /// The request of a call has failed: its caller is told, and the peer as well if it may have the
+    /// request nevertheless.
+    pub(super) fn fail_call(&mut self, to: SocketAddr, id: CallId, failure: Failure) {
+        if failure == Failure::TimedOut && self.calls.is_outstanding(id) {
+            self.endpoint.send(Instant::now(), to, CallRole::cancellation(id), false);
+        }
+        self.calls.fail(id, failure.into());
+    }
+
     /// Gives replies to their callers, and cancellations to handlers.
     pub(super) fn take_of_calls(&mut self) {
         while let Some((from, frame, wanted)) = self.endpoint.poll_of_call() {
@@ -116,6 +130,7 @@ struct Outstanding<'a> {
     shared: &'a Shared,
     to: SocketAddr,
     id: CallId,
+    _turn: Arc<OwnedSemaphorePermit>,
 }
 
 impl Drop for Outstanding<'_> {
