@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -100,7 +101,7 @@ impl Port {
             let frames = Incoming::handed(for_vstp, address, config.vstp_tcp.places());
             vstp_tcp = Some(VstpTcpServer::new(frames, config.vstp_tcp, None));
             incoming = Some(Incoming::handed(for_cnp, address, config.cnp.places()));
-            sorting.spawn(sort(listener, tls, vstp, cnp));
+            sorting.spawn(sort(listener, tls, vstp, cnp, Self::WAITING_MAX));
         }
         let socket = if udp { Some(Arc::new(Socket::bind(address).await?)) } else { None };
         if let Some(socket) = &socket {
@@ -146,14 +147,15 @@ async fn look(stream: TcpStream, tls: Option<&Acceptor>) -> io::Result<(Carried,
     Ok((Carried::Secured(stream), inner))
 }
 
-/// Accepts, and hands each connection to whom it is meant for.
-async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: Handed) {
+/// Accepts, and hands each connection to whom it is meant for. Of those whose first byte has not
+/// come, `waiting_max` are kept.
+async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: Handed, waiting_max: usize) {
     let mut looking = JoinSet::new();
     let mut oldest = VecDeque::new();
-    let places = Places::new(Limits { all: Port::WAITING_MAX, of_one: Port::WAITING_MAX });
+    let places = Places::new(Limits { all: waiting_max, of_one: waiting_max });
     loop {
         while looking.try_join_next().is_some() {}
-        if oldest.len() >= 2 * Port::WAITING_MAX {
+        if oldest.len() >= 2 * waiting_max {
             oldest.retain(|task: &AbortHandle| !task.is_finished());
         }
         let (stream, peer) = match listener.accept().await {
@@ -168,7 +170,11 @@ async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: H
         while place.is_none()
             && let Some(task) = oldest.pop_front()
         {
-            // Nobody has more than its share.
+            if task.is_finished() {
+                continue;
+            }
+            // Nobody has more than its share. This one ends at once, so the wait for one that ends
+            // is short, as it would not be if all were silent.
             task.abort();
             looking.join_next().await;
             place = places.take(Instant::now(), Origin::of(peer.ip()));
@@ -186,7 +192,10 @@ async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: H
                         return Ok(());
                     }
                 };
-                to.try_send((stream, peer)).map_err(|_| io::Error::other("too many connections"))
+                to.try_send((stream, peer)).map_err(|error| match error {
+                    TrySendError::Full(_) => io::Error::other("too many connections"),
+                    TrySendError::Closed(_) => io::Error::other("nobody serves this protocol any more"),
+                })
             };
             let looked = tokio::select! {
                 looked = tokio::time::timeout(Port::WAITING_TIME, look) => looked,
@@ -198,5 +207,35 @@ async fn sort(listener: TcpListener, tls: Option<Acceptor>, vstp: Handed, cnp: H
                 Err(_) => tracing::debug!(%peer, "said nothing in time"),
             }
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn silent_connections_behind_one_that_has_ended_do_not_stop_the_port() {
+        const WAITING_MAX: usize = 8;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (vstp, mut for_vstp) = mpsc::channel(1);
+        let (cnp, _for_cnp) = mpsc::channel(1);
+        let mut sorting = JoinSet::new();
+        sorting.spawn(sort(listener, None, vstp, cnp, WAITING_MAX));
+        let mut ended = TcpStream::connect(address).await.unwrap();
+        ended.write_all(b"?").await.unwrap();
+        let _ = ended.read_to_end(&mut Vec::new()).await;
+        let mut silent = Vec::new();
+        for _ in 0..=WAITING_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"V").await.unwrap();
+        // Long before the silent ones are given up.
+        let handed = tokio::time::timeout(Port::WAITING_TIME / 3, for_vstp.recv()).await;
+        let (_, peer) = handed.expect("served in time").unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
     }
 }
