@@ -7,6 +7,7 @@ use fastdrop_messages::tls::{ClientTls, Fingerprint, Identity, ServerTls, TlsErr
 use fastdrop_messages::vstp::VstpTcpClient;
 use fastdrop_messages::vstp::tcp::{TcpConfig, VstpTcpServer};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -171,6 +172,61 @@ async fn a_server_lets_in_only_clients_whose_certificate_it_trusts() {
             Ok(client) => assert!(nameless && echoed(&client, b"y").await.is_ok()),
             Err(error) => assert!(!nameless && error.to_string().contains("certificate"), "{error}"),
         }
+    }
+}
+
+/// An identity whose certificate and key are in files, with these parameters; signed by another if
+/// there is one. Also the file with the certificate.
+fn in_files(
+    dir: &Path,
+    name: &str,
+    is_ca: rcgen::IsCa,
+    issuer: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>,
+) -> (Identity, PathBuf) {
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = is_ca;
+    let own = rcgen::KeyPair::generate().unwrap();
+    let made = match issuer {
+        Some(issuer) => params.signed_by(&own, issuer).unwrap(),
+        None => params.self_signed(&own).unwrap(),
+    };
+    let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    std::fs::write(&cert, made.pem()).unwrap();
+    std::fs::write(&key, own.serialize_pem()).unwrap();
+    (Identity::from_pem(&cert, &key).unwrap(), cert)
+}
+
+#[tokio::test]
+async fn a_certificate_in_the_file_is_trusted_itself_also_if_it_signs_others_or_others_signed_it() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let dir = tempfile::tempdir().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = Issuer::new(params, KeyPair::generate().unwrap());
+    let signed = in_files(dir.path(), "signed", IsCa::NoCa, Some(&issuer));
+    let signs = in_files(dir.path(), "signs", IsCa::Ca(BasicConstraints::Unconstrained), None);
+    let other = in_files(dir.path(), "other", IsCa::NoCa, Some(&issuer)).0;
+    for (listed, file) in [signed, signs] {
+        // A client's.
+        let server = identity();
+        for mandatory in [true, false] {
+            let (tls, trust) = (ServerTls::new(&server), Trust::from_pem(&file).unwrap());
+            let tls = if mandatory { tls.require_clients(trust) } else { tls.ask_clients(trust) };
+            let address = echo(tls).await;
+            let shows = |shown| ClientTls::new(pin(&server)).identity(shown);
+            let client = connect(address, shows(&listed)).await.unwrap();
+            assert_eq!(echoed(&client, b"x").await.unwrap().unwrap(), "x");
+            assert!(connect(address, shows(&other)).await.is_err());
+            let nobody = connect(address, pin(&server)).await;
+            assert_eq!(nobody.is_ok(), !mandatory);
+        }
+        // A server's, for another name than was dialled.
+        let address = echo(&listed).await;
+        let client = connect(address, Trust::from_pem(&file).unwrap()).await.unwrap();
+        assert_eq!(echoed(&client, b"x").await.unwrap().unwrap(), "x");
+        let address = echo(&other).await;
+        let error = connect(address, Trust::from_pem(&file).unwrap()).await.unwrap_err();
+        assert!(matches!(error, Error::Tls(TlsError::Untrusted(_))), "{error}");
     }
 }
 

@@ -251,22 +251,32 @@ async fn case_61_tls_trusts_the_pinned_certificate_and_no_other() {
 #[tokio::test]
 async fn case_61_tls_trusts_who_an_authority_has_signed_for_the_name_that_was_dialled() {
     let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (authority, cert, key) =
+        (dir.path().join("authority.pem"), dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(&authority, params.self_signed(&authority_key).unwrap().pem()).unwrap();
+    let own_key = rcgen::KeyPair::generate().unwrap();
+    let signed = rcgen::CertificateParams::new(vec!["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&own_key, &rcgen::Issuer::new(params, authority_key))
+        .unwrap();
+    std::fs::write(&cert, signed.pem()).unwrap();
+    std::fs::write(&key, own_key.serialize_pem()).unwrap();
     let identity = Identity::from_pem(&cert, &key).unwrap();
     let server = VstpTcpServer::bind_tls("127.0.0.1:0", &identity, TcpConfig::default()).await.unwrap();
     let port = server.local_addr().unwrap().port();
     let serving = tokio::spawn(server.run(|_, _| async {}));
-    let trust = Trust::from_pem(&cert).unwrap();
-    let connect = async |host: &str| {
-        let address = format!("{host}:{port}");
+    let connect = async |trusted: &std::path::Path, host: &str| {
+        let (trust, address) = (Trust::from_pem(trusted).unwrap(), format!("{host}:{port}"));
         VstpTcpClient::connect_tls(&address, &trust, TcpConfig::default()).await
     };
-    let mut client = soon(connect("localhost")).await.unwrap();
+    let mut client = soon(connect(&authority, "localhost")).await.unwrap();
     soon(client.send_with_ack(data(b"x"))).await.unwrap();
-    assert!(soon(connect("127.0.0.1")).await.is_err(), "the certificate is for another name");
+    assert!(soon(connect(&authority, "127.0.0.1")).await.is_err(), "the certificate is for another name");
+    // Listed itself, it needs no name.
+    assert!(soon(connect(&cert, "127.0.0.1")).await.is_ok());
     serving.abort();
 }
 

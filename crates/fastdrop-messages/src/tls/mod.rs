@@ -8,6 +8,7 @@ mod handshake;
 mod identity;
 mod provider;
 mod trust;
+mod verifier;
 mod wire;
 
 pub use error::TlsError;

@@ -3,16 +3,12 @@
 use super::error::{TlsError, certificate_error};
 use super::identity::{Fingerprint, Identity, fingerprint, read_certificates};
 use super::provider::provider;
+use super::verifier::Verifier;
 use crate::inner::Inner;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::client::WebPkiServerVerifier;
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
-};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,28 +22,41 @@ pub enum Trust {
     /// Those that one of these has signed: a server's for the name that was dialled, a client's for
     /// any.
     Authorities(Arc<RootCertStore>),
+    /// One of these, whatever their names and dates, and those that one of these has signed, as for
+    /// [`Self::Authorities`].
+    Listed {
+        /// The certificates themselves.
+        pins: Arc<[Fingerprint]>,
+        /// The same, as those that sign.
+        authorities: Arc<RootCertStore>,
+    },
 }
 
 impl Trust {
-    /// The authorities in a PEM file.
+    /// The certificates in a PEM file, and those that one of them has signed. A certificate of the
+    /// file is trusted whatever its name and dates, also if it signs others (`CA:TRUE`); of one that
+    /// is signed, a server's has to be for the name that was dialled. Whoever has the key of one in
+    /// the file can sign others.
     ///
     /// # Errors
     ///
     /// A file that cannot be read, or has something else in it.
     pub fn from_pem(path: &Path) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
+        let (mut authorities, mut pins) = (RootCertStore::empty(), Vec::new());
         for certificate in read_certificates(path)? {
-            roots.add(certificate).map_err(certificate_error)?;
+            pins.push(fingerprint(&certificate));
+            authorities.add(certificate).map_err(certificate_error)?;
         }
-        Ok(Self::Authorities(Arc::new(roots)))
+        Ok(Self::Listed { pins: pins.into(), authorities: Arc::new(authorities) })
     }
 
-    /// Those that are trusted by their fingerprints, or the authorities.
-    fn pins(&self) -> Result<Arc<[Fingerprint]>, &Arc<RootCertStore>> {
+    /// Those that are trusted by their fingerprints, if any, and those that sign others, if any.
+    fn parts(&self) -> (Option<Arc<[Fingerprint]>>, Option<&Arc<RootCertStore>>) {
         match self {
-            Self::Pinned(pin) => Ok([*pin].into()),
-            Self::AnyPinned(pins) => Ok(Arc::clone(pins)),
-            Self::Authorities(roots) => Err(roots),
+            Self::Pinned(pin) => (Some([*pin].into()), None),
+            Self::AnyPinned(pins) => (Some(Arc::clone(pins)), None),
+            Self::Authorities(authorities) => (None, Some(authorities)),
+            Self::Listed { pins, authorities } => (Some(Arc::clone(pins)), Some(authorities)),
         }
     }
 }
@@ -76,10 +85,11 @@ impl ClientTls {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(certificate_error)?;
-        let builder = match self.trust.pins() {
-            Err(roots) => builder.with_root_certificates(Arc::clone(roots)),
-            Ok(pins) => {
-                let verifier = PinnedVerifier { pins, provider: provider(), mandatory: true };
+        let builder = match self.trust.parts() {
+            (None, Some(authorities)) => builder.with_root_certificates(Arc::clone(authorities)),
+            (pins, authorities) => {
+                let signed = authorities.map(signed_servers).transpose()?;
+                let verifier = Verifier::new(pins.unwrap_or_default(), signed, true);
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
             }
         };
@@ -145,16 +155,15 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(certificate_error)?;
-        let builder = match self.clients.as_ref().map(Trust::pins) {
+        let builder = match self.clients.as_ref().map(Trust::parts) {
             None => builder.with_no_client_auth(),
-            Some(Ok(pins)) => {
-                let verifier = PinnedVerifier { pins, provider: provider(), mandatory: self.mandatory };
-                builder.with_client_cert_verifier(Arc::new(verifier))
+            Some((None, Some(authorities))) => {
+                builder.with_client_cert_verifier(signed_clients(authorities, self.mandatory)?)
             }
-            Some(Err(roots)) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
-                let verifier = if self.mandatory { verifier } else { verifier.allow_unauthenticated() };
-                builder.with_client_cert_verifier(verifier.build().map_err(certificate_error)?)
+            Some((pins, authorities)) => {
+                let signed = authorities.map(|roots| signed_clients(roots, self.mandatory)).transpose()?;
+                let verifier = Verifier::new(pins.unwrap_or_default(), signed, self.mandatory);
+                builder.with_client_cert_verifier(Arc::new(verifier))
             }
         };
         let (chain, key) = self.identity.parts();
@@ -176,113 +185,19 @@ impl From<&Self> for ServerTls {
     }
 }
 
-/// Trusts certificates by their fingerprints, and checks that the peer has the key.
-#[derive(Debug)]
-struct PinnedVerifier {
-    pins: Arc<[Fingerprint]>,
-    provider: Arc<CryptoProvider>,
+/// Trusts the servers that one of these has signed.
+fn signed_servers(authorities: &Arc<RootCertStore>) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(authorities), provider());
+    verifier.build().map_err(certificate_error)
+}
+
+/// Trusts the clients that one of these has signed, and whoever shows nothing unless that is
+/// mandatory.
+fn signed_clients(
+    authorities: &Arc<RootCertStore>,
     mandatory: bool,
-}
-
-impl PinnedVerifier {
-    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        if self.pins.contains(&fingerprint(certificate)) {
-            Ok(())
-        } else {
-            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
-        }
-    }
-
-    fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.3 only".into()))
-    }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for PinnedVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.check(end_entity).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Self::no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-}
-
-impl ClientCertVerifier for PinnedVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check(end_entity).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Self::no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(authorities), provider());
+    let verifier = if mandatory { verifier } else { verifier.allow_unauthenticated() };
+    verifier.build().map_err(certificate_error)
 }
