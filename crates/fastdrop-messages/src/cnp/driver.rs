@@ -411,8 +411,8 @@ pub(super) async fn drive(
             }
             let was_open = state.opened;
             let mut progress = state.take_events(now);
-            if let (false, true, Some(agreed)) = (was_open, state.opened, state.session.agreed()) {
-                spans::identify(&shared.span, agreed.id.text());
+            if state.opened && !was_open {
+                spans::identify(&shared.span, spans::number());
             }
             if !kept.set(state.session.memory() + state.calls.memory()) {
                 state.session.abort(ErrorCode::Busy, "too much is waiting here");
