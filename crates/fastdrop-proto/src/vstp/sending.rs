@@ -230,7 +230,6 @@ impl Sending {
                 }
                 self.last_state += 1;
                 frame = Place::Sequenced { channel, number: self.last_state }.write(frame)?;
-                self.supersede(channel);
                 state = Some(channel);
             }
             Some(Channel::Ordered(channel)) => {
@@ -246,6 +245,9 @@ impl Sending {
         let is_small = size <= datagram;
         if !is_small && datagram > Self::DATAGRAM {
             return Err(Failure::NotCut);
+        }
+        if let Some(channel) = state {
+            self.supersede(channel);
         }
         if !is_small {
             let held = Held { send, frame, acknowledged, state, priority };
