@@ -48,7 +48,7 @@ async fn cnp_lets_in_who_shows_a_token_of_the_set_and_tells_others_why_not() {
         for builder in wrong {
             let error = soon(builder.connect(address)).await.unwrap_err();
             assert!(
-                matches!(&error, Error::Ended(Ending::Refused(why)) if why.contains("token")),
+                matches!(&error, Error::Ended(Ending::Unauthorized(why)) if why.contains("token")),
                 "udp {udp}: {error:?}"
             );
             assert_eq!(error.fault(), Fault::Peer);
@@ -146,4 +146,24 @@ async fn vstp_shows_a_token_to_a_server_that_asks_for_none_and_the_error_has_a_c
     let mut said = Vec::new();
     soon(stream.read_to_end(&mut said)).await.unwrap();
     assert!(said.windows(12).any(|bytes| bytes == b"unauthorized"), "{said:?}");
+}
+
+#[tokio::test]
+async fn vstp_tells_a_refusal_of_the_token_from_every_other() {
+    for (code, unauthorized) in [("unauthorized", true), ("busy", false), ("timeout", false), ("x", false)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let refusing = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let frame = Frame::new(FrameType::Err).with_header("code", code).with_header("reason", "not now");
+            stream.write_all(&fastdrop_messages::vstp::encode_frame(&frame).unwrap()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let refused =
+            soon(VstpTcpClient::connect_to(&address, None, shows(Some("a token")))).await.unwrap_err();
+        assert!(matches!(&refused.error, VstpError::ServerError(why) if why == "not now"), "{refused}");
+        assert_eq!(refused.unauthorized, unauthorized, "{code}");
+        refusing.abort();
+    }
 }

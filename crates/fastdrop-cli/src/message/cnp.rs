@@ -119,9 +119,7 @@ pub(super) async fn send(
     sent: &mut Sent,
 ) -> Result<(), Failure> {
     let mut client = client(send);
-    let token = send.token()?;
-    let shows_token = token.is_some();
-    if let Some(token) = token {
+    if let Some(token) = send.token()? {
         client = client.token(token);
     }
     let connected = match send.tls()? {
@@ -129,8 +127,7 @@ pub(super) async fn send(
         None => client.connect(address).await,
     };
     let client = connected.map_err(|error| match error {
-        // It says no in words alone, and has been shown little else.
-        Error::Ended(Ending::Refused(why)) if shows_token => Failure::Unauthorized(why),
+        Error::Ended(Ending::Unauthorized(why)) => Failure::Unauthorized(why),
         error => error.into(),
     })?;
     let begin = Instant::now();

@@ -36,7 +36,8 @@ impl Failure {
             Self::Vstp(error) | Self::Port(PortError::Vstp(error)) => code_of_vstp(error),
             Self::Cnp(error) | Self::Port(PortError::Cnp(error)) => code_of_cnp(error),
             Self::Input(error) | Self::Port(PortError::Io(error)) => code_of_io(error),
-            Self::Tls(_) | Self::Unauthorized(_) | Self::Port(PortError::Tls(_)) => ExitCode::Authentication,
+            Self::Tls(error) | Self::Port(PortError::Tls(error)) => code_of_tls(error),
+            Self::Unauthorized(_) => ExitCode::Authentication,
             Self::Port(_) | Self::Output(_) | Self::NotWritten(_) => ExitCode::Other,
         }
     }
@@ -47,7 +48,17 @@ fn code_of_io(error: &std::io::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::NotFound => ExitCode::NotFound,
         ErrorKind::InvalidData => ExitCode::Authentication,
+        // Nothing that another attempt would change.
+        ErrorKind::PermissionDenied => ExitCode::Other,
         _ => ExitCode::Network,
+    }
+}
+
+fn code_of_tls(error: &TlsError) -> ExitCode {
+    match error {
+        TlsError::Timeout => ExitCode::Network,
+        TlsError::Io(error) => code_of_io(error),
+        _ => ExitCode::Authentication,
     }
 }
 
@@ -75,10 +86,27 @@ fn code_of_cnp(error: &cnp::Error) -> ExitCode {
             | Ending::Gone
             | Ending::ConnectionLost,
         ) => ExitCode::Network,
-        cnp::Error::Tls(_) | cnp::Error::Ended(Ending::Tls(_) | Ending::Unauthorized(_)) => {
-            ExitCode::Authentication
-        }
+        cnp::Error::Tls(error) => code_of_tls(error),
+        cnp::Error::Ended(Ending::Tls(_) | Ending::Unauthorized(_)) => ExitCode::Authentication,
         cnp::Error::Config(_) => ExitCode::Usage,
         _ => ExitCode::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn what_happens_on_the_way_to_tls_is_the_network_and_what_it_says_is_not() {
+        let broken = || TlsError::Io(Error::from(ErrorKind::ConnectionReset));
+        for error in [TlsError::Timeout, broken()] {
+            assert_eq!(Failure::Cnp(cnp::Error::Tls(error)).code(), ExitCode::Network);
+        }
+        assert_eq!(Failure::Tls(broken()).code(), ExitCode::Network);
+        assert_eq!(Failure::Cnp(cnp::Error::Tls(TlsError::NotTls)).code(), ExitCode::Authentication);
+        let denied = || Error::from(ErrorKind::PermissionDenied);
+        assert_eq!(Failure::Input(denied()).code(), ExitCode::Other);
     }
 }

@@ -195,14 +195,9 @@ pub(super) async fn by_tcp(
 ) -> Result<(), Failure> {
     // A listener may echo whatever it takes.
     let config = TcpConfig { frame_max: ECHO_MAX, token: send.token()?, ..TcpConfig::default() };
-    let shows_token = config.token.is_some();
-    let connected = match send.tls()? {
-        Some(tls) => VstpTcpClient::connect_tls(address, tls, config).await,
-        None => VstpTcpClient::connect_with_config(address, config).await,
-    };
-    let mut client = connected.map_err(|error| match error {
-        // It has said nothing but its token.
-        VstpError::ServerError(reason) if shows_token => Failure::Unauthorized(reason),
+    let connected = VstpTcpClient::connect_to(address, send.tls()?, config).await;
+    let mut client = connected.map_err(|not| match not.error {
+        VstpError::ServerError(reason) if not.unauthorized => Failure::Unauthorized(reason),
         error => error.into(),
     })?;
     let result = send_all(send, &mut client, messages, sent).await;

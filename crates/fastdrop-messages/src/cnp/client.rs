@@ -197,7 +197,9 @@ impl ClientBuilder {
         }
         // What was slow, or gone, is asked in full once more, if there is time.
         match ask(&config, &addresses, until, security, &self.metrics).await {
-            Err(error @ Error::Ended(Ending::Refused(_) | Ending::PeerError(_))) => Err(error),
+            Err(
+                error @ Error::Ended(Ending::Refused(_) | Ending::Unauthorized(_) | Ending::PeerError(_)),
+            ) => Err(error),
             Err(error) => Err(first.unwrap_or(error)),
             result => result,
         }

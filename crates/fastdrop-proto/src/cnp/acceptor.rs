@@ -3,7 +3,9 @@
 
 use super::checksum::Checksum;
 use super::config::SessionConfig;
-use super::handshake::{Agreed, HANDSHAKE_PAYLOAD_MAX, HANDSHAKE_TYPES, Syn, read_ack, write_refusal};
+use super::handshake::{
+    Agreed, HANDSHAKE_PAYLOAD_MAX, HANDSHAKE_TYPES, Syn, read_ack, write_refusal, write_unauthorized,
+};
 use super::header::{HEAD_BYTES, Head, Layout, TYPE_AT};
 use super::packet::{PacketType, append};
 use super::params::SessionId;
@@ -128,7 +130,7 @@ impl Acceptor {
             return answer(syn_ack(&write_refusal("by TCP alone")));
         }
         if let Err(why) = syn.authorize(&self.config) {
-            return answer(syn_ack(&write_refusal(&why)));
+            return answer(syn_ack(&write_unauthorized(&why)));
         }
         self.forget(from);
         if self.by_ip.get(&from.ip()).is_some_and(|count| *count >= Self::WAITING_MAX_BY_IP) {

@@ -115,6 +115,10 @@ pub enum HandshakeError {
     /// The server says no, in these words; escape them before they are shown.
     #[error("the server says no: {0}")]
     Refused(String),
+    /// The server does not let the client in, and says so in these words; escape them before they
+    /// are shown.
+    #[error("not let in: {0}")]
+    Unauthorized(String),
     /// The server understands more than it was asked for.
     #[error("the server understands a SYN in full")]
     KnowsMore,
@@ -143,6 +147,8 @@ enum SizeName {
 struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     session_id: Option<SessionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -391,9 +397,17 @@ fn characters(said: Option<usize>) -> usize {
     said.unwrap_or(CHARACTERS_DEFAULT).min(CHARACTERS_MAX)
 }
 
+/// The refusal of a SYN-ACK that says no to a client that is not let in.
+const UNAUTHORIZED: &str = "unauthorized";
+
 /// The payload of a SYN-ACK that says no.
 pub fn write_refusal(why: &str) -> Vec<u8> {
     json::write(&Fields { status: Some(why.into()), ..Fields::default() })
+}
+
+/// The same to a client that is not let in.
+pub(super) fn write_unauthorized(why: &str) -> Vec<u8> {
+    json::write(&Fields { status: Some(why.into()), refusal: Some(UNAUTHORIZED.into()), ..Fields::default() })
 }
 
 /// The whole packet of a SYN-ACK that says no, for a client that has said nothing yet.
@@ -408,6 +422,9 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
     let fields = Fields::read(payload)?;
     match fields.status.as_deref() {
         Some(status) if status.eq_ignore_ascii_case("ok") => {}
+        Some(status) if fields.refusal.as_deref() == Some(UNAUTHORIZED) => {
+            return Err(HandshakeError::Unauthorized(status.into()));
+        }
         Some(status) => return Err(HandshakeError::Refused(status.into())),
         None => return malformed("no status"),
     }
@@ -617,6 +634,10 @@ mod tests {
         let agreed = read(r#"{"status":"OK","session_id":"a","operation_mode":"step-by-step"}"#).unwrap();
         assert_eq!((agreed.window, agreed.mode), (1, Mode::StepByStep));
         assert_eq!(read(r#"{"status":"full"}"#), Err(HandshakeError::Refused("full".into())));
+        let other = r#"{"status":"full","refusal":"another"}"#;
+        assert_eq!(read(other), Err(HandshakeError::Refused("full".into())));
+        let unauthorized = String::from_utf8(write_unauthorized("no")).unwrap();
+        assert_eq!(read(&unauthorized), Err(HandshakeError::Unauthorized("no".into())));
         for bad in [
             r#"{"status":"ok"}"#,
             r#"{"session_id":"a"}"#,

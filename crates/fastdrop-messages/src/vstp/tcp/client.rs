@@ -28,6 +28,30 @@ pub struct VstpTcpClient {
     unauthorized: Arc<AtomicBool>,
 }
 
+/// The reason for which there is no connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+#[non_exhaustive]
+pub struct NotConnected {
+    /// The reason itself; that of the server is [`VstpError::ServerError`].
+    #[source]
+    pub error: VstpError,
+    /// The server has said that this end is not let in: it needs another token, or TLS.
+    pub unauthorized: bool,
+}
+
+impl From<VstpError> for NotConnected {
+    fn from(error: VstpError) -> Self {
+        Self { error, unauthorized: false }
+    }
+}
+
+impl From<NotConnected> for VstpError {
+    fn from(not: NotConnected) -> Self {
+        not.error
+    }
+}
+
 /// Connects, within ten seconds.
 pub(crate) async fn dial(addr: impl ToSocketAddrs) -> Result<(TcpStream, SocketAddr), VstpError> {
     let connect = async {
@@ -57,7 +81,7 @@ impl VstpTcpClient {
     /// The same, set up otherwise.
     pub async fn connect_with_config(addr: &str, config: TcpConfig) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
-        Self::open(Stream::Plain(stream), peer, config).await
+        Ok(Self::open(Stream::Plain(stream), peer, config).await?)
     }
 
     /// Connects to `host:port` with TLS 1.3, if the server can show what is trusted.
@@ -69,17 +93,38 @@ impl VstpTcpClient {
     ) -> Result<Self, VstpError> {
         let (stream, peer) = dial(addr).await?;
         let stream = Stream::Tls(Box::new(handshake(stream, addr, &tls.into()).await?));
+        Ok(Self::open(stream, peer, config).await?)
+    }
+
+    /// Connects to `host:port`, with TLS 1.3 if there are servers that are trusted. It is the same as
+    /// the others, but its error also says that this end was not let in.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which there is no connection.
+    pub async fn connect_to(
+        addr: &str,
+        tls: Option<ClientTls>,
+        config: TcpConfig,
+    ) -> Result<Self, NotConnected> {
+        let (stream, peer) = dial(addr).await?;
+        let stream = match tls {
+            Some(tls) => Stream::Tls(Box::new(handshake(stream, addr, &tls).await?)),
+            None => Stream::Plain(stream),
+        };
         Self::open(stream, peer, config).await
     }
 
-    async fn open(stream: Stream, peer: SocketAddr, config: TcpConfig) -> Result<Self, VstpError> {
+    async fn open(stream: Stream, peer: SocketAddr, config: TcpConfig) -> Result<Self, NotConnected> {
         let span = spans::of("vstp", "tcp", peer);
         let opening = async {
             let stream = stream.guarded(&config, None);
             let mut connection = Connection::new(stream, config.clone(), None, false);
-            connection.introduce().await?;
             let unauthorized = connection.unauthorized();
-            Ok::<_, VstpError>((Link::new(connection, &config, peer), unauthorized))
+            if let Err(error) = connection.introduce().await {
+                return Err(NotConnected { error, unauthorized: unauthorized.load(Ordering::Relaxed) });
+            }
+            Ok((Link::new(connection, &config, peer), unauthorized))
         };
         let (link, unauthorized) = opening.instrument(span.clone()).await?;
         Ok(Self { link, peer, span, unauthorized })

@@ -26,7 +26,7 @@ mod unhandled;
 #[cfg(feature = "tls")]
 pub use crate::tls;
 
-pub use client::VstpTcpClient;
+pub use client::{NotConnected, VstpTcpClient};
 pub use delivery::Delivery;
 pub use fastdrop_proto::vstp::ClientSessionLimits;
 pub use peer::Peer;

@@ -6,7 +6,9 @@ use crate::cnp::config::Carrier;
 use crate::cnp::control::{ACK, ALIVE, GAP, HOLD, ROOM};
 use crate::cnp::cut::characters;
 use crate::cnp::generation::{CHANNEL, Generation, Meaning};
-use crate::cnp::handshake::{HandshakeError, Syn, read_ack, read_syn_ack, write_ack, write_refusal};
+use crate::cnp::handshake::{
+    HandshakeError, Syn, read_ack, read_syn_ack, write_ack, write_refusal, write_unauthorized,
+};
 use crate::cnp::header::{Head, Layout, PacketError};
 use crate::cnp::numbering::Context;
 use crate::cnp::packet::{ErrorCode, MessageKind, PacketType, PeerError};
@@ -166,7 +168,7 @@ impl Session {
         match (Syn::parse(payload, head.layout()), id) {
             (Ok(syn), Some(id)) if head.typ == PacketType::Data.byte() => {
                 if let Err(why) = syn.authorize(&self.config) {
-                    self.push_handshake_as(head.layout(), PacketType::Ack, &write_refusal(&why));
+                    self.push_handshake_as(head.layout(), PacketType::Ack, &write_unauthorized(&why));
                     return self.end(Ending::Unauthorized(why));
                 }
                 let (agreed, answer) = syn.answer(&self.config, id);
@@ -212,6 +214,7 @@ impl Session {
                 self.open();
             }
             Err(HandshakeError::Refused(why)) => self.end(Ending::Refused(why)),
+            Err(HandshakeError::Unauthorized(why)) => self.end(Ending::Unauthorized(why)),
             Err(HandshakeError::KnowsMore) => self.end(Ending::KnowsMore),
             Err(HandshakeError::Malformed(why)) => self.fail(ErrorCode::Handshake, &why),
         }

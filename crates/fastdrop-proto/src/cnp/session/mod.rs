@@ -63,7 +63,8 @@ pub enum Ending {
     /// The server understands a SYN in full, and was asked in another form.
     #[error("the server understands a SYN in full")]
     KnowsMore,
-    /// This server has not let the client in, for the reason that it was told.
+    /// The server has not let the client in, for the reason that it was told; at the client these
+    /// are the server's words: escape them before they are shown.
     #[error("not let in: {0}")]
     Unauthorized(String),
     /// The peer sent what may not be.
