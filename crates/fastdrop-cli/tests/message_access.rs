@@ -4,6 +4,7 @@
 
 mod support;
 
+use fastdrop_messages::vstp::{Frame, FrameType, encode_frame};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use support::{FASTDROP, Listener, args, fastdrop};
@@ -34,11 +35,6 @@ const WAYS: [&[&str]; 4] = [
     &["--protocol", "cnp", "--udp"],
 ];
 
-/// The exit code of who shows no token where one is needed: CNP says no in words alone.
-fn without_token(protocol: &str) -> i32 {
-    if protocol == "cnp" { 9 } else { 6 }
-}
-
 /// Sends from arguments with a variable set.
 fn send_with_variable(listener: &Listener, message: &str, way: &[&str], token: &str) -> support::Output {
     let mut words: Vec<OsString> = args!["message", "send", message, listener.address.clone()];
@@ -65,7 +61,7 @@ fn a_listener_with_tokens_lets_in_who_shows_one_of_them_and_nobody_else() {
         send_with_variable(&listener, "not both", &shows_unknown, "first token").expect(6);
         let refused = listener.send(&["unknown"], &shows_unknown).expect(6);
         assert!(refused.stderr.contains("not known here"), "{}", refused.stderr);
-        let refused = listener.send(&["none"], way).expect(without_token(protocol));
+        let refused = listener.send(&["none"], way).expect(6);
         assert!(refused.stderr.contains("token"), "{way:?}: {}", refused.stderr);
         let output = end(listener);
         for secret in ["not both", "unknown", "none", "first token", "second token", "third token"] {
@@ -90,6 +86,7 @@ fn the_token_of_a_listener_may_stand_in_the_variable() {
         let event: serde_json::Value = serde_json::from_str(line).ok()?;
         // Datagrams of VSTP would let in everybody: there are none.
         assert_ne!(event["transport"], "udp");
+        assert_eq!(event["tokens"], "FASTDROP_TOKEN");
         (event["event"] == "listening" && event["protocol"] == "cnp").then(|| event["port"].as_u64())?
     });
     let listener = FASTDROP.listening(process, format!("127.0.0.1:{}", port.unwrap()));
@@ -126,7 +123,7 @@ fn one_port_with_tls_serves_both_protocols_to_clients_with_a_certificate_and_a_t
         send(&message, shows(&cert, &key, Some(&token))).expect(0);
         let event = listener.message(&message);
         assert_eq!((&event["protocol"], &event["transport"]), (&protocol.into(), &"tcp".into()));
-        send("no token", shows(&cert, &key, None)).expect(without_token(protocol));
+        send("no token", shows(&cert, &key, None)).expect(6);
         send("another certificate", shows(&other_cert, &other_key, Some(&token))).expect(6);
         let mut none = trusts.to_vec();
         none.extend(["--token-file", text(&token)]);
@@ -188,8 +185,9 @@ fn files_without_a_token_or_certificate_are_refused_at_either_end() {
     let dir = support::scratch();
     let empty = file(dir.path(), "empty", "\n\n");
     let long = file(dir.path(), "long", &"x".repeat(256));
+    let blank = file(dir.path(), "blank", "the token \n");
     let missing = dir.path().join("missing");
-    for (path, code) in [(&empty, 6), (&long, 6), (&missing, 4)] {
+    for (path, code) in [(&empty, 6), (&long, 6), (&blank, 6), (&missing, 4)] {
         let path = text(path);
         fastdrop(args!["message", "listen", "--port", "0", "--token-file", path]).run().expect(code);
         for protocol in ["vstp", "cnp"] {
@@ -206,4 +204,52 @@ fn files_without_a_token_or_certificate_are_refused_at_either_end() {
     fastdrop(words).run().expect(6);
     // An empty variable is not the wish to let in everybody.
     fastdrop(args!["message", "listen", "--port", "0"]).env("FASTDROP_TOKEN", "").run().expect(6);
+}
+
+#[test]
+fn a_token_file_that_others_can_read_is_warned_of_and_one_that_they_cannot_is_not() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = support::scratch();
+    let tokens = file(dir.path(), "tokens", "the token\n");
+    let listener = FASTDROP.listen("vstp", &[]);
+    for (mode, warned) in [(0o600, false), (0o640, true), (0o604, true), (0o644, true)] {
+        std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(mode)).unwrap();
+        let sent = listener.send(&["x"], &["--token-file", text(&tokens)]).expect(0);
+        assert_eq!(sent.stderr.contains("others can read"), warned, "{mode:o}: {}", sent.stderr);
+    }
+}
+
+#[test]
+fn a_sender_looks_only_at_the_line_with_its_token_and_blanks_in_that_are_refused_in_words() {
+    let dir = support::scratch();
+    let listener = FASTDROP.listen("vstp", &[]);
+    let known = file(dir.path(), "known", &format!("\nthe token\n blank \n{}\n", "x".repeat(256)));
+    listener.send(&["x"], &["--token-file", text(&known)]).expect(0);
+    for token in [" the token", "the token\t", " "] {
+        let path = file(dir.path(), "blanks", token);
+        let refused = listener.send(&["x"], &["--token-file", text(&path)]).expect(6);
+        assert!(refused.stderr.contains("blanks"), "{token:?}: {}", refused.stderr);
+        send_with_variable(&listener, "x", WAYS[0], token).expect(6);
+    }
+}
+
+#[test]
+fn what_a_server_refuses_for_another_reason_than_the_token_keeps_its_exit_code() {
+    use std::io::{Read, Write};
+    let dir = support::scratch();
+    let tokens = file(dir.path(), "tokens", "the token\n");
+    for (code, exit) in [("busy", 9), ("unauthorized", 6)] {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        let refusing = std::thread::spawn(move || {
+            let (mut stream, _) = socket.accept().unwrap();
+            let frame = Frame::new(FrameType::Err).with_header("code", code).with_header("reason", "no");
+            stream.write_all(&encode_frame(&frame).unwrap()).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let words = args!["message", "send", "x", address, "--token-file", text(&tokens)];
+        fastdrop(words).run().expect(exit);
+        refusing.join().unwrap();
+    }
 }

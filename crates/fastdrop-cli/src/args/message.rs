@@ -27,7 +27,7 @@ pub(crate) enum Spoken {
     Vstp,
     /// Acknowledged messages
     Cnp,
-    /// Both, told apart by the first byte
+    /// Both, told apart by the first byte, or by what the client names inside TLS
     All,
 }
 
@@ -119,12 +119,12 @@ pub(crate) struct Listen {
     /// The certificate's key (PEM)
     #[arg(long, alias = "tls-key", value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
-    /// With --tls or --cert, let in only clients whose certificate is signed by one of these, or is
+    /// With --tls or --cert, let in only clients whose certificate is one of these, or is signed by
     /// one of these (PEM)
     #[arg(long, value_name = "FILE")]
     pub(crate) client_ca: Option<PathBuf>,
     /// Let in only clients with one of the tokens in this file, one a line; or with the one in the
-    /// variable FASTDROP_TOKEN. vstp has none by UDP
+    /// variable FASTDROP_TOKEN, as the line `listening` then says. vstp has none by UDP
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 }
@@ -189,7 +189,8 @@ pub(crate) struct Send {
     /// (SHA-256)
     #[arg(long, value_name = "HEX", conflicts_with_all = ["ca", "udp"], value_parser = parse_fingerprint)]
     pub(crate) pin: Option<Fingerprint>,
-    /// By TCP, encrypt, and trust listeners whose certificate is signed by one of these (PEM)
+    /// By TCP, encrypt, and trust listeners whose certificate is one of these, or is signed by one
+    /// of these for the host that is named (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "udp")]
     pub(crate) ca: Option<PathBuf>,
     /// With --pin or --ca, show the listener this certificate chain (PEM)

@@ -2,12 +2,14 @@
 
 use super::failure::Failure;
 use crate::args::message::{Listen, Protocol, Send, Spoken};
-use fastdrop::Target;
+use fastdrop::{Target, shown};
 use fastdrop_messages::tls::{ClientTls, Identity, ServerTls, Trust};
 use fastdrop_messages::{Token, TokenSet};
 use std::ffi::OsString;
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The variable with a token. There is no flag for one, as others see the arguments of a program.
@@ -29,46 +31,78 @@ impl Source {
         }
     }
 
-    fn name(&self) -> String {
+    /// The name of the file or of the variable.
+    pub(super) fn name(&self) -> String {
         match self {
             Self::File(file) => file.display().to_string(),
             Self::Variable(_) => VARIABLE.to_owned(),
         }
     }
 
-    /// The tokens, one a line; at least one.
-    fn read(&self) -> Result<Vec<Token>, Failure> {
-        let failed = |kind, why: &dyn std::fmt::Display| {
-            Failure::Input(io::Error::new(kind, format!("{}: {why}", self.name())))
-        };
-        let text = match self {
-            Self::File(file) => {
-                std::fs::read_to_string(file).map_err(|error| failed(error.kind(), &error))?
+    /// What can be said of it, with its name.
+    fn failed(&self, kind: ErrorKind, why: impl std::fmt::Display) -> Failure {
+        Failure::Input(io::Error::new(kind, format!("{}: {why}", self.name())))
+    }
+
+    fn text(&self) -> Result<String, Failure> {
+        match self {
+            Self::File(path) => {
+                let read = || {
+                    let mut file = File::open(path)?;
+                    self.warn_if_others_read(file.metadata()?.mode());
+                    let mut text = String::new();
+                    file.read_to_string(&mut text)?;
+                    Ok::<_, io::Error>(text)
+                };
+                read().map_err(|error| self.failed(error.kind(), error))
             }
             Self::Variable(value) => {
                 let text = value.clone().into_string();
-                text.map_err(|_| failed(ErrorKind::InvalidData, &"a token is text"))?
+                text.map_err(|_| self.failed(ErrorKind::InvalidData, "a token is text"))
             }
-        };
-        let tokens = text.lines().filter(|line| !line.is_empty()).map(Token::new);
-        let tokens: Result<Vec<_>, _> = tokens.collect();
-        let tokens = tokens.map_err(|error| failed(ErrorKind::InvalidData, &error))?;
-        if tokens.is_empty() {
-            return Err(failed(ErrorKind::InvalidData, &"there is no token in it"));
         }
-        Ok(tokens)
     }
 
-    /// The tokens that let clients in.
+    fn warn_if_others_read(&self, mode: u32) {
+        if mode & 0o044 != 0 {
+            let name = shown(self.name().as_bytes());
+            tracing::warn!("{name}: others can read the tokens in it; chmod 600 keeps them out");
+        }
+    }
+
+    fn token(&self, line: &str) -> Result<Token, Failure> {
+        if line.trim() != line {
+            let why = "a token with blanks at its beginning or end, which nobody sees";
+            return Err(self.failed(ErrorKind::InvalidData, why));
+        }
+        Token::new(line).map_err(|error| self.failed(ErrorKind::InvalidData, error))
+    }
+
+    fn no_token(&self) -> Failure {
+        self.failed(ErrorKind::InvalidData, "there is no token in it")
+    }
+
+    /// The tokens that let clients in, one a line; at least one.
     pub(super) fn set(&self) -> Result<TokenSet, Failure> {
-        Ok(TokenSet::new(self.read()?.iter().map(Token::secret)))
+        let text = self.text()?;
+        let tokens: Result<Vec<_>, _> = lines(&text).map(|line| self.token(line)).collect();
+        let tokens = tokens?;
+        if tokens.is_empty() {
+            return Err(self.no_token());
+        }
+        Ok(TokenSet::new(tokens.iter().map(Token::secret)))
     }
 
-    /// The token that is shown.
+    /// The token that is shown: that of the first line that has one. The others are not looked at.
     pub(super) fn one(&self) -> Result<Token, Failure> {
-        let mut tokens = self.read()?;
-        Ok(tokens.swap_remove(0))
+        let text = self.text()?;
+        self.token(lines(&text).next().ok_or_else(|| self.no_token())?)
     }
+}
+
+/// The lines that are not empty.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.is_empty())
 }
 
 impl Listen {

@@ -1,5 +1,6 @@
 //! Listens, and prints the messages that come.
 
+use super::credentials::Source;
 use super::failure::Failure;
 use super::printer::{NotWritten, Printer};
 use super::vstp;
@@ -7,7 +8,7 @@ use crate::address::Address;
 use crate::args::message::{Listen, Protocol, Spoken};
 use crate::begin::Refused;
 use crate::output::Output;
-use fastdrop::Stop;
+use fastdrop::{Stop, shown};
 use fastdrop_messages::TokenSet;
 use fastdrop_messages::cnp;
 use fastdrop_messages::port::{Port, PortConfig, Sorting};
@@ -152,7 +153,7 @@ async fn bind(
     let names = [("vstp", spoken != Spoken::Cnp), ("cnp", spoken != Spoken::Vstp)];
     for (protocol, _) in names.into_iter().filter(|(_, speaks)| *speaks) {
         for (transport, _) in [("tcp", tcp), ("udp", udp)].into_iter().filter(|(_, listens)| *listens) {
-            say_listening(printer, protocol, transport, address).await?;
+            say_listening(printer, protocol, transport, address, listen.tokens().as_ref()).await?;
         }
     }
     Ok(servers)
@@ -198,8 +199,16 @@ async fn say_listening(
     protocol: &str,
     transport: &str,
     address: SocketAddr,
+    tokens: Option<&Source>,
 ) -> Result<(), NotWritten> {
     let (ip, port) = (Address::from(address).to_string(), address.port());
-    let fields = json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port });
-    printer.say("listening", fields, &format!("listening on {address} for {protocol} by {transport}")).await
+    let mut fields = json!({ "protocol": protocol, "transport": transport, "address": ip, "port": port });
+    let mut text = format!("listening on {address} for {protocol} by {transport}");
+    if let Some(source) = tokens {
+        // A variable may be set where nobody thinks of it.
+        fields["tokens"] = source.name().into();
+        let name = shown(source.name().as_bytes());
+        text = format!("{text}, from clients with a token ({name})");
+    }
+    printer.say("listening", fields, &text).await
 }
