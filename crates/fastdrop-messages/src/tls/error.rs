@@ -21,7 +21,7 @@ pub enum TlsError {
     #[error("no TLS handshake within {} seconds", HANDSHAKE_MAX.as_secs())]
     Timeout,
     /// The peer sends something else than TLS.
-    #[error("the peer does not speak TLS; nothing was said in plain text")]
+    #[error("the peer does not speak TLS; no message has passed in plain text")]
     NotTls,
     /// The server has another certificate than is trusted.
     #[error("the server's certificate is not one that is trusted: {0}; check the pin or the authorities")]
