@@ -473,3 +473,45 @@ async fn by_udp_a_peer_is_gone_when_it_says_so_is_silent_or_the_server_ends() {
     silent.send(data("y")).await.unwrap();
     assert_eq!(soon(client.recv_bytes()).await.unwrap().0.payload, "y");
 }
+
+#[tokio::test]
+async fn by_udp_those_who_go_on_sending_keep_no_server_that_has_ended() {
+    let (shutdown, signal) = Shutdown::new();
+    let (address, mut came) = by_udp(NEVER, signal).await;
+    // It does not answer.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    silent.send_to(&encode_frame(&data("x")).unwrap(), address).unwrap();
+    let (peer, _) = soon(came.recv()).await.unwrap();
+    let mut sending = JoinSet::new();
+    for _ in 0..8 {
+        let peer = peer.clone();
+        sending.spawn(async move {
+            loop {
+                if let Err(VstpError::ConnectionClosed) = peer.send_with_ack(data("y")).await {
+                    return;
+                }
+            }
+        });
+    }
+    // All of them are on their way.
+    soon(tokio::task::spawn_blocking(move || {
+        let mut frame = [0; 2048];
+        for _ in 0..8 {
+            silent.recv_from(&mut frame).unwrap();
+        }
+        silent
+    }))
+    .await
+    .unwrap();
+    shutdown.begin();
+    soon(sending.join_all()).await;
+    assert!(peer.is_gone());
+    soon(peer.gone()).await;
+    // What was under way is still sent for some seconds.
+    soon(async {
+        while std::net::UdpSocket::bind(address).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}

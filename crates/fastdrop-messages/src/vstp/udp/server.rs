@@ -8,6 +8,7 @@ use super::presence::PeerEvents;
 use super::serving;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 use crate::vstp::call::Call;
 use crate::vstp::tcp::Drained;
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -199,10 +200,12 @@ impl VstpUdpServer {
         Fut: Future<Output = ()> + Send,
     {
         let (events, handle) = (Arc::new(self.events(silent_after)), Arc::downgrade(&self.handle));
+        // Given when this returns or is dropped.
+        let (_serving, ended) = Shutdown::new();
         let answer = move |call: Call| {
             let from = call.from();
             let present = handle.upgrade().and_then(|handle| handle.present(&events, from));
-            let handled = handler(Peer::new(handle.clone(), from, present), call.into_frame());
+            let handled = handler(Peer::new(handle.clone(), ended.clone(), from, present), call.into_frame());
             async move {
                 handled.await;
                 None
