@@ -306,7 +306,9 @@ async fn fill(mut offer: impl FnMut(usize) -> bool, mut serve_other: impl AsyncF
 #[tokio::test]
 async fn by_tcp_a_client_that_does_not_read_stops_nobody_and_fills_nothing() {
     let (shutdown, signal) = Shutdown::new();
-    let config = TcpConfig { push_max: 64 << 10, drain: Duration::ZERO, ..TcpConfig::default() };
+    let config =
+        TcpConfig { push_max: 64 << 10, drain: Duration::ZERO, write_timeout: None, ..TcpConfig::default() };
+    let metrics = config.metrics.clone();
     let (address, mut came) = by_tcp(config, signal).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -345,6 +347,66 @@ async fn by_tcp_a_client_that_does_not_read_stops_nobody_and_fills_nothing() {
     assert!(matches!(sent, Err(VstpError::ConnectionClosed)), "{sent:?}");
     assert!(matches!(delivered, Err(VstpError::ConnectionClosed)), "{delivered:?}");
     soon(other.gone()).await;
+    // Nor does its connection stay.
+    soon(async {
+        while metrics.counts().gone < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn by_tcp_a_server_ends_when_its_clients_have_read_their_bye() {
+    for (way, keep_alive) in
+        [("peers", None), ("calls", None), ("peers", Some(PATIENCE)), ("frames", Some(PATIENCE))]
+    {
+        let (shutdown, signal) = Shutdown::new();
+        let config = TcpConfig { keep_alive, ..TcpConfig::default() };
+        let metrics = config.metrics.clone();
+        let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            match way {
+                "peers" => server.run_with_peers(signal.waited(), |_, _| async {}).await,
+                "calls" => server.serve_calls(signal.waited(), |call| async { Ok(call.into_frame()) }).await,
+                _ => server.run_until_drained(signal.waited(), |_, _| async {}).await,
+            }
+            .unwrap();
+            metrics.counts()
+        });
+        let mut client = VstpTcpClient::connect(&address).await.unwrap();
+        client.send_with_ack(data("x")).await.unwrap();
+        shutdown.begin();
+        let mut last = None;
+        while let Some(frame) = soon(client.recv()).await.unwrap() {
+            last = Some(frame.typ);
+        }
+        assert_eq!(last, Some(FrameType::Bye), "{way}");
+        drop(client);
+        assert_eq!(soon(serving).await.unwrap().gone, 1, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn by_tcp_nothing_is_taken_behind_the_end_of_a_session() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let session = VstpTcpClient::connect(&address).await.unwrap().into_session();
+    let _deaf = listener.accept().await.unwrap();
+    let mut waiting = JoinSet::new();
+    let sending = session.clone();
+    waiting.spawn(async move { sending.send(data(vec![7; 64 << 20])).await });
+    session.try_send(bytes("x")).unwrap();
+    let closing = session.clone();
+    waiting.spawn(async move { closing.close().await });
+    soon(async {
+        while session.try_send(bytes("x")) != Err(TrySendError::Closed) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(waiting.try_join_next().is_none());
 }
 
 #[tokio::test]

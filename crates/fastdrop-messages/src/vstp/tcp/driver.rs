@@ -3,6 +3,7 @@
 use super::connection::{Connection, random};
 use super::orders::{Control, Lost, Order, Outcomes, Outgoing, Shared, Told};
 use crate::vstp::call::IncomingCall;
+use crate::vstp::held::Held;
 use crate::vstp::types::VstpError;
 use fastdrop_proto::calls::{CallId, Calls, NotServed, Serving, deadline_after, remaining_ms};
 use fastdrop_proto::vstp::{Acknowledgement, CallRole, ErrorCode, FrameBytes, FrameType};
@@ -33,6 +34,8 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     /// The ends of frames that are to be written, and who is told then.
     writing: VecDeque<(u64, Told<()>)>,
+    /// The ends of frames that nobody waits for, and their parts of the bound for such.
+    pushing: VecDeque<(u64, Held)>,
     acknowledging: HashMap<u64, Told<()>>,
     /// Numbers that others have chosen, and who is told their outcomes.
     numbered: HashMap<u64, Outcomes>,
@@ -74,6 +77,7 @@ impl Driver {
             controls,
             shared,
             writing: VecDeque::new(),
+            pushing: VecDeque::new(),
             acknowledging: HashMap::new(),
             numbered: HashMap::new(),
             too_large: false,
@@ -251,7 +255,7 @@ impl Driver {
                 if !is_over && let Err(error) = self.connection.push_bytes(&frame) {
                     tracing::debug!(%error, "a frame was not sent");
                 }
-                drop(held);
+                self.pushing.push_back((self.connection.outbox().end(), held));
             }
             Order::Hello(told) => {
                 let pushed = self.connection.push_hello();
@@ -385,6 +389,9 @@ impl Driver {
         {
             // A caller that was dropped does not want to know.
             let _ = told.send(Ok(()));
+        }
+        while self.pushing.front().is_some_and(|(end, _)| *end <= until) {
+            self.pushing.pop_front();
         }
         ready!(written)?;
         if let Some(told) = self.closing.take() {
@@ -533,6 +540,7 @@ impl Driver {
         }
         let mut received = self.shared.lock();
         received.is_over = true;
+        received.takes_nothing |= self.connected || failure.is_some();
         received.failure = received.failure.take().or(failure);
         drop(received);
         self.shared.arrived.notify_waiters();

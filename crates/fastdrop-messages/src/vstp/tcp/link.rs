@@ -3,6 +3,7 @@
 use super::TcpConfig;
 use super::connection::{Connection, Owed};
 use super::orders::Control;
+use super::served::Served;
 use super::session::Session;
 use crate::vstp::types::{ErrorCode, Frame, SessionId, VstpError};
 use fastdrop_proto::vstp::{Acknowledgement, FrameBytes};
@@ -159,13 +160,20 @@ impl Link {
         }
     }
 
+    /// The part of a server in its task, if one drives it.
+    pub(super) fn served(&self) -> Option<Served> {
+        match self {
+            Self::Own(_) => None,
+            Self::Driven(session) => Some(Served::new(session)),
+        }
+    }
+
     /// Reads on and drops what comes, for at most this long: a connection that is closed with
     /// something unread is reset, which could take from the peer what it was told.
     pub(super) async fn linger(&mut self, bound: Duration) {
         match self {
             Self::Own(connection) => connection.discard(bound).await,
-            // Its task does that.
-            Self::Driven(_) => {}
+            Self::Driven(session) => session.discard(bound).await,
         }
     }
 }

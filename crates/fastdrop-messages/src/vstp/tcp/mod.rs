@@ -17,6 +17,7 @@ mod outbox;
 mod peer;
 mod reader;
 pub mod reconnecting;
+mod served;
 pub mod server;
 mod serving;
 mod session;
@@ -50,7 +51,8 @@ pub struct TcpConfig {
     /// end that connects; [`Self::frame_max`] at the end that accepts, which has many peers.
     pub unread_max: Option<usize>,
     /// The most bytes of frames that wait to be sent to a peer and that nobody waits for, as
-    /// [`Session::try_send`] and [`Peer::try_send`] take them; one frame may be larger. Default 1 MiB.
+    /// [`Session::try_send`] and [`Peer::try_send`] take them, until the operating system has all
+    /// of them; one frame may be larger. Default 1 MiB.
     pub push_max: usize,
     /// Calls of this end that may be outstanding on a connection, beyond which callers wait; and
     /// calls of the peer that are handled at once, beyond which they are refused as `busy`.

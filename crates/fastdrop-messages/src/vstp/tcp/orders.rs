@@ -81,6 +81,8 @@ pub(super) struct Received {
     /// Something is answered when the application reads on.
     pub(super) has_due: bool,
     pub(super) is_over: bool,
+    /// Nothing more is taken to be sent that nobody waits for.
+    pub(super) takes_nothing: bool,
     /// Nobody serves the connection any more.
     pub(super) is_left: bool,
     pub(super) failure: Option<VstpError>,

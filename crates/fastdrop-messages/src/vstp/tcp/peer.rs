@@ -54,22 +54,6 @@ pub struct Peer {
     fingerprint: Option<Fingerprint>,
 }
 
-/// The part of a peer that serves it: when this is dropped, nobody can send to it any more.
-#[derive(Debug)]
-pub(super) struct Served(Arc<Shared>);
-
-impl Served {
-    pub(super) fn new(session: &Session) -> Self {
-        Self(Arc::clone(session.shared()))
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
 impl Peer {
     pub(super) fn new(session: &Session, fingerprint: Option<Fingerprint>) -> Self {
         let (id, address) = (session.session_id(), session.peer_addr());

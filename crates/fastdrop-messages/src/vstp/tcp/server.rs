@@ -4,7 +4,8 @@ use super::TcpConfig;
 use super::connection::{Connection, random};
 use super::delivery::Delivery;
 use super::link::Link;
-use super::peer::{Peer, Served};
+use super::peer::Peer;
+use super::served::Served;
 use super::serving::serve_session;
 use super::session::{ReceiveHalf, SendHalf, Session};
 use super::stream::Stream;
@@ -115,9 +116,6 @@ impl VstpTcpConnection {
         self.into_session().into_split()
     }
 }
-
-/// The time that a client has for reading its BYE and what was acknowledged before.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Listens for clients.
 pub struct VstpTcpServer {
@@ -257,6 +255,7 @@ impl VstpTcpServer {
         self.serve(end, move |mut connection, mut signal| {
             let (handler, unhandled) = (handler.clone(), counted.clone());
             async move {
+                let _served = connection.link.served();
                 let handled = handle_all(&mut connection, &handler, &unhandled, &mut signal).await;
                 if let Err(error) = handled {
                     tracing::debug!(peer = %connection.peer, %error, "the session ended");
@@ -372,9 +371,12 @@ pub(crate) async fn serve_connection<A, Fut>(
 {
     let peer = connection.peer;
     let session = connection.link.into_session(peer, true);
-    if let Err(error) = serve_session(session, signal, answer, unhandled).await {
+    let served = Served::new(&session);
+    let ended = serve_session(session, signal, answer, unhandled).await;
+    if let Err(error) = &ended {
         tracing::debug!(%peer, %error, "the session ended");
     }
+    served.finish().await;
 }
 
 async fn handle_all<F, Fut>(
@@ -394,7 +396,7 @@ where
             biased;
             () = signal.wait() => {
                 connection.close().await?;
-                connection.link.linger(FAREWELL).await;
+                connection.link.linger(Served::FAREWELL).await;
                 return Ok(());
             }
             frame = connection.recv() => frame?,
@@ -419,17 +421,23 @@ where
     let session = connection.into_session();
     let peer = Peer::new(&session, fingerprint);
     // A handler that panics ends this as well.
-    let _served = Served::new(&session);
-    loop {
-        let frame = tokio::select! {
-            // Nothing new is acknowledged after the word.
-            biased;
-            () = signal.wait() => break,
-            frame = session.recv() => frame?,
-        };
-        let Some(frame) = frame else { break };
-        let acknowledged = frame.flags.contains(Flags::REQ_ACK);
-        unhandled.count(acknowledged, handler(peer.clone(), frame)).await;
+    let served = Served::new(&session);
+    let ended = async {
+        loop {
+            let frame = tokio::select! {
+                // Nothing new is acknowledged after the word.
+                biased;
+                () = signal.wait() => break,
+                frame = session.recv() => frame?,
+            };
+            let Some(frame) = frame else { break };
+            let acknowledged = frame.flags.contains(Flags::REQ_ACK);
+            unhandled.count(acknowledged, handler(peer.clone(), frame)).await;
+        }
+        session.close().await
     }
-    session.close().await
+    .await;
+    drop(session);
+    served.finish().await;
+    ended
 }

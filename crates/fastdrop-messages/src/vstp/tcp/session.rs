@@ -10,10 +10,11 @@ use fastdrop_proto::vstp::{Acknowledgement, Attachment, ErrorCode, FrameBytes};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError as Refused;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 /// A connection that any number of tasks use: clones are the same connection, and may send,
@@ -55,6 +56,8 @@ struct Callers {
     id: SessionId,
     peer: SocketAddr,
     unread_max: usize,
+    /// The task, until somebody answers for it.
+    driver: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drop for Callers {
@@ -116,8 +119,8 @@ impl Session {
         let pushes = Budget::new(connection.config().push_max);
         let driver = Driver::new(connection, taken, controlled, Arc::clone(&shared), serves);
         // It ends when its callers are gone or the connection is.
-        tokio::spawn(driver.run().in_current_span());
-        Self(Arc::new(Callers { shared, orders, controls, turns, pushes, id, peer, unread_max }))
+        let driver = Mutex::new(Some(tokio::spawn(driver.run().in_current_span())));
+        Self(Arc::new(Callers { shared, orders, controls, turns, pushes, id, peer, unread_max, driver }))
     }
 
     /// The number of the connection among those of its server; 0 at the end that connects.
@@ -172,6 +175,10 @@ impl Session {
     /// [`TcpConfig::push_max`](super::TcpConfig::push_max) bytes would wait, or 256 frames do: then
     /// this one is not sent.
     pub fn try_send(&self, frame: FrameBytes) -> Result<(), TrySendError> {
+        let received = self.0.shared.lock();
+        if received.takes_nothing {
+            return Err(TrySendError::Closed);
+        }
         let held = self.0.pushes.try_hold(&frame).ok_or(TrySendError::Full)?;
         self.0.orders.try_send(Order::Push(frame, held)).map_err(|refused| match refused {
             Refused::Full(_) => TrySendError::Full,
@@ -182,6 +189,17 @@ impl Session {
     /// The same session, for somebody who does not keep it.
     pub(super) fn downgrade(&self) -> WeakSession {
         WeakSession(Arc::downgrade(&self.0))
+    }
+
+    /// The task that drives it, for the one who sees to its end.
+    pub(super) fn take_driver(&self) -> Option<JoinHandle<()>> {
+        self.0.driver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Reads on and drops what comes, until the peer ends or this time has passed.
+    pub(super) async fn discard(&self, bound: Duration) {
+        let discard = async { while let Ok(Some(_)) = self.take().await {} };
+        let _ = tokio::time::timeout(bound, discard).await;
     }
 
     /// The state that is shared with its task.
@@ -439,7 +457,15 @@ impl Session {
     ///
     /// As [`Self::send`].
     pub async fn close(&self) -> Result<(), VstpError> {
-        self.order(Order::Close).await
+        let room = self.0.orders.reserve().await.map_err(|_| VstpError::ConnectionClosed)?;
+        let (told, outcome) = oneshot::channel();
+        {
+            // What is offered from here on would stand behind the end.
+            let mut received = self.0.shared.lock();
+            received.takes_nothing = true;
+            room.send(Order::Close(told));
+        }
+        outcome.await.map_err(|_| VstpError::ConnectionClosed)?
     }
 
     /// The two halves, for a task each.
