@@ -11,6 +11,8 @@ use fastdrop_messages::vstp::{
 };
 use fastdrop_messages::{Shutdown, ShutdownSignal};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
@@ -544,10 +546,11 @@ async fn by_udp_those_who_go_on_sending_keep_no_server_that_has_ended() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     silent.send_to(&encode_frame(&data("x")).unwrap(), address).unwrap();
     let (peer, _) = soon(came.recv()).await.unwrap();
-    let mut sending = JoinSet::new();
+    let (begun, mut sending) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
     for _ in 0..8 {
-        let peer = peer.clone();
+        let (peer, begun) = (peer.clone(), Arc::clone(&begun));
         sending.spawn(async move {
+            begun.fetch_add(1, Ordering::Relaxed);
             loop {
                 if let Err(VstpError::ConnectionClosed) = peer.send_with_ack(data("y")).await {
                     return;
@@ -555,16 +558,12 @@ async fn by_udp_those_who_go_on_sending_keep_no_server_that_has_ended() {
             }
         });
     }
-    // All of them are on their way.
-    soon(tokio::task::spawn_blocking(move || {
-        let mut frame = [0; 2048];
-        for _ in 0..8 {
-            silent.recv_from(&mut frame).unwrap();
+    soon(async {
+        while begun.load(Ordering::Relaxed) < 8 {
+            tokio::task::yield_now().await;
         }
-        silent
-    }))
-    .await
-    .unwrap();
+    })
+    .await;
     shutdown.begin();
     soon(sending.join_all()).await;
     assert!(peer.is_gone());
