@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// States of the world a second.
@@ -55,8 +55,7 @@ pub(crate) async fn serve(server: VstpUdpServer, map: FrameBytes) -> Result<(), 
     let server = Arc::new(server);
     let mut world = World::default();
     let (states, shown) = watch::channel(world.state()?);
-    // When a player is removed, its tasks end.
-    let mut players: HashMap<SocketAddr, JoinSet<()>> = HashMap::new();
+    let mut players: HashMap<SocketAddr, Player> = HashMap::new();
     let mut ticks = ticks();
     loop {
         tokio::select! {
@@ -64,27 +63,38 @@ pub(crate) async fn serve(server: VstpUdpServer, map: FrameBytes) -> Result<(), 
                 world.tick += 1;
                 states.send_replace(world.state()?);
             }
-            Some(event) = events.next() => {
-                if let PeerEvent::Gone(player, _) = event {
+            Some(event) = events.next() => match event {
+                PeerEvent::Gone(player, _) => {
                     players.remove(&player);
                     world.positions.remove(&player);
                 }
-            }
+                // Some of them may have gone.
+                PeerEvent::Missed(_) => {
+                    players.retain(|_, player| player.heard_at.elapsed() < SILENT_AFTER);
+                    world.positions.retain(|player, _| players.contains_key(player));
+                }
+                _ => {}
+            },
             received = server.recv_bytes() => {
                 let (frame, from) = received?;
+                if let Some(player) = players.get_mut(&from) {
+                    player.heard_at = Instant::now();
+                }
                 match frame.headers().find("kind") {
                     Some(b"join") => {
                         world.positions.entry(from).or_default();
-                        players.entry(from).or_insert_with(|| {
-                            let mut tasks = JoinSet::new();
-                            tasks.spawn(show(Arc::clone(&server), from, shown.clone()));
-                            tasks
-                        });
+                        let show = || show(Arc::clone(&server), from, shown.clone());
+                        players.entry(from).or_insert_with(|| Player::new(show()));
                     }
                     Some(b"move") => world.step(from, &frame.payload),
                     Some(b"download") => {
-                        if let Some(tasks) = players.get_mut(&from) {
-                            tasks.spawn(give(Arc::clone(&server), from, map.clone()));
+                        // One at a time, however often it asks.
+                        if let Some(player) = players.get_mut(&from)
+                            && player.download.as_ref().is_none_or(AbortHandle::is_finished)
+                        {
+                            while player.tasks.try_join_next().is_some() {}
+                            let give = give(Arc::clone(&server), from, map.clone());
+                            player.download = Some(player.tasks.spawn(give));
                         }
                     }
                     // HELLO and PING; or it is of another program.
@@ -92,6 +102,21 @@ pub(crate) async fn serve(server: VstpUdpServer, map: FrameBytes) -> Result<(), 
                 }
             }
         }
+    }
+}
+
+/// A player that is there. When it is dropped, its tasks end.
+struct Player {
+    tasks: JoinSet<()>,
+    download: Option<AbortHandle>,
+    heard_at: Instant,
+}
+
+impl Player {
+    fn new(show: impl Future<Output = ()> + Send + 'static) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(show);
+        Self { tasks, download: None, heard_at: Instant::now() }
     }
 }
 
