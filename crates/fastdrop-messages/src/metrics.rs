@@ -33,18 +33,26 @@ pub struct Counts {
     pub joined: u64,
     /// Of them, those that ended.
     pub gone: u64,
-    /// Of those, the ones that ended because they were silent, or took nothing, for too long.
+    /// Of those, the ones that ended because they were silent, or took nothing, for too long: each
+    /// counts once.
     pub timed_out: u64,
-    /// Connections and sessions whose place was given to others, or for which there was none;
-    /// by UDP messages for which there was no room.
+    /// Connections and sessions whose place was given to others; connections whose handshake of
+    /// TLS failed, which have not joined, or whose token was refused, which have; by UDP sessions
+    /// and messages for which there was no room. Not counted: connections that a
+    /// [`Port`](crate::port::Port) closes before it knows their protocol, or of which too many wait to
+    /// be accepted.
     pub refused: u64,
     /// Messages that came whole: frames and messages that are handed to the application by VSTP,
-    /// messages of CNP. Acknowledgements are none.
+    /// messages of CNP. Acknowledgements are none, nor by TCP are the words that a call is
+    /// cancelled, and the WELCOME to a client that has shown its token.
     pub messages_received: u64,
     /// Messages that the application has sent and that had their outcome: one that was to be
-    /// acknowledged has been, any other one has left. Those of CNP are always acknowledged.
+    /// acknowledged has been, any other one has left. Those of CNP are always acknowledged. By TCP
+    /// a BYE counts, and answers that this end gives by itself do not, nor does the HELLO that
+    /// shows a token.
     pub messages_sent: u64,
-    /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender knows.
+    /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender knows;
+    /// by TCP also those that still waited for their turn when their connection ended.
     pub messages_failed: u64,
     /// Messages that came again and were not handed on: by UDP, and by TCP of clients that
     /// connected again; packets of CNP.

@@ -9,7 +9,7 @@ use fastdrop_messages::vstp::udp::ReassemblyLimits;
 use fastdrop_messages::vstp::{
     Frame, FrameType, VstpTcpClient, VstpTcpServer, VstpUdpClient, VstpUdpServer, encode_frame,
 };
-use fastdrop_messages::{Counts, Metrics};
+use fastdrop_messages::{Counts, Metrics, Token, TokenSet};
 use relay::Relay;
 use std::time::Duration;
 use tokio::net::{TcpStream, UdpSocket};
@@ -415,4 +415,83 @@ async fn what_finds_no_room_is_counted_as_refused() {
     let _silent = TcpStream::connect(server.local_addr()).await.unwrap();
     until(&metrics, |counts| counts.timed_out == 1).await;
     drop(server);
+}
+
+/// Shows a token.
+async fn by_token(token: &str, address: &str, metrics: &Metrics) -> Result<VstpTcpClient, String> {
+    let token = Some(Token::new(token).unwrap());
+    let config = TcpConfig { metrics: metrics.clone(), token, ..TcpConfig::default() };
+    VstpTcpClient::connect_with_config(address, config).await.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn by_tcp_what_is_no_message_of_the_application_is_not_counted_as_one() {
+    let words = |frame: Frame| encode_frame(&frame).unwrap();
+    let late = || words(Frame::new(FrameType::Ack).with_header("msg-id", "77"));
+    // What a client does; messages received, and places refused, of the server; messages sent and
+    // received of the client.
+    for (what, of_server, of_client) in [
+        ("shows its token", (0, 0), (0, 0)),
+        ("shows a wrong token", (0, 1), (0, 0)),
+        ("acknowledges what nobody waits for", (1, 0), (0, 0)),
+        ("gives up a call", (2, 0), (2, 1)),
+    ] {
+        let (server_metrics, client_metrics) = (Metrics::default(), Metrics::default());
+        let authorize = what.ends_with("token").then(|| TokenSet::new(["right"]).into());
+        let config = TcpConfig { metrics: server_metrics.clone(), authorize, ..TcpConfig::default() };
+        let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(server.serve_calls(std::future::pending(), |call| async move {
+            if call.frame().payload.len() == 7 {
+                std::future::pending::<()>().await;
+            }
+            Ok(call.into_frame())
+        }));
+        match what {
+            "shows its token" => drop(soon(by_token("right", &address, &client_metrics)).await.unwrap()),
+            "shows a wrong token" => {
+                soon(by_token("wrong", &address, &client_metrics)).await.unwrap_err();
+            }
+            "gives up a call" => {
+                let config = TcpConfig { metrics: client_metrics.clone(), ..TcpConfig::default() };
+                let client = VstpTcpClient::connect_with_config(&address, config).await.unwrap();
+                let session = client.into_session();
+                let call = session.call_within(data(7), Duration::from_millis(20));
+                soon(call).await.unwrap_err();
+                soon(session.close()).await.unwrap();
+                // Both say BYE.
+                while soon(session.recv()).await.unwrap().is_some() {}
+            }
+            _ => {
+                let mut stream = TcpStream::connect(&address).await.unwrap();
+                let all = [late(), words(data(1)), late()].concat();
+                tokio::io::AsyncWriteExt::write_all(&mut stream, &all).await.unwrap();
+                tokio::io::AsyncWriteExt::shutdown(&mut stream).await.unwrap();
+                let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await;
+            }
+        }
+        let counts = until(&server_metrics, |counts| counts.gone == 1).await;
+        assert_eq!((counts.messages_received, counts.refused), of_server, "{what}");
+        let counts = client_metrics.counts();
+        assert_eq!((counts.messages_sent, counts.messages_received), of_client, "{what}");
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn by_tcp_what_waits_when_a_connection_ends_has_failed_and_that_is_counted_once() {
+    let metrics = Metrics::default();
+    let (frame_timeout, write_timeout) = (Duration::from_millis(100), Some(Duration::from_millis(400)));
+    let config = TcpConfig { metrics: metrics.clone(), frame_timeout, write_timeout, ..TcpConfig::default() };
+    let server = VstpTcpServer::bind_with_config("127.0.0.1:0", config).await.unwrap();
+    // It reads nothing, and does not go on with its frame.
+    let mut deaf = TcpStream::connect(server.local_addr().unwrap()).await.unwrap();
+    let half = encode_frame(&data(100)).unwrap().to_vec();
+    tokio::io::AsyncWriteExt::write_all(&mut deaf, &half[..50]).await.unwrap();
+    let session = server.accept().await.unwrap().into_session();
+    session.try_send(data(64 << 20).try_into().unwrap()).unwrap();
+    soon(session.send(data(10))).await.unwrap_err();
+    drop(session);
+    let counts = until(&metrics, |counts| counts.gone == 1).await;
+    assert_eq!((counts.messages_sent, counts.messages_failed, counts.timed_out), (0, 2, 1));
 }

@@ -471,11 +471,14 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
             let secured = tokio::select! {
                 secured = tokio::time::timeout(config.handshake_timeout, acceptor.accept(stream)) => secured,
                 () = signal.wait() => return,
-                () = place.lost() => return,
+                () = place.lost() => return metrics.on(Count::Refused),
             };
             match secured.unwrap_or(Err(TlsError::Timeout)) {
                 Ok(stream) => Wire::Tls(Box::new(stream.into())),
-                Err(error) => return tracing::debug!(%peer, %error, "no session"),
+                Err(error) => {
+                    metrics.on(Count::Refused);
+                    return tracing::debug!(%peer, %error, "no session");
+                }
             }
         }
     };

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 
+mod admission;
 mod client_session;
 
 /// A frame that came, and the acknowledgement that it asks for.
@@ -153,6 +154,18 @@ impl Connection {
         self.tally.on_pushed(self.outbox.end());
         self.session.on_sent(Instant::now(), frame.typ);
         Ok(())
+    }
+
+    /// Takes a frame that is no message of the application, without writing anything.
+    pub(super) fn push_word(&mut self, frame: &FrameBytes) -> Result<(), VstpError> {
+        self.outbox.push_bytes(frame)?;
+        self.session.on_sent(Instant::now(), frame.typ);
+        Ok(())
+    }
+
+    /// A message of the application was not taken, as the connection is over.
+    pub(super) fn on_not_taken(&self) {
+        self.tally.on_not_taken();
     }
 
     pub(super) fn outbox(&self) -> &Outbox {
@@ -358,51 +371,6 @@ impl Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
-    // ---- tokens ----
-
-    /// The most that it may take until a client is let in.
-    const ADMISSION_MAX: Duration = Duration::from_secs(10);
-
-    /// Shows the token, if there is one, and waits until the server has let this end in.
-    pub(crate) async fn introduce(&mut self) -> Result<(), VstpError> {
-        if self.config.token.is_none() {
-            return Ok(());
-        }
-        let welcomed = async {
-            self.hello().await?;
-            match self.recv_bytes().await? {
-                Some(frame) if frame.typ == FrameType::Welcome => Ok(()),
-                Some(frame) if frame.typ == FrameType::Err => Err(VstpError::ServerError(reason_of(&frame))),
-                Some(_) => Err(VstpError::UnexpectedFrameType),
-                None => Err(VstpError::ConnectionClosed),
-            }
-        };
-        let welcomed = tokio::time::timeout(Self::ADMISSION_MAX, welcomed).await;
-        welcomed.unwrap_or(Err(VstpError::Timeout))
-    }
-
-    /// Waits until the client has been let in, where it needs a token.
-    pub(crate) async fn admit(&mut self) -> Result<(), VstpError> {
-        let admitted = async {
-            while !self.session.is_admitted() {
-                if !poll_fn(|cx| self.poll_frame(cx)).await {
-                    return Err(self.failure.take().unwrap_or(VstpError::ConnectionClosed));
-                }
-                if let Some(why) = self.session.refusal() {
-                    return Err(VstpError::Protocol(format!("not let in: {why}")));
-                }
-            }
-            Ok(poll_fn(|cx| self.poll_write(cx)).await?)
-        };
-        let admitted = tokio::time::timeout(Self::ADMISSION_MAX, admitted).await;
-        let admitted = admitted.unwrap_or(Err(VstpError::Timeout));
-        if let Err(error) = &admitted {
-            self.ended = true;
-            self.say_error(error).await;
-        }
-        admitted
-    }
-
     // ---- receiving ----
 
     /// The next frame, acknowledged if its sender wants that.
@@ -586,7 +554,7 @@ impl Connection {
         }
         match self.session.handle_frame(now, &frame.as_ref(), crc) {
             Verdict::Deliver(wanted) => {
-                self.tally.on_received();
+                self.tally.on_received(&frame);
                 self.unread_bytes += frame.memory();
                 self.unread.push_back((frame, wanted));
             }
@@ -639,7 +607,7 @@ impl Connection {
             if is_late || self.session.handle_timeout(now, self.listening_since).is_err() {
                 self.ended = true;
                 self.failure = Some(VstpError::Timeout);
-                self.tally.on_timed_out();
+                self.stream.on_timed_out();
                 return Poll::Ready(());
             }
             self.write_on(cx);

@@ -55,6 +55,17 @@ pub(super) struct Driver {
     unwanted: bool,
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.orders.close();
+        while let Ok(order) = self.orders.try_recv() {
+            if order.is_message() && !order.is_given_up() {
+                self.connection.on_not_taken();
+            }
+        }
+    }
+}
+
 impl Driver {
     /// Bytes that are read before anybody has asked for them.
     const READ_AHEAD: usize = 256 << 10;
@@ -208,16 +219,14 @@ impl Driver {
 
     fn handle_order(&mut self, order: Order) {
         // Nothing that was given up is written.
-        let is_given_up = match &order {
-            Order::Send(_, told) | Order::Feed(_, told) | Order::Deliver(_, told) => told.is_closed(),
-            Order::Call(_, _, told) => told.is_closed(),
-            Order::Push(..) | Order::Numbered(..) | Order::Reply(..) => false,
-            Order::Hello(_) | Order::Flush(_) | Order::Close(_) => false,
-        };
-        if is_given_up {
+        if order.is_given_up() {
             return;
         }
         let is_over = self.is_closed || self.closing.is_some() || (self.has_read_all && self.connected);
+        let is_answered = matches!(order, Order::Call(..) | Order::Deliver(..));
+        if order.is_message() && (is_over || (is_answered && self.has_read_all)) {
+            self.connection.on_not_taken();
+        }
         match order {
             Order::Call(frame, deadline, told) if !is_over && !self.has_read_all => {
                 self.call(frame, deadline, told);
@@ -365,7 +374,7 @@ impl Driver {
 
     fn say_cancelled(&mut self, id: CallId) {
         if !self.is_closed && self.closing.is_none() {
-            let _ = self.connection.push_bytes(&CallRole::cancellation(id));
+            let _ = self.connection.push_word(&CallRole::cancellation(id));
         }
     }
 

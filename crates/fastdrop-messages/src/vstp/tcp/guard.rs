@@ -124,11 +124,20 @@ impl<S> Guarded<S> {
 
     /// The connection ends for this reason.
     fn expire(&mut self, overdue: Overdue) -> io::Error {
-        // What is still tried after that fails in the same way.
-        if !std::mem::replace(&mut self.has_expired, true) {
-            self.metrics.on(if overdue == Overdue::Place { Count::Refused } else { Count::TimedOut });
-        }
+        self.count_once(if overdue == Overdue::Place { Count::Refused } else { Count::TimedOut });
         overdue.into()
+    }
+
+    /// The peer was silent where it must not be, which its protocol says.
+    pub(super) fn on_timed_out(&mut self) {
+        self.count_once(Count::TimedOut);
+    }
+
+    /// What is still tried after that fails in the same way, or in another.
+    fn count_once(&mut self, count: Count) {
+        if !std::mem::replace(&mut self.has_expired, true) {
+            self.metrics.on(count);
+        }
     }
 
     /// The outcome of an attempt to write.

@@ -49,6 +49,27 @@ pub(super) enum Order {
     Close(Told<()>),
 }
 
+impl Order {
+    /// Returns true if its caller does not wait for it any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        match self {
+            Self::Send(_, told) | Self::Feed(_, told) | Self::Deliver(_, told) => told.is_closed(),
+            Self::Call(_, _, told) => told.is_closed(),
+            Self::Push(..) | Self::Numbered(..) | Self::Reply(..) => false,
+            Self::Hello(_) | Self::Flush(_) | Self::Close(_) => false,
+        }
+    }
+
+    /// Returns true if it is a message of the application that is lost with its connection.
+    pub(super) fn is_message(&self) -> bool {
+        match self {
+            Self::Send(..) | Self::Feed(..) | Self::Deliver(..) | Self::Call(..) => true,
+            Self::Push(..) | Self::Reply(..) => true,
+            Self::Numbered(..) | Self::Hello(_) | Self::Flush(_) | Self::Close(_) => false,
+        }
+    }
+}
+
 /// Something that never waits behind frames. There are as many as frames were handed on, or
 /// callers went away.
 #[derive(Debug)]

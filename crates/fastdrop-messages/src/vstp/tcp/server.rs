@@ -12,7 +12,7 @@ use super::stream::Stream;
 use super::unhandled::{Drained, Unhandled};
 use crate::incoming::{Accepted, Carried, Incoming};
 use crate::inner::Inner;
-use crate::metrics::Metrics;
+use crate::metrics::{Count, Metrics};
 use crate::places::Origin;
 use crate::shutdown::ShutdownSignal;
 use crate::spans;
@@ -191,8 +191,14 @@ impl VstpTcpServer {
             (Carried::Plain(stream), None) => Err(stream),
             (Carried::Secured(stream), _) => Ok(stream),
             (Carried::Plain(stream), Some(acceptor)) => tokio::select! {
-                stream = acceptor.accept(stream) => Ok(Box::new(stream?)),
-                () = place.lost() => return Err(VstpError::ConnectionClosed),
+                stream = acceptor.accept(stream) => {
+                    let metrics = &self.config.metrics;
+                    Ok(Box::new(stream.inspect_err(|_| metrics.on(Count::Refused))?))
+                }
+                () = place.lost() => {
+                    self.config.metrics.on(Count::Refused);
+                    return Err(VstpError::ConnectionClosed);
+                }
             },
         };
         let (stream, fingerprint) = match secured {

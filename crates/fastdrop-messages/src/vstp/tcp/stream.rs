@@ -32,6 +32,13 @@ impl Stream {
             guarded.on_frame(now);
         }
     }
+
+    /// The peer was silent where it must not be.
+    pub(super) fn on_timed_out(&mut self) {
+        if let Self::Guarded(guarded) = self {
+            guarded.on_timed_out();
+        }
+    }
 }
 
 impl AsyncRead for Stream {

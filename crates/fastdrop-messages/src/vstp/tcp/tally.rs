@@ -1,8 +1,8 @@
 //! The messages of a connection, as they are counted.
 
 use crate::metrics::{Count, Metrics};
-use crate::vstp::types::Frame;
-use fastdrop_proto::vstp::MSG_ID;
+use crate::vstp::types::{Frame, FrameType};
+use fastdrop_proto::vstp::{CallRole, FrameBytes, MSG_ID};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Frames that the application has sent and that have no outcome yet.
@@ -13,16 +13,31 @@ pub(super) struct Tally {
     unwritten: VecDeque<u64>,
     /// Numbers of those whose acknowledgement is waited for.
     expected: BTreeSet<u64>,
+    /// HELLO and WELCOME are this end's own.
+    introducing: bool,
 }
 
 impl Tally {
     pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics, unwritten: VecDeque::new(), expected: BTreeSet::new() }
+        Self { metrics, unwritten: VecDeque::new(), expected: BTreeSet::new(), introducing: false }
     }
 
-    /// A frame came that is handed to the application.
-    pub(super) fn on_received(&self) {
-        self.metrics.on(Count::MessagesReceived);
+    /// This end says HELLO for itself, and waits for what is said to that; or not any more.
+    pub(super) fn set_introducing(&mut self, introducing: bool) {
+        self.introducing = introducing;
+    }
+
+    /// A frame came that is handed on.
+    pub(super) fn on_received(&self, frame: &FrameBytes) {
+        let is_message = match frame.typ {
+            // It is late.
+            FrameType::Ack => false,
+            FrameType::Welcome | FrameType::Err if self.introducing => false,
+            _ => !matches!(CallRole::of(&frame.as_ref()), Some(CallRole::Cancel(_))),
+        };
+        if is_message {
+            self.metrics.on(Count::MessagesReceived);
+        }
     }
 
     /// What came is no frame of this version, or was changed on the way.
@@ -30,14 +45,21 @@ impl Tally {
         self.metrics.on(Count::Malformed);
     }
 
-    /// The peer was silent where it must not be.
-    pub(super) fn on_timed_out(&self) {
-        self.metrics.on(Count::TimedOut);
+    /// The peer was not let in.
+    pub(super) fn on_refused(&self) {
+        self.metrics.on(Count::Refused);
+    }
+
+    /// A message was not taken to be written.
+    pub(super) fn on_not_taken(&self) {
+        self.metrics.on(Count::MessagesFailed);
     }
 
     /// A frame is to be written that ends here, and nothing more is waited for.
     pub(super) fn on_pushed(&mut self, end: u64) {
-        self.unwritten.push_back(end);
+        if !self.introducing {
+            self.unwritten.push_back(end);
+        }
     }
 
     /// A frame with this number is to be acknowledged.
