@@ -456,8 +456,10 @@ async fn by_tcp_what_is_no_message_of_the_application_is_not_counted_as_one() {
                 let config = TcpConfig { metrics: client_metrics.clone(), ..TcpConfig::default() };
                 let client = VstpTcpClient::connect_with_config(&address, config).await.unwrap();
                 let session = client.into_session();
-                let call = session.call_within(data(7), Duration::from_millis(20));
-                soon(call).await.unwrap_err();
+                tokio::select! {
+                    reply = session.call_within(data(7), PATIENCE) => panic!("{reply:?}"),
+                    _ = until(&server_metrics, |counts| counts.messages_received == 1) => {}
+                }
                 soon(session.close()).await.unwrap();
                 // Both say BYE.
                 while soon(session.recv()).await.unwrap().is_some() {}
