@@ -311,7 +311,8 @@ impl Attachment {
             return;
         }
         state.owed.push_back(number);
-        let waker = state.waker.take();
+        // It stays: what is settled before the connection registers again is told as well.
+        let waker = state.waker.clone();
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
@@ -379,6 +380,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::super::frame::HeadersBuf;
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn origin(limits: ClientSessionLimits, address: u128) -> ClientOrigin {
         ClientOrigin { sessions: ClientSessions::new(limits, 1000), address, certificate: None }
@@ -434,6 +436,26 @@ mod tests {
         assert_eq!(second.answer(1), frame(1).encode(b"").ok());
         let text = |number| String::from_utf8_lossy(&second.answer(number).unwrap()).into_owned();
         assert!(text(40).contains("busy") && text(3).contains("unhandled") && text(2).contains("unhandled"));
+    }
+
+    #[test]
+    fn all_that_is_settled_wakes_the_connection_that_registered_once() {
+        struct Wakes(AtomicUsize);
+        impl std::task::Wake for Wakes {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let now = Instant::now();
+        let origin = origin(ClientSessionLimits::default(), 1);
+        let first = attach(&origin, now, 7).unwrap();
+        assert!(first.claim(frame(1)) && first.claim(frame(2)));
+        let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
+        first.register(&Waker::from(Arc::clone(&wakes)));
+        first.acknowledge(frame(1));
+        assert!(first.poll_answer().is_some());
+        first.acknowledge(frame(2));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
     }
 
     #[test]
