@@ -471,6 +471,21 @@ async fn a_frame_that_is_larger_than_the_server_takes_is_told_so_and_holds_nobod
 }
 
 #[tokio::test]
+async fn what_no_server_acknowledges_is_not_sent_and_holds_nobody_up() {
+    let (server, address) = bind(TcpConfig::default()).await;
+    let serving = tokio::spawn(server.run(|_, _| async {}));
+    let client = Reconnecting::start(&address.to_string(), eager()).unwrap();
+    let others = FrameType::ALL.into_iter().filter(|typ| *typ != FrameType::Data).map(Frame::new);
+    let parts = ["vstp-call", "vstp-reply"].map(|key| data("part").with_header(key, "7"));
+    for frame in others.chain(parts) {
+        let error = soon(client.deliver(frame)).await.unwrap_err();
+        assert!(matches!(error, DeliverError::NotSent(_)), "{error}");
+    }
+    soon(client.deliver(data("one"))).await.unwrap();
+    serving.abort();
+}
+
+#[tokio::test]
 async fn a_token_is_shown_on_every_connection_and_a_wrong_one_is_told_in_the_state() {
     let authorize = Some(TokenSet::new(["right"]).into());
     let (server, address) = bind(TcpConfig { authorize, ..TcpConfig::default() }).await;

@@ -7,7 +7,7 @@ use super::state::{Standing, State, States};
 use crate::tls::ClientTls;
 use crate::vstp::tcp::session::Session;
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::{ClientSessionId, FrameBytes};
+use fastdrop_proto::vstp::{CallRole, ClientSessionId, FrameBytes, FrameType};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +107,8 @@ impl Reconnecting {
         Ok(Self(Arc::new(callers)))
     }
 
-    /// Sends a frame, and waits until the server has acknowledged it, whatever connections break
+    /// Sends a DATA frame that is no part of a call, and waits until the server has acknowledged it,
+    /// whatever connections break
     /// meanwhile. While many frames wait already, this waits for its turn. If this is dropped, the
     /// frame is not sent any more; it may have been.
     ///
@@ -126,6 +127,11 @@ impl Reconnecting {
     /// As [`Self::deliver`].
     pub async fn deliver_bytes(&self, frame: FrameBytes) -> Result<(), DeliverError> {
         let closed = || DeliverError::NotSent("the client has ended".into());
+        // Nothing else has an outcome: the peer would never acknowledge it.
+        if frame.typ != FrameType::Data || CallRole::of(&frame.as_ref()).is_some() {
+            let words = "only DATA frames that are no part of a call are delivered";
+            return Err(DeliverError::NotSent(words.into()));
+        }
         let size = frame.as_ref().encoded_len();
         if size > self.0.frame_max {
             let error = VstpError::FrameTooLarge { size, limit: self.0.frame_max };
