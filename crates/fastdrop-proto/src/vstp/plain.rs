@@ -189,6 +189,11 @@ impl Plain {
         self.unmarked = 0;
     }
 
+    /// Forgets the time at which the next one may leave, which [`Self::poll_transmit`] sets anew.
+    pub(super) fn forget_pace(&mut self) {
+        self.pace_at = None;
+    }
+
     /// Writes the frames of a priority that leave next, of which each but the last has the same
     /// size: that size. `path` says what is known of the peer, and `told` gets those whose senders
     /// have waited.
@@ -313,8 +318,8 @@ impl Plain {
     }
 
     /// The time at which something is to be done.
-    pub(super) fn poll_timeout(&self, flow: &Flow) -> Option<Instant> {
-        let pace = self.pace_at.filter(|_| !self.is_empty());
+    pub(super) fn poll_timeout(&self, now: Instant, flow: &Flow) -> Option<Instant> {
+        let pace = self.pace_at.filter(|at| *at > now && !self.is_empty());
         [pace, self.poll_silence(flow)].into_iter().flatten().min()
     }
 

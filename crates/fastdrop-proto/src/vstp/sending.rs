@@ -575,7 +575,7 @@ impl Sending {
         // What waits for a proof of the address waits for that, and not for a time that has passed.
         let probe = self.probe_at().filter(|at| probed && *at > now);
         let pace = self.pace_at.into_iter().chain(self.cap_at).filter(|at| *at > now).min();
-        let plain = self.plain.poll_timeout(&self.flow);
+        let plain = self.plain.poll_timeout(now, &self.flow);
         messages.chain([waiting, silence, pace, probe, plain]).flatten().min()
     }
 }

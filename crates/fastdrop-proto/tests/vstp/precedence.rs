@@ -142,3 +142,24 @@ fn a_cap_that_is_lifted_holds_nothing_back() {
     assert_eq!(net.outcomes[0][&send], Ok(()));
     assert!(net.now - lifted_at < 5 * SECOND, "{:?}", net.now - lifted_at);
 }
+
+/// Small frames wait for the rate of the path, and then for the cap.
+#[test]
+fn what_a_cap_keeps_back_waits_for_a_time_to_come() {
+    let mut net = Net::new(6, Link::clean(100e6, RTT), 2);
+    let options = SendOptions::default().with_priority(Priority::Bulk);
+    for n in 0..200 {
+        net.send_on(0, 1, numbered(n, 1000), &options);
+    }
+    let now = net.now;
+    net.nodes[0].1.set_bulk_rate(now, Some(20_000));
+    net.drain(0);
+    let mut steps = 0;
+    let until = net.now + SECOND;
+    while net.now < until && net.step() {
+        let next = net.nodes[0].1.poll_timeout();
+        assert!(next.is_none_or(|at| at > net.now), "a time that has passed");
+        steps += 1;
+    }
+    assert!(steps > 10, "{steps}");
+}

@@ -24,6 +24,7 @@ impl Sending {
         self.admit(now);
         self.pace_at = None;
         self.cap_at = None;
+        self.plain.forget_pace();
         let batch = Batch { budget, segments };
         if let Some(len) = self.poll_mark(now, budget, out) {
             return Some(len);
