@@ -67,6 +67,7 @@ fuzz_target!(|input: Input| {
                             assert!(seen.insert((msg_id, crc)), "handed on twice");
                         }
                     }
+                    Verdict::Repeated => assert!(seen.contains(&(msg_id, crc)), "it never came"),
                     Verdict::Consumed => {}
                 }
                 if typ == FrameType::Err {
