@@ -67,7 +67,8 @@ fn main() {
     let arguments = Arguments::of_this_process();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if let Some([workload, who, size]) = arguments.of_peer() {
-        return runtime.block_on(receive_as_peer(workload, Who::of(who), size.parse().unwrap()));
+        let (workload, who, size) = (workload.clone(), Who::of(who), size.parse().unwrap());
+        return runtime.block_on(as_task(async move { receive_as_peer(&workload, who, size).await }));
     }
     let mut results = Vec::new();
     for workload in workloads().into_iter().filter(|workload| arguments.wants(workload.name)) {
@@ -201,8 +202,9 @@ impl Workload {
     fn measure(&self, who: Who, size: usize, runtime: &tokio::runtime::Runtime) -> Vec<f64> {
         let mut peer = Peer::start(&[self.name, who.name(), &size.to_string()]);
         let to = peer.address;
-        let sent = runtime.block_on(async {
-            match self.name {
+        let name = self.name;
+        let sent = runtime.block_on(as_task(async move {
+            match name {
                 "tcp-throughput" | "tcp-frames" => {
                     tcp_send(who, size, to).await;
                     Vec::new()
@@ -212,9 +214,14 @@ impl Workload {
                 "udp-bulk" | "udp-bulk-1500" => udp_send(who, size, to).await,
                 other => panic!("{other}"),
             }
-        });
+        }));
         if sent.is_empty() { vec![peer.line().parse().unwrap()] } else { sent }
     }
+}
+
+/// In a task of the runtime, as most of a program is; its own thread would have to be woken by others.
+async fn as_task<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(future).await.unwrap()
 }
 
 async fn receive_as_peer(workload: &str, who: Who, size: usize) {

@@ -218,9 +218,18 @@ impl Socket {
     pub(crate) fn try_recv(&self, room: &mut Room, mut take: impl FnMut(Path, &[u8])) -> io::Result<()> {
         let mut slices: Vec<_> = room.buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
         let metas = &mut room.metas;
-        let count = self
-            .socket
-            .try_io(Interest::READABLE, || self.state.recv((&self.socket).into(), &mut slices, metas))?;
+        let asked = slices.len();
+        let mut received = Err(io::ErrorKind::WouldBlock.into());
+        let _: io::Result<()> = self.socket.try_io(Interest::READABLE, || {
+            received = self.state.recv((&self.socket).into(), &mut slices, metas);
+            match &received {
+                // That was all: it is not asked again before more has come.
+                Ok(count) if *count < asked => Err(io::ErrorKind::WouldBlock.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error.kind().into()),
+                _ => Ok(()),
+            }
+        });
+        let count = received?;
         for (buffer, meta) in room.buffers.iter().zip(&room.metas).take(count) {
             let received = buffer.get(..meta.len).unwrap_or_default();
             let asked = self.locals.as_ref().zip(meta.dst_ip);

@@ -47,6 +47,8 @@ struct State {
     /// The datagrams that the socket had no room for.
     unsent: Option<Transmit>,
     buffer: Vec<u8>,
+    /// The time until which the task waits.
+    wakes_at: Option<Instant>,
     /// No caller is left.
     closed: bool,
     /// The socket is of no use any more.
@@ -150,6 +152,7 @@ impl Handle {
             calls: CallTable::new(u64::from_ne_bytes(first_call)),
             unsent: None,
             buffer: Vec::new(),
+            wakes_at: None,
             closed: false,
             broken: None,
             presences: Vec::new(),
@@ -459,7 +462,6 @@ impl Shared {
         state.count();
         state.take_of_calls();
         let State { endpoint, unsent, buffer, metrics, .. } = state;
-        let deadline = endpoint.poll_timeout();
         loop {
             let next = unsent.take();
             let next =
@@ -482,8 +484,10 @@ impl Shared {
                 }
             }
         }
-        // The task waits for the deadline that was; a later one it finds out by itself.
-        if endpoint.poll_timeout().is_some_and(|at| deadline.is_none_or(|before| at < before)) {
+        // A later deadline than it waits for, the task finds out by itself.
+        let deadline = endpoint.poll_timeout();
+        if deadline.is_some_and(|at| state.wakes_at.is_none_or(|before| at < before)) {
+            state.wakes_at = deadline;
             self.changed.notify_one();
         }
         while let Some((from, typ)) = state.endpoint.poll_arrival() {
@@ -544,6 +548,7 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
             state.presences.retain(|presence| !presence.is_over());
             let silent = state.presences.iter().filter_map(Presence::poll_timeout);
             let deadline = silent.chain(state.endpoint.poll_timeout()).min();
+            state.wakes_at = deadline;
             (deadline, state.unsent.is_some())
         };
         let linger = closed_at.map(|at| at + Handle::LINGER);
