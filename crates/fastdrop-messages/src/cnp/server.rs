@@ -464,17 +464,22 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     let place = Arc::new(place);
     let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
     let begin = Instant::now();
-    let wire = match (stream, &acceptor) {
+    let wire = match (stream, acceptor) {
         (Carried::Plain(stream), None) => Wire::Plain(stream),
         (Carried::Secured(stream), _) => Wire::Tls(Box::new((*stream).into())),
         (Carried::Plain(stream), Some(acceptor)) => {
+            // Its memory is given back when the session begins, which may be idle for long.
+            let secured = Box::pin(async move {
+                let secured = acceptor.accept(stream).await?;
+                Ok(Wire::Tls(Box::new(secured.into())))
+            });
             let secured = tokio::select! {
-                secured = tokio::time::timeout(config.handshake_timeout, acceptor.accept(stream)) => secured,
+                secured = tokio::time::timeout(config.handshake_timeout, secured) => secured,
                 () = signal.wait() => return,
                 () = place.lost() => return metrics.on(Count::Refused),
             };
             match secured.unwrap_or(Err(TlsError::Timeout)) {
-                Ok(stream) => Wire::Tls(Box::new(stream.into())),
+                Ok(wire) => wire,
                 Err(error) => {
                     metrics.on(Count::Refused);
                     return tracing::debug!(%peer, %error, "no session");

@@ -353,7 +353,8 @@ impl VstpTcpServer {
             let (id, span) = shared.0.begin(&accepted);
             let of_session = span.clone();
             let served = async move {
-                match shared.0.establish(accepted, id, &of_session, true).await {
+                // Its memory is given back when the session begins, which may be idle for long.
+                match Box::pin(shared.0.establish(accepted, id, &of_session, true)).await {
                     Ok(connection) => shared.1(connection, signal).await,
                     Err(error) => tracing::debug!(%error, "no session"),
                 }
