@@ -2,7 +2,7 @@
 //! section 10).
 
 use super::acknowledgement::Acknowledgement;
-use super::frame::{FrameBytes, FrameError, FrameType, Headers, HeadersBuf};
+use super::frame::{FrameBytes, FrameError, FrameRef, FrameType, Headers, HeadersBuf};
 use super::ids::{is_of_stream, number_digits};
 use super::ordered::Order;
 use super::priority::Priority;
@@ -138,6 +138,21 @@ impl Place {
             Some(after) => frame.with_header(AFTER.as_bytes(), after.to_string().as_bytes()),
         }
     }
+}
+
+/// An encoded frame of an ordered channel with this count as the one up to which all have their
+/// outcome; None if it says so already.
+pub(super) fn with_after(encoded: &[u8], after: u32) -> Option<Vec<u8>> {
+    let (frame, _) = FrameRef::decode(encoded, usize::from(u16::MAX)).ok()??;
+    let Some(Place::Ordered(order)) = Place::read(frame.headers) else { return None };
+    if order.after >= after {
+        return None;
+    }
+    let frame = FrameBytes::from(frame).without_header(AFTER).ok()?;
+    let frame = frame.with_header(AFTER.as_bytes(), after.to_string().as_bytes()).ok()?;
+    let mut bytes = Vec::new();
+    frame.as_ref().encode(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// The same frame without the headers of a channel on which it may have come: its numbers are those

@@ -68,12 +68,18 @@ impl Ordered {
     /// A frame waits for its turn only within so many of the next one.
     const SPAN: u64 = 8192;
 
-    /// Finds the turn of a frame, of at most `max` channels. What that shows of others comes out of
-    /// [`Self::poll_dropped`], and then of [`Self::poll_ready`].
-    pub(super) fn turn(&mut self, now: Instant, order: Order, max: usize) -> Turn {
+    /// Returns true if something is remembered of a channel.
+    pub(super) fn knows(&self, channel: u32) -> bool {
+        self.lines.contains_key(&channel)
+    }
+
+    /// Finds the turn of a frame, of at most `max` channels; for one more, another is forgotten if
+    /// it `may_forget`. What that shows of others comes out of [`Self::poll_dropped`], and then of
+    /// [`Self::poll_ready`].
+    pub(super) fn turn(&mut self, now: Instant, order: Order, (max, may_forget): (usize, bool)) -> Turn {
         let (stream, count) = split(order.number);
         self.uses += 1;
-        if !self.lines.contains_key(&order.channel) && !self.make_place(max) {
+        if !self.knows(order.channel) && !self.make_place(max, may_forget) {
             return Turn::Full;
         }
         let new =
@@ -108,9 +114,9 @@ impl Ordered {
 
     /// Makes a place for one more channel: the one that was used least recently is forgotten, of
     /// those for which nothing waits.
-    fn make_place(&mut self, max: usize) -> bool {
-        if self.lines.len() < max {
-            return true;
+    fn make_place(&mut self, max: usize, may_forget: bool) -> bool {
+        if self.lines.len() < max || !may_forget {
+            return self.lines.len() < max;
         }
         let idle = self.lines.iter().filter(|(_, line)| line.early.is_empty());
         let Some((&oldest, _)) = idle.min_by_key(|(_, line)| line.used) else { return false };

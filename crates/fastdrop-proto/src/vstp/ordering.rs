@@ -69,6 +69,13 @@ impl Ordering {
         Ok((Order { channel, number: line.last, after: lowest - 1 }, line.priority))
     }
 
+    /// The count up to which all of its channel have their outcome, of a frame that has none.
+    pub(super) fn after(&self, send: SendId) -> Option<u32> {
+        let (channel, _) = self.outstanding.get(&send)?;
+        let (lowest, _) = self.lines.get(channel)?.outstanding.first_key_value()?;
+        Some(lowest - 1)
+    }
+
     /// A frame has its outcome. Returns those behind it, which fail with it, in the order of their
     /// sending.
     pub(super) fn on_outcome(&mut self, send: SendId, result: &Result<(), Failure>) -> Vec<SendId> {

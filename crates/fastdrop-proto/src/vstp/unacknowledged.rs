@@ -3,9 +3,11 @@
 
 use super::arrivals::Arrived;
 use super::batch::Batch;
+use super::channel::with_after;
 use super::failure::Failure;
 use super::frame::FrameBytes;
 use super::ids::{MSG_ID, MSG_ID_DIGITS, SendId, number_digits};
+use super::ordering::Ordering;
 use super::priority::{ByPriority, Priority};
 use super::random::Random;
 use super::streams::Numbers;
@@ -181,8 +183,15 @@ impl Unacknowledged {
 
     /// The number of the frame that is to leave next: one that waits here, or else one that gets
     /// its number now.
-    fn next(&mut self, now: Instant, priority: Priority) -> Option<u64> {
+    fn next(&mut self, now: Instant, priority: Priority, ordering: &Ordering) -> Option<u64> {
         if let Some(number) = self.queues.get(priority).front() {
+            // A receiver that has forgotten its channel learns where to go on.
+            if let Some(waiting) = self.waiting.get_mut(number).filter(|waiting| waiting.attempts > 0)
+                && let Some(after) = ordering.after(waiting.send)
+                && let Some(bytes) = with_after(&waiting.bytes, after)
+            {
+                waiting.bytes = bytes.into();
+            }
             return Some(*number);
         }
         while self.may_number(priority) {
@@ -222,15 +231,15 @@ impl Unacknowledged {
     pub(super) fn poll_transmit(
         &mut self,
         now: Instant,
-        (priority, batch): (Priority, Batch),
-        allowed: u64,
+        (priority, batch, allowed): (Priority, Batch, u64),
+        ordering: &Ordering,
         flow: &mut Flow,
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let mut size = None;
         for _ in 0..batch.segments.max(1) {
-            let Some(number) = self.next(now, priority) else { break };
+            let Some(number) = self.next(now, priority, ordering) else { break };
             let len = self.waiting.get(&number).map_or(0, |waiting| waiting.bytes.len());
             let waits = size.is_some() && (out.len() + len) as u64 > allowed;
             if waits || !batch.has_room(len, out.len(), size) {

@@ -232,3 +232,38 @@ fn a_peer_whose_turns_never_come_takes_what_it_may_for_a_minute_and_hinders_nobo
         assert_eq!(net.nodes[0].1.memory(), 0, "known: {is_known}");
     }
 }
+
+#[test]
+fn a_new_client_begins_with_more_channels_than_are_remembered_of_a_stranger() {
+    for channels in [8, 9, 30] {
+        let mut net = Net::new(10, Link::clean(100e6, SECOND / 20), 2);
+        let sends = send_all(&mut net, channels, u64::from(channels) * 2);
+        net.run(SECOND * 2);
+        assert!(sends.iter().all(|send| net.outcomes[0].get(send) == Some(&Ok(()))), "{channels}");
+        let came = by_channel(&net, 1);
+        assert_eq!(came.len(), channels as usize);
+        assert!(came.values().all(|numbers| numbers.len() == 2 && numbers.is_sorted()), "{came:?}");
+    }
+}
+
+/// The second frame was sent before the first had its outcome, which only the old receiver knows:
+/// it arrives after the new one knows where to go on, or before.
+#[test]
+fn a_receiver_that_starts_again_goes_on_with_what_was_sent_before() {
+    for is_lost in [true, false] {
+        let ms = Duration::from_millis(1);
+        let mut net = Net::new(11, Link::clean(100e6, 50 * ms), 2);
+        let first = net.send_on(0, 1, numbered(1, 10), &SendOptions::ordered(1));
+        net.pass(5 * ms);
+        net.lost = is_lost.then_some(2);
+        let second = net.send_on(0, 1, numbered(2, 10), &SendOptions::ordered(1));
+        while net.received[1].is_empty() && net.step() {}
+        net.pass(ms);
+        assert_eq!(net.received[1].len(), 1);
+        net.restart(1, 99);
+        net.lost = None;
+        net.run(SECOND * 3);
+        assert_eq!([first, second].map(|send| net.outcomes[0].get(&send)), [Some(&Ok(())); 2], "{is_lost}");
+        assert_eq!(by_channel(&net, 1)[&Channel::Ordered(1)], [1, 2]);
+    }
+}

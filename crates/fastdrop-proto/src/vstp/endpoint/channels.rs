@@ -131,9 +131,20 @@ impl Endpoint {
         self.settle_turns(now, from);
     }
 
+    /// A frame of an ordered channel that the application has, or that waits, comes again: it may
+    /// say of others that they are over, and has had its turn if it does not wait.
+    pub(super) fn receive_again(&mut self, now: Instant, from: SocketAddr, order: Order) {
+        let Some(peer) = self.peers.get(from) else { return };
+        if peer.receiving.ordered.knows(order.channel) && self.turn(now, from, order) == Some(Turn::Now) {
+            self.pass_over(now, from, order);
+        }
+    }
+
     fn turn(&mut self, now: Instant, from: SocketAddr, order: Order) -> Option<Turn> {
         let peer = self.peers.get_mut(from)?;
-        let turn = peer.receiving.ordered.turn(now, order, Self::channels_max(peer.standing));
+        // One that has not proved itself, and begins with more, sends the others again afterwards.
+        let places = (Self::channels_max(peer.standing), peer.standing == Standing::Known);
+        let turn = peer.receiving.ordered.turn(now, order, places);
         self.settle_turns(now, from);
         Some(turn)
     }

@@ -239,6 +239,11 @@ impl Endpoint {
                 // If there is no room for it, the peer asks again.
                 let _ = peer.push_small(now, answer);
             }
+            if sight == Sight::Pending
+                && let Some(Place::Ordered(order)) = Place::of(&frame, wanted)
+            {
+                self.receive_again(now, from, order);
+            }
             return wanted;
         }
         // Whoever waits for a reply waits for no other frame.

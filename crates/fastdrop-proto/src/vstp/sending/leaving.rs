@@ -170,8 +170,8 @@ impl Sending {
             return None;
         }
         let allowed = self.allowed(now)?;
-        let (flow, next) = (&mut self.flow, (priority, batch));
-        let size = self.unacknowledged.poll_transmit(now, next, allowed, flow, random, out);
+        let (flow, next) = (&mut self.flow, (priority, batch, allowed));
+        let size = self.unacknowledged.poll_transmit(now, next, &self.ordering, flow, random, out);
         if !self.unacknowledged.has_unsent() && self.outgoing.is_empty() {
             self.flow.on_idle();
         }
