@@ -1,8 +1,10 @@
-//! Memory of a server with many connections that are idle: `cargo bench -p fastdrop-messages --bench idle`.
+//! Memory of a server with many connections that are idle: `cargo bench -p fastdrop-messages
+//! --bench idle`.
 //!
 //! The clients are in another process; each sends one message of 64 bytes, has it acknowledged or
-//! its call answered, and is idle then. What is printed is what is resident of the server's process, before the first
-//! client and with all of them. `-- --connections 10000 --rounds 7 --who vstp,vstp-tls --json FILE` chooses.
+//! its call answered, and is idle then. What is printed is what is resident of the server's
+//! process, before the first client and with all of them. `-- --connections 10000 --rounds 7 --who
+//! vstp,vstp-tls --json FILE` chooses.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::indexing_slicing)]
 

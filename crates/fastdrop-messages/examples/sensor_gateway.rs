@@ -65,7 +65,7 @@ pub(crate) async fn serve(server: Server, store: Arc<Store>, end: impl Future<Ou
         .await;
 }
 
-/// What a sensor has measured, in 12 bytes. Numbers begin with 1.
+/// A reading of a sensor, in 12 bytes. Numbers begin with 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reading {
     pub(crate) sensor: u32,

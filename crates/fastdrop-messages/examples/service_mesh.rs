@@ -55,7 +55,7 @@ pub(crate) async fn start(work_max: Duration) -> Result<SocketAddr, VstpError> {
     Ok(address)
 }
 
-/// How many there are of an article.
+/// The number of pieces of an article.
 pub(crate) async fn serve_stock(server: VstpTcpServer, work_max: Duration) -> Result<(), VstpError> {
     let count = move |call: Call| async move {
         let article = number(&call.frame().payload).ok_or_else(malformed)?;
@@ -65,7 +65,7 @@ pub(crate) async fn serve_stock(server: VstpTcpServer, work_max: Duration) -> Re
     server.serve_calls(pending(), count).await.map(|_| ())
 }
 
-/// What an article costs.
+/// The price of an article.
 pub(crate) async fn serve_prices(server: cnp::Server, work_max: Duration) {
     let price = move |request: cnp::Request| async move {
         let article = number(&request.body).ok_or("an article is four bytes")?;
@@ -75,7 +75,7 @@ pub(crate) async fn serve_prices(server: cnp::Server, work_max: Duration) {
     server.run_calls(CALLERS as usize, price).await;
 }
 
-/// What an order costs: it asks the two others at once, in the time that its own caller has left.
+/// The price of an order: it asks the two others at once, in the time that its own caller has left.
 /// When that caller does not wait any more, this is dropped, and the two are told.
 pub(crate) async fn serve_orders(
     server: VstpTcpServer,

@@ -36,11 +36,11 @@ pub struct Counts {
     /// Of those, the ones that ended because they were silent, or took nothing, for too long: each
     /// counts once.
     pub timed_out: u64,
-    /// Connections and sessions whose place was given to others; connections whose handshake of
-    /// TLS failed, which have not joined, or whose token was refused, which have; by UDP sessions
-    /// and messages for which there was no room. Not counted: connections that a
-    /// [`Port`](crate::port::Port) closes before it knows their protocol, or of which too many wait to
-    /// be accepted.
+    /// Connections and sessions whose place was given to others; connections whose handshake of TLS
+    /// failed, which have not joined, or whose token was refused, which have; by UDP sessions and
+    /// messages for which there was no room. Not counted: connections that a
+    /// [`Port`](crate::port::Port) closes before it knows their protocol, or of which too many wait
+    /// to be accepted.
     pub refused: u64,
     /// Messages that came whole: frames and messages that are handed to the application by VSTP,
     /// messages of CNP. Acknowledgements are none, nor by TCP are the words that a call is
@@ -51,8 +51,8 @@ pub struct Counts {
     /// a BYE counts, and answers that this end gives by itself do not, nor does the HELLO that
     /// shows a token.
     pub messages_sent: u64,
-    /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender knows;
-    /// by TCP also those that still waited for their turn when their connection ended.
+    /// Messages of VSTP that did not arrive, or were not acknowledged, as far as their sender
+    /// knows; by TCP also those that still waited for their turn when their connection ended.
     pub messages_failed: u64,
     /// Messages that came again and were not handed on: by UDP, and by TCP of clients that
     /// connected again; packets of CNP.
@@ -62,8 +62,8 @@ pub struct Counts {
     pub retransmissions: u64,
     /// Connections that took the place of one that broke.
     pub reconnects: u64,
-    /// What came by VSTP and was no frame of this version, after which a connection by TCP ends;
-    /// packets of CNP with a wrong checksum.
+    /// Things that came by VSTP and were no frame of this version, after which a connection by TCP
+    /// ends; packets of CNP with a wrong checksum.
     pub malformed: u64,
     /// Bytes that came: of connections by TCP (of TLS, what it carried), or in datagrams by UDP.
     pub bytes_received: u64,

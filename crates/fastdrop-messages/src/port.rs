@@ -65,8 +65,8 @@ pub struct PortConfig {
     pub vstp_tcp: TcpConfig,
     /// VSTP by UDP.
     pub vstp_udp: UdpServerLimits,
-    /// CNP, which also says by which transports all of them are spoken, and that they are inside TLS
-    /// ([`ServerBuilder::tls`]): then there is TCP alone, for both.
+    /// CNP, which also says by which transports all of them are spoken, and that they are inside
+    /// TLS ([`ServerBuilder::tls`]): then there is TCP alone, for both.
     pub cnp: ServerBuilder,
 }
 

@@ -61,7 +61,7 @@ async fn by_udp(silent_after: Duration, end: ShutdownSignal) -> (SocketAddr, Cam
     (address, came)
 }
 
-/// What clients are sent by, and how it is sent, whatever the protocol is.
+/// The means by which clients are sent frames, and the way of it, whatever the protocol is.
 trait Pushed: Clone + Send + Sync + 'static {
     fn push(&self, payload: Vec<u8>) -> impl Future<Output = ()> + Send;
 }

@@ -44,7 +44,7 @@ struct Seen {
     spans: HashMap<u64, Fields>,
     /// Spans that something ran in.
     entered: Vec<u64>,
-    /// What was said, each with the spans around it, the innermost first.
+    /// Everything that was said, each with the spans around it, the innermost first.
     events: Vec<(Fields, Vec<u64>)>,
 }
 

@@ -39,7 +39,7 @@ impl Source {
         }
     }
 
-    /// What can be said of it, with its name.
+    /// The words about it, with its name.
     fn failed(&self, kind: ErrorKind, why: impl std::fmt::Display) -> Failure {
         Failure::Input(io::Error::new(kind, format!("{}: {why}", self.name())))
     }
@@ -129,7 +129,7 @@ impl Listen {
         None
     }
 
-    /// What the listener shows, and which certificates it asks for.
+    /// The certificate that the listener shows, and those that it asks for.
     pub(super) fn tls(&self, identity: &Identity) -> Result<ServerTls, Failure> {
         let tls = ServerTls::new(identity);
         Ok(match &self.client_ca {

@@ -1,9 +1,10 @@
-//! VSTP beside bare sockets and beside the crate `vstp` 0.2.1: `cargo bench -p fastdrop-messages --bench vstp`.
+//! VSTP beside bare sockets and beside the crate `vstp` 0.2.1: `cargo bench -p fastdrop-messages
+//! --bench vstp`.
 //!
-//! Each measurement has a process that sends and one that receives, each with a tokio runtime of two threads. The
-//! contestants of one workload take turns within every round, in another order each time; what is printed are medians, and the median of the ratios within
-//! the rounds. `-- --rounds 7 --only tcp,udp --who raw,ours --json FILE`
-//! chooses.
+//! Each measurement has a process that sends and one that receives, each with a tokio runtime of
+//! two threads. The contestants of one workload take turns within every round, in another order
+//! each time; what is printed are medians, and the median of the ratios within the rounds. `--
+//! --rounds 7 --only tcp,udp --who raw,ours --json FILE` chooses.
 
 #![allow(
     clippy::unwrap_used,
@@ -219,7 +220,8 @@ impl Workload {
     }
 }
 
-/// In a task of the runtime, as most of a program is; its own thread would have to be woken by others.
+/// In a task of the runtime, as most of a program is; its own thread would have to be woken by
+/// others.
 async fn as_task<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     tokio::spawn(future).await.unwrap()
 }
@@ -487,7 +489,8 @@ async fn udp_echo(who: Who) {
     }
 }
 
-/// Payload bytes a second, as the sender knows them to have arrived; empty where only the receiver knows.
+/// Payload bytes a second, as the sender knows them to have arrived; empty where only the receiver
+/// knows.
 async fn udp_send(who: Who, size: usize, to: SocketAddr) -> Vec<f64> {
     if who != Who::Ours {
         raw_udp::send(who, size, to).await;

@@ -76,7 +76,7 @@ struct Arrived {
 }
 
 impl Arrived {
-    /// Where the next datagram belongs.
+    /// The place of the next datagram.
     fn place(&mut self) -> &mut [u8] {
         if self.message.len() - self.at < 2048 {
             self.at = 0;

@@ -68,7 +68,7 @@ pub(super) enum Source {
 impl Link {
     /// Bytes that are read at once.
     const READ: usize = 256 << 10;
-    /// Where fewer came last, no more are expected.
+    /// No more are expected than came last.
     const FEW: usize = 1 << 10;
     /// Bytes that are written at once.
     const WRITE: usize = 128 << 10;

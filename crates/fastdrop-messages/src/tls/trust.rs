@@ -34,9 +34,9 @@ pub enum Trust {
 
 impl Trust {
     /// The certificates in a PEM file, and those that one of them has signed. A certificate of the
-    /// file is trusted whatever its name and dates, also if it signs others (`CA:TRUE`); of one that
-    /// is signed, a server's has to be for the name that was dialled. Whoever has the key of one in
-    /// the file can sign others.
+    /// file is trusted whatever its name and dates, also if it signs others (`CA:TRUE`); of one
+    /// that is signed, a server's has to be for the name that was dialled. Whoever has the key of
+    /// one in the file can sign others.
     ///
     /// # Errors
     ///
@@ -150,7 +150,8 @@ impl ServerTls {
         self
     }
 
-    /// For a port that speaks these protocols, the first of which is taken if a client speaks several.
+    /// For a port that speaks these protocols, the first of which is taken if a client speaks
+    /// several.
     pub(super) fn config(&self, inner: &[Inner]) -> Result<Arc<ServerConfig>, TlsError> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])

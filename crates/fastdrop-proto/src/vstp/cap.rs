@@ -14,7 +14,7 @@ pub(super) struct Cap {
 impl Cap {
     /// The least that can be set: with less, a message would be given up between two datagrams.
     pub(super) const MIN: u64 = 16 << 10;
-    /// What leaves at once after a pause: as much as in this time.
+    /// The bytes that leave at once after a pause: as many as in this time.
     const BURST: Duration = Duration::from_millis(20);
 
     /// So many bytes a second.

@@ -96,8 +96,8 @@ impl VstpTcpClient {
         Ok(Self::open(stream, peer, config).await?)
     }
 
-    /// Connects to `host:port`, with TLS 1.3 if there are servers that are trusted. It is the same as
-    /// the others, but its error also says that this end was not let in.
+    /// Connects to `host:port`, with TLS 1.3 if there are servers that are trusted. It is the same
+    /// as the others, but its error also says that this end was not let in.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What the peer says that is wrong, in ERR frames.
+//! The complaints of the peer, in ERR frames.
 
 use fastdrop_proto::vstp::{ErrorCode, FrameBytes};
 use std::sync::Arc;

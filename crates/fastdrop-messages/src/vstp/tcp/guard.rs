@@ -133,7 +133,7 @@ impl<S> Guarded<S> {
         self.count_once(Count::TimedOut);
     }
 
-    /// What is still tried after that fails in the same way, or in another.
+    /// Whatever is still tried after that fails in the same way, or in another.
     fn count_once(&mut self, count: Count) {
         if !std::mem::replace(&mut self.has_expired, true) {
             self.metrics.on(count);

@@ -21,7 +21,8 @@ pub(super) enum Outgoing {
 /// The word about an order.
 pub(super) type Told<T> = oneshot::Sender<Result<T, VstpError>>;
 
-/// Whoever is told the outcomes of frames by their numbers. What the peer did not say is no outcome.
+/// Whoever is told the outcomes of frames by their numbers. What the peer did not say is no
+/// outcome.
 pub(super) type Outcomes = mpsc::UnboundedSender<(u64, Result<(), String>)>;
 
 /// Something that is written, in order. Whoever wants it waits, so that it takes no more memory

@@ -45,7 +45,7 @@ impl Reader {
     const LARGE_MIN: usize = 32 << 10;
     const READ: usize = 256 << 10;
     const READ_AFTER_LARGE: usize = 512;
-    /// Where fewer came last, no more are expected.
+    /// No more are expected than came last.
     const FEW: usize = 1 << 10;
     /// After so many at a time more are expected, and the memory for them is kept.
     const MANY: usize = 64 << 10;

@@ -273,8 +273,8 @@ impl VstpTcpServer {
     }
 
     /// The same as [`Self::run_until_drained`] with a [`Peer`] for each frame, by which its client
-    /// can be sent frames, from the handler and from anywhere else, now and later. Handlers may hold
-    /// peers as long as they like.
+    /// can be sent frames, from the handler and from anywhere else, now and later. Handlers may
+    /// hold peers as long as they like.
     ///
     /// A client that takes nothing makes those wait who [`Peer::send`] to it, and nobody else.
     ///

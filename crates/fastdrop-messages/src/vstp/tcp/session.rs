@@ -166,8 +166,8 @@ impl Session {
         self.order(|told| Order::Feed(Outgoing::Owned(frame), told)).await
     }
 
-    /// Takes a frame to be sent, and never waits: for those who send to many, of which some may take
-    /// nothing. What was taken leaves in order with everything else, and nobody is told of it.
+    /// Takes a frame to be sent, and never waits: for those who send to many, of which some may
+    /// take nothing. What was taken leaves in order with everything else, and nobody is told of it.
     ///
     /// # Errors
     ///

@@ -40,7 +40,7 @@ impl Tally {
         }
     }
 
-    /// What came is no frame of this version, or was changed on the way.
+    /// Something came that is no frame of this version, or was changed on the way.
     pub(super) fn on_malformed(&self) {
         self.metrics.on(Count::Malformed);
     }
@@ -88,7 +88,8 @@ impl Tally {
         self.unwritten.clear();
     }
 
-    /// A frame that was to be acknowledged has been, or will not be; false if nobody waits for that.
+    /// A frame that was to be acknowledged has been, or will not be; false if nobody waits for
+    /// that.
     pub(super) fn on_outcome(&mut self, msg_id: u64, acknowledged: bool) -> bool {
         let is_expected = self.expected.remove(&msg_id);
         if is_expected {

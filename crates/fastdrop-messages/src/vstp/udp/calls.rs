@@ -147,8 +147,8 @@ impl CallTable {
         self.made.unknown_replies()
     }
 
-    /// A call is to be handled. Gives what ends when nobody waits for its reply any more. It has its
-    /// place until [`Self::finish`].
+    /// A call is to be handled. Gives what ends when nobody waits for its reply any more. It has
+    /// its place until [`Self::finish`].
     pub(super) fn take(&mut self, from: SocketAddr, id: CallId) -> Result<oneshot::Receiver<()>, NotTaken> {
         if self.cancelled.contains((from, id)) {
             return Err(NotTaken::Unwanted);

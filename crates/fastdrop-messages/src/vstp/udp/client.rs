@@ -155,8 +155,8 @@ impl VstpUdpClient {
 
     /// Sends a state on a sequenced channel, and waits for nothing: for those who send many states
     /// in turns, and want none of their peers to hold up the others. One that cannot leave at once
-    /// waits until it can, or a newer one takes its place. One that fails after that is only counted
-    /// (`messages_failed`): [`Self::send_on`] tells its outcome.
+    /// waits until it can, or a newer one takes its place. One that fails after that is only
+    /// counted (`messages_failed`): [`Self::send_on`] tells its outcome.
     ///
     /// # Errors
     ///

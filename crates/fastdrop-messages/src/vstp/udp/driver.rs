@@ -383,7 +383,7 @@ impl Handle {
         events
     }
 
-    /// What says how long a peer is there, as the taker of these events is told.
+    /// The word of how long a peer is there, as the taker of these events is told.
     pub(super) fn present(&self, events: &PeerEvents, peer: SocketAddr) -> Option<Present> {
         let mut state = self.shared.lock();
         let presence = state.presences.iter_mut().find(|presence| presence.id() == events.id());

@@ -38,7 +38,7 @@ pub enum Departure {
 #[derive(Debug)]
 pub struct PeerEvents {
     events: mpsc::Receiver<PeerEvent>,
-    /// What only this and its taker's peers know each other by.
+    /// The mark by which this and its taker's peers know each other.
     id: u64,
 }
 
@@ -125,7 +125,7 @@ impl Presence {
         self.id
     }
 
-    /// What says how long a peer is there.
+    /// The word of how long a peer is there.
     pub(super) fn present(&mut self, peer: SocketAddr) -> Present {
         let known = self.known.get_mut(&peer);
         Present(known.map(|known| known.there.get_or_insert_with(|| watch::Sender::new(())).subscribe()))

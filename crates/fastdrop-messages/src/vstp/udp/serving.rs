@@ -107,8 +107,8 @@ where
     Ok(unhandled.report())
 }
 
-/// Answers a HELLO or PING, and nothing else. Nothing waits for the answer to leave, and one that does
-/// not fit a datagram of 1,200 bytes is not sent.
+/// Answers a HELLO or PING, and nothing else. Nothing waits for the answer to leave, and one that
+/// does not fit a datagram of 1,200 bytes is not sent.
 pub(super) fn answer_greeting(handle: &Handle, frame: &FrameBytes, from: SocketAddr) {
     let answer = match frame.typ {
         FrameType::Hello => FrameBytes::new(FrameType::Welcome, HeadersBuf::default(), bytes::Bytes::new()),

@@ -223,8 +223,8 @@ impl Endpoint {
         let (all, own) = (self.inbox.amount(is_stranger), self.inbox.held(from));
         let role = CallRole::of(&frame.as_ref());
         let is_of_call = matches!(role, Some(CallRole::Reply(_) | CallRole::Cancel(_)));
-        // What cannot be kept is not acknowledged either, and comes again. Replies are taken at once,
-        // and need no room among what waits for the application.
+        // What cannot be kept is not acknowledged either, and comes again. Replies are taken at
+        // once, and need no room among what waits for the application.
         let full = match is_of_call {
             true => self.inbox.is_full_of_calls(),
             false => !reserved && !budget.admits_frame(all, own, frame.memory()),

@@ -107,10 +107,9 @@ impl Reconnecting {
         Ok(Self(Arc::new(callers)))
     }
 
-    /// Sends a DATA frame that is no part of a call, and waits until the server has acknowledged it,
-    /// whatever connections break
-    /// meanwhile. While many frames wait already, this waits for its turn. If this is dropped, the
-    /// frame is not sent any more; it may have been.
+    /// Sends a DATA frame that is no part of a call, and waits until the server has acknowledged
+    /// it, whatever connections break meanwhile. While many frames wait already, this waits for its
+    /// turn. If this is dropped, the frame is not sent any more; it may have been.
     ///
     /// # Errors
     ///

@@ -103,8 +103,8 @@ impl Shared {
 }
 
 impl State {
-    /// The request of a call has failed: its caller is told, and the peer as well if it may have the
-    /// request nevertheless.
+    /// The request of a call has failed: its caller is told, and the peer as well if it may have
+    /// the request nevertheless.
     pub(super) fn fail_call(&mut self, to: SocketAddr, id: CallId, failure: Failure) {
         if failure == Failure::TimedOut && self.calls.is_outstanding(id) {
             self.endpoint.send(Instant::now(), to, CallRole::cancellation(id), false);
