@@ -50,8 +50,8 @@ impl fmt::Debug for ClientSessionId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientSessionLimits {
     /// Sessions that are remembered, of at most 10 KiB each. When there is no room for one more,
-    /// one without a connection is forgotten, of the address that has most of these. 0: none is
-    /// remembered. Default 10,000.
+    /// one without a connection is forgotten, of the address that has most sessions; none of one
+    /// that has fewer than the new one's. 0: none is remembered. Default 10,000.
     pub sessions_max: usize,
     /// The time for which a session is remembered after its last connection has ended. Default ten
     /// minutes.
@@ -109,15 +109,23 @@ struct Table {
     /// The name of the next memory.
     next_memory: u64,
     sessions: HashMap<Key, Remembered>,
-    /// Sessions without a connection, in the order in which their connections ended; and by
-    /// address.
+    /// Sessions without a connection, in the order in which their connections ended.
     away: BTreeMap<Ended, Key>,
-    away_of: HashMap<u128, BTreeSet<Ended>>,
+    /// All sessions by their address.
+    of_address: HashMap<u128, OfAddress>,
     ends: u64,
 }
 
 /// The time when a connection ended, and a number that no two have.
 type Ended = (Instant, u64);
+
+/// The sessions of one address.
+#[derive(Debug, Default)]
+struct OfAddress {
+    /// Those with a connection too.
+    all: usize,
+    away: BTreeSet<Ended>,
+}
 
 #[derive(Debug)]
 struct Remembered {
@@ -153,7 +161,7 @@ impl ClientSessions {
             next_memory: random,
             sessions: HashMap::new(),
             away: BTreeMap::new(),
-            away_of: HashMap::new(),
+            of_address: HashMap::new(),
             ends: 0,
         })))
     }
@@ -195,27 +203,43 @@ impl Table {
             let (entry, ended) = (Arc::clone(&known.entry), known.ended.take());
             let before = std::mem::replace(&mut known.address, address);
             if let Some(ended) = ended {
-                self.come_back(before, ended);
+                self.away.remove(&ended);
             }
+            self.leave(before, ended);
+            self.of_address.entry(address).or_default().all += 1;
             return Some(entry);
         }
         while self.sessions.len() >= self.limits.sessions_max {
-            let most = self.away_of.values().max_by_key(|ended| ended.len())?;
-            let ended = *most.first()?;
+            let ended = self.dispensable(address)?;
             self.forget(ended);
         }
         self.next_memory = self.next_memory.wrapping_add(1);
         let entry = Arc::new(Entry { memory: self.next_memory, state: Mutex::default() });
         self.sessions.insert(key, Remembered { entry: Arc::clone(&entry), address, ended: None });
+        self.of_address.entry(address).or_default().all += 1;
         Some(entry)
     }
 
-    fn come_back(&mut self, address: u128, ended: Ended) {
-        self.away.remove(&ended);
-        if let Some(of_address) = self.away_of.get_mut(&address) {
-            of_address.remove(&ended);
-            if of_address.is_empty() {
-                self.away_of.remove(&address);
+    /// The session that gives way to a new one of this address: of the address that has most, among
+    /// those that have one without a connection and would not have fewer than the new one's then;
+    /// or else one of its own.
+    fn dispensable(&self, address: u128) -> Option<Ended> {
+        let own = self.of_address.get(&address);
+        let with_new = own.map_or(0, |own| own.all) + 1;
+        let others = self.of_address.values().filter(|of| of.all >= with_new && !of.away.is_empty());
+        let most = others.max_by_key(|of| of.all).or(own)?;
+        most.away.first().copied()
+    }
+
+    /// An address has one session fewer, which was without a connection since then, if it was.
+    fn leave(&mut self, address: u128, ended: Option<Ended>) {
+        if let Some(of_address) = self.of_address.get_mut(&address) {
+            of_address.all = of_address.all.saturating_sub(1);
+            if let Some(ended) = ended {
+                of_address.away.remove(&ended);
+            }
+            if of_address.all == 0 {
+                self.of_address.remove(&address);
             }
         }
     }
@@ -224,7 +248,7 @@ impl Table {
         if let Some(key) = self.away.remove(&ended)
             && let Some(known) = self.sessions.remove(&key)
         {
-            self.come_back(known.address, ended);
+            self.leave(known.address, Some(ended));
         }
     }
 
@@ -354,7 +378,7 @@ impl Attachment {
         known.ended = Some(ended);
         let address = known.address;
         table.away.insert(ended, self.key);
-        table.away_of.entry(address).or_default().insert(ended);
+        table.of_address.entry(address).or_default().away.insert(ended);
     }
 }
 
@@ -511,13 +535,27 @@ mod tests {
             made_up.detach(now);
             assert!(stranger.sessions.len() <= 100);
             let table = stranger.sessions.0.lock().unwrap();
-            assert!(table.away.len() < 100 && table.away_of.values().map(BTreeSet::len).sum::<usize>() < 100);
+            assert!(
+                table.away.len() < 100
+                    && table.of_address.values().map(|of| of.away.len()).sum::<usize>() < 100
+            );
         }
         assert!(!connected.is_superseded());
         assert_eq!(attach(&other, now, 2).unwrap().memory(), away.memory());
         // All of them connected: there is no room for one more, and nobody is forgotten.
         let held: Vec<_> = (20_000..20_200).filter_map(|id| attach(&stranger, now, id)).collect();
         assert_eq!((held.len(), stranger.sessions.len()), (98, 100));
+        // Nor is one that is away, for them.
+        let away = attach(&other, now, 2).unwrap();
+        away.detach(now);
+        assert!(attach(&stranger, now, 30_000).is_none());
+        assert_eq!(attach(&other, now, 2).unwrap().memory(), away.memory());
+        away.detach(now);
+        held[0].detach(now);
+        // Another address has a place of those that have most.
+        let third = ClientOrigin { address: 3, ..stranger.clone() };
+        assert!(attach(&third, now, 1).is_some());
+        assert_eq!(attach(&other, now, 2).unwrap().memory(), away.memory());
         let none = origin(ClientSessionLimits { sessions_max: 0, ..limits }, 1);
         assert!(attach(&none, now, 1).is_none());
     }
