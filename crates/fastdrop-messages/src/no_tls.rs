@@ -168,3 +168,10 @@ impl Wire {
         None
     }
 }
+
+impl TlsError {
+    /// Nothing here is one.
+    pub(crate) fn is_refusal(_error: &std::io::Error) -> bool {
+        false
+    }
+}

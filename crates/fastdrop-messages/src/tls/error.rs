@@ -43,6 +43,30 @@ impl TlsError {
         }
     }
 
+    /// Returns true for an error that trying again does not mend: one of the ends does not trust the
+    /// other's certificate.
+    #[cfg(feature = "vstp")]
+    pub(crate) fn is_refusal(error: &io::Error) -> bool {
+        use rustls::AlertDescription as Alert;
+        let Some(inner) = error.get_ref() else { return false };
+        if let Some(Self::Untrusted(_)) = inner.downcast_ref::<Self>() {
+            return true;
+        }
+        let Some(rustls::Error::AlertReceived(alert)) = inner.downcast_ref::<rustls::Error>() else {
+            return false;
+        };
+        matches!(
+            alert,
+            Alert::CertificateRequired
+                | Alert::AccessDenied
+                | Alert::BadCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+        )
+    }
+
     pub(super) fn of(error: &rustls::Error) -> Self {
         match error {
             rustls::Error::InvalidMessage(_) => Self::NotTls,

@@ -486,7 +486,73 @@ async fn what_no_server_acknowledges_is_not_sent_and_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_token_is_shown_on_every_connection_and_a_wrong_one_is_told_in_the_state() {
+async fn a_frame_is_not_refused_for_a_larger_one_that_was_sent_beside_it() {
+    let (server, address) = bind(TcpConfig { frame_max: 1000, ..TcpConfig::default() }).await;
+    let mut connections = sessions(server);
+    let client = Reconnecting::start(&address.to_string(), eager()).unwrap();
+    let one = deliver(&client, "one");
+    let old = soon(connections.recv()).await.unwrap();
+    let in_hand = soon(old.recv_delivery()).await.unwrap().unwrap();
+    let _ = soon(client.send(data(&"x".repeat(5000)))).await;
+    let new = soon(connections.recv()).await.unwrap();
+    let _ = in_hand.acknowledge().await;
+    let reads = tokio::spawn(async move { while let Ok(Some(_)) = new.recv().await {} });
+    soon(one).await.unwrap().unwrap();
+    reads.abort();
+}
+
+#[tokio::test]
+async fn acknowledgements_that_nobody_waits_for_are_not_received() {
+    let (server, address) = bind(TcpConfig::default()).await;
+    let mut connections = sessions(server);
+    let client = Reconnecting::start(&address.to_string(), eager()).unwrap();
+    let session = soon(connections.recv()).await.unwrap();
+    for typ in [FrameType::Ack, FrameType::Err] {
+        soon(session.send(Frame::new(typ).with_header("msg-id", "99"))).await.unwrap();
+    }
+    soon(session.send(data("news"))).await.unwrap();
+    assert_eq!(soon(client.recv()).await.unwrap().payload(), b"news");
+}
+
+#[tokio::test]
+async fn a_server_that_has_remembered_and_is_silent_is_tried_again() {
+    let (server, address) = bind(TcpConfig::default()).await;
+    let mut connections = sessions(server);
+    let cutter = Cutter::start(address).await;
+    let config = ReconnectConfig { welcome_timeout: Duration::from_secs(3), ..eager() };
+    let client = Reconnecting::start(&cutter.address, config).unwrap();
+    let one = deliver(&client, "one");
+    let old = soon(connections.recv()).await.unwrap();
+    let in_hand = soon(old.recv_delivery()).await.unwrap().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut states = client.states();
+    cutter.lead_to(Some(silent.local_addr().unwrap()));
+    cutter.cut();
+    loop {
+        if let State::Waiting { reason, .. } = soon(states.changed()).await.unwrap()
+            && reason.contains("nobody answered in time")
+        {
+            break;
+        }
+    }
+    cutter.lead_to(Some(address));
+    let _ = in_hand.acknowledge().await;
+    let new = soon(connections.recv()).await.unwrap();
+    let reads = tokio::spawn(async move { while let Ok(Some(_)) = new.recv().await {} });
+    soon(one).await.unwrap().unwrap();
+    reads.abort();
+}
+
+#[tokio::test]
+async fn what_is_no_address_starts_no_client() {
+    for addr in ["", "localhost", ":80", "localhost:", "localhost:http", "localhost:65536"] {
+        let error = Reconnecting::start(addr, eager()).unwrap_err();
+        assert!(matches!(error, VstpError::InvalidAddress), "{addr}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_shown_on_every_connection_and_a_wrong_one_ends_the_client() {
     let authorize = Some(TokenSet::new(["right"]).into());
     let (server, address) = bind(TcpConfig { authorize, ..TcpConfig::default() }).await;
     let serving = tokio::spawn(server.run(|_, _| async {}));
@@ -500,7 +566,18 @@ async fn a_token_is_shown_on_every_connection_and_a_wrong_one_is_told_in_the_sta
         soon(client.deliver(data("one"))).await.unwrap();
         cutter.cut();
     }
-    let wrong = with("wrong");
+    let refused = with("wrong");
+    let error = soon(refused.deliver(data("one"))).await.unwrap_err();
+    assert!(matches!(&error, DeliverError::NotSent(why) if why.contains("not known here")), "{error}");
+    let error = soon(refused.send(data("one"))).await.unwrap_err();
+    assert!(matches!(&error, VstpError::ServerError(why) if why.contains("not known here")), "{error}");
+    assert_eq!(soon(refused.recv()).await, None);
+    assert!(matches!(refused.state(), State::Ended { reason } if reason.contains("not known here")));
+    let error = soon(refused.deliver(data("two"))).await.unwrap_err();
+    assert!(matches!(&error, DeliverError::NotSent(why) if why.contains("not known here")), "{error}");
+    let tcp = TcpConfig { token: Some(Token::new("wrong").unwrap()), ..TcpConfig::default() };
+    let config = ReconnectConfig { tcp, retry_refused: true, ..eager() };
+    let wrong = Reconnecting::start(&cutter.address, config).unwrap();
     let mut states = wrong.states();
     loop {
         if let State::Waiting { reason, .. } = soon(states.changed()).await.unwrap()

@@ -108,11 +108,13 @@ impl<T> Redelivery<T> {
     }
 
     /// The largest of the frames that have left on this connection, which is taken out: if the
-    /// server says that one was too large, it was this one.
-    pub fn take_largest(&mut self) -> Option<T> {
+    /// server says that one was too large, it was this one. None: it has not more than so many
+    /// bytes, which something else had that left there.
+    pub fn take_largest(&mut self, others: usize) -> Option<T> {
         let left = self.waiting.range(..self.next);
-        let (&number, _) = left.max_by_key(|(_, waiting)| waiting.frame.as_ref().encoded_len())?;
-        self.on_outcome(number)
+        let sized = left.map(|(number, waiting)| (waiting.frame.as_ref().encoded_len(), *number));
+        let (size, number) = sized.max()?;
+        if size > others { self.on_outcome(number) } else { None }
     }
 
     /// Takes out all frames, and says whether each has ever left.
@@ -214,9 +216,11 @@ mod tests {
     fn a_frame_that_is_too_large_is_found_and_all_are_told_whether_they_left() {
         let mut frames = with(5);
         frames.on_connected(None, false);
-        assert_eq!(frames.take_largest(), None);
+        assert_eq!(frames.take_largest(0), None);
         (0..3).for_each(|_| drop(frames.poll_leave()));
-        assert_eq!(frames.take_largest(), Some(3));
+        let size = frames.waiting[&3].frame.as_ref().encoded_len();
+        assert_eq!(frames.take_largest(size), None);
+        assert_eq!(frames.take_largest(size - 1), Some(3));
         assert_eq!(frames.take_all(), [(1, true), (2, true), (4, false), (5, false)]);
         assert!(frames.is_empty());
         let long = (0..129)

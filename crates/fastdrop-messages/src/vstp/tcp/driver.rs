@@ -6,7 +6,7 @@ use crate::vstp::call::IncomingCall;
 use crate::vstp::held::Held;
 use crate::vstp::types::VstpError;
 use fastdrop_proto::calls::{CallId, Calls, NotServed, Serving, deadline_after, remaining_ms};
-use fastdrop_proto::vstp::{Acknowledgement, CallRole, ErrorCode, FrameBytes, FrameType};
+use fastdrop_proto::vstp::{Acknowledgement, CallRole, ErrorCode, FrameBytes, FrameType, MSG_ID};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
@@ -41,6 +41,8 @@ pub(super) struct Driver {
     numbered: HashMap<u64, Outcomes>,
     /// The peer has said that a frame is larger than it takes.
     too_large: bool,
+    /// Bytes of the largest frame that was no numbered one.
+    unnumbered_max: usize,
     calls: Calls<Told<FrameBytes>>,
     /// Calls of the peer, and what tells their handlers of a cancellation.
     serving: Option<Serving<CallId, oneshot::Sender<()>>>,
@@ -92,6 +94,7 @@ impl Driver {
             acknowledging: HashMap::new(),
             numbered: HashMap::new(),
             too_large: false,
+            unnumbered_max: 0,
             calls: Calls::new(random() >> 1, calls_max),
             serving: serves.then(|| Serving::new(calls_max)),
             closing: None,
@@ -147,7 +150,8 @@ impl Driver {
 
     /// Whoever may connect again hears it before the peer is told anything.
     fn say_lost(&mut self, reason: &str) {
-        let lost = Lost { reason: reason.to_owned(), too_large: self.too_large };
+        let too_large = self.too_large.then_some(self.unnumbered_max);
+        let lost = Lost { reason: reason.to_owned(), too_large };
         self.shared.lock().lost.get_or_insert(lost);
         self.shared.lost.notify_one();
     }
@@ -191,7 +195,13 @@ impl Driver {
                         self.handle_control(control);
                     }
                     self.connection.push_answers();
+                    let is_numbered = matches!(order, Order::Numbered(..));
+                    let before = self.connection.outbox().end();
                     self.handle_order(order);
+                    if !is_numbered {
+                        let pushed = self.connection.outbox().end().saturating_sub(before);
+                        self.unnumbered_max = self.unnumbered_max.max(pushed as usize);
+                    }
                 }
                 Poll::Ready(None) => {
                     self.release();
@@ -496,6 +506,8 @@ impl Driver {
             }
             _ => {
                 let code = frame.headers().find("code").filter(|_| frame.typ == FrameType::Err);
+                // One with a number is about that frame.
+                let code = code.filter(|_| frame.headers().find(MSG_ID).is_none());
                 self.too_large |= code == Some(ErrorCode::TooLarge.as_str().as_bytes());
                 self.put(frame, wanted, None);
             }

@@ -116,8 +116,9 @@ pub(super) struct Received {
 #[derive(Debug, Clone)]
 pub(super) struct Lost {
     pub(super) reason: String,
-    /// The peer said that a frame is larger than it takes.
-    pub(super) too_large: bool,
+    /// The peer said that a frame is larger than it takes, and not which. Bytes of the largest one
+    /// without a number of a session.
+    pub(super) too_large: Option<usize>,
 }
 
 /// State of a session that callers and the task share.

@@ -52,11 +52,12 @@ impl Connection {
     // ---- at the end that connects ----
 
     /// Says HELLO with this session and the token, if there is one, and waits for the WELCOME for
-    /// at most `patience`: programs of version 0.2 may have none.
+    /// at most `patience`: programs of version 0.2 may have none, unless the server `must_answer`.
     pub(in crate::vstp::tcp) async fn resume(
         &mut self,
         session: ClientSessionId,
         patience: Duration,
+        must_answer: bool,
     ) -> Result<Welcome, VstpError> {
         self.session.show_client_session(session);
         self.hello().await?;
@@ -83,7 +84,7 @@ impl Connection {
                 None => self.explained(error),
             }),
             // Nobody is let in without a word where tokens are shown.
-            Err(_) if self.config.token.is_some() => Err(VstpError::Timeout),
+            Err(_) if must_answer || self.config.token.is_some() => Err(VstpError::Timeout),
             Err(_) => Ok(Welcome { memory: None }),
         }
     }

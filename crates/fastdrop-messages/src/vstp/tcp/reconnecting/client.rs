@@ -4,10 +4,10 @@ use super::config::ReconnectConfig;
 use super::driver::{Command, Driver, Room, Waiter};
 use super::error::DeliverError;
 use super::state::{Standing, State, States};
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, host_of};
 use crate::vstp::tcp::session::Session;
 use crate::vstp::types::{Frame, VstpError};
-use fastdrop_proto::vstp::{CallRole, ClientSessionId, FrameBytes, FrameType};
+use fastdrop_proto::vstp::{CallRole, ClientSessionId, FrameBytes, FrameType, MSG_ID};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,8 @@ impl Reconnecting {
     ///
     /// # Errors
     ///
-    /// The operating system has no random numbers.
+    /// [`VstpError::InvalidAddress`] if that is not `host:port`, or TLS knows no such host. The
+    /// operating system has no random numbers.
     pub fn start(addr: &str, config: ReconnectConfig) -> Result<Self, VstpError> {
         Self::start_with(addr, None, config)
     }
@@ -90,10 +91,19 @@ impl Reconnecting {
     }
 
     fn start_with(addr: &str, tls: Option<ClientTls>, config: ReconnectConfig) -> Result<Self, VstpError> {
+        let is_address =
+            addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if !is_address {
+            return Err(VstpError::InvalidAddress);
+        }
+        if tls.is_some() {
+            host_of(addr)?;
+        }
         let random = || getrandom::u64().map_err(|error| VstpError::Io(io::Error::other(error.to_string())));
         let id = ClientSessionId::new(u128::from(random()?) << 64 | u128::from(random()?));
         let (commands, commanded) = mpsc::unbounded_channel();
-        let (stands, standing) = watch::channel(Standing { state: State::Connecting, session: None });
+        let (stands, standing) =
+            watch::channel(Standing { state: State::Connecting, session: None, refused: None });
         let callers = Callers {
             commands,
             standing,
@@ -125,7 +135,10 @@ impl Reconnecting {
     ///
     /// As [`Self::deliver`].
     pub async fn deliver_bytes(&self, frame: FrameBytes) -> Result<(), DeliverError> {
-        let closed = || DeliverError::NotSent("the client has ended".into());
+        let closed = || match self.state() {
+            State::Ended { reason } => DeliverError::NotSent(reason.as_ref().into()),
+            _ => DeliverError::NotSent("the client has ended".into()),
+        };
         // Nothing else has an outcome: the peer would never acknowledge it.
         if frame.typ != FrameType::Data || CallRole::of(&frame.as_ref()).is_some() {
             let words = "only DATA frames that are no part of a call are delivered";
@@ -156,7 +169,7 @@ impl Reconnecting {
     /// # Errors
     ///
     /// The connection broke: the frame may have arrived. [`VstpError::ConnectionClosed`] too when
-    /// the client has ended.
+    /// the client has ended, or else the reason for which it is not let in.
     pub async fn send(&self, frame: Frame) -> Result<(), VstpError> {
         self.connected().await?.send(frame).await
     }
@@ -199,6 +212,9 @@ impl Reconnecting {
             if let Some(session) = reading.as_ref()
                 && let Ok(Some(frame)) = session.recv_bytes().await
             {
+                if is_late(&frame) {
+                    continue;
+                }
                 return Some(frame);
             }
             let is_other = |session: &Session| reading.as_ref().is_none_or(|read| !read.is_same(session));
@@ -229,7 +245,14 @@ impl Reconnecting {
         let is_settled =
             |standing: &Standing| matches!(standing.state, State::Connected { .. } | State::Ended { .. });
         let standing = standing.wait_for(is_settled).await.map_err(|_| VstpError::ConnectionClosed)?;
-        standing.session.clone().ok_or(VstpError::ConnectionClosed)
+        match (&standing.session, standing.refused.as_deref()) {
+            (Some(session), _) => Ok(session.clone()),
+            (None, Some(VstpError::ServerError(reason))) => Err(VstpError::ServerError(reason.clone())),
+            (None, Some(error)) => {
+                Err(VstpError::Io(io::Error::new(io::ErrorKind::PermissionDenied, error.to_string())))
+            }
+            (None, None) => Err(VstpError::ConnectionClosed),
+        }
     }
 
     /// Ends the client: says BYE if a connection stands. Frames without an acknowledgement fail, so
@@ -239,5 +262,15 @@ impl Reconnecting {
         if self.0.commands.send(Command::Close(told)).is_ok() {
             let _ = ended.await;
         }
+    }
+}
+
+/// Returns true for the outcome of a frame that nobody waits for any more, or that an earlier
+/// connection has brought.
+fn is_late(frame: &FrameBytes) -> bool {
+    match frame.typ {
+        FrameType::Ack => true,
+        FrameType::Err => frame.headers().find(MSG_ID).is_some() && CallRole::of(&frame.as_ref()).is_none(),
+        _ => false,
     }
 }

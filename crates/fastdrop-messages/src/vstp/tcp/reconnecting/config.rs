@@ -3,6 +3,7 @@
 use crate::vstp::tcp::TcpConfig;
 use fastdrop_proto::backoff::BackoffConfig;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The behaviour of a client that connects again, and its bounds.
 #[derive(Debug, Clone)]
@@ -23,8 +24,12 @@ pub struct ReconnectConfig {
     /// The time without a connection after which the client ends, and all frames that wait fail.
     /// Default: none, it tries for ever.
     pub give_up: Option<Duration>,
+    /// A server that does not let this client in, or a certificate that is not trusted at one of
+    /// the ends, is tried again. Default false: the client ends, with that reason.
+    pub retry_refused: bool,
     /// The time in which the server answers HELLO. One that does not is taken for a program of
-    /// version 0.2, which remembers nothing; where a token is shown, the attempt has failed.
+    /// version 0.2, which remembers nothing; where a token is shown, or the server has remembered
+    /// this client before, the attempt has failed.
     /// Default 5 seconds.
     pub welcome_timeout: Duration,
     /// Frames of which it is not known whether they arrived are sent again, although they may then
@@ -48,6 +53,7 @@ impl Default for ReconnectConfig {
             queue_bytes_max: 16 << 20,
             frame_max: fastdrop_proto::vstp::frame::FRAME_MAX,
             give_up: None,
+            retry_refused: false,
             welcome_timeout: Duration::from_secs(5),
             at_least_once: false,
             tcp: TcpConfig { keep_alive: Some(Duration::from_secs(15)), ..TcpConfig::default() },
@@ -64,7 +70,8 @@ impl ReconnectConfig {
     }
 
     pub(super) fn bytes(&self) -> u32 {
-        u32::try_from(self.queue_bytes_max).unwrap_or(u32::MAX >> 1).clamp(1, u32::MAX >> 1)
+        let max = self.queue_bytes_max.clamp(1, Semaphore::MAX_PERMITS);
+        u32::try_from(max).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1)
     }
 
     pub(super) fn backoff(&self) -> BackoffConfig {

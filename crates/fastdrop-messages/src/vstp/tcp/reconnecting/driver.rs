@@ -4,8 +4,8 @@ use super::config::ReconnectConfig;
 use super::error::DeliverError;
 use super::state::{Standing, State};
 use crate::metrics::{Count, Metrics};
-use crate::tls::ClientTls;
-use crate::vstp::tcp::client::{dial, handshake};
+use crate::tls::{ClientTls, TlsError};
+use crate::vstp::tcp::client::{NotConnected, dial, handshake};
 use crate::vstp::tcp::connection::{Connection, random};
 use crate::vstp::tcp::orders::{Lost, Order, Outcomes};
 use crate::vstp::tcp::session::Session;
@@ -16,6 +16,8 @@ use fastdrop_proto::vstp::{ClientSessionId, FrameBytes, Redelivery, Welcome};
 use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
@@ -55,6 +57,8 @@ enum End {
     /// Somebody is told when it is done, unless no caller is left.
     Closed(Option<oneshot::Sender<()>>),
     GivenUp,
+    /// The server does not let this client in, or one does not trust the other.
+    Refused(VstpError),
 }
 
 /// A connection that stands.
@@ -77,6 +81,8 @@ pub(super) struct Driver {
     backoff: Backoff,
     stands: watch::Sender<Standing>,
     has_connected: bool,
+    /// The server has named a memory: it is no program of version 0.2.
+    has_remembered: bool,
 }
 
 impl Driver {
@@ -93,17 +99,36 @@ impl Driver {
     ) -> Self {
         let (tells, outcomes) = mpsc::unbounded_channel();
         let backoff = Backoff::new(config.backoff());
-        let (frames, has_connected) = (Redelivery::default(), false);
-        Self { addr, tls, config, id, commands, frames, outcomes, tells, backoff, stands, has_connected }
+        let frames = Redelivery::default();
+        Self {
+            addr,
+            tls,
+            config,
+            id,
+            commands,
+            frames,
+            outcomes,
+            tells,
+            backoff,
+            stands,
+            has_connected: false,
+            has_remembered: false,
+        }
     }
 
     pub(super) async fn run(mut self) {
         let mut reason = String::from("no attempt was made");
         let end = self.drive(&mut reason).await;
         let session = self.stands.borrow().session.clone();
+        let mut refused = None;
         let (reason, told) = match end {
             End::Closed(told) => ("the client was closed".to_owned(), told),
             End::GivenUp => (format!("no connection for too long: {reason}"), None),
+            End::Refused(error) => {
+                let reason = error.to_string();
+                refused = Some(Arc::new(error));
+                (reason, None)
+            }
         };
         if let Some(session) = session {
             let _ = tokio::time::timeout(Self::FAREWELL, session.close()).await;
@@ -117,7 +142,7 @@ impl Driver {
             waiter.tell(&self.config.tcp.metrics, Err(error(reason)));
         }
         let state = State::Ended { reason: reason.as_str().into() };
-        self.stands.send_replace(Standing { state, session: None });
+        self.stands.send_replace(Standing { state, session: None, refused });
         self.commands.close();
         while let Some(command) = self.commands.recv().await {
             match command {
@@ -138,7 +163,7 @@ impl Driver {
             let deadline = self.config.give_up.and_then(|time| lost_at.checked_add(time));
             self.say(State::Connecting);
             let (addr, tls, config, id) = (self.addr.clone(), self.tls.clone(), self.config.clone(), self.id);
-            let attempt = connect(addr, tls, config, id);
+            let attempt = connect(addr, tls, config, id, self.has_remembered);
             match self.beside(attempt, deadline).await {
                 Ok(Ok(connected)) => {
                     let begun_at = Instant::now();
@@ -151,7 +176,10 @@ impl Driver {
                         self.backoff.on_success();
                     }
                 }
-                Ok(Err(error)) => *reason = error.to_string(),
+                Ok(Err(not)) if not.unauthorized && !self.config.retry_refused => {
+                    return End::Refused(not.error);
+                }
+                Ok(Err(not)) => *reason = not.error.to_string(),
                 Err(end) => return end,
             }
             let deadline = self.config.give_up.and_then(|time| lost_at.checked_add(time));
@@ -200,6 +228,7 @@ impl Driver {
         if std::mem::replace(&mut self.has_connected, true) {
             self.config.tcp.metrics.on(Count::Reconnects);
         }
+        self.has_remembered |= welcome.memory.is_some();
         // What came late from the connection before is known.
         while let Ok((number, outcome)) = self.outcomes.try_recv() {
             self.on_outcome(number, outcome);
@@ -209,7 +238,7 @@ impl Driver {
             waiter.tell(&self.config.tcp.metrics, Err(DeliverError::OutcomeUnknown(reason.into())));
         }
         let state = State::Connected { peer, remembers: welcome.memory.is_some() };
-        self.stands.send_replace(Standing { state, session: Some(session.clone()) });
+        self.stands.send_replace(Standing { state, session: Some(session.clone()), refused: None });
         let mut is_closed = false;
         let lost = loop {
             tokio::select! {
@@ -232,8 +261,8 @@ impl Driver {
         while let Ok((number, outcome)) = self.outcomes.try_recv() {
             self.on_outcome(number, outcome);
         }
-        if lost.too_large
-            && let Some(waiter) = self.frames.take_largest()
+        if let Some(others) = lost.too_large
+            && let Some(waiter) = self.frames.take_largest(others)
         {
             waiter.tell(
                 &self.config.tcp.metrics,
@@ -274,13 +303,29 @@ async fn connect(
     tls: Option<ClientTls>,
     config: ReconnectConfig,
     id: ClientSessionId,
-) -> Result<Connected, VstpError> {
+    must_answer: bool,
+) -> Result<Connected, NotConnected> {
     let (stream, peer) = dial(&*addr).await?;
     let stream = match &tls {
         None => Stream::Plain(stream),
-        Some(tls) => Stream::Tls(Box::new(handshake(stream, &addr, tls).await?)),
+        Some(tls) => {
+            let secured = handshake(stream, &addr, tls).await;
+            Stream::Tls(Box::new(secured.map_err(|error| refused(error, false))?))
+        }
     };
     let mut connection = Connection::new(stream.guarded(&config.tcp, None), config.tcp, None, false);
-    let welcome = connection.resume(id, config.welcome_timeout).await?;
+    let welcome = match connection.resume(id, config.welcome_timeout, must_answer).await {
+        Ok(welcome) => welcome,
+        Err(error) => {
+            let unauthorized = connection.unauthorized().load(Ordering::Relaxed);
+            return Err(refused(error, unauthorized));
+        }
+    };
     Ok(Connected { session: Session::start(connection, peer, false), peer, welcome })
+}
+
+/// The error, as one that trying again does not mend if it is of that kind.
+fn refused(error: VstpError, unauthorized: bool) -> NotConnected {
+    let untrusted = matches!(&error, VstpError::Io(error) if TlsError::is_refusal(error));
+    NotConnected { error, unauthorized: unauthorized || untrusted }
 }

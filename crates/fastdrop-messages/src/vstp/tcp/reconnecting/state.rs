@@ -1,6 +1,7 @@
 //! The state of a client that connects again, for whoever shows it.
 
 use crate::vstp::tcp::session::Session;
+use crate::vstp::types::VstpError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +27,8 @@ pub enum State {
         /// The reason of the failure.
         reason: Arc<str>,
     },
-    /// No more attempts are made: the application has closed the client, or it has given up.
+    /// No more attempts are made: the application has closed the client, it has given up, or it is
+    /// not let in.
     Ended {
         /// The reason.
         reason: Arc<str>,
@@ -38,6 +40,8 @@ pub enum State {
 pub(super) struct Standing {
     pub(super) state: State,
     pub(super) session: Option<Session>,
+    /// The client has ended because it is not let in.
+    pub(super) refused: Option<Arc<VstpError>>,
 }
 
 /// The states of a client, one after the other. States that were passed meanwhile are left out.
