@@ -5,6 +5,8 @@
 pub(super) struct Batch {
     /// Bytes that the address may be sent, as far as it has proved itself.
     pub(super) budget: u64,
+    /// Bytes that a cap lets leave now, which only the first datagram may exceed.
+    pub(super) credit: u64,
     /// Datagrams.
     pub(super) segments: usize,
 }
@@ -17,7 +19,7 @@ impl Batch {
     /// None before the first, which may have any size.
     pub(super) fn has_room(&self, len: usize, written: usize, size: Option<usize>) -> bool {
         let end = written + len;
-        let follows = size.is_none_or(|size| len <= size && end <= Self::BYTES_MAX);
-        follows && end as u64 <= self.budget
+        let follows = |size| len <= size && end <= Self::BYTES_MAX && end as u64 <= self.credit;
+        size.is_none_or(follows) && end as u64 <= self.budget
     }
 }

@@ -63,6 +63,8 @@ struct Probing {
     unsent: Vec<(u64, usize)>,
     attempts: u32,
     sent_at: Option<Instant>,
+    /// The count of those that have left.
+    left: u64,
 }
 
 /// A message in fragments that waits for a place among those under way.
@@ -121,8 +123,6 @@ impl Sending {
     /// The size of a datagram that every path carries, and larger ones that are tried.
     pub(super) const DATAGRAMS: [usize; 4] = [1200, 1452, 8952, 32_000];
     pub(super) const DATAGRAM: usize = 1200;
-    /// Bytes of the largest.
-    const DATAGRAM_MAX: u64 = 32_000;
     /// Messages that may be under way or wait for one address.
     const OUTGOING_MAX: usize = 256;
     const PROBES_MAX: u32 = 8;

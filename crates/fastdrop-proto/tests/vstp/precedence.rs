@@ -2,7 +2,7 @@
 
 use crate::channels::numbered;
 use crate::net::{MIB, Net, SECOND, address, message};
-use fastdrop_proto::vstp::{FrameBytes, Priority, SendOptions};
+use fastdrop_proto::vstp::{EndpointConfig, FrameBytes, Priority, SendOptions};
 use fastdrop_testing::network::Link;
 use std::time::Duration;
 
@@ -162,4 +162,48 @@ fn what_a_cap_keeps_back_waits_for_a_time_to_come() {
         steps += 1;
     }
     assert!(steps > 10, "{steps}");
+}
+
+#[test]
+fn a_low_cap_does_not_keep_back_what_finds_out_about_the_path() {
+    let mut net = Net::new(7, Link::clean(100e6, RTT), 2);
+    let now = net.now;
+    net.nodes[0].1.set_bulk_rate(now, Some(20_000));
+    net.send_on(0, 1, message(MIB, 1), &bulk());
+    net.pass(SECOND / 5);
+    let rtt = net.nodes[0].1.rtt(address(1));
+    assert!(rtt.is_some_and(|rtt| rtt < RTT * 3 / 2), "{rtt:?}");
+    // It goes on, at the rate of the cap.
+    net.pass(SECOND * 10);
+    let sent = net.sent_to[&address(1)];
+    assert!((200_000..300_000).contains(&sent), "{sent}");
+}
+
+#[test]
+fn under_a_low_cap_one_datagram_leaves_at_a_time_however_large() {
+    for acknowledged in [true, false] {
+        let of = if acknowledged { SendOptions::acknowledged() } else { SendOptions::default() };
+        let options = of.with_priority(Priority::Bulk);
+        let config = EndpointConfig { fragments: false, ..EndpointConfig::default() };
+        let mut net = Net::with_config(8, Link::clean(100e6, RTT), 2, config);
+        let now = net.now;
+        net.nodes[0].1.set_bulk_rate(now, Some(20_000));
+        for n in 0..20 {
+            net.send_on(0, 1, numbered(n, 1000), &options);
+        }
+        net.pass(RTT / 5);
+        assert!(net.sent_datagrams[0] <= 1, "{}", net.sent_datagrams[0]);
+        net.pass(SECOND * 2);
+        assert_eq!(net.received[1].len(), 20);
+        // The network drops what is so large, but it leaves.
+        let before = net.sent_bytes[0];
+        for n in 0..2 {
+            net.send_on(0, 1, numbered(n, 50_000), &options);
+        }
+        net.pass(SECOND);
+        let sent = net.sent_bytes[0] - before;
+        assert!((50_000..60_000).contains(&sent), "{sent}");
+        net.pass(SECOND * 3);
+        assert!(net.sent_bytes[0] - before > 100_000, "{}", net.sent_bytes[0] - before);
+    }
 }

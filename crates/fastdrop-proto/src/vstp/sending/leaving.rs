@@ -25,16 +25,22 @@ impl Sending {
         self.pace_at = None;
         self.cap_at = None;
         self.plain.forget_pace();
-        let batch = Batch { budget, segments };
+        let batch = Batch { budget, credit: u64::MAX, segments };
         if let Some(len) = self.poll_mark(now, budget, out) {
             return Some(len);
         }
+        if let Some(len) = self.poll_probe_past_cap(now, budget, out) {
+            return Some(len);
+        }
+        let probes = self.probing.left;
         let mut size = None;
         for priority in self.precedence.order() {
             let Some(batch) = self.within_cap(now, priority, batch) else { continue };
             size = self.poll_priority(now, priority, batch, random, out);
             if size.is_some() {
-                self.on_left(priority, out.len());
+                // Probes say what the path carries, if they leave when they should.
+                let charged = if self.probing.left == probes { out.len() } else { 0 };
+                self.on_left(priority, charged);
                 break;
             }
         }
@@ -64,7 +70,7 @@ impl Sending {
         }
         match polled {
             // A datagram that is larger than what may leave is made up for later.
-            Ok(bytes) => Some(Batch { budget: batch.budget.min(bytes.max(Self::DATAGRAM_MAX)), ..batch }),
+            Ok(credit) => Some(Batch { credit, ..batch }),
             Err(at) => {
                 self.cap_at = Some(at);
                 None
@@ -220,7 +226,7 @@ impl Sending {
         &mut self,
         now: Instant,
         at: usize,
-        Batch { budget, segments }: Batch,
+        Batch { budget, credit, segments }: Batch,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
         let reporting = self.is_reporting(now);
@@ -228,7 +234,7 @@ impl Sending {
         let message = self.outgoing.get_mut(at)?;
         // What needs numbers beyond 255 in any case is not cut before it is known that they are
         // read.
-        let beyond = message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM;
+        let beyond = Self::is_beyond(message);
         if message.total().is_none() && (reporting || !beyond) {
             let next = self.next_id + 1;
             let id = if reporting { next } else { next & 0xff };
@@ -260,7 +266,8 @@ impl Sending {
         while count < segments.max(1) {
             let Some((index, len)) = message.peek() else { break };
             let first = count == 0;
-            let fits = first || (len <= size && out.len() + len <= Batch::BYTES_MAX);
+            let end = out.len() + len;
+            let fits = first || (len <= size && end <= Batch::BYTES_MAX && end as u64 <= credit);
             if !fits || (len as u64 > allowed && (!first || len as u64 > budget)) {
                 break;
             }
@@ -342,10 +349,27 @@ impl Sending {
             // The smallest only asks whether there is anybody.
             write_probe(id, if smallest { 0 } else { size }, out);
             if out.len() as u64 <= budget {
+                self.probing.left += 1;
                 return Some(out.len());
             }
             out.clear();
         }
         None
+    }
+
+    /// Probes that have begun to leave, or are to be repeated, whatever a cap keeps back.
+    fn poll_probe_past_cap(&mut self, now: Instant, budget: u64, out: &mut Vec<u8>) -> Option<usize> {
+        if self.cap.is_none() || self.probing.attempts == 0 {
+            return None;
+        }
+        let reporting = self.is_reporting(now);
+        let waits = |message: &Outgoing| message.total().is_none() && Self::is_beyond(message);
+        let is_wanted = !self.probing.unsent.is_empty() || (!reporting && self.outgoing.iter().any(waits));
+        if is_wanted { self.poll_probe(now, reporting, budget, out) } else { None }
+    }
+
+    /// Returns true if a message needs numbers beyond 255 in datagrams of the usual size.
+    fn is_beyond(message: &Outgoing) -> bool {
+        message.encoded_len() > CLASSIC_TOTAL_MAX as usize * Self::DATAGRAM
     }
 }
