@@ -23,6 +23,12 @@ impl Cap {
         Self { bytes_per_second, credit: 0.0, credited_at: now }
     }
 
+    /// So many bytes a second from now on; what has left too early stays to be made up for.
+    pub(super) fn set_rate(&mut self, now: Instant, bytes_per_second: u64) {
+        let _ = self.poll(now);
+        self.bytes_per_second = bytes_per_second.max(Self::MIN) as f64;
+    }
+
     /// Returns how much may leave now; an error with the time from which something may.
     pub(super) fn poll(&mut self, now: Instant) -> Result<u64, Instant> {
         let passed = now.saturating_duration_since(self.credited_at).as_secs_f64();

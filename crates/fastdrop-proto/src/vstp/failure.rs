@@ -36,6 +36,9 @@ pub enum Failure {
     /// It is on an ordered channel, and does not fit a datagram.
     #[error("frames of ordered channels are not cut, and no datagram carries one of this size")]
     NotCutInOrder,
+    /// It is an answer, or part of a call, and was to be sent on a channel.
+    #[error("ACK, ERR and the frames of calls are sent on no channel")]
+    NotOnChannel,
     /// The address did not prove that it exists.
     #[error("the address has not proved itself")]
     Unproved,

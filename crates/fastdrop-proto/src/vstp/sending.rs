@@ -2,11 +2,12 @@
 //! REQ_ACK.
 
 use super::arrivals::Arrived;
+use super::call::CallRole;
 use super::cap::Cap;
 use super::channel::{Channel, Place, SendOptions, without_place};
 use super::failure::Failure;
 use super::fragment::Report;
-use super::frame::FrameBytes;
+use super::frame::{FrameBytes, FrameType};
 use super::ids::{SendId, new_stream};
 use super::ordering::Ordering;
 use super::outgoing::Outgoing;
@@ -220,6 +221,11 @@ impl Sending {
     ) -> Result<Option<PlainFrame>, Failure> {
         let acknowledged = options.is_acknowledged();
         let mut priority = options.priority();
+        let is_answer = matches!(frame.typ, FrameType::Ack | FrameType::Err);
+        let is_bare = is_answer || CallRole::of(&frame.as_ref()).is_some();
+        if options.channel().is_some() && is_bare {
+            return Err(Failure::NotOnChannel);
+        }
         let mut frame = without_place(frame)?;
         let mut state = None;
         match options.channel() {
@@ -295,12 +301,15 @@ impl Sending {
         let Some(held) = self.held.get(priority).front() else { return false };
         // What is lower does not take all places of what is higher.
         let places = match priority {
-            Priority::High => Self::OUTGOING_MAX + Self::OUTGOING_MAX / 4,
-            Priority::Normal => Self::OUTGOING_MAX,
+            // One of each other may come beside these.
+            Priority::High => Self::OUTGOING_MAX - 2,
+            Priority::Normal => Self::OUTGOING_MAX / 4 * 3,
             Priority::Bulk => Self::OUTGOING_MAX / 2,
         };
+        let is_first = || self.outgoing.iter().all(|message| message.priority != priority);
+        let has_place = self.outgoing.len() < places || is_first();
         let oldest = || self.outgoing.iter().filter_map(Outgoing::msg_id).min();
-        self.outgoing.len() < places && (!held.acknowledged || self.numbers.has_next(oldest()))
+        has_place && (!held.acknowledged || self.numbers.has_next(oldest()))
     }
 
     fn begin(&mut self, now: Instant, held: Held) {
@@ -323,7 +332,10 @@ impl Sending {
 
     /// Bounds what has the lowest priority to so many bytes a second.
     pub(super) fn set_cap(&mut self, now: Instant, bytes_per_second: Option<u64>) {
-        self.cap = bytes_per_second.map(|bytes_per_second| Cap::new(now, bytes_per_second));
+        match (&mut self.cap, bytes_per_second) {
+            (Some(cap), Some(bytes_per_second)) => cap.set_rate(now, bytes_per_second),
+            (cap, _) => *cap = bytes_per_second.map(|bytes_per_second| Cap::new(now, bytes_per_second)),
+        }
         self.cap_at = None;
     }
 

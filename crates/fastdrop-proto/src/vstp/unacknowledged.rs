@@ -73,6 +73,8 @@ pub(super) struct Unacknowledged {
     /// Frames that have no number yet, because they cannot leave.
     held: ByPriority<VecDeque<(SendId, FrameBytes)>>,
     waiting: BTreeMap<u64, Waiting>,
+    /// The count of those.
+    under_way: ByPriority<usize>,
     /// The time at which something is to be done about which of these.
     due: BTreeSet<(Instant, u64)>,
     /// Those that are to leave: the first does, others may have been answered meanwhile.
@@ -107,6 +109,7 @@ impl Unacknowledged {
             numbers: Numbers::new(random),
             held: ByPriority::default(),
             waiting: BTreeMap::new(),
+            under_way: ByPriority::default(),
             due: BTreeSet::new(),
             queues: ByPriority::default(),
             on_way: BTreeMap::new(),
@@ -177,8 +180,8 @@ impl Unacknowledged {
             Priority::Bulk => Self::WAITING_MAX / 2,
         };
         let oldest = self.waiting.first_key_value().map(|(number, _)| *number);
-        let has_place = self.waiting.len() < places && self.numbers.has_next(oldest);
-        has_place && !self.held.get(priority).is_empty()
+        let has_place = self.waiting.len() < places || *self.under_way.get(priority) == 0;
+        has_place && self.numbers.has_next(oldest) && !self.held.get(priority).is_empty()
     }
 
     /// The number of the frame that is to leave next: one that waits here, or else one that gets
@@ -215,8 +218,7 @@ impl Unacknowledged {
                         again_at: give_up_at,
                         give_up_at,
                     };
-                    self.due.insert((waiting.due_at(), number));
-                    self.waiting.insert(number, waiting);
+                    self.insert(number, waiting);
                     self.queues.get_mut(priority).push_back(number);
                     return Some(number);
                 }
@@ -282,9 +284,17 @@ impl Unacknowledged {
         self.due.insert((waiting.due_at(), number));
     }
 
+    fn insert(&mut self, number: u64, waiting: Waiting) {
+        *self.under_way.get_mut(waiting.priority) += 1;
+        self.due.insert((waiting.due_at(), number));
+        self.waiting.insert(number, waiting);
+    }
+
     /// Takes what waits for the answer with this number off the way.
     fn take(&mut self, number: u64) -> Option<Waiting> {
         let waiting = self.waiting.remove(&number)?;
+        let under_way = self.under_way.get_mut(waiting.priority);
+        *under_way = under_way.saturating_sub(1);
         self.due.remove(&(waiting.due_at(), number));
         if let Place::OnWay { departure, .. } = waiting.place {
             self.on_way.remove(&departure);
@@ -355,8 +365,7 @@ impl Unacknowledged {
                 let again_at =
                     if matches!(waiting.place, Place::There) { waiting.again_at } else { now + ask_after };
                 let waiting = Waiting { place: Place::There, again_at, ..waiting };
-                self.due.insert((waiting.due_at(), number));
-                self.waiting.insert(number, waiting);
+                self.insert(number, waiting);
             }
         }
         self.reports |= known;

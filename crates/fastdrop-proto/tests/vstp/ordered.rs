@@ -267,3 +267,26 @@ fn a_receiver_that_starts_again_goes_on_with_what_was_sent_before() {
         assert_eq!(by_channel(&net, 1)[&Channel::Ordered(1)], [1, 2]);
     }
 }
+
+#[test]
+fn answers_and_frames_of_calls_are_refused_on_a_channel_in_words() {
+    let mut net = Net::new(12, Link::clean(1e9, SECOND / 1000), 2);
+    for (typ, key) in [
+        (FrameType::Ack, "n"),
+        (FrameType::Err, "n"),
+        (FrameType::Data, "vstp-call"),
+        (FrameType::Data, "vstp-reply"),
+    ] {
+        for options in [SendOptions::ordered(1), SendOptions::sequenced(1)] {
+            let mut headers = HeadersBuf::default();
+            headers.push(key.as_bytes(), b"7").unwrap();
+            let frame = FrameBytes::new(typ, headers, Vec::new().into());
+            let send = net.send_on(0, 1, frame, &options);
+            net.run(SECOND);
+            assert_eq!(net.outcomes[0].get(&send), Some(&Err(Failure::NotOnChannel)), "{typ:?} {key}");
+        }
+    }
+    let next = net.send_on(0, 1, numbered(1, 10), &SendOptions::ordered(1));
+    net.run(SECOND);
+    assert_eq!(net.outcomes[0][&next], Ok(()));
+}

@@ -207,3 +207,47 @@ fn under_a_low_cap_one_datagram_leaves_at_a_time_however_large() {
         assert!(net.sent_bytes[0] - before > 100_000, "{}", net.sent_bytes[0] - before);
     }
 }
+
+#[test]
+fn a_cap_that_is_set_again_and_again_is_the_same_cap() {
+    let mut net = Net::new(9, Link::clean(100e6, RTT), 2);
+    let options = SendOptions::default().with_priority(Priority::Bulk);
+    let set = |net: &mut Net, rate| {
+        let now = net.now;
+        net.nodes[0].1.set_bulk_rate(now, Some(rate));
+    };
+    set(&mut net, 20_000);
+    for n in 0..200 {
+        net.send_on(0, 1, numbered(n, 1000), &options);
+    }
+    for round in 0..1000 {
+        set(&mut net, 20_000 + round % 2);
+        net.pass(SECOND / 500);
+    }
+    let sent = net.sent_to[&address(1)];
+    assert!((35_000..45_000).contains(&sent), "{sent}");
+}
+
+/// The application there takes everything and acknowledges nothing.
+#[test]
+fn one_of_a_lower_priority_is_under_way_however_many_higher_ones_are() {
+    let high = SendOptions::acknowledged().with_priority(Priority::High);
+    let mut net = Net::new(10, Link::clean(100e6, RTT), 2);
+    net.send(0, 1, message(2000, 1), true);
+    net.run(SECOND);
+    net.forget_received(1);
+    net.takes = false;
+    for n in 0..300 {
+        net.send_on(0, 1, message(2000, n), &high);
+    }
+    net.pass(SECOND);
+    assert_eq!(net.received[1].len(), 254);
+    net.send_on(0, 1, message(2000, 1000), &SendOptions::acknowledged());
+    for n in 2000..2003 {
+        net.send_on(0, 1, message(2000, n), &bulk());
+    }
+    net.pass(SECOND);
+    let came = net.received[1].iter().filter_map(|(_, frame)| frame.headers().number("n"));
+    assert_eq!(came.filter(|n| *n >= 1000).collect::<Vec<_>>(), [1000, 2000]);
+    assert_eq!(net.outcomes[0].len(), 1, "{:?}", net.outcomes[0]);
+}
