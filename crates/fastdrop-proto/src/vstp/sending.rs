@@ -111,6 +111,8 @@ pub(super) struct Sending {
     /// Bytes by which small frames are ahead of fragments of the same priority since both have
     /// waited.
     small_ahead: ByPriority<i64>,
+    /// Bytes by which small frames that want no acknowledgement are ahead of others under the cap.
+    plain_ahead: i64,
     precedence: Precedence,
     /// The bound of what has the lowest priority.
     cap: Option<Cap>,
@@ -126,6 +128,8 @@ impl Sending {
     pub(super) const DATAGRAM: usize = 1200;
     /// Messages that may be under way or wait for one address.
     const OUTGOING_MAX: usize = 256;
+    /// Under a cap nothing is further ahead of what waits beside it.
+    const AHEAD_MAX: i64 = 64 << 10;
     const PROBES_MAX: u32 = 8;
     /// A probe is repeated after this long, then after twice as long, up to the second.
     const PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -171,6 +175,7 @@ impl Sending {
             blind_left: Self::BLIND,
             left_at: now,
             small_ahead: ByPriority::default(),
+            plain_ahead: 0,
             precedence: Precedence::default(),
             cap: None,
             cap_at: None,

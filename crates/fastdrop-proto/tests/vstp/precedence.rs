@@ -251,3 +251,27 @@ fn one_of_a_lower_priority_is_under_way_however_many_higher_ones_are() {
     assert_eq!(came.filter(|n| *n >= 1000).collect::<Vec<_>>(), [1000, 2000]);
     assert_eq!(net.outcomes[0].len(), 1, "{:?}", net.outcomes[0]);
 }
+
+#[test]
+fn under_a_cap_what_wants_no_acknowledgement_leaves_half_to_what_does() {
+    let plain = SendOptions::default().with_priority(Priority::Bulk);
+    for len in [1000, 20_000] {
+        let mut net = Net::new(11, Link::clean(100e6, RTT), 2);
+        let now = net.now;
+        net.nodes[0].1.set_bulk_rate(now, Some(100_000));
+        for n in 0..1000 {
+            net.send_on(0, 1, numbered(n, 1000), &plain);
+        }
+        for n in 0..(500_000 / len as u64) {
+            net.send_on(0, 1, message(len, 10_000 + n), &bulk());
+        }
+        net.pass(SECOND * 4);
+        let (mut wanted, mut other) = (0, 0);
+        for (_, frame) in &net.received[1] {
+            let n = frame.headers().number("n").unwrap();
+            *(if n >= 10_000 { &mut wanted } else { &mut other }) += frame.payload.len();
+        }
+        let share = wanted as f64 / (wanted + other) as f64;
+        assert!((0.4..0.6).contains(&share), "{share} of {}", wanted + other);
+    }
+}

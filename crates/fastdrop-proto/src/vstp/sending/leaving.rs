@@ -97,10 +97,40 @@ impl Sending {
         random: &mut Random,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
-        let size = self.poll_plain(now, priority, batch, out);
-        if size.is_some() {
-            return size;
+        // Under a cap, small frames that want no acknowledgement would never let others leave.
+        let is_capped = priority == Priority::Bulk && self.cap.is_some();
+        let plain_first = !is_capped || self.plain_ahead <= 0;
+        for plain in [plain_first, !plain_first] {
+            let size = if plain {
+                self.poll_plain(now, priority, batch, out)
+            } else {
+                self.poll_answered(now, priority, batch, random, out)
+            };
+            if size.is_some() {
+                let mut large = self.outgoing.iter();
+                let others = large.any(|message| message.priority == priority && message.may_leave());
+                let others = others || self.unacknowledged.waits(priority);
+                let bytes = out.len() as i64;
+                if is_capped {
+                    let ahead = if plain { self.plain_ahead + bytes } else { self.plain_ahead - bytes };
+                    let both = others && self.plain.waits(priority);
+                    self.plain_ahead = if both { ahead.clamp(-Self::AHEAD_MAX, Self::AHEAD_MAX) } else { 0 };
+                }
+                return size;
+            }
         }
+        None
+    }
+
+    /// The same of what is answered: small frames that are to be acknowledged, and fragments.
+    fn poll_answered(
+        &mut self,
+        now: Instant,
+        priority: Priority,
+        batch: Batch,
+        random: &mut Random,
+        out: &mut Vec<u8>,
+    ) -> Option<usize> {
         let small_first = *self.small_ahead.get(priority) <= 0;
         for small in [small_first, !small_first] {
             let size = if small {
