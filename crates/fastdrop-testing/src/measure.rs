@@ -1,4 +1,4 @@
-//! What benchmarks share: arguments, rounds in which contestants take turns, medians.
+//! Common parts of benchmarks: arguments, rounds in which contestants take turns, medians.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ impl Arguments {
         Self(std::env::args().skip(1).collect())
     }
 
-    /// What follows the word `peer`, if this is the other process of a benchmark.
+    /// The argument after the word `peer`, if this is the other process of a benchmark.
     pub fn of_peer(&self) -> Option<&[String]> {
         self.0.strip_prefix(&["peer".to_owned()])
     }
@@ -26,12 +26,12 @@ impl Arguments {
         self.value("--rounds").map_or(7, |text| text.parse().unwrap())
     }
 
-    /// Whether something of this name is to be measured.
+    /// Returns true if something of this name is to be measured.
     pub fn wants(&self, name: &str) -> bool {
         self.value("--only").is_none_or(|only| only.split(',').any(|part| name.contains(part)))
     }
 
-    /// Whether this contestant takes part.
+    /// Returns true if this contestant takes part.
     pub fn has_part(&self, who: &str) -> bool {
         self.value("--who").is_none_or(|named| named.split(',').any(|part| who == part))
     }

@@ -103,7 +103,7 @@ fn what_is_bulk_takes_the_time_that_its_cap_gives() {
     }
 }
 
-/// What is lost of one message leaves again before the rest of a long one behind it.
+/// Fragments of one message that are lost leave again before the rest of a long one behind it.
 #[test]
 fn messages_behind_each_other_all_arrive_over_a_slow_line_that_loses() {
     for cap in [None, Some(1_000_000)] {

@@ -88,7 +88,7 @@ impl Sending {
         self.precedence.on_left(priority, bytes, waits);
     }
 
-    /// What leaves next of one priority.
+    /// The datagrams that leave next of one priority.
     fn poll_priority(
         &mut self,
         now: Instant,
@@ -339,7 +339,7 @@ impl Sending {
         }
     }
 
-    /// Where nobody reports, a few datagrams leave now and a few later.
+    /// A few datagrams leave now and a few later, as nobody reports.
     fn allowed_blind(&mut self, now: Instant) -> Option<u64> {
         if now >= self.blind_at {
             self.blind_at = now + Self::BLIND_INTERVAL;
