@@ -112,6 +112,30 @@ async fn case_126_two_halves_send_and_receive_beside_each_other() {
     }
 }
 
+/// The end of an encrypted stream comes behind BYE: left unread by the one who closes, it would have
+/// the connection reset, and the other lose what it has not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_before_the_end_is_not_lost_by_a_reset() {
+    const COUNT: usize = 16;
+    for encrypted in [false, true] {
+        let echo = Echo::start(encrypted).await;
+        for round in 0..100 {
+            let mut client = echo.connect(TcpConfig::default()).await;
+            for n in 0..COUNT {
+                client.send(data(payload(n, 100_000))).await.unwrap();
+            }
+            soon(client.close()).await.unwrap();
+            for n in 0..COUNT {
+                let back = soon(client.recv()).await;
+                let back = back.unwrap_or_else(|error| panic!("{round}, {encrypted}: {error}")).unwrap();
+                assert!(back.payload == payload(n, 100_000), "{n}");
+            }
+            assert_eq!(soon(client.recv()).await.unwrap().unwrap().typ, FrameType::Bye);
+            assert_eq!(soon(client.recv()).await.unwrap(), None);
+        }
+    }
+}
+
 /// Both ends send many megabytes before they receive anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn case_126_both_ends_write_first_and_read_then() {

@@ -27,6 +27,7 @@ use tokio::time::Sleep;
 
 mod admission;
 mod client_session;
+mod farewell;
 
 /// A frame that came, and the acknowledgement that it asks for.
 pub(super) type Owed = (FrameBytes, Option<Acknowledgement>);
@@ -62,6 +63,8 @@ pub(crate) struct Connection {
     /// The time since which somebody listens, and that of the last bytes.
     listening_since: Instant,
     heard_at: Instant,
+    /// The time until which the end is waited for that follows BYE.
+    farewell_until: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -100,6 +103,7 @@ impl Connection {
             failure: None,
             listening_since: now,
             heard_at: now,
+            farewell_until: None,
             timer: None,
         }
     }
@@ -503,7 +507,12 @@ impl Connection {
     /// Reads one frame and sorts it; false at the end, for which there may be a reason.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.watch_session(cx);
-        if self.ended || self.session.is_over() {
+        if self.ended {
+            return Poll::Ready(false);
+        }
+        if self.session.is_over() {
+            ready!(self.poll_farewell(cx));
+            self.ended = true;
             return Poll::Ready(false);
         }
         let framed = self.reader.poll_frame(cx, &mut self.stream);
@@ -573,7 +582,7 @@ impl Connection {
     fn due_at(&self) -> Option<Instant> {
         let frame = self.frame_due_at();
         let session = self.session.poll_timeout(self.listening_since);
-        [frame, session].into_iter().flatten().min()
+        [frame, session, self.farewell_until].into_iter().flatten().min()
     }
 
     /// The time when the frame that has begun must go on.
@@ -602,6 +611,10 @@ impl Connection {
             let now = Instant::now();
             if now < at {
                 continue;
+            }
+            if self.is_farewell_over(now) {
+                self.ended = true;
+                return Poll::Ready(());
             }
             let is_late = self.frame_due_at().is_some_and(|at| at <= now);
             if is_late || self.session.handle_timeout(now, self.listening_since).is_err() {

@@ -83,6 +83,10 @@ impl<S> Guarded<S> {
         }
     }
 
+    pub(super) fn inner(&self) -> &S {
+        &self.inner
+    }
+
     /// A whole frame came.
     pub(super) fn on_frame(&mut self, now: Instant) {
         self.has_spoken = true;

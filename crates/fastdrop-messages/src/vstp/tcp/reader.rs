@@ -88,6 +88,16 @@ impl Reader {
         }
     }
 
+    /// Reads on to the end, and drops what comes.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<io::Result<()>> {
+        loop {
+            self.read.clear();
+            if ready!(self.poll_fill(cx, stream))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
     /// The end of what comes: fine between frames.
     fn end(&self) -> Result<(), VstpError> {
         if !self.is_within() {

@@ -26,6 +26,15 @@ impl Stream {
         Self::Guarded(Box::new(Guarded::new(self, config, place)))
     }
 
+    /// Returns true for TLS.
+    pub(super) fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(_) => true,
+            Self::Guarded(guarded) => guarded.inner().is_encrypted(),
+        }
+    }
+
     /// A whole frame came.
     pub(super) fn on_frame(&mut self, now: Instant) {
         if let Self::Guarded(guarded) = self {
