@@ -55,6 +55,8 @@ pub(super) struct Driver {
     released: bool,
     /// Nobody is left who could take frames.
     unwanted: bool,
+    /// This turn was put off once, for others to give their orders.
+    has_yielded: bool,
 }
 
 impl Drop for Driver {
@@ -102,6 +104,7 @@ impl Driver {
             has_read_all: false,
             released: false,
             unwanted: false,
+            has_yielded: false,
         }
     }
 
@@ -163,7 +166,13 @@ impl Driver {
                 self.handle_control(control);
                 goes_on = true;
             }
-            goes_on |= self.poll_orders(cx);
+            let ordered = self.poll_orders(cx);
+            if ordered && self.has_others() && !std::mem::replace(&mut self.has_yielded, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.has_yielded = false;
+            goes_on |= ordered;
             let had_room = self.has_room();
             if let Poll::Ready(Err(error)) = self.poll_write(cx) {
                 return Poll::Ready(End::Write(error));
@@ -212,6 +221,13 @@ impl Driver {
             goes_on = true;
         }
         goes_on
+    }
+
+    /// Returns true if others who are ready may have something to write as well: then it leaves
+    /// together, in one call of the system.
+    fn has_others(&self) -> bool {
+        let handling = self.serving.as_ref().map_or(0, Serving::handling);
+        self.has_room() && self.calls.outstanding() + handling > 1
     }
 
     /// Returns true if one more frame may be put in line to be written.
@@ -435,7 +451,7 @@ impl Driver {
             self.connection.on_deaf();
             // PINGs go out all the same.
             return match self.connection.poll_time(cx) {
-                Poll::Ready(()) => Err(self.connection.take_failure().unwrap_or(VstpError::ConnectionClosed)),
+                Poll::Ready(()) => self.connection.take_failure().map_or(Ok(false), Err),
                 Poll::Pending => Ok(false),
             };
         }
