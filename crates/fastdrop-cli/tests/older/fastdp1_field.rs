@@ -35,6 +35,29 @@ fn a_1_0_0_receiver_that_counts_chunks_gets_as_many_as_are_announced() {
     }
 }
 
+/// A FastDrop looks at what the chunks hold, and not at how many they are.
+#[test]
+fn a_1_0_0_receiver_that_is_a_fastdrop_gets_no_empty_chunks() {
+    for size in [1, 262_144, 3_000_000] {
+        let (_own, file) = text(size);
+        for compress in ["none", "zip", "targz"] {
+            for (server, code) in [("FastDrop/9", 0), ("Other/9", 10)] {
+                let there = scratch();
+                let (peer, port) = receiver(there.path(), &["--server", server]);
+                send("fastdp1.0", &file, port, &["--retries", "0", "--compress", compress]).expect(code);
+                let what = format!("{size} bytes, {compress}, {server}");
+                let said = peer.finish();
+                let empty = said.strip_prefix("source.txt\n").unwrap_or_else(|| panic!("{what}: {said}"));
+                let is_none = empty == "0 empty";
+                // Sizes of which a chunk more is announced than there are.
+                let fills_up = size == 262_144 || compress != "none" && size > 262_144;
+                assert_eq!(is_none, code == 0 || !fills_up, "{what}: {empty}");
+                assert_same_bytes(&file, &there.path().join("source.txt"));
+            }
+        }
+    }
+}
+
 /// A receiver that has the file and reads no further is not one that refuses.
 #[test]
 fn a_reset_by_a_1_0_0_receiver_that_has_everything_is_not_confirmed() {

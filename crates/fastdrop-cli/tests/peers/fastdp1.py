@@ -11,6 +11,8 @@ What the programs that were published do, and the page does not ask for:
 
     send --two-headers          1.0.0 says its header twice, and reads one answer for each
     send --late SECONDS         1.1.0 shakes hands first, and reads, compresses and hashes the file only then
+    receive (1.1.0)             hashes chunks in the order in which they come
+    receive --server NAME       names itself in its 101; one that is a FastDrop is sent no empty chunk
     receive --exact             1.0.0 waits for exactly FullSize / OneChunk + 1 chunks, rounded down
     receive --forget            1.0.0 forgets everything when it has said RECONNECT, or lost the connection
     receive --cannot-write HOW  1.1.0 that cannot write its file closes without a text: at once, amid the
@@ -185,6 +187,8 @@ def receive(args):
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     held = {}
+    hashed = hashlib.sha256()
+    empty = 0
     while True:
         connection, _ = listener.accept()
         status, fields = read_head(connection)
@@ -192,7 +196,9 @@ def receive(args):
         assert fields["sec-fastdp-version"] == args.version, fields
         connection.sendall(
             f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: fastdp\r\nConnection: Upgrade\r\n"
-            f"Sec-FastDP-Key: {fields['sec-fastdp-key']}\r\nSec-FastDP-Version: {args.version}\r\n\r\n".encode()
+            f"Sec-FastDP-Key: {fields['sec-fastdp-key']}\r\nSec-FastDP-Version: {args.version}\r\n".encode()
+            + (f"Server: {args.server}\r\n" if args.server else "").encode()
+            + b"\r\n"
         )
         (length,) = struct.unpack(">I", read_exactly(connection, 4))
         header = json.loads(read_exactly(connection, length))
@@ -224,6 +230,8 @@ def receive(args):
                 number, size = struct.unpack(">II", read_exactly(connection, 8))
                 assert size <= header["OneChunk"], size
                 chunk = read_exactly(connection, size)
+                hashed.update(chunk)
+                empty += size == 0
                 if size > 0 or args.version == "1.1.0":
                     held[number] = chunk
                 received += 1
@@ -256,7 +264,7 @@ def receive(args):
     first = 0 if args.version == "1.1.0" else 1
     assert numbers == list(range(first, first + len(numbers))), numbers
     if args.version == "1.1.0":
-        assert hashlib.sha256(payload).hexdigest() == header["Checksum"]
+        assert hashed.hexdigest() == header["Checksum"], "in the order in which they came"
     content = unpack(header["CompressType"], payload)
     with open(os.path.join(args.folder, os.path.basename(header["FileName"])), "wb") as file:
         file.write(content)
@@ -264,6 +272,8 @@ def receive(args):
         connection.sendall(args.answer.encode())
     connection.close()
     print(header["FileName"])
+    if args.server:
+        print(f"{empty} empty")
 
 
 def main():
@@ -299,6 +309,7 @@ def main():
     receiver.add_argument("--reconnect-after", type=int)
     receiver.add_argument("--lose-after", type=int)
     receiver.add_argument("--reconnect-times", type=int, default=1 << 30)
+    receiver.add_argument("--server")
     receiver.add_argument("--exact", action="store_true")
     receiver.add_argument("--forget", action="store_true")
     receiver.add_argument("--reset-when-complete", action="store_true")
