@@ -1,7 +1,9 @@
 //! A file that is there already and comes once more by an older protocol.
 
+use crate::fastdp1::{SUCCESS, send_fastdp1};
+use crate::nextdp::send_nextdp;
 use crate::support::*;
-use crate::{assert_clean, text};
+use crate::{assert_clean, send, text};
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
@@ -18,6 +20,9 @@ const PUSHES: [(&str, &[&str]); 4] = [
 fn success(protocol: &str) -> i32 {
     if protocol == "ultradp" { 10 } else { 0 }
 }
+
+/// The compressions of NextDP, each of which the server is told.
+const NEXTDP: [&str; 3] = ["none", "gzip", "zstd"];
 
 /// Sends by every protocol and kind to a server on which `make` has put something called `name`.
 fn each(policy: &str, file: &Path, make: impl Fn(&Path), check: impl Fn(&str, &str, &Output, &Path)) {
@@ -78,7 +83,92 @@ fn an_identical_file_is_a_success_and_stays_the_very_file() {
         }
         server.wait_idle();
         assert_clean(&server);
+        for how in NEXTDP {
+            let dir = scratch();
+            let server = serve(dir.path(), &["--nextdp-compression", how]);
+            let there = dir.path().join("source.txt");
+            fs::write(&there, &content).unwrap();
+            let before = fs::metadata(&there).unwrap().ino();
+            let out = send("nextdp", &file, server.port, &["--compress", how, "--retries", "0"]);
+            out.expect(0);
+            assert_eq!(fs::metadata(&there).unwrap().ino(), before, "{how}, {size} bytes");
+        }
     }
+}
+
+/// Sends `file` as a program of the field does, under a name for each kind; what the program was
+/// told, and what that is where the file was received.
+fn each_of_the_field(
+    zstd: bool,
+    file: &Path,
+    mut check: impl FnMut(&Server, &str, &dyn Fn() -> String, &str),
+) {
+    let kinds: &[&str] = if zstd { &["Zstd"] } else { &["None", "Zip", "TarGz"] };
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    for version in ["1.0.0", "1.1.0"] {
+        for compress in kinds {
+            let name = format!("{version}-{compress}");
+            let args = ["--version", version, "--compress", compress, "--name", &name];
+            let expected = if version == "1.1.0" { SUCCESS } else { "" };
+            check(&server, &name, &|| send_fastdp1(&server, file, &args), expected);
+        }
+    }
+    let compressions: &[&str] = if zstd { &["zstd"] } else { &["none", "gzip"] };
+    for how in compressions {
+        let dir = scratch();
+        let server = serve(dir.path(), &["--nextdp-compression", how]);
+        let args = ["--name", how, "--threads", "3", "--compress", how];
+        let args = if *how == "none" { &args[..4] } else { &args[..] };
+        check(&server, how, &|| send_nextdp(&server, file, args), "done");
+    }
+}
+
+fn of_the_field_are_told_that_it_was_received(zstd: bool) {
+    for size in [0, 1, 1 << 20, 3_000_000] {
+        let (_own, file) = text(size);
+        each_of_the_field(zstd, &file, |server, name, send, expected| {
+            let there = server.path(name);
+            fs::copy(&file, &there).unwrap();
+            set_mtime(&there, 1_400_000_000, 5);
+            let before = fs::metadata(&there).unwrap();
+            assert_eq!(send(), expected, "{name}, {size} bytes");
+            let after = fs::metadata(&there).unwrap();
+            let of = |file: &fs::Metadata| (file.ino(), file.mtime(), file.mtime_nsec());
+            assert_eq!(of(&before), of(&after), "{name}, {size} bytes");
+            server.wait_idle();
+            assert_clean(server);
+        });
+    }
+    // One that differs is refused in the words that each of them has.
+    let (_own, file) = text(1_500_000);
+    each_of_the_field(zstd, &file, |server, name, send, expected| {
+        let there = server.path(name);
+        let mut other = fs::read(&file).unwrap();
+        *other.last_mut().unwrap() ^= 1;
+        fs::write(&there, &other).unwrap();
+        let said = send();
+        let refusal = match (name, expected) {
+            ("none" | "gzip" | "zstd", _) => "409 ",
+            (_, SUCCESS) => "ERROR: ",
+            _ => "(reset)",
+        };
+        assert!(said.starts_with(refusal), "{name}: {said}");
+        assert!(fs::read(&there).unwrap() == other, "{name}");
+        server.wait_idle();
+        assert_clean(server);
+    });
+}
+
+#[test]
+fn programs_of_the_field_are_told_that_an_identical_file_was_received() {
+    of_the_field_are_told_that_it_was_received(false);
+}
+
+#[test]
+#[ignore = "needs the Python package zstandard"]
+fn programs_of_the_field_are_told_that_an_identical_file_was_received_with_zstandard() {
+    of_the_field_are_told_that_it_was_received(true);
 }
 
 #[test]
