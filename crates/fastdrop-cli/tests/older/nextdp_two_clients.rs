@@ -238,7 +238,8 @@ fn nextdp_two_clients_of_one_address_never_make_a_mixture() {
     let (_other, two) = source(12_000_000);
     for (round, names) in [("a", "b"), ("a", "a")].into_iter().cycle().take(8).enumerate() {
         let dir = scratch();
-        let server = serve(dir.path(), &["--existing", "overwrite"]);
+        // So that each of two that are told so has a file of its own.
+        let server = serve(dir.path(), &["--existing", "rename"]);
         let arguments = |name| ["--name", name, "--chunk", "1000000", "--threads", "4"];
         let clients = [(&one, names.0), (&two, names.1)];
         let running: Vec<_> =
@@ -251,10 +252,16 @@ fn nextdp_two_clients_of_one_address_never_make_a_mixture() {
             }
             assert!(told.lines().all(|line| line == "done" || line.starts_with("409 ")), "{what}");
         }
-        for name in names_in(dir.path()) {
-            let found = fs::read(server.path(&name)).unwrap();
-            assert!(clients.iter().any(|(file, _)| fs::read(file).unwrap() == found), "a mixture");
+        assert_clean(&server);
+        let found = names_in(dir.path()).into_iter().map(|name| fs::read(server.path(name)).unwrap());
+        let found: Vec<_> = found.collect();
+        let sent = [&one, &two].map(|file| fs::read(file).unwrap());
+        assert!(found.iter().all(|found| sent.contains(found)), "round {round}: a mixture");
+        for (sent, told) in sent.iter().zip(&told) {
+            assert!(told != "done" || found.contains(sent), "round {round}: {told}, and no file of it");
         }
+        let done = told.iter().filter(|told| *told == "done").count();
+        assert!(done <= found.len(), "round {round}: {done} are told so, and {} files", found.len());
     }
 }
 
