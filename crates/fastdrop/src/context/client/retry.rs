@@ -82,12 +82,10 @@ impl ClientContext {
         self.options.resume && !matches!(self.options.compress, Compress::Zip | Compress::TarGz)
     }
 
-    /// Waits 0.25 s, doubled for each attempt in vain up to 8 s, less a random half, so
-    /// that not everybody returns at once.
+    /// Waits for the time of [`delay`], unless the client is stopped meanwhile.
     pub(crate) fn pause(&self, in_vain: u32) -> Result<(), Error> {
-        let full = Duration::from_millis(250) * (1 << (in_vain - 1).min(5));
         let [random] = random::<1>()?;
-        let delay = full.mul_f64(1.0 - f64::from(random) / 512.0);
+        let delay = delay(in_vain, random);
         tracing::debug!(?delay, "waiting before the next attempt");
         let until = Instant::now() + delay;
         while Instant::now() < until {
@@ -99,5 +97,30 @@ impl ClientContext {
             );
         }
         Ok(())
+    }
+}
+
+/// The pause after so many attempts in vain: 0.25 s, doubled for each up to 8 s, less a random half,
+/// so that not everybody returns at once.
+fn delay(in_vain: u32, random: u8) -> Duration {
+    let full = Duration::from_millis(250) * (1 << in_vain.saturating_sub(1).min(5));
+    full.mul_f64(1.0 - f64::from(random) / 512.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_eight_seconds_less_a_random_half() {
+        let fulls = [250, 500, 1000, 2000, 4000, 8000, 8000, 8000].map(Duration::from_millis);
+        for (in_vain, full) in (1..).zip(fulls) {
+            assert_eq!(delay(in_vain, 0), full);
+            let delays: Vec<_> = (0..=u8::MAX).map(|random| delay(in_vain, random)).collect();
+            assert!(delays.is_sorted_by(|one, other| one > other), "{in_vain}");
+            let least = delays.last().copied().unwrap_or_default();
+            assert!(full / 2 < least && least < full * 51 / 100, "{in_vain}: {least:?}");
+        }
+        assert_eq!(delay(u32::MAX, 0), Duration::from_secs(8));
     }
 }

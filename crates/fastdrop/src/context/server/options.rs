@@ -109,3 +109,13 @@ impl ServerOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_waited_for_ten_minutes_unless_it_is_set() {
+        assert_eq!(ServerOptions::new(PathBuf::new()).header_timeout, Duration::from_secs(10 * 60));
+    }
+}
