@@ -215,8 +215,11 @@ fn fastdp1_goes_to_a_peer_in_every_version_and_kind_with_zstandard() {
 }
 
 fn fastdp1_to_a_peer(kinds: &[&str]) {
-    for size in [0, 1, 262_144, 262_145, 3_000_000] {
-        let (_own, file) = source(size);
+    let random = [0, 1, 262_144, 262_145, 3_000_000].map(source);
+    // Several blocks, which several threads compress.
+    for (_own, file) in random.into_iter().chain([text(9_000_000)]) {
+        let size = fs::metadata(&file).unwrap().len();
+        let name = file.file_name().unwrap().to_str().unwrap();
         for version in ["1.0", "1.1"] {
             for &compress in kinds {
                 let there = scratch();
@@ -232,8 +235,8 @@ fn fastdp1_to_a_peer(kinds: &[&str]) {
                 let out =
                     send(&format!("fastdp{version}"), &file, port, &["--compress", compress]).expect(code);
                 out.expect_summary(&[("files", 1), ("bytes", size), ("retries", 0)]);
-                assert_eq!(peer.finish(), "source.bin");
-                assert_same_bytes(&file, &there.path().join("source.bin"));
+                assert_eq!(peer.finish(), name);
+                assert_same_bytes(&file, &there.path().join(name));
             }
         }
     }

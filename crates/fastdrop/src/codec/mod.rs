@@ -2,4 +2,5 @@
 
 pub(crate) mod archive;
 pub(crate) mod decode;
+pub(crate) mod deflate;
 pub(crate) mod encode;

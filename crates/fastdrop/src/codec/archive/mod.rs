@@ -6,8 +6,8 @@ mod zip_time;
 mod zip_writer;
 
 pub(crate) use tar_gz::{TarGzWriter, read_tar_gz};
-pub(crate) use zip::{is_whole_zip, read_zip, write_one_zip};
-pub(crate) use zip_writer::{NAME_MAX as ZIP_NAME_MAX, ZipWriter};
+pub(crate) use zip::{is_whole_zip, read_zip};
+pub(crate) use zip_writer::{NAME_MAX as ZIP_NAME_MAX, ZipWriter, write_one_zip};
 
 use crate::codec::decode::bad;
 use fastdrop_proto::units::Mtime;

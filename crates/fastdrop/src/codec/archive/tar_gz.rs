@@ -2,6 +2,7 @@
 
 use crate::codec::archive::{Content, Exactly, Member, MemberKind, TARGET_MAX, bad};
 use crate::codec::decode::fill;
+use crate::codec::deflate::GzipWriter;
 use fastdrop_proto::units::Mtime;
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
@@ -22,14 +23,35 @@ const PADDING_MAX: u64 = 1 << 20;
 /// Bytes that are read at once from a file.
 const STEP: usize = 256 << 10;
 
-/// Writes an archive.
-pub(crate) struct TarGzWriter<W: Write> {
-    tar: tar::Builder<GzEncoder<W>>,
+/// Writes an archive through what compresses it.
+pub(crate) struct TarGzWriter<Z: Write> {
+    tar: tar::Builder<Z>,
 }
 
-impl<W: Write> TarGzWriter<W> {
+impl<W: Write> TarGzWriter<GzEncoder<W>> {
     pub(crate) fn new(out: W) -> Self {
-        Self { tar: tar::Builder::new(GzEncoder::new(out, flate2::Compression::fast())) }
+        Self::through(GzEncoder::new(out, flate2::Compression::fast()))
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        self.tar.into_inner()?.finish()?.flush()
+    }
+}
+
+impl<W: Write> TarGzWriter<GzipWriter<W>> {
+    /// As [`TarGzWriter::new`], compressed by so many threads.
+    pub(crate) fn with_threads(out: W, threads: usize) -> Result<Self> {
+        GzipWriter::new(out, threads).map(Self::through)
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        self.tar.into_inner()?.finish()?.flush()
+    }
+}
+
+impl<Z: Write> TarGzWriter<Z> {
+    fn through(gzip: Z) -> Self {
+        Self { tar: tar::Builder::new(gzip) }
     }
 
     /// Adds a member; `content` gives the bytes of a file.
@@ -82,10 +104,6 @@ impl<W: Write> TarGzWriter<W> {
         header.set_size(target.len() as u64 + 1);
         header.set_cksum();
         self.tar.append(&header, target.chain(&[0][..]))
-    }
-
-    pub(crate) fn finish(self) -> Result<()> {
-        self.tar.into_inner()?.finish()?.flush()
     }
 }
 

@@ -1,4 +1,4 @@
-//! ZIP archives: reading them without trust, and writing the one file of version 1.1.0.
+//! ZIP archives, read without trust.
 
 use crate::codec::archive::{Content, Exactly, Member, MemberKind, TARGET_MAX, bad, zip_time};
 use crate::codec::decode::fill;
@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{BufReader, Error, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use zip::write::SimpleFileOptions;
 
 /// Bytes that are read and written at once.
 const STEP: usize = 256 << 10;
@@ -31,25 +30,6 @@ pub(super) fn copy(source: &mut dyn Read, size: u64, out: &mut dyn Write) -> Res
         }
         out.write_all(&buffer[..count])?;
     }
-}
-
-/// Writes an archive with one file, whose sizes stand before its content too.
-pub(crate) fn write_one_zip(
-    source: &mut dyn Read,
-    size: u64,
-    name: &str,
-    mode: u32,
-    out: File,
-) -> Result<()> {
-    let options = SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Deflated)
-        .compression_level(Some(1))
-        .large_file(size >= u64::from(u32::MAX))
-        .unix_permissions(mode);
-    let mut zip = zip::ZipWriter::new(out);
-    zip.start_file(name, options).map_err(invalid)?;
-    copy(source, size, &mut zip)?;
-    zip.finish().map_err(invalid)?.flush()
 }
 
 /// Gives `each` the members of a ZIP archive, at most `members_max`, in the order of its directory.

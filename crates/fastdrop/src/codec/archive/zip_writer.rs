@@ -1,12 +1,14 @@
-//! ZIP archives, written in one go.
+//! ZIP archives, written in one go, or with one file by several threads.
 //!
 //! The crate `zip` takes names as text. Names here are octets, as on the disk.
 
 use crate::codec::archive::zip::copy;
 use crate::codec::archive::{Member, MemberKind, bad, zip_time};
+use crate::codec::deflate::Deflater;
 use flate2::CrcWriter;
 use flate2::write::DeflateEncoder;
-use std::io::{Read, Result, Write};
+use std::fs::File;
+use std::io::{BufWriter, Read, Result, Seek, SeekFrom, Write};
 
 /// Longest name of a member in bytes, with the slash of a directory.
 pub(crate) const NAME_MAX: usize = u16::MAX as usize;
@@ -21,6 +23,8 @@ const END_64: [u8; 4] = *b"PK\x06\x06";
 const LOCATOR_64: [u8; 4] = *b"PK\x06\x07";
 const END: [u8; 4] = *b"PK\x05\x06";
 
+/// Bytes that are written at once to a file.
+const BUFFER: usize = 1 << 20;
 /// Bits of the flags: sizes follow the content, and the name is UTF-8.
 const SIZES_FOLLOW: u16 = 1 << 3;
 const UTF_8: u16 = 1 << 11;
@@ -167,7 +171,7 @@ impl<W: Write> ZipWriter<W> {
         // Of a file the sizes are not known yet.
         let size = if large { u32::MAX } else { or_max(head.size) };
         let extra = if large {
-            Fields(head.times.clone()).u16(ZIP64).u16(16).u64(0).u64(0).0
+            Fields(head.times.clone()).u16(ZIP64).u16(16).u64(head.size).u64(head.compressed).0
         } else {
             head.times.clone()
         };
@@ -273,6 +277,39 @@ impl<W: Write> ZipWriter<W> {
     }
 }
 
+/// Writes an archive with one file, compressed by so many threads, into an empty `out`. Its sizes
+/// stand before its content too, as the programs have it that send one.
+pub(crate) fn write_one_zip(
+    source: &mut dyn Read,
+    size: u64,
+    name: &str,
+    mode: u32,
+    out: File,
+    threads: usize,
+) -> Result<()> {
+    if name.len() > NAME_MAX {
+        return Err(bad("a name that is too long for a ZIP archive"));
+    }
+    let flags = if name.is_ascii() { 0 } else { UTF_8 };
+    let (name, times) = (name.as_bytes().to_vec(), Vec::new());
+    let mut head = Head { name, flags, method: DEFLATED, times, crc: 0, compressed: 0, size: 0 };
+    let large = size >= LARGE;
+    let mut zip = ZipWriter::new(BufWriter::with_capacity(BUFFER, out));
+    zip.write_local(&head, large)?;
+    let mut deflater = Deflater::new(&mut zip.out, threads);
+    copy(source, size, &mut deflater)?;
+    let (_, sums) = deflater.finish()?;
+    (head.crc, head.compressed, head.size) = (sums.crc, sums.compressed, sums.size);
+    zip.out.out.seek(SeekFrom::Start(0))?;
+    // As long as before: only numbers of a fixed width have changed.
+    let count = zip.out.count;
+    zip.write_local(&head, large)?;
+    zip.out.out.seek(SeekFrom::End(0))?;
+    zip.out.count = count;
+    zip.note_in_directory(&head, (REGULAR | mode) << 16, 0);
+    zip.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +375,26 @@ mod tests {
         let expected: Vec<_> =
             members.iter().map(|(member, bytes)| (member.clone(), bytes.to_vec())).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_archive_of_one_file_has_its_sizes_before_the_content() {
+        for size in [0, 1, 70_000, (5 << 20) + 3] {
+            let content: Vec<u8> = (0..size).map(|at: u32| (at / 7) as u8).collect();
+            for name in ["plain", "\u{fc}"] {
+                let file = tempfile::tempfile().unwrap();
+                let mut source = &content[..];
+                write_one_zip(&mut source, size.into(), name, 0o644, file.try_clone().unwrap(), 2).unwrap();
+                let mut local = [0; 30];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut local, 0).unwrap();
+                assert_eq!((local[6] & 8, &local[22..26]), (0, &size.to_le_bytes()[..]));
+                let found = read_back(file).unwrap();
+                assert_eq!((&found[0].0.path[..], found.len()), (name.as_bytes(), 1));
+                assert!(found[0].1 == content, "{size}");
+            }
+        }
+        let short = write_one_zip(&mut &b"x"[..], 2, "n", 0o644, tempfile::tempfile().unwrap(), 2);
+        assert_eq!(short.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 /// Time for the receiver to answer, sync and name what it has.
@@ -30,6 +31,8 @@ pub(super) const END_TIMEOUT: Duration = Duration::from_secs(600);
 /// The probable meaning of a receiver that ends a connection without words.
 pub(super) const UNABLE: &str = "perhaps it could not write the file (no space, no permission, a name it does not take, or one \
                       that exists), or stopped: its own messages may say";
+/// Threads that compress, each with some megabytes.
+const THREADS_MAX: usize = 16;
 /// Bytes that are hashed at once.
 const STEP: usize = 256 << 10;
 
@@ -83,7 +86,7 @@ pub(super) fn make_payload(
     })
 }
 
-/// Compresses the file into another one without a name.
+/// Compresses the file into another one without a name, by as many threads as there are cores.
 fn pack(file: &SourceFile, compression: Compression) -> Result<File, Error> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => changed(),
@@ -93,19 +96,20 @@ fn pack(file: &SourceFile, compression: Compression) -> Result<File, Error> {
     let name = name.rsplit('/').next().unwrap_or(name);
     let mut spool = tempfile::tempfile().map_err(failed)?;
     let mut source = file.reader()?;
+    let threads = available_parallelism().map_or(1, |cores| cores.get().min(THREADS_MAX));
     let buffered = |spool: &File| spool.try_clone().map(|spool| BufWriter::with_capacity(1 << 20, spool));
     match compression {
         Compression::Zip => {
-            spool.try_clone().and_then(|out| write_one_zip(&mut source, file.size, name, 0o644, out))
+            spool.try_clone().and_then(|out| write_one_zip(&mut source, file.size, name, 0o644, out, threads))
         }
         Compression::TarGz => buffered(&spool).and_then(|out| {
             let mtime = Mtime { seconds: i64::try_from(file.mtime()).unwrap_or(i64::MAX), nanos: 0 };
             let (path, kind) = (name.as_bytes().to_vec(), MemberKind::File(file.size));
-            let mut archive = TarGzWriter::new(out);
+            let mut archive = TarGzWriter::with_threads(out, threads)?;
             archive.add(&Member { path, kind, mtime, mode: 0o644 }, &mut source)?;
             archive.finish()
         }),
-        _ => buffered(&spool).and_then(|out| zstd(&mut source, file.size, out)),
+        _ => buffered(&spool).and_then(|out| zstd(&mut source, file.size, out, threads)),
     }
     .and_then(|()| spool.flush())
     .and_then(|()| spool.seek(SeekFrom::Start(0)))
