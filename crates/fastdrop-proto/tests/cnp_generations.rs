@@ -200,6 +200,45 @@ fn data_behind_an_acknowledgement_wait_as_well_where_one_packet_at_a_time_is_und
     assert_eq!((left[0].0, &left[0].2[..]), (DATA, &b"answer"[..]));
 }
 
+/// Programs of the field that wait for an echo read once for each packet: the acknowledgement, and
+/// then the echo, whose own acknowledgement they send before the next message.
+#[test]
+fn echoes_leave_alone_and_after_the_pause_towards_every_generation() {
+    for (generation, syn) in [
+        (Generation::First, r#"{"operation_mode":"step-by-step","max_packet_size":1000}"#),
+        (Generation::Second, r#"{"operation_mode":"step-by-step","max_size":1000,"protocol":"sr"}"#),
+        (Generation::Third, r#"{"protocol":"sr","max_fragment_size":9,"window_size":1}"#),
+        (Generation::Third, r#"{"protocol":"gbn","max_fragment_size":9,"window_size":4}"#),
+        (Generation::Fourth, r#"{"protocol":"sr","max_fragment_size":9,"window_size":1}"#),
+    ] {
+        let dialect = Dialect(generation);
+        let mut now = Instant::now();
+        let mut session = server(now, dialect, syn);
+        for (n, text) in ["one", "zw\u{f6}lf", "three", "four"].into_iter().enumerate() {
+            let what = format!("{generation:?}, {text}");
+            let is_later = matches!(generation, Generation::Third | Generation::Fourth);
+            let seq = if is_later { 0 } else { n as u16 };
+            let typ = if generation == Generation::First { DATA } else { LATER_DATA };
+            give(&mut session, now, &dialect.packet(typ, seq, true, text.as_bytes()));
+            assert_eq!(messages(&mut session, now, n as u64), [text], "{what}");
+            session.send(now, text.into()).unwrap();
+            assert_eq!(dialect.read(&output(&mut session, now)), [(ACK, seq, b"ACK".to_vec())], "{what}");
+            let early = now + 50 * MS - MS / 1000;
+            session.handle_timeout(early);
+            assert_eq!(output(&mut session, early), [[0; 0]; 0], "{what}");
+            assert_eq!(session.poll_timeout(), Some(now + 50 * MS), "{what}");
+            now += 50 * MS;
+            session.handle_timeout(now);
+            let left = dialect.read(&output(&mut session, now));
+            assert_eq!((left.len(), left[0].0, &left[0].2[..]), (1, typ, text.as_bytes()), "{what}");
+            give(&mut session, now, &dialect.packet(ACK, left[0].1, false, b"ACK"));
+            let echoed = Event::Acknowledged(fastdrop_proto::cnp::SendId(n as u64));
+            assert_eq!(events(&mut session), [echoed], "{what}");
+            assert_eq!(output(&mut session, now), [[0; 0]; 0], "{what}");
+        }
+    }
+}
+
 #[test]
 fn data_of_the_second_generation_are_messages_and_signs_of_life_are_not() {
     let dialect = Dialect(Generation::First);

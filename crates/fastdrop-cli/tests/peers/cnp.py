@@ -5,7 +5,8 @@
     cnp.py serve [variants]
 
 `send` prints `ok` when everything was acknowledged and the session was closed, and before that what the server said.
-`serve` prints its port, takes one session, and prints what came, and `closed` or `broken`.
+`serve` prints its port, takes one session, and prints what came, and `closed` or `broken`. With --stall SECONDS a last
+line `stalled` says that this process was kept from the processor for longer than that: what it had taken may have come again.
 """
 
 import argparse
@@ -14,6 +15,11 @@ import json
 import socket
 import struct
 import sys
+
+# Running a test leaves nothing behind in the source tree.
+sys.dont_write_bytecode = True
+
+from stalls import Watch  # noqa: E402
 
 DATA, ACK, ERROR, KEEP_ALIVE, DISCONNECT = 1, 2, 3, 4, 5
 
@@ -228,8 +234,11 @@ def main():
         command.add_argument("--refuse")
         command.add_argument("--skip", type=int, default=0, help="so many messages are not acknowledged at first")
         command.add_argument("--die-after", type=int)
+        command.add_argument("--stall", type=float, default=float("inf"), help="seconds from which a stall is reported")
     args = parser.parse_args()
+    watch = Watch(args.stall)
     args.run(args)
+    watch.report()
 
 
 main()

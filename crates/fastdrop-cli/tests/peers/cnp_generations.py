@@ -8,6 +8,8 @@ Written from docs/protocol/cnp.md, section 11, alone. `send` prints what came ba
 the session was closed. `serve` prints its port, takes one session that comes to its handshake, and prints the messages and
 `closed` or `broken`. Programs in the field take one `recv` for one packet, which a busy machine does not bear; here packets are
 read by their lengths, and while one packet at a time is under way, nothing may follow one that has not been acknowledged.
+With --stall, a last line `stalled` says that this process was kept from the processor for longer than that: then two packets may have been
+found together that came apart, or one may have come again that was taken.
 """
 
 import argparse
@@ -17,6 +19,12 @@ import random
 import socket
 import struct
 import sys
+import time
+
+# Running a test leaves nothing behind in the source tree.
+sys.dont_write_bytecode = True
+
+from stalls import Watch  # noqa: E402
 
 SYN, ACK, FINAL, DATA = 1, 2, 3, 4
 NACK, CHANNEL = 5, 99
@@ -40,6 +48,8 @@ class Peer:
         # A server takes what comes first as it is: it may have another header.
         self.begins = not hasattr(args, "port")
         self.window = 1
+        # When the last packet was read.
+        self.read_at = time.monotonic()
 
     def write(self, kind, payload, seq=0, last=0, damage=False):
         checksum = bytes(4) if damage else hashlib.md5(payload).digest()[:4]
@@ -65,6 +75,7 @@ class Peer:
         if length > READ - self.head:
             raise Broken(f"{length} bytes do not fit into one read")
         payload = self.exactly(length) if not self.begins else self.socket.recv(READ)
+        self.read_at = time.monotonic()
         self.begins = False
         if hashlib.md5(payload).digest()[:4] != checksum:
             raise Broken("a wrong checksum")
@@ -75,6 +86,7 @@ class Peer:
         if self.window > 1 and self.args.generation == 2:
             return
         self.socket.setblocking(False)
+        self.args.watch.note(time.monotonic() - self.read_at)
         try:
             if self.socket.recv(READ, socket.MSG_PEEK):
                 raise Broken("a packet behind one that was not acknowledged")
@@ -297,11 +309,17 @@ def main():
         command.add_argument("--timeout", type=float, default=2.0)
         command.add_argument("--expect", type=int, default=0, help="so many messages of the server are waited for")
         command.add_argument("--expect-full", action="store_true", help="the last of them fills its fragments")
+        command.add_argument("--stall", type=float, default=float("inf"), help="seconds from which a stall is reported")
         command.add_argument("--rude", action="store_true", help="no disconnect request")
         command.add_argument("--silent", action="store_true", help="a SYN that is not understood has no answer")
         command.add_argument("--strict", action="store_true", help="a SYN with other fields than its own is not understood")
     args = parser.parse_args()
-    args.run(args)
+    args.watch = Watch(args.stall)
+    try:
+        args.run(args)
+    except Broken as error:
+        print(f"broken: {error}")
+    args.watch.report()
 
 
 main()

@@ -1,5 +1,6 @@
 //! The calls of one session, in both directions.
 
+use super::clock;
 use bytes::Bytes;
 use fastdrop_proto::calls::{CALL_TIME_MAX, CallId, Calls, NotServed, Serving, deadline_after};
 use fastdrop_proto::cnp::{CallMessage, CallRefusal, ReceiveId};
@@ -68,7 +69,7 @@ impl CallTable {
     pub(super) fn begin(&mut self, deadline: Option<Instant>) -> Option<(CallId, oneshot::Receiver<Reply>)> {
         let (tell, reply) = oneshot::channel();
         // Whoever waits gives up at its deadline.
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + CALL_TIME_MAX);
+        let deadline = deadline.unwrap_or_else(|| clock::now() + CALL_TIME_MAX);
         Some((self.made.begin(deadline, tell).ok()?, reply))
     }
 

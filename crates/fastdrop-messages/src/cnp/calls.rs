@@ -1,6 +1,7 @@
 //! Calls: requests, each of which has its own reply.
 
 use super::call_table::Arrived;
+use super::clock;
 use super::error::Error;
 use super::session::Session;
 use crate::incoming::log_panic;
@@ -80,7 +81,7 @@ impl Session {
     /// As [`Self::call`], and [`CallError::Timeout`].
     pub async fn call_within(&self, request: impl Into<Bytes>, time: Duration) -> Result<Bytes, CallError> {
         // A time that no clock reaches is none.
-        let Some(deadline) = Instant::now().checked_add(time) else { return self.call(request).await };
+        let Some(deadline) = clock::now().checked_add(time) else { return self.call(request).await };
         let reply = self.call_until(request.into(), Some(deadline));
         tokio::time::timeout_at(deadline.into(), reply).await.unwrap_or(Err(CallError::Timeout))
     }
@@ -91,7 +92,7 @@ impl Session {
     ///
     /// As [`Self::call_within`].
     pub async fn call_by(&self, request: impl Into<Bytes>, deadline: Instant) -> Result<Bytes, CallError> {
-        self.call_within(request, deadline.saturating_duration_since(Instant::now())).await
+        self.call_within(request, deadline.saturating_duration_since(clock::now())).await
     }
 
     async fn call_until(&self, body: Bytes, deadline: Option<Instant>) -> Result<Bytes, CallError> {
@@ -146,7 +147,7 @@ impl Session {
 
     fn poll_call(&self, cx: &Context<'_>) -> Poll<Option<Arrived>> {
         let mut state = self.0.shared.lock();
-        let (now, sent) = (Instant::now(), state.receipts.given());
+        let (now, sent) = (clock::now(), state.receipts.given());
         let arrived = state.take_call(now);
         if state.acknowledge_freed(now) || state.receipts.given() != sent {
             self.0.shared.changed.notify_one();
@@ -267,7 +268,7 @@ impl Call {
 
     /// Waits until the deadline has passed, or nobody waits for the reply any more.
     pub async fn given_up(&mut self) {
-        let expires = tokio::time::sleep_until(self.deadline.unwrap_or_else(Instant::now).into());
+        let expires = tokio::time::sleep_until(self.deadline.unwrap_or_else(clock::now).into());
         tokio::select! {
             _ = self.cancelled.wait_for(|cancelled| *cancelled) => {}
             () = expires, if self.deadline.is_some() => {}
@@ -343,6 +344,6 @@ impl Drop for Call {
 
 /// The milliseconds that travel with a request: at least 1 if it has a deadline, or else 0.
 fn time_left(deadline: Option<Instant>) -> u32 {
-    let left = |deadline| remaining_ms(Instant::now(), deadline).max(1);
+    let left = |deadline| remaining_ms(clock::now(), deadline).max(1);
     deadline.map_or(0, |deadline| u32::try_from(left(deadline)).unwrap_or(u32::MAX))
 }

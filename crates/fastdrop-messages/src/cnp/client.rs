@@ -1,5 +1,6 @@
 //! The end that asks for a session.
 
+use super::clock;
 use super::config::Config;
 use super::driver::{Shared, drive};
 use super::error::{Error, Fault};
@@ -176,7 +177,7 @@ impl ClientBuilder {
     ) -> Result<Client, Error> {
         let config = self.session();
         config.check()?;
-        let until = Instant::now() + config.handshake_timeout;
+        let until = clock::now() + config.handshake_timeout;
         let resolved = tokio::time::timeout_at(until.into(), tokio::net::lookup_host(addr)).await;
         let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
         let mut first = None;
@@ -238,9 +239,9 @@ async fn ask(
     let mut waiting = addresses.chunks(1);
     loop {
         let address = waiting.next().unwrap_or_default();
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(clock::now());
         let others = u32::try_from(waiting.len()).unwrap_or(u32::MAX - 1);
-        match ask_one(config, address, Instant::now() + left / (others + 1), security, metrics).await {
+        match ask_one(config, address, clock::now() + left / (others + 1), security, metrics).await {
             Err(error) if others > 0 && error.fault() == Fault::Network => {
                 tracing::debug!(?address, %error, "no session there");
             }
@@ -260,7 +261,7 @@ async fn ask_one(
     let connected = tokio::time::timeout_at(until.into(), connecting).await;
     let (link, peer) = connected.map_err(|_| Ending::HandshakeTimeout)??;
     let mut config = config.clone();
-    let left = until.saturating_duration_since(Instant::now());
+    let left = until.saturating_duration_since(clock::now());
     config.handshake_timeout = match config.carrier {
         Carrier::Stream => left.min(answer_time(&config)),
         Carrier::Datagrams => left,
@@ -268,7 +269,7 @@ async fn ask_one(
     let fingerprint = link.fingerprint();
     let transport = if config.carrier == Carrier::Stream { "tcp" } else { "udp" };
     let span = spans::of("cnp", transport, peer);
-    let shared = Shared::new(Machine::connect(Instant::now(), config), span.clone());
+    let shared = Shared::new(Machine::connect(clock::now(), config), span.clone());
     // The task ends by itself, after what the last caller left to be done.
     tokio::spawn(drive(Arc::clone(&shared), link, None, metrics.clone()).instrument(span));
     Ok(Client(open(shared, peer, fingerprint).await?))

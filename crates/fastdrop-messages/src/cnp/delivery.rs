@@ -1,12 +1,12 @@
 //! A message that is acknowledged when its application has handled it.
 
+use super::clock;
 use super::error::Error;
 use super::in_hand::InHand;
 use super::session::Session;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{ErrorCode, ReceiveId};
 use std::future::poll_fn;
-use std::time::Instant;
 
 /// A received message that the application acknowledges when it has handled it.
 ///
@@ -63,7 +63,7 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         let shared = &self.session.0.shared;
         let mut state = shared.lock();
-        let now = Instant::now();
+        let now = clock::now();
         if self.acknowledged {
             state.session.acknowledge(now, self.id);
         } else {

@@ -2,6 +2,7 @@
 //! callers.
 
 use super::call_table::{Arrived, CallTable, Handled};
+use super::clock;
 use super::link::Link;
 use super::tally::Tally;
 use crate::metrics::Metrics;
@@ -206,7 +207,7 @@ impl State {
             let (words, refusal) = (words.to_owned(), CallRefusal::Unhandled);
             let _ = self.send_call(&CallMessage::Refusal { id, refusal, words });
         }
-        self.acknowledge_freed(Instant::now());
+        self.acknowledge_freed(clock::now());
     }
 
     /// The server ends. What the application is at work on may be finished, and nothing else.
@@ -228,7 +229,7 @@ impl State {
 
     /// Sends a message about a call, for whose acknowledgement nobody waits.
     pub(super) fn send_call(&mut self, message: &CallMessage) -> Result<(), SendError> {
-        let id = self.session.send_call(Instant::now(), message)?;
+        let id = self.session.send_call(clock::now(), message)?;
         self.receipts.push(id, None);
         Ok(())
     }
@@ -395,7 +396,7 @@ pub(super) async fn drive(
     loop {
         let turn = {
             let mut state = shared.lock();
-            let now = Instant::now();
+            let now = clock::now();
             if state.abandoned {
                 let since = *abandoned_at.get_or_insert(now);
                 state.abandon(now, since);
@@ -442,7 +443,7 @@ pub(super) async fn drive(
         } else if turn.finished {
             break;
         }
-        let now = Instant::now();
+        let now = clock::now();
         if turn.finished && now >= *finished_at.get_or_insert(now) + LINGER {
             // A peer that does not read what is said last.
             break;
@@ -454,7 +455,7 @@ pub(super) async fn drive(
             // What is due has to wait until the peer reads.
             deadline = deadline.map(|at| at.max(now + BLOCKED));
         }
-        let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
+        let pause = tokio::time::sleep_until(deadline.unwrap_or_else(clock::now).into());
         tokio::select! {
             () = link.ready(turn.wants_input) => {}
             () = pause, if deadline.is_some() => {}
@@ -473,7 +474,7 @@ impl Drop for EndedWithoutWord {
         let mut state = self.0.lock();
         if state.ended.is_none() {
             state.session.abort(ErrorCode::Shutdown, "the program ends");
-            state.take_events(Instant::now());
+            state.take_events(clock::now());
         }
         drop(state);
         self.0.progress.notify_waiters();

@@ -1,5 +1,6 @@
 //! What carries a session: a TCP connection, a UDP socket of its own, or a part of a server's.
 
+use super::clock;
 use super::tally::Traffic;
 use super::wire::{End, Wire};
 use crate::datagrams::{Path, Room, Socket, Transmit};
@@ -82,7 +83,7 @@ impl Link {
             wire,
             read: BytesMut::new(),
             last: 0,
-            read_at: Instant::now(),
+            read_at: clock::now(),
             stalls_at: None,
             out: Vec::new(),
             written: 0,

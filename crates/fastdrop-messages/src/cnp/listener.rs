@@ -1,5 +1,6 @@
 //! A UDP socket with many sessions: which datagram is for whom, and who gets a session.
 
+use super::clock;
 use super::driver::{Budget, Shared, drive};
 use super::link::{Link, Source};
 use super::session::{Handle, Session};
@@ -12,7 +13,6 @@ use fastdrop_proto::cnp::{
     Accepted, Acceptor, ErrorCode, Handshake, Session as Machine, SessionConfig, SessionId,
 };
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::Instrument;
@@ -90,7 +90,7 @@ impl Listener {
             // session.
             getrandom::fill(&mut bytes).ok().map(|()| SessionId::from_random(bytes))
         };
-        match self.acceptor.handle_datagram(Instant::now(), path.remote, datagram, id) {
+        match self.acceptor.handle_datagram(clock::now(), path.remote, datagram, id) {
             Accepted::Nothing => {}
             Accepted::Answer(answer) => {
                 // One that does not leave is asked for again.
@@ -111,8 +111,8 @@ impl Listener {
         }
         let (inbox, datagrams) = mpsc::channel(Self::INBOX);
         let agreed = handshake.agreed().clone();
-        let mut machine = Machine::accepted(Instant::now(), self.config.clone(), handshake);
-        machine.handle_datagram(Instant::now(), datagram);
+        let mut machine = Machine::accepted(clock::now(), self.config.clone(), handshake);
+        machine.handle_datagram(clock::now(), datagram);
         let fits = self.sessions.len() < self.sessions_max || self.sessions.contains(from);
         let place = self.ready.try_reserve().ok().filter(|_| fits && !self.closes);
         let Some(place) = place else {
@@ -124,7 +124,7 @@ impl Listener {
             }
             machine.abort(ErrorCode::Busy, "no more sessions here");
             let mut farewell = Vec::new();
-            machine.poll_transmit(Instant::now(), &mut farewell, 0);
+            machine.poll_transmit(clock::now(), &mut farewell, 0);
             // If it does not leave, the client finds out by itself.
             let _ = self.socket.try_send_one(path, &farewell);
             return;

@@ -54,6 +54,7 @@
 mod call_table;
 mod calls;
 mod client;
+mod clock;
 mod config;
 mod delivery;
 mod drain;
@@ -62,6 +63,8 @@ mod error;
 mod in_hand;
 mod link;
 mod listener;
+#[cfg(test)]
+mod one_read;
 mod server;
 mod session;
 mod sessions;

@@ -2,6 +2,7 @@
 
 use super::calls::Request;
 use super::client::open;
+use super::clock;
 use super::config::Config;
 use super::delivery::Delivery;
 use super::drain::{DrainReport, UnderWay};
@@ -463,7 +464,7 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
     let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
-    let begin = Instant::now();
+    let begin = clock::now();
     let wire = match (stream, acceptor) {
         (Carried::Plain(stream), None) => Wire::Plain(stream),
         (Carried::Secured(stream), _) => Wire::Tls(Box::new((*stream).into())),
@@ -495,13 +496,13 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         tracing::error!(%error, "no id that nobody can guess");
         return;
     }
-    let machine = Machine::accept(Instant::now(), config, SessionId::from_random(id));
+    let machine = Machine::accept(clock::now(), config, SessionId::from_random(id));
     let shared = Shared::new(machine, span);
     let hand_over = async {
         match open(Arc::clone(&shared), peer, fingerprint).await {
             Ok(session) => {
                 tracing::debug!(%peer, "a session by TCP");
-                place.on_frame(Instant::now());
+                place.on_frame(clock::now());
                 // If nobody takes it any more, it is dropped, and so closed.
                 let _ = ready.send(session).await;
             }
@@ -524,12 +525,12 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         shared.changed.notify_one();
         std::future::pending().await
     };
-    place.on_heard(Instant::now());
+    place.on_heard(clock::now());
     let idle = async {
         let Some(time) = idle_timeout else { return std::future::pending().await };
         loop {
             let Some(at) = place.heard_at().checked_add(time) else { return std::future::pending().await };
-            if at <= Instant::now() {
+            if at <= clock::now() {
                 break;
             }
             tokio::time::sleep_until(at.into()).await;
@@ -576,7 +577,7 @@ async fn serve_datagrams(
     loop {
         let look = tokio::time::sleep(LOOK);
         let give_back_at = room.give_back_at();
-        let idle = tokio::time::sleep_until(give_back_at.unwrap_or_else(Instant::now).into());
+        let idle = tokio::time::sleep_until(give_back_at.unwrap_or_else(clock::now).into());
         tokio::select! {
             _ = async { match &mut others {
                 Some(others) => others.await,
@@ -589,13 +590,13 @@ async fn serve_datagrams(
                 }
             }
             () = signal.wait(), if !closes => {
-                (closes, until) = (true, Instant::now().checked_add(drain));
+                (closes, until) = (true, clock::now().checked_add(drain));
                 lock().close_all();
             }
             () = look, if closes => {}
-            () = idle, if give_back_at.is_some() => room.give_back(Instant::now()),
+            () = idle, if give_back_at.is_some() => room.give_back(clock::now()),
         }
-        let now = Instant::now();
+        let now = clock::now();
         if until.is_some_and(|until| until <= now) && !std::mem::replace(&mut drained, true) {
             lock().abort_all(DRAINED);
         }

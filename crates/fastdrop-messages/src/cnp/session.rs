@@ -1,5 +1,6 @@
 //! A session as its application sees it.
 
+use super::clock;
 use super::driver::{Shared, State};
 use super::error::Error;
 use super::in_hand::InHand;
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// One end of a session. Clones are the same session; when the last one is dropped, it is closed
@@ -231,7 +232,7 @@ impl Session {
         let mut state = self.0.shared.lock();
         let taken = std::task::ready!(state.poll_take(cx))?;
         Poll::Ready(Ok(taken.map(|(id, message)| {
-            state.session.acknowledge(Instant::now(), id);
+            state.session.acknowledge(clock::now(), id);
             self.0.shared.changed.notify_one();
             message
         })))
@@ -249,7 +250,7 @@ impl Session {
     /// Closes the session: sends what was given, waits for its acknowledgements, and takes leave.
     /// An error if something did not arrive.
     pub async fn close(&self) -> Result<(), Error> {
-        self.0.shared.lock().session.close(Instant::now());
+        self.0.shared.lock().session.close(clock::now());
         self.0.shared.changed.notify_one();
         match self.ended().await {
             Ending::Closed => Ok(()),
@@ -287,7 +288,7 @@ type Taken = (ReceiveId, Bytes, InHand);
 impl State {
     /// Gives a message to the session.
     fn give(&mut self, message: Bytes, tell: Option<oneshot::Sender<()>>) -> Result<(), Error> {
-        match self.session.send(Instant::now(), message) {
+        match self.session.send(clock::now(), message) {
             Ok(id) => self.receipts.push(id, tell),
             Err(SendError::TooLarge(error)) => return Err(error.into()),
             Err(SendError::NotText) => return Err(Error::NotText),

@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 pub(super) enum Wire {
     Plain(TcpStream),
     Tls(Box<tls::Wire>),
+    /// A pipe within the process, in virtual time.
+    #[cfg(test)]
+    Pipe(super::one_read::Pipe),
 }
 
 /// The end of what can be read.
@@ -31,15 +34,8 @@ impl Wire {
     /// The fingerprint of the certificate that the peer has shown.
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         match self {
-            Self::Plain(_) => None,
             Self::Tls(wire) => wire.peer(),
-        }
-    }
-
-    fn stream(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(wire) => wire.stream(),
+            _ => None,
         }
     }
 
@@ -48,6 +44,8 @@ impl Wire {
         let read = match self {
             Self::Plain(stream) => stream.try_read_buf(out),
             Self::Tls(wire) => wire.try_read_buf(out),
+            #[cfg(test)]
+            Self::Pipe(pipe) => pipe.try_read_buf(out),
         };
         match read {
             Ok(0) => Err(End::Stream),
@@ -58,7 +56,7 @@ impl Wire {
                 Err(match (&self, tls::Wire::failure(&error)) {
                     (_, Some(words)) => End::Tls(words),
                     (Self::Tls(_), None) => End::Truncated,
-                    (Self::Plain(_), None) => End::Stream,
+                    (_, None) => End::Stream,
                 })
             }
         }
@@ -69,30 +67,35 @@ impl Wire {
         match self {
             Self::Plain(stream) => stream.try_write(bytes),
             Self::Tls(wire) => wire.try_write(bytes),
+            #[cfg(test)]
+            Self::Pipe(pipe) => pipe.try_write(bytes),
         }
     }
 
     /// Writes what was taken.
     pub(super) fn try_flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(_) => Ok(()),
             Self::Tls(wire) => wire.try_flush(),
+            _ => Ok(()),
         }
     }
 
     /// Reports whether something that was taken has not been written.
     pub(super) fn wants_write(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
             Self::Tls(wire) => wire.wants_write(),
+            _ => false,
         }
     }
 
     /// Waits until more can be read, or written.
-    pub(super) async fn ready(&self, interest: Interest) -> io::Result<()> {
+    pub(super) async fn ready(&mut self, interest: Interest) -> io::Result<()> {
         match self {
             Self::Tls(wire) if interest.is_readable() && wire.has_more() => Ok(()),
-            _ => self.stream().ready(interest).await.map(drop),
+            Self::Plain(stream) => stream.ready(interest).await.map(drop),
+            Self::Tls(wire) => wire.stream().ready(interest).await.map(drop),
+            #[cfg(test)]
+            Self::Pipe(pipe) => pipe.readable().await,
         }
     }
 
@@ -104,6 +107,8 @@ impl Wire {
                 stream
             }
             Self::Tls(wire) => wire.shutdown().await?,
+            #[cfg(test)]
+            Self::Pipe(_) => return Ok(()),
         };
         let mut rest = stream.take(Self::REST_MAX);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await.map(drop)
