@@ -35,6 +35,18 @@ fn code_of(protocol: &str, code: i32) -> i32 {
     if protocol == "ultradp" { 9 } else { code }
 }
 
+/// One that is added is missing here, and probably in the lists of other tests as well
+/// (ARCHITECTURE.md, "Adding a protocol").
+#[test]
+fn every_protocol_that_sends_is_tried() {
+    let nowhere = std::ffi::OsString::from("127.0.0.1");
+    let refused = send("none-of-them", Path::new("x"), nowhere, &[]);
+    let text = &refused.stderr;
+    let names = text.lines().find_map(|line| line.split_once("; there are ")).expect("the names").1;
+    let pushes: Vec<_> = names.split(", ").filter(|name| *name != "fastdownloader").collect();
+    assert_eq!(pushes, PUSHES);
+}
+
 #[test]
 fn case_105_every_refusal_reaches_the_sender_whatever_the_size() {
     let files = sources();
