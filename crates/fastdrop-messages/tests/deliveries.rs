@@ -9,7 +9,11 @@ use fastdrop_messages::vstp::{
     Frame, FrameBytes, FrameType, VstpClient, VstpError, VstpTcpClient, VstpTcpServer, VstpUdpClient,
     VstpUdpServer,
 };
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -191,4 +195,49 @@ async fn case_110_what_a_session_that_was_dropped_receives_is_not_acknowledged()
         drop(soon(server.accept()).await.unwrap());
         soon(receipt.acknowledged()).await.unwrap_err();
     }
+}
+
+/// So many frames wait for their handlers as may, and the server ends: each that its sender is told
+/// to be acknowledged is handled, and no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_128_of_60_000_frames_in_line_those_that_are_handled_are_acknowledged() {
+    const CLIENTS: usize = 16;
+    const EACH: usize = 4_096;
+    /// Of an address so many wait that as many are free: 65,536 / 17 of each.
+    const IN_LINE: u64 = 60_000;
+    let server = VstpUdpServer::bind("127.0.0.1:0").await.unwrap();
+    let (to, counts) = (server.local_addr().unwrap(), server.metrics());
+    let (go, handled) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (end, ended) = oneshot::channel::<()>();
+    let ended = async { ended.await.unwrap_or(()) };
+    let (gate, done) = (Arc::clone(&go), Arc::clone(&handled));
+    let running = tokio::spawn(server.run_until_drained(ended, PATIENCE, move |_, _| {
+        let (gate, done) = (Arc::clone(&gate), Arc::clone(&done));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            done.fetch_add(1, Ordering::SeqCst);
+        }
+    }));
+    let mut sending = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let config =
+            UdpConfig { max_retries: 0, ack_timeout: Duration::from_secs(20), ..UdpConfig::default() };
+        let client = Arc::new(VstpUdpClient::bind_with_config("127.0.0.1:0", config).await.unwrap());
+        for _ in 0..EACH {
+            let client = Arc::clone(&client);
+            sending.spawn(async move { client.send_with_ack(data(b"x"), to).await.is_ok() });
+        }
+    }
+    soon(async {
+        while counts.counts().messages_received < IN_LINE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    end.send(()).unwrap();
+    go.add_permits(CLIENTS * EACH);
+    assert_eq!(soon(running).await.unwrap().unwrap().unhandled, 0);
+    let acknowledged = soon(sending.join_all()).await.into_iter().filter(|told| *told).count();
+    assert_eq!(acknowledged, handled.load(Ordering::SeqCst));
+    assert!((1..IN_LINE as usize).contains(&acknowledged), "{acknowledged}");
 }
