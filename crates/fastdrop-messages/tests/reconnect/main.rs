@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests")]
 
 mod cutter;
+mod refusals;
 
 use cutter::Cutter;
 use fastdrop_messages::vstp::tcp::{
