@@ -133,6 +133,27 @@ fn servers_of_the_field_are_spoken_to() {
     }
 }
 
+/// The first generation's own server: what comes behind its first packet of data is lost with the
+/// connection, and said to be; upon data of the second generation's type it closes at once.
+#[test]
+fn servers_that_take_one_packet_a_connection_get_their_first_message() {
+    for (size_name, connections) in [("max_packet_size", 1), ("max_size", 2)] {
+        for mode in ["step-by-step", "burst"] {
+            let peer = format!("--one-packet --size-name {size_name}");
+            let extra = format!("--operation-mode {mode}");
+            let expected = format!("one\n{connections} connections");
+            let (output, printed) = send_to_peer(&peer, &["one"], &extra);
+            output.expect(0).expect_summary(&[("messages", 1), ("acknowledged", 1)]);
+            assert_eq!(printed, expected, "{peer} {extra}");
+            let (output, printed) = send_to_peer(&peer, &["one", "two"], &extra);
+            let output = output.expect(5);
+            let summary = output.events.iter().find(|event| event["event"] == "summary").unwrap();
+            assert_eq!(summary["acknowledged"], 1, "{peer} {extra}");
+            assert_eq!(printed, expected, "{peer} {extra}");
+        }
+    }
+}
+
 #[test]
 fn what_a_server_of_the_field_does_not_acknowledge_is_sent_again() {
     let (output, printed) = send_to_peer("--skip 1", &["one", "two"], "--operation-mode step-by-step");

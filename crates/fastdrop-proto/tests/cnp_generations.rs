@@ -315,6 +315,23 @@ fn a_server_of_the_first_or_the_second_generation_gets_data_as_it_takes_them() {
     }
 }
 
+#[test]
+fn a_server_that_is_taken_for_the_first_generation_gets_its_data_from_the_beginning() {
+    let dialect = Dialect(Generation::First);
+    for (first_generation, typ) in [(false, LATER_DATA), (true, DATA)] {
+        let mut now = Instant::now();
+        let config = SessionConfig { first_generation, ..asking(Generation::First) };
+        let mut session = client(now, dialect, config, SECOND_OR_FIRST);
+        assert_eq!(session.agreed().unwrap().is_first_or_second(), !first_generation);
+        session.send(now, "one".into()).unwrap();
+        let mut left = dialect.read(&next(&mut session, &mut now));
+        if left[0].0 == 3 {
+            left = dialect.read(&next(&mut session, &mut now));
+        }
+        assert_eq!((left[0].0, &left[0].2[..]), (typ, &b"one"[..]));
+    }
+}
+
 /// A program of the third or fourth generation that sends.
 struct FieldSender {
     dialect: Dialect,

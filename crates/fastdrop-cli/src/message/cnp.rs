@@ -111,6 +111,31 @@ fn client(send: &Send) -> ClientBuilder {
     client.config(config)
 }
 
+async fn connect(builder: ClientBuilder, send: &Send, address: &str) -> Result<Client, Failure> {
+    let connected = match send.tls()? {
+        Some(tls) => builder.connect_tls(address, tls).await,
+        None => builder.connect(address).await,
+    };
+    connected.map_err(|error| match error {
+        Error::Ended(Ending::Unauthorized(why)) => Failure::Unauthorized(why),
+        error => error.into(),
+    })
+}
+
+/// Takes what the listener says, so that nothing gets stuck, and drops it.
+async fn take(client: &Client) -> std::convert::Infallible {
+    while client.recv().await.is_ok_and(|message| message.is_some()) {}
+    std::future::pending().await
+}
+
+/// Sends the first message, and tells whether the connection was ended upon it, unacknowledged.
+async fn is_lost_with(client: &Client, message: &[u8]) -> bool {
+    tokio::select! {
+        result = client.send(message.to_vec()) => matches!(result, Err(Error::Ended(Ending::ConnectionLost))),
+        never = take(client) => match never {},
+    }
+}
+
 /// Sends messages, and waits until all of them have been acknowledged.
 pub(super) async fn send(
     send: &Send,
@@ -118,19 +143,27 @@ pub(super) async fn send(
     mut messages: mpsc::Receiver<std::io::Result<Vec<u8>>>,
     sent: &mut Sent,
 ) -> Result<(), Failure> {
-    let mut client = client(send);
+    let mut builder = client(send);
     if let Some(token) = send.token()? {
-        client = client.token(token);
+        builder = builder.token(token);
     }
-    let connected = match send.tls()? {
-        Some(tls) => client.connect_tls(address, tls).await,
-        None => client.connect(address).await,
-    };
-    let client = connected.map_err(|error| match error {
-        Error::Ended(Ending::Unauthorized(why)) => Failure::Unauthorized(why),
-        error => error.into(),
-    })?;
-    let begin = Instant::now();
+    let mut client = connect(builder.clone(), send, address).await?;
+    let mut begin = Instant::now();
+    // It finds out which type of data the listener takes, and is sent alone.
+    let mut first = None;
+    if client.agreed().is_first_or_second() {
+        first = messages.recv().await.transpose()?;
+    }
+    if let Some(message) = &first {
+        if is_lost_with(&client, message).await {
+            tracing::info!("lost with data of the second generation: once more with those of the first");
+            client = connect(builder.first_generation(), send, address).await?;
+            begin = Instant::now();
+            client.submit(message.clone()).await?;
+        }
+        sent.messages += 1;
+        sent.bytes += message.len() as u64;
+    }
     let count = async {
         while let Some(message) = messages.recv().await {
             let message = message?;
@@ -143,10 +176,7 @@ pub(super) async fn send(
         Ok::<_, Failure>(begin.elapsed())
     };
     // What the listener says is not waited for, but it is taken, so that nothing gets stuck.
-    let mut take = std::pin::pin!(async {
-        while client.recv().await.is_ok_and(|message| message.is_some()) {}
-        std::future::pending::<std::convert::Infallible>().await
-    });
+    let mut take = std::pin::pin!(take(&client));
     let result = tokio::select! {
         result = count => result,
         never = &mut take => match never {},

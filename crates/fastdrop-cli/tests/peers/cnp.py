@@ -153,7 +153,32 @@ def send(args):
         print("ok")
 
 
+def serve_one_packet(args):
+    """The first generation's own server: it handles one packet a connection, and knows data of type 01 alone."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        count = 0
+        while True:
+            connection, _ = listener.accept()
+            count += 1
+            with connection:
+                connection.settimeout(30)
+                peer = Peer(connection, args)
+                syn = json.loads(peer.read()[2])
+                answer = {"status": "ok", "session_id": args.session, args.size_name: args.size}
+                answer["operation_mode"] = syn["operation_mode"]
+                peer.write(ACK, json.dumps(answer).encode())
+                peer.read()
+                kind, seq, payload = peer.read()
+                if kind == DATA:
+                    peer.write(ACK, b"ACK", seq)
+                    print(f"{payload.decode()}\n{count} connections", flush=True)
+                    return
+
+
 def serve(args):
+    if args.one_packet:
+        return serve_one_packet(args)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         connection, _ = listener.accept()
@@ -234,6 +259,7 @@ def main():
         command.add_argument("--refuse")
         command.add_argument("--skip", type=int, default=0, help="so many messages are not acknowledged at first")
         command.add_argument("--die-after", type=int)
+        command.add_argument("--one-packet", action="store_true", help="a connection has one packet")
         command.add_argument("--stall", type=float, default=float("inf"), help="seconds from which a stall is reported")
     args = parser.parse_args()
     watch = Watch(args.stall)

@@ -61,6 +61,7 @@ pub struct ClientBuilder {
     protocol: Protocol,
     checksum: ChecksumKind,
     client_id: Option<String>,
+    first_generation: bool,
     token: Option<Token>,
     metrics: Metrics,
 }
@@ -75,6 +76,7 @@ impl Default for ClientBuilder {
             protocol: default.protocol,
             checksum: default.checksum,
             client_id: None,
+            first_generation: default.first_generation,
             token: None,
             metrics: Metrics::default(),
         }
@@ -112,6 +114,15 @@ impl ClientBuilder {
         self
     }
 
+    /// Takes a server that may be of the first or of the second published generation for one of the
+    /// first. One of the first that handles one packet a connection ends it upon data of the
+    /// second's type: where [`Agreed::is_first_or_second`](super::Agreed::is_first_or_second), and
+    /// the session is lost before anything was acknowledged, this is worth another attempt.
+    pub fn first_generation(mut self) -> Self {
+        self.first_generation = true;
+        self
+    }
+
     /// The name that this client gives itself, in at most 128 bytes. Default: none.
     pub fn client_id(mut self, id: impl Into<String>) -> Self {
         self.client_id = Some(id.into());
@@ -138,6 +149,7 @@ impl ClientBuilder {
             protocol: self.protocol,
             checksum: self.checksum,
             client_id: self.client_id.clone(),
+            first_generation: self.first_generation,
             token: self.token.clone(),
             ..self.config.of_client(self.carrier)
         }

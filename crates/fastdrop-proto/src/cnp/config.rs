@@ -104,6 +104,9 @@ pub struct SessionConfig {
     /// acknowledgement) and data behind it, on a stream to a peer of the field that may read them
     /// together and take them for one packet. At most a second. Default 50 ms.
     pub unanswered_pause: Duration,
+    /// A client takes a server that may be of the first or of the second generation for one of the
+    /// first, and does not ask. Default false.
+    pub first_generation: bool,
 }
 
 /// A configuration that cannot be.
@@ -148,6 +151,7 @@ impl SessionConfig {
             packet_timeout: Duration::from_secs(30),
             syn_form: SynForm::Full,
             unanswered_pause: Duration::from_millis(50),
+            first_generation: false,
         }
     }
 

@@ -76,6 +76,12 @@ impl Agreed {
         self.fragments.is_some()
     }
 
+    /// Reports whether the peer is a server of the first or the second generation and has not said
+    /// which, so that its data have a type that it may not take.
+    pub fn is_first_or_second(&self) -> bool {
+        self.data_unknown
+    }
+
     /// Reports whether an acknowledgement also names what came before it: between ours, where each
     /// packet has its own.
     pub(super) fn names_before(&self) -> bool {
@@ -468,7 +474,8 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         characters: cuts_characters.then(|| characters(size)),
         data_unknown: generation == Generation::First
             && size_name == SizeName::Size
-            && config.carrier == Carrier::Stream,
+            && config.carrier == Carrier::Stream
+            && !config.first_generation,
     })
 }
 
