@@ -6,6 +6,7 @@
 mod fastdownloader;
 mod fastdp1;
 mod fastdp1_field;
+mod field_table;
 mod identical;
 mod nextdp;
 mod nextdp_two_clients;

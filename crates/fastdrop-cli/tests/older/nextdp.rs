@@ -143,6 +143,20 @@ fn nextdp_a_plain_server_refuses_what_cannot_be_plain_and_stores_the_rest() {
     }
 }
 
+/// The program of version 2 itself: its chunk 0 decides, and nothing of it stays.
+#[test]
+#[ignore = "needs the Python package zstandard"]
+fn nextdp_a_plain_server_refuses_a_peer_that_sends_zstandard() {
+    let dir = scratch();
+    let server = serve(dir.path(), &[]);
+    let (_own, file) = text(3_000_000);
+    let said = send_nextdp(&server, &file, &["--compress", "zstd"]);
+    let first = said.lines().next().unwrap();
+    assert!(first.starts_with("400 ") && first.contains("--nextdp-compression zstd"), "{said}");
+    assert_clean(&server);
+    assert_eq!(names_in(dir.path()), Vec::<String>::new());
+}
+
 /// Names that are told apart only by how they are encoded.
 const NAMES: [&str; 8] =
     ["ü.txt", "%C3%BC.txt", "100%", "a%20b", "a b", "日本語/ключ", "semi;colon: \"quoted\"", "%2e%2e"];
