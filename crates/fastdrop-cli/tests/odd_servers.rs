@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 use support::wire::*;
 use support::*;
 use xxhash_rust::xxh3::xxh3_64;
@@ -57,14 +58,26 @@ fn upgrade(stream: &mut TcpStream) -> Option<()> {
 
 /// None if the client leaves before the offer is whole.
 fn speak(mut stream: TcpStream, says: &[u8], at_last: &[u8]) -> Option<()> {
-    upgrade(&mut stream)?;
-    let len = read_u32(&mut stream)?;
-    let client: Value = serde_json::from_slice(&read(&mut stream, len)?).unwrap();
-    let open: Value = serde_json::from_slice(&read_frame(&mut stream)?.1).unwrap();
+    let (_, open) = open(&mut stream, says)?;
+    if !at_last.is_empty() {
+        while open["Do"] == "put" && read_frame(&mut stream)?.0 != 0x8000_0000 | u32::from(END) {}
+        let _ = stream.write_all(at_last);
+    }
+    let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    Some(())
+}
+
+/// Takes what a client says first, grants it, and says `says`. Returns header and OPEN; None if the
+/// client leaves before the offer is whole.
+fn open(stream: &mut TcpStream, says: &[u8]) -> Option<(Value, Value)> {
+    upgrade(stream)?;
+    let len = read_u32(stream)?;
+    let client: Value = serde_json::from_slice(&read(stream, len)?).unwrap();
+    let open: Value = serde_json::from_slice(&read_frame(stream)?.1).unwrap();
     let puts = open["Do"] == "put" || open["Do"] == "preview";
-    while puts && read_frame(&mut stream)?.0 != 0x8000_0000 | u32::from(MANIFEST_END) {}
+    while puts && read_frame(stream)?.0 != 0x8000_0000 | u32::from(MANIFEST_END) {}
     let header_json = match puts {
-        true => client,
+        true => client.clone(),
         false => json!({
             "OneChunk": CHUNK, "FullChunk": 0, "FullSize": 0, "DPVersion": "2.0.0", "CompressType": "None", "FileName": ""
         }),
@@ -77,12 +90,7 @@ fn speak(mut stream: TcpStream, says: &[u8], at_last: &[u8]) -> Option<()> {
     let said = [header(header_json.to_string().as_bytes()), granted, says.to_vec()].concat();
     // A client that has heard enough hangs up.
     let _ = stream.write_all(&said);
-    if !at_last.is_empty() {
-        while open["Do"] == "put" && read_frame(&mut stream)?.0 != 0x8000_0000 | u32::from(END) {}
-        let _ = stream.write_all(at_last);
-    }
-    let _ = std::io::copy(&mut stream, &mut std::io::sink());
-    Some(())
+    Some((client, open))
 }
 
 fn read(stream: &mut TcpStream, len: u32) -> Option<Vec<u8>> {
@@ -256,4 +264,30 @@ fn a_connection_that_was_lost_early_changes_nothing_of_what_is_told() {
         let out = client(args!["send", "-n", source, target]).expect(0);
         out.expect_summary(&[("files", 0), ("files_skipped", 1)]);
     }
+}
+
+/// The words with which it gives up have to wait for a chunk that the server does not read; the
+/// client does not.
+#[test]
+fn a_client_that_gives_up_does_not_wait_until_a_server_reads() {
+    let own = scratch();
+    let source = own.path().join("file");
+    // Few enough bytes for the control stream alone, and a chunk that is larger than all buffers.
+    write_file(&source, 32 << 20, 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let put = fastdrop(args!["send", "--retries", "0", "--compress", "none", source, target]).start();
+    let mut stream = listener.accept().unwrap().0;
+    let (header, _) = open(&mut stream, &[]).unwrap();
+    let chunks = header["FullChunk"].as_u64().unwrap() as u32;
+    let needed = [&chunks.to_be_bytes()[..], &(32_u64 << 20).to_be_bytes()].concat();
+    stream.write_all(&control(NEED, &needed)).unwrap();
+    while read_u32(&mut stream).unwrap() & 0x8000_0000 != 0 {
+        let len = read_u32(&mut stream).unwrap();
+        read(&mut stream, len).unwrap();
+    }
+    // A chunk is under way. This one does not exist.
+    stream.write_all(&numbers(AGAIN, &[99])).unwrap();
+    let out = put.wait_within(Duration::from_secs(20)).expect(1);
+    assert!(out.stderr.contains("does not exist"), "{out}");
 }

@@ -59,6 +59,14 @@ pub(crate) struct SendTransfer {
     pub(crate) joins: StreamQueue,
 }
 
+/// The wait for a receiver to end a transfer that this end has given up: closing a connection with
+/// unread bytes would take the refusal back, and the receiver would try again.
+struct Leaving {
+    until: Instant,
+    /// The protocol's state had come to its end before: what the receiver says does not count.
+    was_over: bool,
+}
+
 /// How a transfer is sent.
 #[derive(Debug)]
 pub(crate) struct SendOptions {
@@ -173,58 +181,39 @@ impl SendTransfer {
                 }
             };
             let started = spawn_scoped(scope, "read", || self.read(StreamId::CONTROL, control))
-                .and_then(|_| spawn_scoped(scope, "send", || self.pump(StreamId::CONTROL, &connection)))
-                .and_then(|_| spawn_scoped(scope, "streams", take_streams));
+                .and_then(|_| spawn_scoped(scope, "streams", take_streams))
+                .and_then(|_| spawn_scoped(scope, "send", || self.pump(StreamId::CONTROL, &connection)));
             if let Err(error) = started {
-                self.fail(refused(error));
+                let error = refused(error);
+                // No thread that would say it for this one, and nothing yet to keep time for.
+                let _ = self.say_refusal(&connection, error.refusal());
+                self.fail(error);
             }
             let mut proto = self.proto();
             let mut looking = false;
+            let mut leaving = None;
             loop {
                 let now = Instant::now();
                 proto.handle_timeout(now);
-                if !looking && proto.wants_reading() {
-                    looking = true;
-                    if let Err(error) = spawn_scoped(scope, "compare", || self.look(&connection)) {
-                        lock(&self.failure).get_or_insert(refused(error));
-                    }
-                }
+                let look = !looking && proto.wants_reading();
                 let mut opens = 0;
-                while proto.poll_open(now) {
+                while leaving.is_none() && proto.poll_open(now) {
                     opens += 1;
                 }
-                while let Some(id) = proto.poll_close() {
-                    tracing::debug!(stream = id.0, "closing a stream that stalled or was refused");
-                    if let Some(connection) = lock(&self.connections).get(&id) {
-                        connection.close();
-                    }
-                }
+                let closed: Vec<_> = std::iter::from_fn(|| proto.poll_close()).collect();
                 while let Some(chunk) = proto.poll_stream_freed() {
                     self.pieces.free(chunk);
                 }
                 self.observer.set_streams(proto.data_streams() as u64);
-                if self.stop.is_stopped() {
-                    break;
-                }
-                let refusal = match proto.outcome() {
-                    Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
-                    None => lock(&self.failure).as_ref().map(Error::refusal),
-                };
-                let is_over = proto.outcome().is_some();
-                if let Some(refusal) = refusal {
+                if look || opens > 0 || !closed.is_empty() {
                     drop(proto);
-                    self.take_leave(&connection, refusal, is_over);
-                    break;
-                }
-                if is_over {
-                    break;
-                }
-                if opens > 0 {
-                    if let Opener::Ask = opener {
-                        // This loop keeps time: the control stream's own thread sends it.
-                        self.asked.fetch_add(opens, Ordering::Relaxed);
+                    self.close_all(&closed);
+                    if look {
+                        looking = true;
+                        if let Err(error) = spawn_scoped(scope, "compare", || self.look(&connection)) {
+                            lock(&self.failure).get_or_insert(refused(error));
+                        }
                     }
-                    drop(proto);
                     match opener {
                         Opener::Connect(connect) => {
                             for _ in 0..opens {
@@ -234,13 +223,38 @@ impl SendTransfer {
                                 }
                             }
                         }
-                        Opener::Ask => self.wake.notify_all(),
+                        // This loop keeps time: the control stream's own thread sends it.
+                        Opener::Ask if opens > 0 => {
+                            self.asked.fetch_add(opens, Ordering::Relaxed);
+                            self.wake.notify_all();
+                        }
+                        Opener::Ask => {}
                     }
                     proto = self.proto();
                     continue;
                 }
-                let until =
-                    proto.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
+                if self.stop.is_stopped() {
+                    break;
+                }
+                let is_over = proto.outcome().is_some();
+                if leaving.is_none() && self.refusal(&proto).is_some() {
+                    leaving = Some(Leaving { until: now + GIVING_UP_TIMEOUT, was_over: is_over });
+                    self.wake.notify_all();
+                }
+                let ends = match &leaving {
+                    Some(leaving) => {
+                        now >= leaving.until
+                            || is_over && !leaving.was_over
+                            || !lock(&self.connections).contains_key(&StreamId::CONTROL)
+                    }
+                    None => is_over,
+                };
+                if ends {
+                    break;
+                }
+                let due =
+                    proto.poll_timeout().into_iter().chain(leaving.as_ref().map(|leaving| leaving.until));
+                let until = due.min().map_or(TICK, |at| at.saturating_duration_since(now).min(TICK));
                 proto = self.wait(proto, until.max(Duration::from_millis(1)));
             }
         });
@@ -284,23 +298,29 @@ impl SendTransfer {
         self.wake.notify_all();
     }
 
-    /// Tells the receiver why nothing more comes, and waits a moment until it has read that:
-    /// closing a connection with unread bytes would take the last frame back, and the
-    /// receiver would try again. `is_over` if the machine has come to its end, and what the
-    /// receiver says does not count any more.
-    fn take_leave(&self, control: &Connection, refusal: Refuse, is_over: bool) {
-        if control.send_control(&Control::Refuse(refusal)).is_err() {
-            return;
+    /// The words with which this end gives the transfer up; None while it does not.
+    fn refusal(&self, proto: &Sender) -> Option<Refuse> {
+        match proto.outcome() {
+            Some(outcome) => own_failure(outcome).map(|error| error.refusal()),
+            None => lock(&self.failure).as_ref().map(Error::refusal),
         }
+    }
+
+    /// Tells the receiver why nothing more comes. Blocks as long as the connection takes nothing.
+    fn say_refusal(&self, control: &Connection, refusal: Refuse) -> Result<(), Ended> {
+        control.send_control(&Control::Refuse(refusal))?;
         control.finish_writing();
-        let until = Instant::now() + GIVING_UP_TIMEOUT;
-        let mut proto = self.proto();
-        while lock(&self.connections).contains_key(&StreamId::CONTROL)
-            && (is_over || proto.outcome().is_none())
-            && !self.stop.is_stopped()
-            && Instant::now() < until
-        {
-            proto = self.wait(proto, until.saturating_duration_since(Instant::now()).min(TICK));
+        Ok(())
+    }
+
+    /// Closes the connections of streams that have stalled or were refused.
+    fn close_all(&self, ids: &[StreamId]) {
+        for id in ids {
+            tracing::debug!(stream = id.0, "closing a stream that stalled or was refused");
+            let connection = lock(&self.connections).get(id).cloned();
+            if let Some(connection) = connection {
+                connection.close();
+            }
         }
     }
 
@@ -482,6 +502,15 @@ impl SendTransfer {
             }
             let mut proto = self.proto();
             let action = loop {
+                if id == StreamId::CONTROL
+                    && let Some(refusal) = self.refusal(&proto)
+                {
+                    drop(proto);
+                    if let Err(ended) = self.say_refusal(connection, refusal) {
+                        self.lose(id, connection, ended);
+                    }
+                    return;
+                }
                 let now = Instant::now();
                 match proto.poll_stream(id, now) {
                     Action::Wait if id == StreamId::CONTROL && self.asked.load(Ordering::Relaxed) > 0 => {
@@ -516,11 +545,11 @@ impl SendTransfer {
                     spent.and_then(|()| connection.send_control(&frame))
                 }
                 Action::Close => {
-                    // What ends the transfer is told on the control stream by whoever ends it.
+                    drop(proto);
+                    // The control stream is still read: the receiver may say why it ended.
                     if id != StreamId::CONTROL {
                         connection.close();
                     }
-                    drop(proto);
                     self.wake.notify_all();
                     return;
                 }
