@@ -17,5 +17,7 @@ pub(crate) mod send;
 pub(crate) mod setup;
 mod sink;
 mod stream_receiver;
+mod stream_sender;
 pub(crate) mod streams;
+mod supply;
 mod unpack;
