@@ -157,6 +157,8 @@ def serve_one_packet(args):
     """The first generation's own server: it handles one packet a connection, and knows data of type 01 alone."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
+        # Nobody may come again.
+        listener.settimeout(20)
         count = 0
         while True:
             connection, _ = listener.accept()
