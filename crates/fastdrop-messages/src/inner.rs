@@ -4,6 +4,10 @@ use fastdrop_proto::cnp::handshake::{FIRST_BYTE as CNP_FIRST_BYTE, refusal};
 #[cfg(feature = "vstp")]
 use fastdrop_proto::vstp::{ErrorCode, Flags, FrameRef, FrameType, HeadersBuf};
 
+/// The name of VSTP in datagrams of QUIC, in a handshake of TLS (ALPN).
+#[cfg(feature = "quic")]
+pub(crate) const VSTP_DATAGRAMS: &[u8] = b"vstp-udp";
+
 /// The protocol that is spoken on a connection, inside TLS or in plain text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Inner {

@@ -19,7 +19,7 @@
 //! | acknowledged when | taken, or handled | the same, where asked for | the same |
 //! | an answer for each question | `call` | `call` of a session | `call` |
 //! | largest message, unless set | 16 MiB | 8 MiB | 256 MiB |
-//! | encryption | TLS 1.3 by TCP | TLS 1.3 | none |
+//! | encryption | TLS 1.3 by TCP | TLS 1.3 | TLS 1.3 (QUIC), with the feature `quic` |
 //! | tokens | by TCP and UDP | yes | none |
 //! | the client's address changes | by UDP it goes on | it breaks | it is a new peer |
 //! | a connection breaks | messages fail | [`vstp::tcp::Reconnecting`] sends again | |
@@ -27,7 +27,7 @@
 //! # Features
 //!
 //! `vstp`, `cnp`, `tls`, `json` (typed messages of VSTP) and `zstd` (its compressed frames), all on
-//! by default. With `cnp` alone no C is compiled.
+//! by default; `quic` (TLS over UDP, for VSTP), off by default. With `cnp` alone no C is compiled.
 
 #![cfg_attr(
     not(all(feature = "vstp", feature = "cnp", feature = "tls", feature = "json", feature = "zstd")),

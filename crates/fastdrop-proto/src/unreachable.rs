@@ -19,4 +19,7 @@ pub enum Unreachable {
     /// An IPv6 socket on one address, and an IPv4 address.
     #[error("a socket on an IPv6 address reaches no IPv4 address; one on [::] reaches both")]
     NeedsIpv4,
+    /// The connection to it, inside which datagrams travel, has ended or was not to be had.
+    #[error("there is no secured connection to that address, or it has ended")]
+    Disconnected,
 }

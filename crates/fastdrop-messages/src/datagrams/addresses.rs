@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The addresses that a socket can send to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(crate) enum Reach {
     Ipv4,
     Ipv6,
     Both,
@@ -27,7 +27,7 @@ impl Reach {
     /// # Errors
     ///
     /// The socket cannot send to this address, which is in canonical form.
-    pub(super) fn check(self, to: SocketAddr) -> Result<(), Unreachable> {
+    pub(crate) fn check(self, to: SocketAddr) -> Result<(), Unreachable> {
         match (self, to) {
             (Self::Ipv4, SocketAddr::V6(_)) => Err(Unreachable::NeedsIpv6),
             (Self::Ipv6, SocketAddr::V4(_)) => Err(Unreachable::NeedsIpv4),

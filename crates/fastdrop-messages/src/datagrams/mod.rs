@@ -10,7 +10,8 @@ pub(crate) use errors::is_about_another;
 pub(crate) use room::Room;
 
 use crate::addresses::canonical;
-use addresses::{Locals, Reach, for_ipv6};
+pub(crate) use addresses::Reach;
+use addresses::{Locals, for_ipv6};
 use fastdrop_proto::unreachable::Unreachable;
 use quinn_udp::UdpSocketState;
 use socket2::{Domain, Protocol, Type};
@@ -68,6 +69,14 @@ impl Socket {
             }
         }
         Err(last)
+    }
+
+    /// The same without what this type adds, for an endpoint that receives by itself; with the
+    /// addresses that it reaches.
+    #[cfg(feature = "quic")]
+    pub(crate) async fn bind_bare(addr: impl ToSocketAddrs) -> io::Result<(std::net::UdpSocket, Reach)> {
+        let Self { socket, reach, .. } = Self::bind(addr).await?;
+        Ok((socket.into_std()?, reach))
     }
 
     async fn new(socket: UdpSocket) -> io::Result<Self> {

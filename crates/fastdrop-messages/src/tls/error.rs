@@ -67,7 +67,7 @@ impl TlsError {
         )
     }
 
-    pub(super) fn of(error: &rustls::Error) -> Self {
+    pub(crate) fn of(error: &rustls::Error) -> Self {
         match error {
             rustls::Error::InvalidMessage(_) => Self::NotTls,
             rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {

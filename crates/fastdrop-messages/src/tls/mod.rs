@@ -1,7 +1,7 @@
-//! TLS 1.3 over TCP, for either protocol: the identity of a server or a client, and what the other
-//! end trusts.
+//! TLS 1.3 for either protocol over TCP, and for VSTP over UDP: the identity of a server or a
+//! client, and what the other end trusts.
 //!
-//! Nothing falls back to plain TCP: a handshake that fails is an error, whichever end it fails at.
+//! Nothing falls back to plain text: a handshake that fails is an error, whichever end it fails at.
 
 mod error;
 mod handshake;
@@ -11,6 +11,8 @@ mod trust;
 mod verifier;
 mod wire;
 
+#[cfg(feature = "quic")]
+pub(crate) use error::HANDSHAKE_MAX;
 pub use error::TlsError;
 pub(crate) use handshake::{Acceptor, Secured, connect, first_byte, host_of, named, peer_of, tcp_of};
 pub use identity::{Fingerprint, Identity};

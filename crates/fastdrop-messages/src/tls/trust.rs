@@ -81,7 +81,7 @@ impl ClientTls {
         self
     }
 
-    pub(super) fn config(&self, inner: Inner) -> Result<Arc<ClientConfig>, TlsError> {
+    pub(crate) fn config(&self, inner: Inner) -> Result<Arc<ClientConfig>, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(certificate_error)?;
@@ -152,7 +152,7 @@ impl ServerTls {
 
     /// For a port that speaks these protocols, the first of which is taken if a client speaks
     /// several.
-    pub(super) fn config(&self, inner: &[Inner]) -> Result<Arc<ServerConfig>, TlsError> {
+    pub(crate) fn config(&self, inner: &[Inner]) -> Result<Arc<ServerConfig>, TlsError> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(certificate_error)?;

@@ -17,6 +17,9 @@ pub struct EndpointConfig {
     /// first; about 2 KiB each, and up to 100 KiB for one that sends messages in fragments. Half as
     /// many strangers are remembered beside them. Default 10,000.
     pub peers_max: usize,
+    /// Says that datagrams travel inside connections, which have proved the addresses: whoever is
+    /// heard is known at once, and no datagram is larger than 1,200 bytes. Default false.
+    pub connected: bool,
 }
 
 impl EndpointConfig {
@@ -31,6 +34,7 @@ impl Default for EndpointConfig {
             patience: Patience::default(),
             fragments: true,
             peers_max: Self::PEERS_MAX,
+            connected: false,
         }
     }
 }

@@ -28,6 +28,8 @@ mod incoming;
 
 /// The most bytes that UDP over IPv4 carries.
 const DATAGRAM_LIMIT: usize = 65_507;
+/// The most bytes that a QUIC packet of 1,280 carries, whatever the peer's connection identifiers.
+const CONNECTED_LIMIT: usize = 1230;
 
 /// All of VSTP over UDP but the socket and the clock.
 ///
@@ -164,7 +166,11 @@ impl Endpoint {
     ) -> SendId {
         self.next_send += 1;
         let send = SendId(self.next_send);
-        let datagram = if self.config.fragments { Sending::DATAGRAM } else { DATAGRAM_LIMIT };
+        let datagram = match (self.config.fragments, self.config.connected) {
+            (true, _) => Sending::DATAGRAM,
+            (false, true) => CONNECTED_LIMIT,
+            (false, false) => DATAGRAM_LIMIT,
+        };
         // For a stream that may have to begin.
         let fresh = options.channel().map_or(0, |_| self.random.next_u64());
         // An answer of an application that answers for itself is like one of the endpoint.

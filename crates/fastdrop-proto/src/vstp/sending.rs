@@ -66,6 +66,8 @@ struct Probing {
     sent_at: Option<Instant>,
     /// The count of those that have left.
     left: u64,
+    /// No larger datagram is looked for.
+    smallest_only: bool,
 }
 
 /// A message in fragments that waits for a place among those under way.
@@ -181,6 +183,11 @@ impl Sending {
             cap_at: None,
             is_capped: false,
         }
+    }
+
+    /// Looks for no datagrams of more than 1,200 bytes.
+    pub(super) fn keep_to_smallest(&mut self) {
+        self.probing.smallest_only = true;
     }
 
     /// Whether nothing is under way.

@@ -121,6 +121,21 @@ impl CallTable {
         self.handling = 0;
     }
 
+    /// The connection of an address is over: no reply comes from it, and none goes to whoever
+    /// connects from there next.
+    #[cfg(feature = "quic")]
+    pub(super) fn disconnect(&mut self, address: SocketAddr) {
+        while let Some((_, made)) = self.made.poll_cancelled(|made| made.to == address) {
+            let _ = made.told.send(Err(VstpError::ConnectionClosed));
+        }
+        if let Some(mut serving) = self.handled.remove(&address) {
+            self.handling -= serving.handling();
+            for cancel in serving.take_all().flatten() {
+                let _ = cancel.send(());
+            }
+        }
+    }
+
     /// A reply or a cancellation came. A reply counts only from the address that was called.
     pub(super) fn handle(&mut self, from: SocketAddr, frame: FrameBytes) {
         match CallRole::of(&frame.as_ref()) {

@@ -5,6 +5,8 @@ use super::delivery::Delivery;
 use super::driver::Handle;
 use super::presence::PeerEvents;
 use crate::metrics::Metrics;
+#[cfg(feature = "quic")]
+use crate::tls::ClientTls;
 use crate::vstp::types::{Frame, LARGER, VstpError};
 use fastdrop_proto::vstp::{Counters, ErrorCode, Failure, FrameBytes, SendOptions, Unreachable};
 use std::io;
@@ -40,6 +42,7 @@ impl From<Unreachable> for VstpError {
         let kind = match reason {
             Unreachable::Refused => io::ErrorKind::ConnectionRefused,
             Unreachable::Forbidden => io::ErrorKind::PermissionDenied,
+            Unreachable::Disconnected => io::ErrorKind::ConnectionReset,
             Unreachable::NeedsIpv4 | Unreachable::NeedsIpv6 => io::ErrorKind::InvalidInput,
             _ => io::ErrorKind::NetworkUnreachable,
         };
@@ -86,6 +89,28 @@ impl VstpUdpClient {
     ) -> Result<(Self, SocketAddr), VstpError> {
         let addresses: Vec<_> = tokio::net::lookup_host(addr).await?.collect();
         let (handle, address) = Handle::connect(&addresses, config.endpoint()).await?;
+        Ok((Self { handle }, address))
+    }
+
+    /// Opens a socket to speak to `host:port` inside connections of TLS 1.3 (QUIC), one for each
+    /// address that is sent to, which the first frame opens; the one to `host:port` is there when
+    /// this returns, and what it is given back as. Certificates of other addresses have to be
+    /// pinned, or to name the address. Of several addresses it is the first that answers.
+    ///
+    /// Datagrams have 1,200 bytes at most, and frames of more than 1,230 bytes do not leave where
+    /// [`UdpConfig::allow_frag`] is false.
+    ///
+    /// # Errors
+    ///
+    /// The name has no address, nobody answers there within ten seconds, or one of the ends does
+    /// not trust the other's certificate.
+    #[cfg(feature = "quic")]
+    pub async fn connect_tls(
+        addr: &str,
+        tls: impl Into<ClientTls>,
+        config: UdpConfig,
+    ) -> Result<(Self, SocketAddr), VstpError> {
+        let (handle, address) = Handle::connect_tls(addr, &tls.into(), config.endpoint()).await?;
         Ok((Self { handle }, address))
     }
 

@@ -2,22 +2,26 @@
 //! that send.
 
 mod calling;
+mod choosing;
+#[cfg(feature = "quic")]
+mod secured;
 
 use super::calls::{CallTable, NotTaken};
+use super::carrier::{Arrivals, Carrier};
 use super::presence::{Departure, PeerEvents, Presence, Present};
 use crate::addresses::canonical;
-use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, any_for, is_about_another};
+use crate::datagrams::{Path, Room, Socket, Transmit as Leaving, is_about_another};
 use crate::metrics::{Count, Metrics};
 use crate::vstp::types::{LARGER, VSTP_MAGIC, VstpError};
 use fastdrop_proto::calls::CallId;
 use fastdrop_proto::vstp::transport::{DATAGRAM_MAX, UdpPath};
 use fastdrop_proto::vstp::{
     Acknowledgement, Counters, Endpoint, EndpointConfig, ErrorCode, Failure, FrameBytes, FrameType, SendId,
-    SendOptions, Transmit, Unreachable,
+    SendOptions, Transmit,
 };
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::ToSocketAddrs;
@@ -29,7 +33,7 @@ pub(crate) type Others = Box<dyn FnMut(Path, &[u8]) + Send>;
 /// The state that callers and the task share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    socket: Arc<Socket>,
+    carrier: Carrier,
     state: Mutex<State>,
     /// The task has to look at its deadline again.
     changed: Notify,
@@ -75,6 +79,26 @@ impl State {
             (Count::Refused, now.refused, before.refused),
         ] {
             self.metrics.add(count, now.saturating_sub(before));
+        }
+    }
+}
+
+impl State {
+    fn handle_datagram(&mut self, now: Instant, path: Path, bytes: &[u8]) {
+        let from = path.remote;
+        self.metrics.add(Count::BytesReceived, bytes.len() as u64);
+        let before = self.endpoint.counters().refused;
+        self.endpoint.handle_datagram(now, from, bytes);
+        for presence in &mut self.presences {
+            presence.on_heard(now, from);
+        }
+        if let Some(local) = path.local {
+            self.endpoint.set_local(from, local);
+        }
+        let refused = self.endpoint.counters().refused;
+        // Whoever sends such datagrams does not decide how much is logged.
+        if refused > before && refused.is_power_of_two() {
+            tracing::info!(peer = %from, refused, "no room, or too large a message; {LARGER}");
         }
     }
 }
@@ -142,6 +166,15 @@ impl Handle {
         config: EndpointConfig,
         others: Option<Others>,
     ) -> Result<Self, VstpError> {
+        Self::on(Carrier::Plain(socket), Arrivals::default(), config, others)
+    }
+
+    fn on(
+        carrier: Carrier,
+        arrivals: Arrivals,
+        config: EndpointConfig,
+        others: Option<Others>,
+    ) -> Result<Self, VstpError> {
         let mut seed = [0; 16];
         let mut first_call = [0; 8];
         getrandom::fill(&mut seed).map_err(io::Error::other)?;
@@ -161,14 +194,15 @@ impl Handle {
         };
         let (state, changed, received) = (Mutex::new(state), Notify::new(), Notify::new());
         let turns = Arc::new(Semaphore::new(CallTable::MADE_MAX));
-        let shared = Arc::new(Shared { socket, state, changed, received, turns });
+        let shared = Arc::new(Shared { carrier, state, changed, received, turns });
+        let driven = Arc::clone(&shared);
         // The task ends by itself, after what the last caller left to be done.
-        tokio::spawn(drive(Arc::clone(&shared), others));
+        tokio::spawn(async move { drive(driven, arrivals, others).await });
         Ok(Self { shared })
     }
 
     pub(crate) fn local_addr(&self) -> Result<SocketAddr, VstpError> {
-        Ok(self.shared.socket.local_addr()?)
+        Ok(self.shared.carrier.local_addr()?)
     }
 
     /// Sends, and waits for the outcome: sent, or acknowledged if that was wanted.
@@ -190,7 +224,7 @@ impl Handle {
         options: &SendOptions,
     ) -> Result<(), Failure> {
         let to = canonical(to);
-        self.shared.socket.check(to)?;
+        self.shared.carrier.check(to)?;
         let outcome = {
             let mut state = self.shared.lock();
             if state.broken.is_some() {
@@ -213,7 +247,7 @@ impl Handle {
         options: &SendOptions,
     ) -> Result<(), Failure> {
         let to = canonical(to);
-        self.shared.socket.check(to)?;
+        self.shared.carrier.check(to)?;
         let mut state = self.shared.lock();
         if state.broken.is_some() {
             return Err(Failure::TimedOut);
@@ -234,7 +268,7 @@ impl Handle {
     /// its outcome.
     pub(super) fn answer(&self, frame: FrameBytes, to: SocketAddr) {
         let (to, len) = (canonical(to), frame.as_ref().encoded_len());
-        if len > DATAGRAM_MAX || self.shared.socket.check(to).is_err() {
+        if len > DATAGRAM_MAX || self.shared.carrier.check(to).is_err() {
             tracing::debug!(peer = %to, len, "no answer was sent");
             return;
         }
@@ -303,70 +337,6 @@ impl Handle {
 
     pub(crate) fn path(&self, to: SocketAddr) -> UdpPath {
         self.shared.lock().endpoint.path(Instant::now(), canonical(to))
-    }
-
-    /// Opens a socket for one of these addresses: the first that answers, or else the first of
-    /// which is not known that nobody is there.
-    pub(crate) async fn connect(
-        addresses: &[SocketAddr],
-        config: EndpointConfig,
-    ) -> Result<(Self, SocketAddr), VstpError> {
-        let first = *addresses.first().ok_or(VstpError::InvalidAddress)?;
-        let is_of_one_family = addresses.iter().all(|other| any_for(*other) == any_for(first));
-        let any =
-            if is_of_one_family { any_for(first) } else { SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)) };
-        let handle = match Self::open(any, config.clone()).await {
-            // A machine without IPv6.
-            Err(_) if any.is_ipv6() => {
-                Self::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), config).await?
-            }
-            handle => handle?,
-        };
-        let address = handle.choose(addresses).await?;
-        Ok((handle, address))
-    }
-
-    async fn choose(&self, addresses: &[SocketAddr]) -> Result<SocketAddr, Failure> {
-        let wrong = |address: &SocketAddr| self.shared.socket.check(canonical(*address)).err();
-        let unreachable = |address: &SocketAddr| wrong(address).or_else(|| self.unreachable(*address));
-        let until = Instant::now() + Self::ANSWER_TIME;
-        let possible: Vec<_> = addresses.iter().filter(|address| wrong(address).is_none()).collect();
-        if possible.len() > 1 {
-            possible.iter().for_each(|address| self.ping(**address));
-        }
-        loop {
-            if let Some(answers) = possible.iter().find(|address| self.path(***address).pongs > 0) {
-                return Ok(**answers);
-            }
-            let mut open = addresses.iter().filter(|address| unreachable(address).is_none());
-            match (open.next(), open.next()) {
-                (None, _) => {
-                    let reason = addresses.first().and_then(unreachable).unwrap_or(Unreachable::NoRoute);
-                    return Err(reason.into());
-                }
-                (Some(only), None) => return Ok(*only),
-                (Some(first), _) if Instant::now() >= until => return Ok(*first),
-                _ => tokio::time::sleep(Self::LOOK).await,
-            }
-        }
-    }
-
-    /// The reason for which nothing has reached an address since it was last heard.
-    pub(crate) fn unreachable(&self, to: SocketAddr) -> Option<Unreachable> {
-        self.shared.lock().endpoint.unreachable(canonical(to))
-    }
-
-    /// Waits for what the system says about datagrams that have just left.
-    pub(crate) async fn refused_within(&self, to: SocketAddr, time: Duration) -> Option<Unreachable> {
-        let until = Instant::now().checked_add(time);
-        loop {
-            match self.unreachable(to) {
-                None if until.is_none_or(|until| Instant::now() < until) => {
-                    tokio::time::sleep(Self::LOOK).await
-                }
-                reason => return reason,
-            }
-        }
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -465,10 +435,10 @@ impl Shared {
         loop {
             let next = unsent.take();
             let next =
-                next.or_else(|| endpoint.poll_transmit(Instant::now(), self.socket.segments(), buffer));
+                next.or_else(|| endpoint.poll_transmit(Instant::now(), self.carrier.segments(), buffer));
             let Some(transmit) = next else { break };
             let path = Path { remote: transmit.to, local: transmit.from };
-            match self.socket.try_send(Leaving { path, datagram: transmit.datagram }, buffer) {
+            match self.carrier.try_send(Leaving { path, datagram: transmit.datagram }, buffer) {
                 Ok(None) => {
                     let datagrams = buffer.len().div_ceil(transmit.datagram.max(1));
                     metrics.add(Count::PacketsSent, datagrams as u64);
@@ -526,17 +496,21 @@ impl Shared {
     }
 }
 
-async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
+async fn drive(shared: Arc<Shared>, mut arrivals: Arrivals, mut others: Option<Others>) {
     let mut room = Room::new();
     let mut closed_at = None;
     loop {
+        // What nothing else tells of.
+        let mut leaves_at = None;
         let (deadline, blocked) = {
             let mut state = shared.lock();
             if state.closed {
                 let since = *closed_at.get_or_insert_with(Instant::now);
-                if (state.endpoint.is_idle() && state.unsent.is_none()) || since.elapsed() >= Handle::LINGER {
-                    return;
+                let is_idle = state.endpoint.is_idle() && state.unsent.is_none();
+                if (is_idle && shared.carrier.is_idle()) || since.elapsed() >= Handle::LINGER {
+                    return shared.carrier.close();
                 }
+                leaves_at = is_idle.then(|| Instant::now() + Handle::LOOK);
                 // Nobody takes it any more.
                 while let Some((from, frame, wanted)) = state.endpoint.poll_received() {
                     state.endpoint.handle_taken(Instant::now(), from, &frame);
@@ -552,10 +526,10 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
             (deadline, state.unsent.is_some())
         };
         let linger = closed_at.map(|at| at + Handle::LINGER);
-        let deadline = [deadline, linger, room.give_back_at()].into_iter().flatten().min();
+        let deadline = [deadline, linger, leaves_at, room.give_back_at()].into_iter().flatten().min();
         let pause = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into());
         tokio::select! {
-            ready = shared.socket.readable_or_failed() => {
+            ready = shared.carrier.readable_or_failed() => {
                 if ready.as_ref().is_ok_and(|failed| *failed) {
                     handle_errors(&shared);
                 }
@@ -564,7 +538,13 @@ async fn drive(shared: Arc<Shared>, mut others: Option<Others>) {
                     return shared.end(error.kind());
                 }
             }
-            _ = shared.socket.writable(), if blocked => shared.pump(&mut shared.lock()),
+            came = arrivals.next() => {
+                #[cfg(feature = "quic")]
+                secured::handle(&shared, &mut arrivals, came);
+                #[cfg(not(feature = "quic"))]
+                match came {}
+            }
+            _ = shared.carrier.writable(), if blocked => shared.pump(&mut shared.lock()),
             () = pause, if deadline.is_some() => {
                 room.give_back(Instant::now());
                 let mut state = shared.lock();
@@ -583,29 +563,16 @@ fn receive(shared: &Shared, room: &mut Room, others: &mut Option<Others>) -> io:
     for _ in 0..Handle::RECEIVES {
         let mut state = shared.lock();
         let now = Instant::now();
-        let received = shared.socket.try_recv(room, |path, bytes| match others {
+        let received = shared.carrier.try_recv(room, |path, bytes| match others {
             Some(others) if bytes.first() != VSTP_MAGIC.first() => others(path, bytes),
             _ => {
                 let from = path.remote;
-                state.metrics.add(Count::BytesReceived, bytes.len() as u64);
-                let before = state.endpoint.counters().refused;
                 let asked = state.endpoint.local(from);
                 if asked.is_some() && asked != path.local {
                     // It is answered from the address that it had asked before.
                     shared.pump(&mut state);
                 }
-                state.endpoint.handle_datagram(now, from, bytes);
-                for presence in &mut state.presences {
-                    presence.on_heard(now, from);
-                }
-                if let Some(local) = path.local {
-                    state.endpoint.set_local(from, local);
-                }
-                let refused = state.endpoint.counters().refused;
-                // Whoever sends such datagrams does not decide how much is logged.
-                if refused > before && refused.is_power_of_two() {
-                    tracing::info!(peer = %from, refused, "no room, or too large a message; {LARGER}");
-                }
+                state.handle_datagram(now, path, bytes);
             }
         });
         match received {
@@ -624,7 +591,7 @@ fn handle_errors(shared: &Shared) {
     let mut state = shared.lock();
     let now = Instant::now();
     let State { endpoint, .. } = &mut *state;
-    shared.socket.take_errors(|to, reason| {
+    shared.carrier.take_errors(|to, reason| {
         tracing::debug!(peer = %to, %reason, "a datagram did not arrive");
         endpoint.handle_unreachable(now, to, reason);
     });

@@ -1,12 +1,15 @@
 //! Frames over UDP, and messages of any size: in fragments, acknowledged where that is wanted.
 
 mod calls;
+mod carrier;
 pub mod client;
 mod config;
 mod delivery;
 mod driver;
 mod peer;
 mod presence;
+#[cfg(feature = "quic")]
+mod quic;
 pub mod server;
 mod serving;
 

@@ -9,6 +9,8 @@ use super::serving;
 use crate::datagrams::Socket;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
+#[cfg(feature = "quic")]
+use crate::tls::ServerTls;
 use crate::vstp::call::Call;
 use crate::vstp::tcp::Drained;
 use crate::vstp::types::{Frame, FrameType, VstpError};
@@ -46,6 +48,29 @@ impl VstpUdpServer {
     pub async fn bind_with_limits(addr: &str, limits: impl Into<UdpServerLimits>) -> Result<Self, VstpError> {
         let limits: UdpServerLimits = limits.into();
         Ok(Self::new(Handle::bind(addr, limits.endpoint()).await?))
+    }
+
+    /// Opens a socket that takes connections of TLS 1.3 (QUIC) alone, with an
+    /// [`Identity`](crate::tls::Identity) or a [`ServerTls`]. A peer is there while its connection
+    /// is, and can only be sent to then.
+    #[cfg(feature = "quic")]
+    pub async fn bind_tls(
+        addr: &str,
+        tls: impl Into<ServerTls>,
+        config: UdpServerConfig,
+    ) -> Result<Self, VstpError> {
+        Ok(Self::new(Handle::bind_tls(addr, &tls.into(), config.endpoint()).await?))
+    }
+
+    /// The same with bounds, of which [`UdpServerLimits::peers_max`] is that of connections, too.
+    #[cfg(feature = "quic")]
+    pub async fn bind_tls_with_limits(
+        addr: &str,
+        tls: impl Into<ServerTls>,
+        limits: impl Into<UdpServerLimits>,
+    ) -> Result<Self, VstpError> {
+        let limits: UdpServerLimits = limits.into();
+        Ok(Self::new(Handle::bind_tls(addr, &tls.into(), limits.endpoint()).await?))
     }
 
     /// On a socket that is there; what is not VSTP's is given to `others`.

@@ -6,7 +6,7 @@ use crate::vstp::acknowledgement::Acknowledgement;
 use crate::vstp::arrivals::Arrived;
 use crate::vstp::budget::{Admission, Budget};
 use crate::vstp::challenge::{answer_challenge, write_challenge};
-use crate::vstp::failure::Failure;
+use crate::vstp::failure::{Failure, Unreachable};
 use crate::vstp::fragment::{Fragment, Report, parse_refusal};
 use crate::vstp::frame::{Flags, FrameRef, FrameType};
 use crate::vstp::ids::MSG_ID;
@@ -57,6 +57,15 @@ impl Endpoint {
         self.promote(now, from);
         let standing = self.peers.standing(from);
         if standing == Some(Standing::Known) {
+            return true;
+        }
+        if self.config.connected {
+            // Its connection has proved it.
+            if !self.make_place(now, Standing::Known) {
+                self.counters.refused += 1;
+                return false;
+            }
+            self.remember(now, from, Standing::Known, Proof::Proved);
             return true;
         }
         if standing.is_none() && self.handle_stateless(now, from, frame) {
@@ -181,6 +190,9 @@ impl Endpoint {
     fn remember(&mut self, now: Instant, address: SocketAddr, standing: Standing, proof: Proof) {
         let mut sending = Sending::new(now, self.config.patience.clone(), &mut self.random);
         sending.set_cap(now, self.bulk_rate);
+        if self.config.connected {
+            sending.keep_to_smallest();
+        }
         self.peers.insert(address, Peer::new(now, standing, proof, sending));
     }
 
@@ -217,6 +229,18 @@ impl Endpoint {
         while let Some((send, result)) = peer.sending.poll_outcome() {
             self.outcomes.push_back((send, result));
         }
+    }
+
+    /// The connection that an address had is over (`EndpointConfig::connected`): what is under way
+    /// to it fails, and nothing is remembered of it. Whoever connects from there next is another.
+    pub fn handle_disconnected(&mut self, now: Instant, address: SocketAddr, reason: Unreachable) {
+        let Some(peer) = self.peers.get_mut(address) else { return };
+        peer.sending.abandon(&Failure::Unreachable(reason));
+        while let Some(outcome) = peer.sending.poll_outcome() {
+            self.outcomes.push_back(outcome);
+        }
+        self.forget(address);
+        self.admit_waiting(now);
     }
 
     /// Changes the standing of an address: what it has comes under another budget.

@@ -366,7 +366,9 @@ impl Sending {
                 (self.next_id & 0xff, size)
             });
             let probing = &mut self.probing;
-            probing.probes = probes.to_vec();
+            // The smallest is the first.
+            let count = if probing.smallest_only { 1 } else { probes.len() };
+            probing.probes = probes.into_iter().take(count).collect();
             probing.unsent = probing.probes.clone();
             probing.attempts += 1;
             probing.sent_at = Some(now);

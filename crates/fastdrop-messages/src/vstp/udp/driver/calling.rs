@@ -24,7 +24,7 @@ impl Handle {
         time: Duration,
     ) -> Result<FrameBytes, VstpError> {
         let to = canonical(to);
-        self.shared.socket.check(to)?;
+        self.shared.carrier.check(to)?;
         let deadline = Instant::now() + time.min(CALL_TIME_MAX);
         let reply = async {
             let turns = Arc::clone(&self.shared.turns);
