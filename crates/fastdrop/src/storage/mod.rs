@@ -16,5 +16,6 @@ pub(crate) mod present;
 pub(crate) mod recovery;
 pub(crate) mod root;
 pub(crate) mod single;
+pub(crate) mod spool;
 pub(crate) mod stage;
 pub(crate) mod writer;

@@ -1,47 +1,51 @@
 //! Chunks that come before their chunk 0.
 
 use crate::context::server::ServerContext;
-use crate::error::Error;
 use crate::legacy::nextdp::state::refusal;
-use crate::storage::io::{read_exact_at, write_all_at};
+use crate::storage::spool::Spool;
 use fastdrop_proto::nextdp::Refusal;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
 
-/// Chunks that wait for chunk 0, in a file without a name.
+/// Chunks that wait for chunk 0.
 #[derive(Default)]
-pub(super) struct Spool {
-    file: Option<OwnedFd>,
-    end: u64,
+pub(super) struct EarlyChunks {
+    pub(super) spool: Option<Spool>,
     /// Offset and size, by number.
-    pub(super) chunks: BTreeMap<u32, (u64, usize)>,
+    chunks: BTreeMap<u32, (u64, usize)>,
 }
 
-impl Spool {
+impl EarlyChunks {
+    /// Keeps a chunk of somebody whom the gate has admitted to writing.
     pub(super) fn write(
         &mut self,
         number: u32,
         bytes: &[u8],
         context: &ServerContext,
     ) -> Result<(), Refusal> {
-        let failed = |_| Refusal::new(507, "no room for chunks that come before chunk 0");
-        if self.file.is_none() {
-            // Without a name: nobody sees it, and it goes by itself.
-            self.file = Some(tempfile::tempfile_in(&context.options.folder).map_err(failed)?.into());
-        }
-        let Some(file) = &self.file else { return Err(Refusal::new(500, "no spool file")) };
-        write_all_at(file.as_fd(), bytes, self.end)
-            .map_err(|errno| refusal(Error::system("spooling", errno)))?;
-        self.chunks.insert(number, (self.end, bytes.len()));
-        self.end += bytes.len() as u64;
+        let spool = match &mut self.spool {
+            Some(spool) => spool,
+            none => {
+                let spool = Spool::create(&context.root, context.options.free_min).map_err(refusal)?;
+                none.insert(spool)
+            }
+        };
+        let at = spool.append(bytes).map_err(refusal)?;
+        self.chunks.insert(number, (at, bytes.len()));
         Ok(())
     }
 
     pub(super) fn read(&self, number: u32) -> Result<Vec<u8>, Refusal> {
-        let lost = || Refusal::new(500, "a spooled chunk is gone");
-        let &(offset, size) = self.chunks.get(&number).ok_or_else(lost)?;
-        let mut bytes = vec![0; size];
-        read_exact_at(self.file.as_ref().ok_or_else(lost)?, &mut bytes, offset).map_err(|_| lost())?;
+        let found = self.spool.as_ref().zip(self.chunks.get(&number));
+        let Some((spool, &(at, len))) = found else {
+            return Err(Refusal::new(500, "a spooled chunk is gone"));
+        };
+        spool.read(at, len).map_err(refusal)
+    }
+
+    /// Reads a chunk that is not kept any longer.
+    pub(super) fn take(&mut self, number: u32) -> Result<Vec<u8>, Refusal> {
+        let bytes = self.read(number)?;
+        self.chunks.remove(&number);
         Ok(bytes)
     }
 }

@@ -3,7 +3,7 @@
 use crate::context::server::ServerContext;
 use crate::error::Error;
 use crate::gate::principal::Principal;
-use crate::legacy::nextdp::spool::Spool;
+use crate::legacy::nextdp::spool::EarlyChunks;
 use crate::legacy::nextdp::state::{Failure, Glance, State, refusal};
 use crate::legacy::upload::LegacyUpload;
 use crate::lock::lock;
@@ -40,7 +40,7 @@ struct Inner {
     assembly: Assembly,
     upload: Option<LegacyUpload>,
     /// Chunks that came before chunk 0.
-    spool: Spool,
+    early: EarlyChunks,
     /// Chunks that are being written.
     writing: BTreeSet<u32>,
     /// Chunks that are being compared with what is held.
@@ -89,7 +89,7 @@ impl Transfer {
         let inner = Inner {
             assembly: Assembly::default(),
             upload: None,
-            spool: Spool::default(),
+            early: EarlyChunks::default(),
             writing: BTreeSet::new(),
             comparing: 0,
             connections: Connections::None,
@@ -153,7 +153,7 @@ impl Transfer {
 
     fn discard_inner(&self, inner: &mut Inner) {
         inner.upload = None;
-        inner.spool = Spool::default();
+        inner.early = EarlyChunks::default();
         self.written.notify_all();
     }
 
@@ -192,9 +192,8 @@ impl Transfer {
         while let Some((number, place)) =
             inner.assembly.poll_early().map_err(|error| self.fail_inner(&mut inner, error))?
         {
-            let early = inner.spool.read(number);
+            let early = inner.early.take(number);
             let early = early.map_err(|error| self.fail_inner(&mut inner, Failure::new(error)))?;
-            inner.spool.chunks.remove(&number);
             inner = self.put(inner, context, number, &early, place)?;
         }
         if let Some(failed) = self.failure() {
@@ -297,8 +296,8 @@ impl Transfer {
         place: ChunkPlace,
     ) -> Result<MutexGuard<'a, Inner>, Refusal> {
         let is_same = match place {
-            ChunkPlace::Early => inner.spool.write(number, bytes, context).map(|()| true),
-            ChunkPlace::HeldEarly => inner.spool.read(number).map(|held| held == bytes),
+            ChunkPlace::Early => inner.early.write(number, bytes, context).map(|()| true),
+            ChunkPlace::HeldEarly => inner.early.read(number).map(|held| held == bytes),
             ChunkPlace::New(at) => match inner.check_end(context, at + bytes.len() as u64) {
                 Ok(file) => {
                     inner.writing.insert(number);
@@ -348,7 +347,7 @@ impl Transfer {
         if settle {
             self.settle()?;
         }
-        let (upload, name, size, naming) = {
+        let (upload, early, name, size, naming) = {
             let mut inner = lock(&self.inner);
             while inner.comparing > 0 {
                 inner = wait(&self.written, inner);
@@ -359,9 +358,11 @@ impl Transfer {
             }
             glance.state = State::Committing;
             let name = glance.first.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
-            inner.spool = Spool::default();
-            (inner.upload.take(), name, inner.assembly.size(), Naming(self))
+            let early = std::mem::take(&mut inner.early);
+            (inner.upload.take(), early, name, inner.assembly.size(), Naming(self))
         };
+        // Closing what may be large takes its time: not while the asynchronous threads wait.
+        drop(early);
         let missing = || Err(Refusal::new(500, "the received file is gone; send it again"));
         let committed = upload.map_or_else(missing, |upload| upload.commit().map_err(refusal));
         naming.end(committed.clone());
@@ -459,6 +460,7 @@ mod tests {
     use crate::context::server::options::ServerOptions;
     use crate::stop::Stop;
     use crate::storage::root::Root;
+    use crate::storage::spool::Spool;
 
     const CHUNK: usize = 200_000;
     const CHUNKS: u32 = 6;
@@ -636,5 +638,43 @@ mod tests {
         transfer.glance().state = State::Committing;
         assert!(matches!(take(&context, &transfer, Some("id"), 1, None, b"a"), Ok(Taken::BeingNamed)));
         assert!(transfer.inner.try_lock().is_ok());
+    }
+
+    #[test]
+    fn a_chunk_that_comes_early_leaves_the_bound_of_free_space_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = ServerOptions { free_min: u64::MAX, ..ServerOptions::new(folder.path().into()) };
+        let root = Arc::new(Root::open(folder.path()).unwrap());
+        let context = Arc::new(ServerContext::new(options, root, Stop::default()));
+        let transfer = Transfer::new(Instant::now());
+        assert_eq!(take(&context, &transfer, None, 1, None, b"a").err().unwrap().status, 507);
+    }
+
+    /// A spool that takes its time to close: a socket whose peer does not read.
+    #[test]
+    fn a_file_that_is_being_named_can_be_asked_for_while_its_spool_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let transfer = complete(&context(folder.path()), Some("id"));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let slow = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = listener.accept().unwrap().0;
+        slow.set_nonblocking(true).unwrap();
+        while std::io::Write::write(&mut &slow, &[0; 65_536]).is_ok() {}
+        slow.set_nonblocking(false).unwrap();
+        socket2::SockRef::from(&slow).set_linger(Some(std::time::Duration::from_secs(600))).unwrap();
+        lock(&transfer.inner).early.spool = Some(Spool::of(slow.into()));
+        std::thread::scope(|scope| {
+            let naming = scope.spawn(|| transfer.commit(false));
+            let until = Instant::now() + std::time::Duration::from_secs(10);
+            let mut is_free = false;
+            while !is_free && !naming.is_finished() && Instant::now() < until {
+                let glance = transfer.glance.try_lock();
+                is_free = glance.is_ok_and(|glance| matches!(glance.state, State::Committing));
+                std::thread::yield_now();
+            }
+            std::io::copy(&mut peer, &mut std::io::sink()).unwrap();
+            naming.join().unwrap().unwrap();
+            assert!(is_free);
+        });
     }
 }
