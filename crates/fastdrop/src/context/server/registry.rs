@@ -2,6 +2,8 @@
 
 use crate::admission::count::Counted;
 use crate::error::Error;
+use crate::gate::action::Action;
+use crate::gate::principal::Principal;
 use crate::lock::lock;
 use crate::storage::journal::FileKey;
 use crate::storage::placement::Placement;
@@ -20,8 +22,16 @@ pub(crate) enum Transfer {
     Sending(Arc<SendTransfer>),
 }
 
+/// The words by which a transfer was admitted: who asked, and for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Admitted {
+    pub(crate) who: Principal,
+    pub(crate) action: Action,
+}
+
 struct Session {
     transfer: Transfer,
+    admitted: Admitted,
     /// Data streams granted.
     streams: u16,
     /// Data streams that have joined and not ended.
@@ -66,6 +76,7 @@ impl Registry {
         self: &Arc<Self>,
         id: TransferId,
         transfer: Transfer,
+        admitted: Admitted,
         streams: u16,
     ) -> Result<SessionGuard, Error> {
         let placed = lock(&self.placed).len();
@@ -73,16 +84,21 @@ impl Registry {
         if placed + sessions.len() >= self.transfers_max {
             return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
         }
-        sessions.insert(id.0, Session { transfer, streams, joined: Arc::default() });
+        sessions.insert(id.0, Session { transfer, admitted, streams, joined: Arc::default() });
         Ok(SessionGuard { registry: Arc::clone(self), id })
     }
 
     /// Finds a transfer for a data stream: the streams that it was granted, and the stream's place
     /// among them; no place if there are as many as may be, which are those granted, and as many
-    /// again while they are replaced.
-    pub(crate) fn join(&self, id: TransferId) -> Option<(Transfer, u16, Option<Counted>)> {
+    /// again while they are replaced. None also if the transfer does not belong to whom `admits` lets
+    /// in.
+    pub(crate) fn join(
+        &self,
+        id: TransferId,
+        admits: impl FnOnce(&Admitted) -> bool,
+    ) -> Option<(Transfer, u16, Option<Counted>)> {
         let sessions = lock(&self.sessions);
-        let session = sessions.get(&id.0)?;
+        let session = sessions.get(&id.0).filter(|session| admits(&session.admitted))?;
         let most = 2 * usize::from(session.streams) + 2;
         Some((session.transfer.clone(), session.streams, Counted::within(&session.joined, most)))
     }
