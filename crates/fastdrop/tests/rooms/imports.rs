@@ -49,7 +49,9 @@ struct Sources {
     exports: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-fn of_files(texts: BTreeMap<String, String>) -> Imports {
+fn of_files(mut texts: BTreeMap<String, String>) -> Imports {
+    let tests: BTreeSet<_> = texts.iter().flat_map(|(own, text)| test_modules(own, text)).collect();
+    texts.retain(|own, _| !tests.contains(own));
     let mut sources = Sources { code: BTreeMap::new(), exports: BTreeMap::new() };
     for (own, text) in texts {
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -61,10 +63,20 @@ fn of_files(texts: BTreeMap<String, String>) -> Imports {
         sources.code.insert(own, code);
     }
     let imports = |own: &String| {
-        let found = sources.paths(own).into_iter().filter_map(|path| sources.definer(&path));
+        let paths = sources.paths(own).into_iter();
+        let is_test = |path: &String| tests.iter().any(|test| path.starts_with(&format!("{test}::")));
+        let found = paths.filter(|path| !is_test(path)).filter_map(|path| sources.definer(&path));
         found.filter(|target| target != own).collect()
     };
     sources.code.keys().map(|own| (own.clone(), imports(own))).collect()
+}
+
+/// The modules beneath `own` that are there only in tests, in files of their own.
+fn test_modules(own: &str, text: &str) -> Vec<String> {
+    let parent = if is_root(own) { String::new() } else { format!("{own}::") };
+    let names =
+        text.split("#[cfg(test)]\nmod ").skip(1).filter_map(|rest| rest.lines().next()?.strip_suffix(';'));
+    names.map(|name| format!("{parent}{name}")).collect()
 }
 
 /// The code without `pub use`, and the trees of these.
@@ -236,6 +248,20 @@ fn an_import_through_a_re_export_is_one_from_the_file_that_defines_it() {
     assert_eq!(of("a"), "a::c");
     assert_eq!(of("a::b"), "a a::c lib");
     assert_eq!(of("d"), "a::b a::c");
+}
+
+#[test]
+fn a_module_that_is_there_only_in_tests_imports_nothing_and_is_not_imported() {
+    let file = |module: &str, code: &str| (module.to_owned(), code.to_owned());
+    let texts = BTreeMap::from([
+        file("a", "mod b;\n#[cfg(test)]\nmod odd;\nmod c;"),
+        file("a::b", "#[cfg(test)]\nPipe(super::odd::Pipe), crate::a::c::C"),
+        file("a::c", ""),
+        file("a::odd", "use super::b;"),
+    ]);
+    let found = of_files(texts);
+    assert_eq!(found["a::b"].iter().collect::<Vec<_>>(), ["a::c"]);
+    assert!(!found.contains_key("a::odd"));
 }
 
 #[test]

@@ -76,6 +76,16 @@ const CRATES: &[(&str, Floors)] = &[
     ),
 ];
 
+/// Rooms of the crate `fastdrop` that import nothing of others, although the floors would let them.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("storage", &["transfer", "net", "client", "server"]),
+    ("source", &["net"]),
+    ("transfer", &["client", "server"]),
+];
+
+/// Lines of a file at most.
+const LINES_MAX: usize = 700;
+
 fn src(name: &str) -> PathBuf {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     crates.join(name).join("src")
@@ -100,6 +110,32 @@ fn an_import_goes_down_the_floors_never_up() {
                 let goes_down = floor(target) > floor(&own);
                 assert!(goes_down || is_shown, "{name}: {own} imports {target}, which is above it");
             }
+        }
+    }
+}
+
+#[test]
+fn what_knows_no_connection_imports_none() {
+    let imports = of_crate(&src("fastdrop"));
+    for (name, forbidden) in FORBIDDEN {
+        let own = imports.iter().filter(|(own, _)| room(own) == *name);
+        assert!(own.clone().count() > 3, "{name} is no room");
+        for (own, targets) in own {
+            let found = targets.iter().find(|target| forbidden.contains(&room(target)));
+            assert_eq!(found, None, "{own} imports it");
+        }
+        for other in *forbidden {
+            assert!(imports.keys().any(|module| room(module) == *other), "{other} is no room");
+        }
+    }
+}
+
+#[test]
+fn no_file_has_more_lines_than_can_be_kept_in_mind() {
+    for (name, _) in CRATES {
+        for file in imports::files(&src(name)) {
+            let lines = std::fs::read_to_string(&file).unwrap().lines().count();
+            assert!(lines <= LINES_MAX, "{}: {lines} lines", file.display());
         }
     }
 }
