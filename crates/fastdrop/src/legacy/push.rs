@@ -14,16 +14,18 @@ use fastdrop_proto::port::LineProtocol;
 use std::sync::Arc;
 
 /// Serves a connection, of which the first line has come, to its end.
-type Serve = fn(&Arc<ServerContext>, LegacyConnection);
+pub(crate) type Serve = Arc<dyn Fn(LegacyConnection) + std::marker::Send + Sync>;
+/// Makes what serves a protocol, with state of its own: once for each server.
+type NewServer = fn(Arc<ServerContext>) -> Serve;
 /// Sends one file.
 type Send = fn(&ClientContext, &SourceFile, Option<&Throttle>) -> Result<Delivery, Error>;
 
 /// A protocol that pushes whole files, as the dispatchers know it.
 pub(crate) struct PushProtocol {
     pub(crate) protocol: Protocol,
-    /// The line by which a server knows it, and what serves it then; None if it begins as HTTP, and
-    /// is handed over from there.
-    pub(crate) line: Option<(LineProtocol, Serve)>,
+    /// The line by which a server knows it, and what makes its server; None if it begins as HTTP,
+    /// and is handed over from there.
+    line: Option<(LineProtocol, NewServer)>,
     pub(crate) send: Send,
 }
 
@@ -41,7 +43,10 @@ const ALL: &[PushProtocol] = &[
     },
     PushProtocol {
         protocol: Protocol::UltraDp,
-        line: Some((LineProtocol::UltraDp, ultradp::server::serve)),
+        line: Some((LineProtocol::UltraDp, |context| {
+            let server = ultradp::server::Server::new(context);
+            Arc::new(move |legacy| ultradp::server::serve(&server, legacy))
+        })),
         send: ultradp::client::send,
     },
     PushProtocol { protocol: Protocol::NextDp, line: None, send: nextdp::client::send },
@@ -52,10 +57,22 @@ pub(crate) fn by_name(protocol: Protocol) -> Option<&'static PushProtocol> {
     ALL.iter().find(|push| push.protocol == protocol)
 }
 
-/// The protocol that begins with such a line, and what serves it.
-pub(crate) fn by_line(line: LineProtocol) -> Option<(Protocol, Serve)> {
-    ALL.iter().find_map(|push| {
-        let (own, serve) = push.line?;
-        (own == line).then_some((push.protocol, serve))
-    })
+/// The protocols of one server that begin with a line of their own.
+pub(crate) struct LineServers(Vec<(LineProtocol, Protocol, Serve)>);
+
+impl LineServers {
+    /// Creates all of them, to which no connection has come.
+    pub(crate) fn new(context: &Arc<ServerContext>) -> Self {
+        let lines = ALL.iter().filter_map(|push| {
+            let (line, new) = push.line?;
+            Some((line, push.protocol, new(Arc::clone(context))))
+        });
+        Self(lines.collect())
+    }
+
+    /// The protocol that begins with such a line, and what serves it.
+    pub(crate) fn by_line(&self, line: LineProtocol) -> Option<(Protocol, Serve)> {
+        let (_, protocol, serve) = self.0.iter().find(|(own, ..)| *own == line)?;
+        Some((*protocol, Arc::clone(serve)))
+    }
 }

@@ -1,12 +1,10 @@
 //! A connection that has said what it speaks.
 
 use crate::admission::keys::KeyGuard;
-use crate::context::server::ServerContext;
 use crate::legacy::fastdp1;
-use crate::legacy::upload::LegacyConnection;
+use crate::legacy::push::Serve;
 use fastdrop_proto::fastdp::{Header, Open, UpgradeRequest};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use tokio::net::TcpStream;
 
 /// A connection that has said what it wants.
@@ -33,12 +31,7 @@ pub(super) enum Accepted {
     /// FastDownloader, on its own port: nothing has been said.
     FastDownloader { socket: std::net::TcpStream, peer: SocketAddr },
     /// A protocol with a first line of its own, which has come: what serves it.
-    Line {
-        serve: fn(&Arc<ServerContext>, LegacyConnection),
-        socket: std::net::TcpStream,
-        peer: SocketAddr,
-        early: Vec<u8>,
-    },
+    Line { serve: Serve, socket: std::net::TcpStream, peer: SocketAddr, early: Vec<u8> },
 }
 
 /// An upgrade that was answered, on a connection that is no longer HTTP.

@@ -4,6 +4,7 @@ use crate::admission::count::Counted;
 use crate::admission::keys::{KeyGuard, Keys};
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
+use crate::legacy::push::LineServers;
 use crate::legacy::upload::LegacyConnection;
 use crate::legacy::{fastdownloader, fastdp1, nextdp};
 use crate::lock::lock;
@@ -28,6 +29,7 @@ pub(super) struct Dispatcher {
     pub(super) nextdp: Arc<nextdp::server::Server>,
     fastdp1: fastdp1::server::Server,
     fastdownloader: fastdownloader::server::Server,
+    pub(super) lines: LineServers,
     keys: Arc<Keys>,
     /// Handshakes under way, the oldest first.
     pub(super) handshaking: Mutex<BTreeMap<u64, (IpAddr, tokio::task::AbortHandle)>>,
@@ -42,6 +44,7 @@ impl Dispatcher {
             nextdp: Arc::new(nextdp::server::Server::new(Arc::clone(&context))),
             fastdp1: fastdp1::server::Server::new(Arc::clone(&context)),
             fastdownloader: fastdownloader::server::Server::new(Arc::clone(&context)),
+            lines: LineServers::new(&context),
             context,
             keys: Arc::default(),
             handshaking: Mutex::default(),
@@ -103,7 +106,7 @@ impl Dispatcher {
                 fastdownloader::server::serve(&self.fastdownloader, connection);
             }
             Accepted::Line { serve, socket, peer, early } => {
-                serve(&self.context, LegacyConnection { socket, peer, early, permit });
+                serve(LegacyConnection { socket, peer, early, permit });
             }
         }
     }

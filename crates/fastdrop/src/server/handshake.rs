@@ -2,7 +2,6 @@
 //! fastdp the upgrade, the header and the first frame, within a deadline.
 
 use crate::legacy::fastdp1;
-use crate::legacy::push;
 use crate::net::tuning::reset_on_close;
 use crate::server::accepted::{Accepted, Handshake, Upgraded};
 use crate::server::dispatch::Dispatcher;
@@ -55,7 +54,7 @@ pub(super) async fn begin(
     let accept = &dispatcher.context.options.accept;
     let why = match begins {
         Begins::Http => return handshake(dispatcher, socket, peer, early, deadline).await,
-        Begins::Line(line) => match push::by_line(line) {
+        Begins::Line(line) => match dispatcher.lines.by_line(line) {
             Some((protocol, serve)) if accept.has(protocol) => {
                 return Some(Accepted::Line { serve, socket: socket.into_std().ok()?, peer, early });
             }

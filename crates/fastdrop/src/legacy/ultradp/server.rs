@@ -18,7 +18,7 @@ use fastdrop_proto::fastdp::Code;
 use fastdrop_proto::ultradp::{Announcement, Decryptor, Key, Prelude, Receiver, UltraDpError};
 use std::io::{BufReader, Read};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a sender may keep its side open once everything has come.
@@ -26,11 +26,32 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that may wait for their key at once, with the one whose turn it is.
 const DERIVING_MAX: usize = 16;
 
+/// The server of UltraDP.
+pub(crate) struct Server {
+    context: Arc<ServerContext>,
+    keys: KeyTurns,
+}
+
+impl Server {
+    /// Creates a server of which nobody waits for a key.
+    pub(crate) fn new(context: Arc<ServerContext>) -> Self {
+        Self { context, keys: KeyTurns::default() }
+    }
+}
+
+/// Turns in which keys are derived.
+#[derive(Default)]
+struct KeyTurns {
+    deriving: Mutex<()>,
+    /// Connections that wait for their key, with the one whose turn it is.
+    waiting: Arc<AtomicUsize>,
+}
+
 /// Serves a connection whose first line is there.
-pub(crate) fn serve(context: &Arc<ServerContext>, legacy: LegacyConnection) {
+pub(crate) fn serve(server: &Server, legacy: LegacyConnection) {
     let peer = legacy.peer;
     let started = Instant::now();
-    match receive(context, legacy) {
+    match receive(server, legacy) {
         Ok((path, bytes)) => {
             let (path, seconds) = (crate::shown(path.as_bytes()), started.elapsed().as_secs_f64());
             tracing::info!(%peer, protocol = "ultradp", path, bytes, seconds, "received");
@@ -39,7 +60,8 @@ pub(crate) fn serve(context: &Arc<ServerContext>, legacy: LegacyConnection) {
     }
 }
 
-fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(String, u64), Error> {
+fn receive(server: &Server, legacy: LegacyConnection) -> Result<(String, u64), Error> {
+    let context = &server.context;
     let parsed = Announcement::parse(&legacy.early).map_err(refused)?;
     let Some((announcement, used)) = parsed else {
         return Err(refused(UltraDpError::Announcement("it is not complete")));
@@ -62,7 +84,7 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
     if password.is_some() {
         tracing::info!(%peer, protocol = "ultradp", "what comes is encrypted, not authenticated");
     }
-    let mut cipher = password.map(|password| decryptor(context, &mut reader, password)).transpose()?;
+    let mut cipher = password.map(|password| decryptor(server, &mut reader, password)).transpose()?;
     let mut receiver = Receiver::new(&announcement);
     let compressed = announcement.compressed;
     let result = placed
@@ -87,30 +109,26 @@ fn receive(context: &Arc<ServerContext>, legacy: LegacyConnection) -> Result<(St
 }
 
 /// Receives salt and initialisation vector, and derives the key.
-fn decryptor(
-    context: &ServerContext,
-    reader: &mut FrameReader,
-    password: &Password,
-) -> Result<Decryptor, Error> {
+fn decryptor(server: &Server, reader: &mut FrameReader, password: &Password) -> Result<Decryptor, Error> {
     let mut prelude = [0; Prelude::LEN];
     reader.fill(&mut prelude)?;
     let Prelude { salt, iv } = Prelude::decode(prelude);
-    let key = in_turn(&context.stop, || Key::derive(password.bytes(), &salt))?;
+    let key = server.keys.in_turn(&server.context.stop, || Key::derive(password.bytes(), &salt))?;
     Ok(Decryptor::new(&key, &iv))
 }
 
-/// Derives one key at a time: strangers who ask for keys take one core at most.
-fn in_turn<T>(stop: &Stop, derive: impl FnOnce() -> T) -> Result<T, Error> {
-    static DERIVING: Mutex<()> = Mutex::new(());
-    static WAITING: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
-    let Some(_waiting) = Counted::within(&WAITING, DERIVING_MAX) else {
-        return Err(Error::failed(Code::Unavailable, "too many senders ask for a key at once"));
-    };
-    let _turn = lock(&DERIVING);
-    if stop.is_stopped() {
-        return Err(Error::Interrupted);
+impl KeyTurns {
+    /// Derives one key at a time: strangers who ask for keys take one core of a server at most.
+    fn in_turn<T>(&self, stop: &Stop, derive: impl FnOnce() -> T) -> Result<T, Error> {
+        let Some(_waiting) = Counted::within(&self.waiting, DERIVING_MAX) else {
+            return Err(Error::failed(Code::Unavailable, "too many senders ask for a key at once"));
+        };
+        let _turn = lock(&self.deriving);
+        if stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        Ok(derive())
     }
-    Ok(derive())
 }
 
 /// Receives chunks until the sender ends.
@@ -247,23 +265,25 @@ mod tests {
 
     #[test]
     fn so_many_may_wait_for_a_key_and_none_after_the_word_to_stop() {
-        let stop = Stop::default();
+        let (stop, keys) = (Stop::default(), KeyTurns::default());
         let (begun, begins) = std::sync::mpsc::channel();
         let (ends, end) = std::sync::mpsc::channel::<()>();
         let end = Mutex::new(end);
         std::thread::scope(|scope| {
             let first = scope.spawn(|| {
-                in_turn(&stop, || {
+                keys.in_turn(&stop, || {
                     begun.send(()).unwrap();
                     lock(&end).recv().unwrap();
                 })
             });
             begins.recv().unwrap();
+            // Those of another server do not wait for it.
+            KeyTurns::default().in_turn(&stop, || ()).unwrap();
             // More than may wait: those are refused while the first one has its turn.
             let (done, results) = std::sync::mpsc::channel();
             for _ in 0..DERIVING_MAX + 4 {
-                let (done, stop) = (done.clone(), stop.clone());
-                scope.spawn(move || done.send(in_turn(&stop, || ())).unwrap());
+                let (done, stop, keys) = (done.clone(), stop.clone(), &keys);
+                scope.spawn(move || done.send(keys.in_turn(&stop, || ())).unwrap());
             }
             for _ in 0..5 {
                 let refused = results.recv().unwrap().unwrap_err();
