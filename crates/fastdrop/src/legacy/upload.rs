@@ -2,7 +2,7 @@
 
 use crate::admission::permit::ConnectionPermit;
 use crate::context::server::ServerContext;
-use crate::context::server::registry::PlacedGuard;
+use crate::context::server::registry::{PlacedGuard, Reservation};
 use crate::error::Error;
 use crate::gate::principal::Principal;
 use crate::net::connection::Connection;
@@ -62,7 +62,22 @@ impl LegacyUpload {
         path: &[u8],
         announced: &Announced,
     ) -> Result<Self, Error> {
-        Self::create_where(context, who, path, announced, |existing| existing)
+        Self::create_where(context, who, path, announced, None, |existing| existing)
+    }
+
+    /// As [`create`](Self::create), at a place that has been taken for it.
+    ///
+    /// # Errors
+    ///
+    /// As of that.
+    pub(crate) fn create_at(
+        context: &Arc<ServerContext>,
+        who: &Principal,
+        path: &[u8],
+        announced: &Announced,
+        place: Reservation,
+    ) -> Result<Self, Error> {
+        Self::create_where(context, who, path, announced, Some(place), |existing| existing)
     }
 
     /// As [`create`](Self::create), and replaces nothing.
@@ -76,7 +91,7 @@ impl LegacyUpload {
         path: &[u8],
         announced: &Announced,
     ) -> Result<Self, Error> {
-        Self::create_where(context, who, path, announced, |existing| match existing {
+        Self::create_where(context, who, path, announced, None, |existing| match existing {
             Existing::Overwrite => Existing::Error,
             Existing::Skip | Existing::Error | Existing::Rename => existing,
         })
@@ -87,14 +102,13 @@ impl LegacyUpload {
         who: &Principal,
         path: &[u8],
         announced: &Announced,
+        place: Option<Reservation>,
         decide: impl FnOnce(Existing) -> Existing,
     ) -> Result<Self, Error> {
         let options = &context.options;
         let (path, existing) = context.gate.admit_file(who, path)?;
         let existing = decide(existing);
-        if !context.registry.has_room() {
-            return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
-        }
+        let place = place.map_or_else(|| context.registry.reserve(), Ok)?;
         let receive = ReceiveOptions {
             existing,
             advice: "",
@@ -108,7 +122,7 @@ impl LegacyUpload {
             unpack: None,
         };
         let incoming = StagedFile::create(&context.root, path.as_bytes(), announced, receive)?;
-        let placed = context.registry.add_placed(incoming.folder());
+        let placed = context.registry.add_placed(place, incoming.folder());
         Ok(Self { context: Arc::clone(context), incoming: Some(incoming), _placed: placed })
     }
 

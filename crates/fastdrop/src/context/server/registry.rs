@@ -29,7 +29,12 @@ pub(crate) struct Admitted {
     pub(crate) action: Action,
 }
 
+/// A place among the transfers of a server, until the last one of its clones is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct Reservation(#[expect(dead_code, reason = "it counts until it is dropped")] Arc<Counted>);
+
 struct Session {
+    _place: Reservation,
     transfer: Transfer,
     admitted: Admitted,
     /// Data streams granted.
@@ -48,6 +53,8 @@ struct Preparing {
 /// Transfers under way, at most so many at once.
 pub(crate) struct Registry {
     transfers_max: usize,
+    /// The transfers that have a place, of every protocol.
+    reserved: Arc<AtomicUsize>,
     sessions: Mutex<BTreeMap<[u8; 16], Session>>,
     preparing: Mutex<Vec<Preparing>>,
     next_preparing: AtomicU64,
@@ -60,11 +67,24 @@ impl Registry {
     pub(crate) fn new(transfers_max: usize) -> Self {
         Self {
             transfers_max,
+            reserved: Arc::default(),
             sessions: Mutex::default(),
             preparing: Mutex::default(),
             next_preparing: AtomicU64::new(0),
             placed: Mutex::default(),
         }
+    }
+
+    /// Takes a place for one more transfer, before anything is made for it.
+    ///
+    /// # Errors
+    ///
+    /// 503 if there are as many transfers as may be.
+    pub(crate) fn reserve(&self) -> Result<Reservation, Error> {
+        let counted = Counted::within(&self.reserved, self.transfers_max);
+        let counted =
+            counted.ok_or_else(|| Error::failed(Code::Unavailable, "too many transfers at once"))?;
+        Ok(Reservation(Arc::new(counted)))
     }
 
     /// Registers a transfer that takes data streams.
@@ -79,12 +99,9 @@ impl Registry {
         admitted: Admitted,
         streams: u16,
     ) -> Result<SessionGuard, Error> {
-        let placed = lock(&self.placed).len();
-        let mut sessions = lock(&self.sessions);
-        if placed + sessions.len() >= self.transfers_max {
-            return Err(Error::failed(Code::Unavailable, "too many transfers at once"));
-        }
-        sessions.insert(id.0, Session { transfer, admitted, streams, joined: Arc::default() });
+        let place = self.reserve()?;
+        let session = Session { _place: place, transfer, admitted, streams, joined: Arc::default() };
+        lock(&self.sessions).insert(id.0, session);
         Ok(SessionGuard { registry: Arc::clone(self), id })
     }
 
@@ -140,16 +157,10 @@ impl Registry {
         })
     }
 
-    /// Reports whether there is room for one more transfer.
-    pub(crate) fn has_room(&self) -> bool {
-        let placed = lock(&self.placed).len();
-        placed + lock(&self.sessions).len() < self.transfers_max
-    }
-
     /// Registers the stage of a file that comes by an older protocol.
-    pub(crate) fn add_placed(self: &Arc<Self>, folder: &str) -> PlacedGuard {
+    pub(crate) fn add_placed(self: &Arc<Self>, place: Reservation, folder: &str) -> PlacedGuard {
         lock(&self.placed).insert(folder.to_owned());
-        PlacedGuard { registry: Arc::clone(self), folder: folder.to_owned() }
+        PlacedGuard { _place: place, registry: Arc::clone(self), folder: folder.to_owned() }
     }
 
     /// Reports whether a stage is that of a file that comes by an older protocol.
@@ -184,6 +195,7 @@ impl Drop for PreparingGuard {
 
 /// The stage of a file, which is known as long as this is there.
 pub(crate) struct PlacedGuard {
+    _place: Reservation,
     registry: Arc<Registry>,
     folder: String,
 }
@@ -191,5 +203,25 @@ pub(crate) struct PlacedGuard {
 impl Drop for PlacedGuard {
     fn drop(&mut self) {
         lock(&self.registry.placed).remove(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_taken_once_and_until_the_last_clone_goes() {
+        let registry = Arc::new(Registry::new(2));
+        let first = registry.reserve().unwrap();
+        let placed = registry.add_placed(registry.reserve().unwrap(), "folder");
+        assert_eq!(registry.reserve().unwrap_err().code(), Code::Unavailable);
+        drop(placed);
+        let clone = first.clone();
+        drop(first);
+        let second = registry.reserve().unwrap();
+        assert_eq!(registry.reserve().unwrap_err().code(), Code::Unavailable);
+        drop((clone, second));
+        assert!(registry.reserve().is_ok());
     }
 }

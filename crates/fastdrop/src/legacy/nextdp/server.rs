@@ -38,7 +38,8 @@ pub(crate) struct Server {
 impl Server {
     /// Creates a server without transfers.
     pub(crate) fn new(context: Arc<ServerContext>) -> Self {
-        Self { context, transfers: Arc::default(), room: Room::default(), writing: Arc::default() }
+        let transfers = Arc::new(Transfers::new(Arc::clone(&context.registry)));
+        Self { context, transfers, room: Room::default(), writing: Arc::default() }
     }
 
     /// The chunks that are being written.
@@ -59,8 +60,7 @@ impl Server {
 
     /// Finds, or begins, the transfer of a request whose chunk is here as a whole.
     fn bind_again(&self, key: &TransferKey, chunk: &ChunkRequest) -> Result<BoundRequest, Refusal> {
-        let transfers_max = self.context.options.transfers_max;
-        match self.transfers.bind(key, chunk, transfers_max, false, Instant::now()) {
+        match self.transfers.bind(key, chunk, false, Instant::now()) {
             Bound::To(bound, gone) => {
                 if let Some(gone) = gone {
                     gone.discard_failed();
@@ -179,12 +179,11 @@ async fn bind(
     key: &TransferKey,
     chunk: &ChunkRequest,
 ) -> Result<Result<BoundRequest, Result<(), Refusal>>, Refusal> {
-    let transfers_max = server.context.options.transfers_max;
     let until = Instant::now() + CHUNK_0_TIMEOUT;
     loop {
         let replaced = server.transfers.replaced.notified();
         let now = Instant::now();
-        match server.transfers.bind(key, chunk, transfers_max, now < until, now) {
+        match server.transfers.bind(key, chunk, now < until, now) {
             Bound::To(bound, gone) => {
                 if let Some(gone) = gone {
                     discard(gone).await;

@@ -1,6 +1,7 @@
 //! One file that arrives in chunks.
 
 use crate::context::server::ServerContext;
+use crate::context::server::registry::Reservation;
 use crate::error::Error;
 use crate::gate::principal::Principal;
 use crate::legacy::nextdp::spool::EarlyChunks;
@@ -34,6 +35,8 @@ pub(super) struct Transfer {
     inner: Mutex<Inner>,
     /// Notified whenever a chunk has been written, or compared.
     written: Condvar,
+    /// Its place among the transfers of the server.
+    pub(super) place: Reservation,
 }
 
 struct Inner {
@@ -83,7 +86,7 @@ pub(super) enum Taken {
 }
 
 impl Transfer {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, place: Reservation) -> Self {
         let activity = Activity::new(now);
         let glance = Glance { state: State::Waiting, first: None, activity, is_used: false, repeated: false };
         let inner = Inner {
@@ -101,6 +104,7 @@ impl Transfer {
             ended: Notify::new(),
             inner: Mutex::new(inner),
             written: Condvar::new(),
+            place,
         }
     }
 
@@ -274,7 +278,8 @@ impl Transfer {
         // How long the last chunk is, is known only if this one is the last.
         let least = size * u64::from(chunks.saturating_sub(1).max(1));
         let announced = Announced::within(least..=least.max(size * u64::from(chunks)));
-        match LegacyUpload::create(context, &Principal::of(peer), name.as_bytes(), &announced) {
+        let (who, place) = (Principal::of(peer), self.place.clone());
+        match LegacyUpload::create_at(context, &who, name.as_bytes(), &announced, place) {
             Ok(upload) => inner.upload = Some(upload),
             Err(error) => return Err(self.fail_inner(inner, Failure::new(refusal(error)))),
         }
@@ -458,6 +463,7 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::context::server::options::ServerOptions;
+    use crate::context::server::registry::Registry;
     use crate::stop::Stop;
     use crate::storage::root::Root;
     use crate::storage::spool::Spool;
@@ -508,7 +514,7 @@ mod tests {
     fn copies_of_chunks_that_come_at_the_same_time_are_compared_and_make_one_file() {
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
-            let transfer = Transfer::new(Instant::now());
+            let transfer = Transfer::new(Instant::now(), Registry::new(1).reserve().unwrap());
             for result in race(&context(folder.path()), &transfer, None) {
                 result.unwrap();
             }
@@ -522,7 +528,7 @@ mod tests {
     fn a_copy_that_differs_in_one_byte_fails_the_transfer_whenever_it_comes() {
         for odd in (0..CHUNKS).cycle().take(20) {
             let folder = tempfile::tempdir().unwrap();
-            let transfer = Transfer::new(Instant::now());
+            let transfer = Transfer::new(Instant::now(), Registry::new(1).reserve().unwrap());
             let results = race(&context(folder.path()), &transfer, Some(odd));
             let refused: Vec<_> = results.iter().filter_map(|result| result.as_ref().err()).collect();
             assert!(refused.iter().all(|refusal| refusal.status == 409), "{refused:?}");
@@ -547,7 +553,7 @@ mod tests {
 
     /// A transfer of two chunks, `aa` and `a`, that is complete.
     fn complete(context: &Arc<ServerContext>, id: Option<&str>) -> Transfer {
-        let transfer = Transfer::new(Instant::now());
+        let transfer = Transfer::new(Instant::now(), Registry::new(1).reserve().unwrap());
         assert!(matches!(take(context, &transfer, id, 0, Some(("f", 2)), b"aa"), Ok(Taken::Stored)));
         assert!(matches!(take(context, &transfer, id, 1, None, b"a"), Ok(Taken::Complete { .. })));
         transfer
@@ -596,7 +602,7 @@ mod tests {
     fn another_chunk_0_is_elsewhere_once_a_file_of_one_chunk_is_here_and_has_no_id() {
         let folder = tempfile::tempdir().unwrap();
         let context = context(folder.path());
-        let transfer = Transfer::new(Instant::now());
+        let transfer = Transfer::new(Instant::now(), Registry::new(1).reserve().unwrap());
         assert!(matches!(
             take(&context, &transfer, None, 0, Some(("f", 1)), b"aa"),
             Ok(Taken::Complete { settle: false })
@@ -646,7 +652,7 @@ mod tests {
         let options = ServerOptions { free_min: u64::MAX, ..ServerOptions::new(folder.path().into()) };
         let root = Arc::new(Root::open(folder.path()).unwrap());
         let context = Arc::new(ServerContext::new(options, root, Stop::default()));
-        let transfer = Transfer::new(Instant::now());
+        let transfer = Transfer::new(Instant::now(), Registry::new(1).reserve().unwrap());
         assert_eq!(take(&context, &transfer, None, 1, None, b"a").err().unwrap().status, 507);
     }
 

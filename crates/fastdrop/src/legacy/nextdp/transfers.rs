@@ -1,5 +1,6 @@
 //! The transfers of a server, and the one to which a request belongs.
 
+use crate::context::server::registry::Registry;
 use crate::legacy::nextdp::state::{Failure, State};
 use crate::legacy::nextdp::transfer::{Transfer, other_of_id};
 use crate::lock::lock;
@@ -21,8 +22,9 @@ pub(super) struct TransferKey {
 }
 
 /// The transfers under way, and how others ended.
-#[derive(Default)]
 pub(super) struct Transfers {
+    /// Where each has its place among those of every protocol.
+    registry: Arc<Registry>,
     /// Failed ones without an id among them, as long as their chunks may still come.
     under_way: Mutex<BTreeMap<TransferKey, Arc<Transfer>>>,
     ended: Mutex<BTreeMap<TransferKey, Ending>>,
@@ -98,13 +100,17 @@ impl Drop for Work {
 }
 
 impl Transfers {
-    /// Finds, or begins, the transfer of a request whose head has come. `max` is how many there
-    /// may be; `wait` says that the request can wait for one that makes room for another.
+    /// Creates an empty map, whose transfers take their places in `registry`.
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, under_way: Mutex::default(), ended: Mutex::default(), replaced: Notify::new() }
+    }
+
+    /// Finds, or begins, the transfer of a request whose head has come. `wait` says that the
+    /// request can wait for one that makes room for another.
     pub(super) fn bind(
         self: &Arc<Self>,
         key: &TransferKey,
         chunk: &ChunkRequest,
-        max: usize,
         wait: bool,
         now: Instant,
     ) -> Bound {
@@ -113,7 +119,7 @@ impl Transfers {
             return Bound::Ended(ended);
         }
         let known = under_way.get(key).map(Arc::clone);
-        let mut gone = None;
+        let mut left = None;
         if let Some(transfer) = known {
             match self.check(&transfer, key, chunk, wait, now) {
                 Found::Its => return Bound::To(self.bound(transfer), None),
@@ -127,15 +133,19 @@ impl Transfers {
                     }
                     return Bound::Refused(refusal, Some(transfer));
                 }
-                Found::Gone => gone = under_way.remove(key),
+                // One that is being named needs its own for a while.
+                Found::Gone if matches!(transfer.glance().state, State::Committing) => {}
+                Found::Gone => left = Some(transfer.place.clone()),
             }
-        } else if under_way.len() >= max {
-            return Bound::Refused(Refusal::new(503, "too many transfers at once"), None);
         }
+        let Ok(place) = left.map_or_else(|| self.registry.reserve(), Ok) else {
+            return Bound::Refused(Refusal::new(503, "too many transfers at once"), None);
+        };
+        let gone = under_way.remove(key);
         if gone.is_some() {
             self.replaced.notify_waiters();
         }
-        let transfer = Arc::new(Transfer::new(now));
+        let transfer = Arc::new(Transfer::new(now, place));
         transfer.glance().activity.handle_request(now);
         under_way.insert(key.clone(), Arc::clone(&transfer));
         Bound::To(self.bound(transfer), gone)
@@ -322,8 +332,8 @@ mod tests {
 
     /// Transfers of which one has its chunk 0, and the request that brought it.
     fn placed(key: &TransferKey, now: Instant) -> (Arc<Transfers>, BoundRequest) {
-        let transfers = Arc::new(Transfers::default());
-        let request = to(transfers.bind(key, &first("a", 3), MAX, true, now));
+        let transfers = Arc::new(Transfers::new(Arc::new(Registry::new(MAX))));
+        let request = to(transfers.bind(key, &first("a", 3), true, now));
         let mut glance = request.transfer().glance();
         glance.is_used = true;
         glance.state = State::Placed;
@@ -337,16 +347,16 @@ mod tests {
         for (name, chunks) in [("b", 3), ("a", 4)] {
             let now = Instant::now();
             let (transfers, request) = placed(&key(None), now);
-            assert_eq!(refused(transfers.bind(&key(None), &first(name, chunks), MAX, true, now)).status, 409);
+            assert_eq!(refused(transfers.bind(&key(None), &first(name, chunks), true, now)).status, 409);
             // Both get to know, and so does whoever begins while their chunks may still come.
             assert_eq!(request.transfer().failure().unwrap().refusal.status, 409);
             for chunk in [chunk(1), first("a", 3), first("c", 1)] {
-                assert_eq!(refused(transfers.bind(&key(None), &chunk, MAX, true, now + SECOND)).status, 409);
+                assert_eq!(refused(transfers.bind(&key(None), &chunk, true, now + SECOND)).status, 409);
             }
-            drop(to(transfers.bind(&key(None), &first("c", 1), MAX, true, now + 7 * SECOND)));
+            drop(to(transfers.bind(&key(None), &first("c", 1), true, now + 7 * SECOND)));
             // One with an id is another transfer.
             let (transfers, _request) = placed(&key(None), now);
-            let other = to(transfers.bind(&key(Some("x")), &first(name, chunks), MAX, true, now));
+            let other = to(transfers.bind(&key(Some("x")), &first(name, chunks), true, now));
             assert!(other.transfer().failure().is_none());
         }
     }
@@ -357,15 +367,15 @@ mod tests {
         let (transfers, old) = placed(&key(None), now);
         let later = now + STALE_AFTER;
         // Its own chunk, or an early one of another: chunk 0 is waited for.
-        assert!(matches!(transfers.bind(&key(None), &chunk(1), MAX, true, later), Bound::Silent));
-        let new = to(transfers.bind(&key(None), &first("b", 3), MAX, true, later));
+        assert!(matches!(transfers.bind(&key(None), &chunk(1), true, later), Bound::Silent));
+        let new = to(transfers.bind(&key(None), &first("b", 3), true, later));
         assert!(!Arc::ptr_eq(new.transfer(), old.transfer()));
         assert_eq!(old.transfer().failure().unwrap().refusal.status, 409);
-        let waited = to(transfers.bind(&key(None), &chunk(1), MAX, true, later));
+        let waited = to(transfers.bind(&key(None), &chunk(1), true, later));
         assert!(Arc::ptr_eq(new.transfer(), waited.transfer()));
         // That the old one's request breaks off now is nothing to the new one.
         drop(old);
-        let again = to(transfers.bind(&key(None), &chunk(2), MAX, true, later));
+        let again = to(transfers.bind(&key(None), &chunk(2), true, later));
         assert!(Arc::ptr_eq(new.transfer(), again.transfer()));
     }
 
@@ -373,7 +383,7 @@ mod tests {
     fn a_chunk_without_a_new_chunk_0_is_that_of_the_silent_transfer() {
         let now = Instant::now();
         let (transfers, old) = placed(&key(None), now);
-        let request = to(transfers.bind(&key(None), &chunk(1), MAX, false, now + STALE_AFTER));
+        let request = to(transfers.bind(&key(None), &chunk(1), false, now + STALE_AFTER));
         assert!(Arc::ptr_eq(request.transfer(), old.transfer()));
     }
 
@@ -383,9 +393,9 @@ mod tests {
         let (transfers, old) = placed(&key(None), now);
         old.transfer().glance().activity.handle_bytes(now + 4 * SECOND);
         let later = now + 8 * SECOND;
-        assert_eq!(refused(transfers.bind(&key(None), &first("b", 3), MAX, true, later)).status, 409);
+        assert_eq!(refused(transfers.bind(&key(None), &first("b", 3), true, later)).status, 409);
         let (transfers, old) = placed(&key(Some("x")), now);
-        let request = to(transfers.bind(&key(Some("x")), &chunk(1), MAX, true, now + 50 * SECOND));
+        let request = to(transfers.bind(&key(Some("x")), &chunk(1), true, now + 50 * SECOND));
         assert!(Arc::ptr_eq(request.transfer(), old.transfer()));
     }
 
@@ -394,22 +404,36 @@ mod tests {
         let now = Instant::now();
         let (transfers, request) = placed(&key(None), now);
         request.transfer().fail(Failure::new(Refusal::new(507, "full")));
-        assert_eq!(refused(transfers.bind(&key(None), &chunk(1), MAX, true, now)).status, 507);
-        drop(to(transfers.bind(&key(None), &first("b", 1), MAX, true, now)));
+        assert_eq!(refused(transfers.bind(&key(None), &chunk(1), true, now)).status, 507);
+        drop(to(transfers.bind(&key(None), &first("b", 1), true, now)));
     }
 
     #[test]
     fn a_request_that_broke_off_before_it_brought_anything_leaves_nothing() {
         let now = Instant::now();
-        let transfers = Arc::new(Transfers::default());
-        drop(to(transfers.bind(&key(None), &chunk(1), MAX, true, now)));
+        let transfers = Arc::new(Transfers::new(Arc::new(Registry::new(MAX))));
+        drop(to(transfers.bind(&key(None), &chunk(1), true, now)));
         assert!(lock(&transfers.under_way).is_empty());
         let held: Vec<_> = (0..MAX)
-            .map(|at| to(transfers.bind(&key(Some(&at.to_string())), &chunk(1), MAX, true, now)))
+            .map(|at| to(transfers.bind(&key(Some(&at.to_string())), &chunk(1), true, now)))
             .collect();
-        assert_eq!(refused(transfers.bind(&key(None), &chunk(1), MAX, true, now)).status, 503);
+        assert_eq!(refused(transfers.bind(&key(None), &chunk(1), true, now)).status, 503);
         drop(held);
-        drop(to(transfers.bind(&key(None), &chunk(1), MAX, true, now)));
+        drop(to(transfers.bind(&key(None), &chunk(1), true, now)));
+    }
+
+    #[test]
+    fn transfers_of_other_protocols_count_too() {
+        let now = Instant::now();
+        let registry = Arc::new(Registry::new(1));
+        let transfers = Arc::new(Transfers::new(Arc::clone(&registry)));
+        let other = registry.reserve().unwrap();
+        assert_eq!(refused(transfers.bind(&key(None), &chunk(1), true, now)).status, 503);
+        drop(other);
+        let bound = to(transfers.bind(&key(None), &chunk(1), true, now));
+        assert!(registry.reserve().is_err());
+        drop(bound);
+        assert!(registry.reserve().is_ok());
     }
 
     #[test]
@@ -444,15 +468,15 @@ mod tests {
             let (transfers, old) = placed(&key(None), now);
             set(&old, state, chunks);
             for (at, chunk) in [chunk(1), first("a", 3), first("a", 3)].into_iter().enumerate() {
-                let new = to(transfers.bind(&key(None), &chunk, MAX, at % 2 == 0, now));
+                let new = to(transfers.bind(&key(None), &chunk, at % 2 == 0, now));
                 assert!(!Arc::ptr_eq(new.transfer(), old.transfer()));
                 assert!(old.transfer().failure().is_none());
                 new.transfer().glance().is_used = true;
             }
             // That the old one ends now is nothing to the new one.
-            let new = Arc::clone(to(transfers.bind(&key(None), &chunk(2), MAX, true, now)).transfer());
+            let new = Arc::clone(to(transfers.bind(&key(None), &chunk(2), true, now)).transfer());
             transfers.end(&key(None), old.transfer());
-            let again = to(transfers.bind(&key(None), &chunk(2), MAX, true, now));
+            let again = to(transfers.bind(&key(None), &chunk(2), true, now));
             assert!(Arc::ptr_eq(again.transfer(), &new));
         }
     }
@@ -463,14 +487,14 @@ mod tests {
         for other in [first("b", 3), first("a", 4)] {
             let (transfers, old) = placed(&id, now);
             set(&old, State::Committing, 3);
-            assert_eq!(refused(transfers.bind(&id, &other, MAX, true, now)).status, 409);
-            let same = to(transfers.bind(&id, &first("a", 3), MAX, true, now));
+            assert_eq!(refused(transfers.bind(&id, &other, true, now)).status, 409);
+            let same = to(transfers.bind(&id, &first("a", 3), true, now));
             assert!(Arc::ptr_eq(same.transfer(), old.transfer()));
             // Once that has its name, it is a file of its own.
             set(&old, State::Ended(Ok(())), 3);
-            let new = to(transfers.bind(&id, &other, MAX, true, now));
+            let new = to(transfers.bind(&id, &other, true, now));
             transfers.end(&id, old.transfer());
-            let next = to(transfers.bind(&id, &chunk(1), MAX, true, now));
+            let next = to(transfers.bind(&id, &chunk(1), true, now));
             assert!(Arc::ptr_eq(next.transfer(), new.transfer()));
         }
     }
@@ -482,7 +506,7 @@ mod tests {
         set(&old, State::Ended(Ok(())), 3);
         transfers.end(&id, old.transfer());
         for number in 1..5 {
-            match transfers.bind(&id, &chunk(number), MAX, true, now) {
+            match transfers.bind(&id, &chunk(number), true, now) {
                 Bound::Ended(Ok(())) => assert!(number < 3, "{number}"),
                 Bound::Ended(Err(refusal)) => assert!(number >= 3 && refusal.status == 409, "{refusal}"),
                 _ => panic!("not ended"),
