@@ -24,7 +24,7 @@ async fn a_server_that_is_not_the_trusted_one_ends_the_client() {
     let (right, wrong) = (Identity::generate(&["right"]).unwrap(), Identity::generate(&["wrong"]).unwrap());
     let cutter = serve(&right).await;
     let start = |trusted: &Identity, config| {
-        Reconnecting::start_tls(&cutter.address, &Trust::Pinned(trusted.fingerprint()), config).unwrap()
+        Reconnecting::start_tls(&cutter.address, Trust::Pinned(trusted.fingerprint()), config).unwrap()
     };
     let client = start(&right, eager());
     for _ in 0..3 {
