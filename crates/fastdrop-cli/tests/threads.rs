@@ -41,6 +41,8 @@ fn sources() -> tempfile::TempDir {
 
 /// Checks that what is at `there` is what was sent, if it is said to be.
 fn check(out: &Output, sent: &Path, there: &Path) {
+    // How many threads are left when it begins is not determined, so neither is what fails, if
+    // anything does: a connection that is reset (5), or one that is refused in words (9).
     match out.code() {
         // UltraDP has no words for success.
         0 | 10 => assert_same_contents(sent, there),
@@ -71,7 +73,7 @@ fn a_server_with_few_threads_fails_in_words_and_lives_needs_root() {
             let dir = scratch();
             let from = server.target("fastdp");
             let out = client(args!["get", "--retries", "0", "--compress", archive, from, dir.path()]);
-            // There is nothing to get where nothing could be put.
+            // There is nothing to get where nothing could be put, and that is not determined.
             if out.code() != 4 && out.code() != 3 {
                 check(&out, &files.path().join("t/large"), &dir.path().join("fastdp"));
             }
@@ -114,6 +116,7 @@ fn a_client_with_few_threads_fails_in_words_needs_root() {
 /// The same for a client, whose own lack of a thread is also its own fault.
 fn check_client(out: &Output, sent: &Path, there: &Path) {
     assert!(!out.text().contains("panicked"), "{out}");
+    // What finds no thread is not determined, as in `check`; 1 is this end's own lack of one.
     match out.code() {
         0 | 10 => assert_same_contents(sent, there),
         1 | 5 | 9 => assert!(out.text().contains("thread") || out.code() != 1, "{out}"),
