@@ -26,8 +26,8 @@
 //!
 //! # Features
 //!
-//! `vstp`, `cnp`, `tls`, `json` (typed messages of VSTP) and `zstd` (its compressed frames), all on
-//! by default; `quic` (TLS over UDP, for VSTP), off by default. With `cnp` alone no C is compiled.
+//! `vstp`, `cnp`, `tls`, `quic` (TLS over UDP, for VSTP), `json` (typed messages of VSTP) and `zstd`
+//! (its compressed frames), all on by default. With `cnp` alone no C is compiled.
 
 #![cfg_attr(
     not(all(feature = "vstp", feature = "cnp", feature = "tls", feature = "json", feature = "zstd")),

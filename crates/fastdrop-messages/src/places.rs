@@ -133,6 +133,13 @@ impl Places {
         self.lock().counts.get(&origin).copied().unwrap_or_default()
     }
 
+    /// Returns true if somebody has to make room for one more connection.
+    #[cfg(feature = "quic")]
+    pub(crate) fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.holders.len() >= state.limits.all
+    }
+
     /// A place for one more connection; None if nobody has to make room for it now.
     pub(crate) fn take(self: &Arc<Self>, now: Instant, origin: Origin) -> Option<Place> {
         let mut state = self.lock();

@@ -51,8 +51,13 @@ async fn client_as(to: SocketAddr, tls: ClientTls) -> Result<(VstpUdpClient, Soc
 
 /// Passes datagrams on, and keeps what it has seen.
 async fn recorder(server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>, JoinSet<()>) {
+    recorder_at("127.0.0.1:0", server).await
+}
+
+/// The same from this address.
+async fn recorder_at(local: &str, server: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>, JoinSet<()>) {
     let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let back = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let back = UdpSocket::bind(local).await.unwrap();
     back.connect(server).await.unwrap();
     let (address, seen) = (front.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
     let mut task = JoinSet::new();
@@ -300,10 +305,42 @@ async fn connections_are_bounded() {
     let limits = UdpServerLimits { peers_max: 2, ..UdpServerLimits::default() };
     let server = VstpUdpServer::bind_tls_with_limits("127.0.0.1:0", &identity, limits).await.unwrap();
     let address = server.local_addr().unwrap();
-    let _one = client(address, identity.fingerprint()).await.unwrap();
-    let _two = client(address, identity.fingerprint()).await.unwrap();
+    let (one, to) = client(address, identity.fingerprint()).await.unwrap();
+    let (two, _) = client(address, identity.fingerprint()).await.unwrap();
+    for client in [&one, &two] {
+        let (sent, received) =
+            soon(async { tokio::join!(client.deliver(frame(vec![1]), to), server.recv_bytes()) }).await;
+        sent.unwrap();
+        received.unwrap();
+    }
     let refused = client(address, identity.fingerprint()).await.map(|_| ()).unwrap_err();
     assert!(refused.to_string().contains("TLS has failed"), "{refused}");
+    drop(two);
+    // As soon as the server has heard of it.
+    while client(address, identity.fingerprint()).await.is_err() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_with_all_connections_makes_room_for_another() {
+    let identity = identity();
+    let limits = UdpServerLimits { peers_max: 2, ..UdpServerLimits::default() };
+    let server = VstpUdpServer::bind_tls_with_limits("127.0.0.1:0", &identity, limits).await.unwrap();
+    let address = server.local_addr().unwrap();
+    let _silent = [
+        client(address, identity.fingerprint()).await.unwrap(),
+        client(address, identity.fingerprint()).await.unwrap(),
+    ];
+    let (elsewhere, _, _recording) = recorder_at("127.0.0.2:0", address).await;
+    // Each of the two has a moment to say something first.
+    let (client, to) = loop {
+        if let Ok(connected) = client(elsewhere, identity.fingerprint()).await {
+            break connected;
+        }
+    };
+    let (sent, received) =
+        soon(async { tokio::join!(client.deliver(frame(vec![1]), to), server.recv_bytes()) }).await;
+    sent.unwrap();
+    assert_eq!(received.unwrap().1.ip().to_string(), "127.0.0.2");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

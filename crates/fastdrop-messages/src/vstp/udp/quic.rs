@@ -4,6 +4,7 @@ mod settings;
 
 use crate::addresses::canonical;
 use crate::datagrams::{Reach, Socket};
+use crate::places::{Limits, Origin, Place, Places};
 use crate::tls::{ClientTls, HANDSHAKE_MAX, ServerTls, TlsError, host_of};
 use bytes::Bytes;
 use fastdrop_proto::vstp::Unreachable;
@@ -14,6 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::net::ToSocketAddrs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -174,7 +176,7 @@ impl Quic {
             match opened.map_err(|_| TlsError::Timeout).and_then(|opened| opened.map_err(error_of)) {
                 Ok(connection) => {
                     drop(tell);
-                    read((to, number), connection, came).await;
+                    read((to, number), connection, came, None).await;
                 }
                 Err(error) => {
                     tracing::info!(peer = %to, %error, "no secured connection");
@@ -270,21 +272,24 @@ impl Drop for Quic {
     }
 }
 
-/// Accepts connections: so many at once, and of those whose handshake is under way a bounded number
-/// beside them.
+/// Accepts connections: so many at once, shared out among addresses, and of those whose handshake
+/// is under way a bounded number beside them.
 async fn accept(endpoint: Endpoint, came: mpsc::Sender<Came>, numbers: Arc<AtomicU64>, peers_max: usize) {
     let half_open = Arc::new(Semaphore::new(Quic::HALF_OPEN_MAX));
-    let places = Arc::new(Semaphore::new(peers_max.clamp(1, Semaphore::MAX_PERMITS)));
+    let places = Places::new(Limits { all: peers_max, of_one: peers_max });
     while let Some(incoming) = endpoint.accept().await {
         let under_way = Quic::HALF_OPEN_MAX - half_open.available_permits();
-        if under_way >= Quic::HALF_OPEN_TRUSTED && !incoming.remote_address_validated() {
-            // Nothing is kept of it until it comes again with the proof.
+        let is_dear = under_way >= Quic::HALF_OPEN_TRUSTED || places.is_full();
+        if is_dear && !incoming.remote_address_validated() {
+            // Nothing is kept of it until it comes again with the proof, and nobody makes room.
             let _ = incoming.retry();
             continue;
         }
-        let turn = Arc::clone(&half_open).try_acquire_owned();
-        let place = Arc::clone(&places).try_acquire_owned();
-        let (Ok(turn), Ok(place)) = (turn, place) else {
+        let Ok(turn) = Arc::clone(&half_open).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let Some(place) = places.take(Instant::now(), Origin::of(incoming.remote_address().ip())) else {
             incoming.refuse();
             continue;
         };
@@ -296,34 +301,53 @@ async fn accept(endpoint: Endpoint, came: mpsc::Sender<Came>, numbers: Arc<Atomi
     }
 }
 
-/// The handshake of one that has come, and what it says.
+/// The handshake of one that has come, and what it says, until others have its place.
 async fn serve(
     connecting: Connecting,
     number: u64,
     came: mpsc::Sender<Came>,
     turn: OwnedSemaphorePermit,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) {
     let peer = canonical(connecting.remote_address());
-    let opened = tokio::time::timeout(HANDSHAKE_MAX, connecting).await;
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(HANDSHAKE_MAX, connecting) => opened,
+        () = place.lost() => return,
+    };
     drop(turn);
     match opened.map_err(|_| TlsError::Timeout).and_then(|opened| opened.map_err(error_of)) {
-        Ok(connection) => read((peer, number), connection, came).await,
+        Ok(connection) => read((peer, number), connection, came, Some(&place)).await,
         Err(error) => tracing::debug!(%peer, %error, "no handshake"),
     }
-    drop(place);
 }
 
-/// Hands on what a connection says, until its end.
-async fn read(number: Number, connection: Connection, came: mpsc::Sender<Came>) {
+/// Hands on what a connection says, until its end, or until others have its place.
+async fn read(number: Number, connection: Connection, came: mpsc::Sender<Came>, place: Option<&Place>) {
     if came.send(Came::Opened(number, connection.clone())).await.is_err() {
         return;
     }
+    let lost = async {
+        match place {
+            Some(place) => place.lost().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(lost);
     let mut datagrams = [const { Bytes::new() }; Quic::READ_MAX];
     let error = loop {
-        match connection.read_many_datagrams(&mut datagrams).await {
+        let read = tokio::select! {
+            read = connection.read_many_datagrams(&mut datagrams) => read,
+            () = &mut lost => {
+                connection.close(VarInt::from_u32(0), b"others have its place");
+                break ConnectionError::LocallyClosed;
+            }
+        };
+        match read {
             Err(error) => break error,
             Ok(count) => {
+                if let Some(place) = place {
+                    place.on_frame(Instant::now());
+                }
                 for datagram in datagrams.iter_mut().take(count) {
                     if came.send(Came::Datagram(number, std::mem::take(datagram))).await.is_err() {
                         return;
@@ -337,3 +361,6 @@ async fn read(number: Number, connection: Connection, came: mpsc::Sender<Came>) 
     }
     let _ = came.send(Came::Ended(number)).await;
 }
+
+#[cfg(test)]
+mod tests;

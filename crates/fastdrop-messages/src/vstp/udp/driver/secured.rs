@@ -80,11 +80,14 @@ pub(super) fn handle(shared: &Shared, arrivals: &mut Arrivals, first: Came) {
                 }
             }
             Some(Came::Opened(number, connection)) => {
+                // What came before it is told before it.
+                shared.pump(&mut state);
                 if quic.on_opened(number, connection) {
                     state.handle_disconnected(now, number.0);
                 }
             }
             Some(Came::Ended(number)) => {
+                shared.pump(&mut state);
                 if quic.on_ended(number) {
                     state.handle_disconnected(now, number.0);
                 }
