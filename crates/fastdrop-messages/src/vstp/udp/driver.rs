@@ -540,7 +540,7 @@ async fn drive(shared: Arc<Shared>, mut arrivals: Arrivals, mut others: Option<O
             }
             came = arrivals.next() => {
                 #[cfg(feature = "quic")]
-                secured::handle(&shared, &mut arrivals, came);
+                shared.handle_arrivals(&mut arrivals, came);
                 #[cfg(not(feature = "quic"))]
                 match came {}
             }

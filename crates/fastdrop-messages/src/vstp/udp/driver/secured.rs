@@ -65,36 +65,38 @@ impl Handle {
     }
 }
 
-/// Takes what came by connections.
-pub(super) fn handle(shared: &Shared, arrivals: &mut Arrivals, first: Came) {
-    let Carrier::Secured(quic) = &shared.carrier else { return };
-    let mut state = shared.lock();
-    let now = Instant::now();
-    let mut next = Some(first);
-    for _ in 0..Handle::TAKEN {
-        match next.take().or_else(|| arrivals.try_next()) {
-            None => break,
-            Some(Came::Datagram(number, bytes)) => {
-                if quic.is_current(number) {
-                    state.handle_datagram(now, Path { remote: number.0, local: None }, &bytes);
+impl Shared {
+    /// Takes what came by connections.
+    pub(super) fn handle_arrivals(&self, arrivals: &mut Arrivals, first: Came) {
+        let Carrier::Secured(quic) = &self.carrier else { return };
+        let mut state = self.lock();
+        let now = Instant::now();
+        let mut next = Some(first);
+        for _ in 0..Handle::TAKEN {
+            match next.take().or_else(|| arrivals.try_next()) {
+                None => break,
+                Some(Came::Datagram(number, bytes)) => {
+                    if quic.is_current(number) {
+                        state.handle_datagram(now, Path { remote: number.0, local: None }, &bytes);
+                    }
                 }
-            }
-            Some(Came::Opened(number, connection)) => {
-                // What came before it is told before it.
-                shared.pump(&mut state);
-                if quic.on_opened(number, connection) {
-                    state.handle_disconnected(now, number.0);
+                Some(Came::Opened(number, connection)) => {
+                    // What came before it is told before it.
+                    self.pump(&mut state);
+                    if quic.on_opened(number, connection) {
+                        state.handle_disconnected(now, number.0);
+                    }
                 }
-            }
-            Some(Came::Ended(number)) => {
-                shared.pump(&mut state);
-                if quic.on_ended(number) {
-                    state.handle_disconnected(now, number.0);
+                Some(Came::Ended(number)) => {
+                    self.pump(&mut state);
+                    if quic.on_ended(number) {
+                        state.handle_disconnected(now, number.0);
+                    }
                 }
             }
         }
+        self.pump(&mut state);
     }
-    shared.pump(&mut state);
 }
 
 impl State {
