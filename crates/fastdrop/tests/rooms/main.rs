@@ -160,6 +160,16 @@ fn every_crate_is_looked_at() {
     }
 }
 
+/// Two servers in one process would share it.
+#[test]
+fn no_protocol_keeps_its_state_in_a_static() {
+    for file in imports::files(&src("fastdrop").join("legacy")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let found = text.lines().find(|line| line.trim_start().starts_with("static "));
+        assert_eq!(found, None, "{}", file.display());
+    }
+}
+
 #[test]
 fn who_may_do_what_is_decided_at_the_gate_alone() {
     let src = src("fastdrop");
