@@ -122,7 +122,7 @@ impl<W> Line<W> {
         Self { places, taken: Vec::new(), waiting: VecDeque::new(), next_ticket: 0 }
     }
 
-    /// StreamQueue the end of the line.
+    /// Joins the end of the line.
     fn ask(&mut self, waker: W) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;

@@ -186,7 +186,7 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// StreamQueue two relative paths, either of which may be empty.
+/// Joins two relative paths, either of which may be empty.
 pub(crate) fn join(folder: &[u8], rest: &[u8]) -> Vec<u8> {
     match (folder, rest) {
         (b"", rest) => rest.to_vec(),

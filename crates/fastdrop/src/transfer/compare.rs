@@ -39,7 +39,7 @@ pub(crate) struct Compared {
     pub(crate) bytes_skipped: u64,
 }
 
-/// Compares the manifest of `machine` with what is beneath `root`, and notes in `places` where what
+/// Compares the manifest of `proto` with what is beneath `root`, and notes in `places` where what
 /// is to come will live. Nothing is changed, but for permissions that are lent.
 ///
 /// # Errors
