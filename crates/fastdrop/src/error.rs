@@ -1,6 +1,6 @@
 //! The errors of the engine, and whose fault they are.
 
-use fastdrop_proto::fastdp::{Code, Failure, Refuse, UpgradeError, Violation};
+use fastdrop_proto::fastdp::{AnswerError, Code, Failure, Refuse, UpgradeError, Violation};
 use rustix::io::Errno;
 use std::io;
 
@@ -73,7 +73,7 @@ fn describe(refuse: &Refuse) -> String {
 }
 
 /// What the system says, without Rust's number behind it.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
@@ -184,13 +184,15 @@ impl From<Violation> for Error {
     }
 }
 
-impl From<UpgradeError> for Error {
-    fn from(error: UpgradeError) -> Self {
-        match error.status {
-            0 => Error::Foreign(error.message),
-            426 => Error::Foreign(format!("no common version: {}", error.message)),
-            status => {
-                Error::Refused(Refuse { code: Code::new(status), message: error.message, paths: Vec::new() })
+impl From<AnswerError> for Error {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Foreign(message) => Error::Foreign(message),
+            AnswerError::Refused(UpgradeError { status: 426, message }) => {
+                Error::Foreign(format!("no common version: {message}"))
+            }
+            AnswerError::Refused(UpgradeError { status, message }) => {
+                Error::Refused(Refuse { code: Code::new(status), message, paths: Vec::new() })
             }
         }
     }

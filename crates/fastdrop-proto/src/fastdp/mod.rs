@@ -40,7 +40,7 @@ pub use sender::{ALIVE_EVERY, Action, Outcome, SILENT_MAX, Sender, SenderConfig,
 pub use table::{ChunkContent, Table, TableError};
 pub use tuner::Tuner;
 pub use upgrade::{
-    ENDPOINT, HEAD_BYTES_MAX, SERVER, UpgradeAnswer, UpgradeError, UpgradeRequest, head_len, is_endpoint,
-    parse_answer, parse_request,
+    AnswerError, ENDPOINT, HEAD_BYTES_MAX, SERVER, UpgradeAnswer, UpgradeError, UpgradeRequest, head_len,
+    is_endpoint, parse_answer, parse_request,
 };
 pub use version::{VERSION, Version, Versions};

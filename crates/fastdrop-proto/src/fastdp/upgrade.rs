@@ -31,6 +31,21 @@ pub struct UpgradeError {
     pub message: String,
 }
 
+/// The reason for which an answer is no upgrade.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// It is not one of fastdp, or not one to this request.
+    #[error("{0}")]
+    Foreign(String),
+    /// The server refuses, or speaks another version (426).
+    #[error("{0}")]
+    Refused(UpgradeError),
+}
+
+fn foreign(message: impl Into<String>) -> AnswerError {
+    AnswerError::Foreign(message.into())
+}
+
 fn refuse(status: u16, message: impl Into<String>) -> UpgradeError {
     UpgradeError { status, message: message.into() }
 }
@@ -227,27 +242,31 @@ pub struct UpgradeAnswer {
 
 /// Parses the answer to `request`, once it is all there; None if more bytes are needed.
 ///
-/// An error has the server's status; status 0 stands for an answer that is not fastdp's.
-pub fn parse_answer(bytes: &[u8], request: &UpgradeRequest) -> Result<Option<UpgradeAnswer>, UpgradeError> {
+/// # Errors
+///
+/// The server refuses, or its answer is not fastdp's.
+pub fn parse_answer(bytes: &[u8], request: &UpgradeRequest) -> Result<Option<UpgradeAnswer>, AnswerError> {
     let begin = b"HTTP/1.1 ";
     if !bytes.iter().zip(begin).all(|(byte, expected)| byte == expected) {
-        return Err(refuse(0, "the peer does not speak HTTP/1.1, let alone fastdp"));
+        return Err(foreign("the peer does not speak HTTP/1.1, let alone fastdp"));
     }
-    let foreign = |error: UpgradeError| refuse(0, format!("not an answer of fastdp: {}", error.message));
-    let Some(len) = head_len(bytes).map_err(foreign)? else { return Ok(None) };
+    let malformed = |error: UpgradeError| foreign(format!("not an answer of fastdp: {}", error.message));
+    let Some(len) = head_len(bytes).map_err(malformed)? else { return Ok(None) };
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut answer = httparse::Response::new(&mut fields);
     match answer.parse(bytes.get(..len).unwrap_or(bytes)) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(refuse(0, "not an answer of fastdp")),
-        Err(error) => return Err(refuse(0, format!("not an answer of fastdp: {error}"))),
+        Ok(httparse::Status::Partial) => return Err(foreign("not an answer of fastdp")),
+        Err(error) => return Err(foreign(format!("not an answer of fastdp: {error}"))),
     }
     let fields: Vec<_> = answer.headers.iter().map(|field| (field.name, field.value)).collect();
     let fields = Fields(&fields);
-    let status = answer.code.unwrap_or(0);
-    let version = fields.only("sec-fastdp-version").map_err(foreign)?.unwrap_or_default();
+    let Some(status) = answer.code.filter(|code| *code >= 100) else {
+        return Err(foreign("not an answer of fastdp: it has no status"));
+    };
+    let version = fields.only("sec-fastdp-version").map_err(malformed)?.unwrap_or_default();
     if status != 101 {
-        let length = fields.only("content-length").map_err(foreign)?.and_then(|text| text.parse().ok());
+        let length = fields.only("content-length").map_err(malformed)?.and_then(|text| text.parse().ok());
         let length = length.unwrap_or(0usize).min(1000);
         let body = bytes.get(len..).unwrap_or_default();
         if body.len() < length {
@@ -256,28 +275,24 @@ pub fn parse_answer(bytes: &[u8], request: &UpgradeRequest) -> Result<Option<Upg
         let text = String::from_utf8_lossy(body.get(..length).unwrap_or_default()).trim().to_owned();
         let text = if text.is_empty() { answer.reason.unwrap_or("refused").to_owned() } else { text };
         if version.is_empty() {
-            return Err(refuse(
-                0,
-                format!("the peer speaks HTTP but not fastdp: it answers {status} {text}"),
-            ));
+            return Err(foreign(format!("the peer speaks HTTP but not fastdp: it answers {status} {text}")));
         }
         if status == 426 {
-            return Err(refuse(426, format!("the peer speaks {version}, not {}: {text}", request.version)));
+            let why = format!("the peer speaks {version}, not {}: {text}", request.version);
+            return Err(AnswerError::Refused(refuse(426, why)));
         }
-        return Err(refuse(status, text));
+        return Err(AnswerError::Refused(refuse(status, text)));
     }
-    let upgrade = fields.only("upgrade").map_err(foreign)?.unwrap_or_default();
+    let upgrade = fields.only("upgrade").map_err(malformed)?.unwrap_or_default();
     if !upgrade.eq_ignore_ascii_case("fastdp") {
-        return Err(refuse(0, "the peer upgrades to something else"));
+        return Err(foreign("the peer upgrades to something else"));
     }
-    if fields.only("sec-fastdp-key").map_err(foreign)? != Some(&request.key[..]) {
-        return Err(refuse(0, "the peer answers another key"));
+    if fields.only("sec-fastdp-key").map_err(malformed)? != Some(&request.key[..]) {
+        return Err(foreign("the peer answers another key"));
     }
     if Version::parse(version) != Some(request.version) {
-        return Err(refuse(
-            426,
-            format!("the peer answers in version {version:?}, not in {}", request.version),
-        ));
+        let why = format!("the peer answers in version {version:?}, not in {}", request.version);
+        return Err(AnswerError::Refused(refuse(426, why)));
     }
     // A name that is given twice is nobody's.
     let server = fields.only("server").ok().flatten().unwrap_or_default();
@@ -371,11 +386,12 @@ mod tests {
         let error = refuse(503, "no");
         let bytes = error.encode(Versions::V2);
         assert!(String::from_utf8_lossy(&bytes).contains("Sec-FastDP-Version: 2.0.0\r\n"));
-        assert_eq!(parse_answer(&bytes, &native()), Err(error));
+        assert_eq!(parse_answer(&bytes, &native()), Err(AnswerError::Refused(error)));
         let other = String::from_utf8(refuse(426, "no").encode(Versions::V2))
             .unwrap()
             .replace("2.0.0", "1.0.0, 1.1.0");
-        assert!(parse_answer(other.as_bytes(), &native()).unwrap_err().message.contains("1.0.0, 1.1.0"));
+        let error = parse_answer(other.as_bytes(), &native()).unwrap_err();
+        assert!(error.to_string().contains("1.0.0, 1.1.0"), "{error}");
     }
 
     #[test]
@@ -392,15 +408,16 @@ mod tests {
             text.replace("Upgrade: fastdp", "Upgrade: h2c"),
             "SSH-2.0-OpenSSH_9.2\r\n".into(),
             "\x16\x03\x01".into(),
+            text.replace("101", "000"),
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone".into(),
         ] {
-            assert_eq!(parse_answer(other.as_bytes(), &native()).unwrap_err().status, 0, "{other}");
+            let error = parse_answer(other.as_bytes(), &native()).unwrap_err();
+            assert!(matches!(error, AnswerError::Foreign(_)), "{other}: {error:?}");
         }
-        assert_eq!(
-            parse_answer(text.replace("2.0.0", "1.1.0").as_bytes(), &native()).unwrap_err().status,
-            426
-        );
-        let plain = "HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
-        assert_eq!(parse_answer(plain.as_bytes(), &native()).unwrap_err().status, 0);
+        match parse_answer(text.replace("2.0.0", "1.1.0").as_bytes(), &native()) {
+            Err(AnswerError::Refused(error)) => assert_eq!(error.status, 426),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

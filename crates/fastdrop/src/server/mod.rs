@@ -12,7 +12,6 @@ pub use error::ServerError;
 
 use crate::context::server::ServerContext;
 use crate::context::server::options::ServerOptions;
-use crate::error::{code_of, kind_of, reason};
 use crate::legacy::nextdp;
 use crate::net::listen;
 use crate::server::dispatch::Dispatcher;
@@ -44,8 +43,7 @@ impl Server {
     /// Opens the folder and the ports.
     pub fn bind(options: ServerOptions, stop: Stop) -> Result<Self, ServerError> {
         let shown = crate::shown(std::os::unix::ffi::OsStrExt::as_bytes(options.folder.as_os_str()));
-        let root = Root::open(&options.folder)
-            .map_err(|errno| ServerError::Folder(shown, reason(errno), kind_of(code_of(errno))))?;
+        let root = Root::open(&options.folder).map_err(|errno| ServerError::Folder(shown, errno.into()))?;
         let root = Arc::new(root);
         let one_port = listen(&options.bind)?;
         let downloaders = match options.fastdownloader {
@@ -112,10 +110,7 @@ impl Server {
 
 /// Listens on every address.
 fn listen(addresses: &[SocketAddr]) -> Result<Vec<std::net::TcpListener>, ServerError> {
-    listen::listen(addresses).map_err(|(address, error)| {
-        let why = error.to_string();
-        ServerError::Bind(address, why.split(" (os error").next().unwrap_or_default().to_owned())
-    })
+    listen::listen(addresses).map_err(|(address, error)| ServerError::Bind(address, error))
 }
 
 async fn expire(context: Arc<ServerContext>) {
