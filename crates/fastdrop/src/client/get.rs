@@ -1,6 +1,6 @@
 //! Gets and lists.
 
-use crate::client::agree::read_grant;
+use crate::client::agree::{Agreed, read_grant};
 use crate::client::{Client, ENTRIES_MAX};
 use crate::context::client::destination::Destination;
 use crate::context::client::destination::GetPlace;
@@ -25,8 +25,8 @@ use crate::transfer::layout::{cut, expect_header};
 use crate::transfer::manifest::{ManifestRules, read_manifest};
 use crate::transfer::prepare::{Prepare, Prepared, prepare_output};
 use fastdrop_proto::fastdp::{
-    self, Capability, Code, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry, Manifest,
-    ManifestBuilder, Open, Place, RelPath, Table,
+    self, Archive, Capability, Code, Control, Do, Done, EntryKind, Failed, Grant, Header, LeftOutEntry,
+    Manifest, ManifestBuilder, Open, Place, RelPath, Table,
 };
 use fastdrop_proto::units::{ChunkSize, EntryIndex};
 use std::sync::Arc;
@@ -40,6 +40,22 @@ pub struct GetOptions {
     pub dry_run: bool,
     /// What comes as an archive stays one instead of being unpacked.
     pub keep_archive: bool,
+}
+
+/// A get that the server has answered.
+struct Offered {
+    agreed: Agreed,
+    grant: Grant,
+    /// The grant as it came.
+    grant_json: Vec<u8>,
+    manifest: Arc<Manifest>,
+    one_chunk: ChunkSize,
+    /// The kind of archive in which everything comes, if it does.
+    archive: Option<Archive>,
+    /// Files that are wanted, and not offered in what comes as an archive.
+    missing: Vec<Failed>,
+    /// Files that are offered in a dry run, and cannot be read.
+    unreadable: Vec<(EntryIndex, Code, String)>,
 }
 
 impl Client {
@@ -90,6 +106,17 @@ impl Client {
         options: GetOptions,
         tally: &mut Tally,
     ) -> Result<Done, Error> {
+        let (mut offered, table) = self.take_offer(options, tally)?;
+        if options.dry_run {
+            return self.preview_get(offered, table, place, *fixed, tally);
+        }
+        let place = &place.with_parents()?;
+        let prepared = self.prepare_get(&mut offered, table, place, fixed, options)?;
+        self.receive_get(offered, prepared, matches!(place, GetPlace::Output(_)), tally)
+    }
+
+    /// Asks for what the target names, and takes what the server offers.
+    fn take_offer(&self, options: GetOptions, tally: &mut Tally) -> Result<(Offered, Table), Error> {
         self.context.observer.set_phase(Phase::Connecting);
         // With -v alone: it takes the server a call for each file.
         let uncarried = tracing::enabled!(tracing::Level::INFO);
@@ -149,79 +176,113 @@ impl Client {
         self.context.observer.files_total.store(files, Ordering::Relaxed);
         tally.congestion = agreed.reader.connection().congestion();
         tally.one_chunk = one_chunk.bytes();
-        let connection = Arc::clone(agreed.reader.connection());
-        let inquiry = Inquiry::new(&mut agreed.reader, &grant, &manifest);
-        if options.dry_run {
-            // What comes in an archive is compared by size and time alone, unless contents are to
-            // be compared.
-            let packed = self.compress()?.archive().is_some() && !self.context.options.check;
-            let inquiry = if packed { inquiry.without_contents() } else { inquiry };
-            let preview = with_alive(&connection, || match place {
-                GetPlace::Output(_) => expect_one_file(&manifest).map(|()| None),
-                GetPlace::Files { root, path, .. } => {
-                    let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
-                    if let Some(kind) = archive {
-                        placement = placement.ending_in(kind.extension());
-                    }
-                    let options = self.receive_options(&grant, None);
-                    let prepare = self.prepare(&manifest, table, root, placement, options, inquiry);
-                    prepare.preview().map(Some)
+        let offered =
+            Offered { agreed, grant, grant_json, manifest, one_chunk, archive, missing, unreadable };
+        Ok((offered, table))
+    }
+
+    /// Finds out what a get would do, without a trace.
+    fn preview_get(
+        &self,
+        mut offered: Offered,
+        table: Table,
+        place: &GetPlace,
+        fixed: Place,
+        tally: &mut Tally,
+    ) -> Result<Done, Error> {
+        let connection = Arc::clone(offered.agreed.reader.connection());
+        let Offered { ref grant, ref manifest, archive, .. } = offered;
+        let inquiry = Inquiry::new(&mut offered.agreed.reader, grant, manifest);
+        // What comes in an archive is compared by size and time alone, unless contents are to
+        // be compared.
+        let packed = self.compress()?.archive().is_some() && !self.context.options.check;
+        let inquiry = if packed { inquiry.without_contents() } else { inquiry };
+        let preview = with_alive(&connection, || match place {
+            GetPlace::Output(_) => expect_one_file(manifest).map(|()| None),
+            GetPlace::Files { root, path, .. } => {
+                let mut placement = Placement::resolve(root, path, fixed, manifest)?;
+                if let Some(kind) = archive {
+                    placement = placement.ending_in(kind.extension());
                 }
-            });
-            connection.close();
-            let (mut needed, mut done) = match preview.map_err(own_refusal)? {
-                Some(preview) => {
-                    tally.note_skipped(preview.skipped, preview.left, 0, 0);
-                    (preview.needed, preview.done)
-                }
-                None => ((0..manifest.len()).map(EntryIndex).collect(), Done::default()),
-            };
-            self.would_fail(unreadable.into_iter(), &manifest, &mut needed, &mut done)?;
-            done.failed_count += missing.len() as u64;
-            done.failed.extend(missing);
-            tally.note_dry(&manifest, |index| needed.contains(&index));
-            return Ok(done);
-        }
-        let place = &place.with_parents()?;
+                let options = self.receive_options(grant, None);
+                let prepare = self.prepare(manifest, table, root, placement, options, inquiry);
+                prepare.preview().map(Some)
+            }
+        });
+        connection.close();
+        let (mut needed, mut done) = match preview.map_err(own_refusal)? {
+            Some(preview) => {
+                tally.note_skipped(preview.skipped, preview.left, 0, 0);
+                (preview.needed, preview.done)
+            }
+            None => ((0..manifest.len()).map(EntryIndex).collect(), Done::default()),
+        };
+        self.would_fail(offered.unreadable.into_iter(), manifest, &mut needed, &mut done)?;
+        done.failed_count += offered.missing.len() as u64;
+        done.failed.extend(offered.missing);
+        tally.note_dry(manifest, |index| needed.contains(&index));
+        Ok(done)
+    }
+
+    /// Compares what is offered with what is there, and makes a place for the rest.
+    fn prepare_get(
+        &self,
+        offered: &mut Offered,
+        table: Table,
+        place: &GetPlace,
+        fixed: &mut Place,
+        options: GetOptions,
+    ) -> Result<Prepared, Error> {
+        let connection = Arc::clone(offered.agreed.reader.connection());
+        let (grant, manifest) = (&offered.grant, &offered.manifest);
+        let inquiry = Inquiry::new(&mut offered.agreed.reader, grant, manifest);
         let prepared = with_alive(&connection, || match place {
             GetPlace::Output(sink) => prepare_output(
-                Arc::clone(&manifest),
+                Arc::clone(manifest),
                 table,
                 self.context.options.checksum,
                 Arc::clone(sink),
                 inquiry,
             ),
             GetPlace::Files { root, path, .. } => {
-                let mut placement = Placement::resolve(root, path, *fixed, &manifest)?;
+                let mut placement = Placement::resolve(root, path, *fixed, manifest)?;
                 *fixed = placement.kind();
-                if archive.is_some() {
-                    expect_archive(&manifest)?;
+                if offered.archive.is_some() {
+                    expect_archive(manifest)?;
                 }
-                if let (Some(kind), true) = (archive, options.keep_archive) {
+                if let (Some(kind), true) = (offered.archive, options.keep_archive) {
                     placement = placement.ending_in(kind.extension());
                 }
-                let unpack = archive.filter(|_| !options.keep_archive);
-                let receive = self.receive_options(&grant, unpack.map(|kind| Unpack::new(kind, ENTRIES_MAX)));
-                let prepare = self.prepare(&manifest, table, root, placement, receive, inquiry);
+                let unpack = offered.archive.filter(|_| !options.keep_archive);
+                let receive = self.receive_options(grant, unpack.map(|kind| Unpack::new(kind, ENTRIES_MAX)));
+                let prepare = self.prepare(manifest, table, root, placement, receive, inquiry);
                 prepare.run(&mut |_| Ok(Busy::Unknown))
             }
         });
-        let mut prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                let _ = connection.send_control(&Control::Refuse(error.refusal()));
-                connection.close();
-                return Err(own_refusal(error));
-            }
-        };
+        prepared.map_err(|error| {
+            let _ = connection.send_control(&Control::Refuse(error.refusal()));
+            connection.close();
+            own_refusal(error)
+        })
+    }
+
+    /// Receives what was prepared; in order if it goes to a `single` output.
+    fn receive_get(
+        &self,
+        offered: Offered,
+        mut prepared: Prepared,
+        single: bool,
+        tally: &mut Tally,
+    ) -> Result<Done, Error> {
+        let Offered { agreed, grant, grant_json, manifest, one_chunk, .. } = offered;
         let Prepared { skipped, left, bytes_skipped, bytes_resumed, .. } = prepared;
         tally.note_skipped(skipped, left, bytes_skipped, bytes_resumed);
         let answer = std::mem::take(&mut prepared.answer);
         let rate_max = self.context.options.bytes_per_second_max;
+        let connection = Arc::clone(agreed.reader.connection());
         let transfer = self.agreement(&agreed, &grant, &grant_json, one_chunk).receive(prepared, rate_max);
         self.context.observer.bytes_total.store(transfer.need().bytes, Ordering::Relaxed);
         connection.send_controls(&answer)?;
-        let single = matches!(place, GetPlace::Output(_));
         let opening = AtomicUsize::new(0);
         let open_one = || {
             // In order is in order only on one stream.
