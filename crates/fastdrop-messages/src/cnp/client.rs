@@ -18,6 +18,7 @@ use crate::token::Token;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
+use fastdrop_proto::vstp::ClientSessionId;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -64,6 +65,10 @@ pub struct ClientBuilder {
     first_generation: bool,
     token: Option<Token>,
     metrics: Metrics,
+    /// The session that goes on over several connections.
+    pub(super) client_session: Option<ClientSessionId>,
+    /// The server is known to be one of ours, and is asked in no other form.
+    pub(super) is_ours: bool,
 }
 
 impl Default for ClientBuilder {
@@ -79,6 +84,8 @@ impl Default for ClientBuilder {
             first_generation: default.first_generation,
             token: None,
             metrics: Metrics::default(),
+            client_session: None,
+            is_ours: false,
         }
     }
 }
@@ -142,8 +149,13 @@ impl ClientBuilder {
         self
     }
 
+    /// The counts that its sessions add to.
+    pub(super) fn counts(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
     /// The configuration of the session.
-    fn session(&self) -> SessionConfig {
+    pub(super) fn session(&self) -> SessionConfig {
         SessionConfig {
             mode: self.mode,
             protocol: self.protocol,
@@ -151,6 +163,7 @@ impl ClientBuilder {
             client_id: self.client_id.clone(),
             first_generation: self.first_generation,
             token: self.token.clone(),
+            client_session: self.client_session,
             ..self.config.of_client(self.carrier)
         }
     }
@@ -182,7 +195,7 @@ impl ClientBuilder {
         self.connect_with(addr, Some(&security)).await
     }
 
-    async fn connect_with(
+    pub(super) async fn connect_with(
         self,
         addr: impl ToSocketAddrs,
         security: Option<&Security>,
@@ -194,7 +207,7 @@ impl ClientBuilder {
         let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
         let mut first = None;
         // The other forms have no token, and nobody who asks for one understands them alone.
-        let forms = if config.token.is_some() { &FORMS[..1] } else { &FORMS[..] };
+        let forms = if config.token.is_some() || self.is_ours { &FORMS[..1] } else { &FORMS[..] };
         for &syn_form in forms {
             let config = SessionConfig { syn_form, ..config.clone() };
             match ask(&config, &addresses, until, security, &self.metrics).await {
@@ -288,9 +301,10 @@ async fn ask_one(
 }
 
 /// The TLS of a session, and the name of the server.
-struct Security {
-    name: ServerName<'static>,
-    tls: ClientTls,
+#[derive(Debug, Clone)]
+pub(super) struct Security {
+    pub(super) name: ServerName<'static>,
+    pub(super) tls: ClientTls,
 }
 
 async fn link(

@@ -51,6 +51,9 @@
 //! An application that has to do something with a message before it may be acknowledged takes a
 //! [`Delivery`]: [`Session::recv_delivery`], [`Server::serve_until`].
 
+//! A [`ReconnectingClient`] connects again when its connection breaks, and sends again what the
+//! server was not given: `client.send("once, whatever breaks").await?`.
+
 mod call_table;
 mod calls;
 mod client;
@@ -65,6 +68,7 @@ mod link;
 mod listener;
 #[cfg(test)]
 mod one_read;
+mod reconnecting;
 mod server;
 mod session;
 mod sessions;
@@ -81,5 +85,7 @@ pub use fastdrop_proto::cnp::{
     Agreed, CallRefusal, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, Generation, MessageLimits,
     Mode, PeerError, Protocol, SessionId, WINDOW_MAX,
 };
+pub use fastdrop_proto::vstp::ClientSessionLimits;
+pub use reconnecting::{ReconnectConfig, ReconnectingClient, SendFailure, State, States};
 pub use server::{Server, ServerBuilder};
 pub use session::{Messages, Receipt, Session, Stats, TrySendError};
