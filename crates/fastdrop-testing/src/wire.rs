@@ -4,7 +4,7 @@
 use crate::wait::DEADLINE;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
@@ -53,19 +53,7 @@ pub fn request(lines: &[String]) -> Vec<u8> {
 }
 
 fn connect(port: u16) -> TcpStream {
-    ready(TcpStream::connect(("127.0.0.1", port)).unwrap())
-}
-
-/// Connects from another address of this machine.
-fn connect_from(address: Ipv4Addr, port: u16) -> TcpStream {
-    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-    bind(&socket, &SocketAddrV4::new(address, 0)).unwrap();
-    connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).unwrap();
-    ready(TcpStream::from(socket))
-}
-
-fn ready(stream: TcpStream) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -316,11 +304,7 @@ impl Raw {
     /// Upgrades a new connection with this key.
     #[track_caller]
     pub fn connect_with_key(port: u16, key: &str) -> Self {
-        Self::upgrade(connect(port), key)
-    }
-
-    #[track_caller]
-    fn upgrade(mut stream: TcpStream, key: &str) -> Self {
+        let mut stream = connect(port);
         stream.write_all(&request(&request_lines(key))).unwrap();
         let (status, head) = read_answer(&mut stream).expect("an answer to the upgrade");
         assert_eq!(status, 101, "{head}");
@@ -439,17 +423,7 @@ impl Raw {
 
     /// Joins a transfer, whether the server likes it or not.
     pub fn join(port: u16, header_json: &Value, transfer: &str) -> Self {
-        Self::connect(port).joining(header_json, transfer)
-    }
-
-    /// The same from another address of this machine.
-    #[track_caller]
-    pub fn join_from(address: Ipv4Addr, port: u16, header_json: &Value, transfer: &str) -> Self {
-        Self::upgrade(connect_from(address, port), &key()).joining(header_json, transfer)
-    }
-
-    fn joining(self, header_json: &Value, transfer: &str) -> Self {
-        let mut raw = self;
+        let mut raw = Self::connect(port);
         let open = json!({"Do": "join", "Transfer": transfer, "Streams": 1, "Checksum": "xxh3"}).to_string();
         raw.send([header(header_json.to_string().as_bytes()), control(OPEN, open.as_bytes())].concat());
         raw

@@ -1,10 +1,9 @@
 //! Chunks that are wrong, doubled, missing or in the way of each other.
 
 use crate::source_file;
-use crate::support::wire::{self, CHUNK, GRANT, Offer, Raw, control, frame};
+use crate::support::wire::{self, CHUNK, Offer, Raw, control, frame};
 use crate::support::*;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 /// Three pieces of a file named `data`, and what a client needs to send them.
@@ -261,28 +260,6 @@ fn case_38_joining_an_unknown_transfer_is_404() {
         Raw::join(server.port, &json, id).expect_refusal(false, 400, id);
     }
     server.assert_serves("unknown transfers");
-}
-
-/// The answer to a stranger who knows the id of a transfer is the same as to one who guesses.
-#[test]
-fn a_transfer_of_another_address_is_not_there() {
-    let served = scratch();
-    let mut server = serve(served.path(), &[]);
-    let mut three = Three::offered(&server);
-    let (json, transfer) = (three.offer.header_json(), three.granted.transfer.clone());
-    let stranger = Ipv4Addr::new(127, 0, 0, 2);
-    let refused = Raw::join_from(stranger, server.port, &json, &transfer).refusal(false).unwrap();
-    let unknown = Raw::join_from(stranger, server.port, &json, &"0".repeat(32)).refusal(false).unwrap();
-    assert_eq!((refused.0, &refused), (404, &unknown));
-    // Whoever began it still may.
-    let mut own = Raw::join(server.port, &json, &transfer);
-    own.read_header();
-    own.wait_for(GRANT);
-    for number in 0..3 {
-        three.send(number);
-    }
-    three.expect_done(&server);
-    server.assert_serves("a join from elsewhere");
 }
 
 /// Case 88: the folder goes away meanwhile: a clean end, and the server lives.

@@ -81,21 +81,6 @@ impl Gate {
         Err(Error::failed(Code::Forbidden, why))
     }
 
-    /// Admits `who` to taking part in a transfer under way, which `owner` was admitted to by
-    /// `action`.
-    ///
-    /// # Errors
-    ///
-    /// 403: the rules do not allow it, or it belongs to somebody else.
-    pub(crate) fn admit_join(&self, who: &Principal, owner: &Principal, action: Action) -> Result<(), Error> {
-        self.allows(who, action)?;
-        if who.is_same(owner) {
-            return Ok(());
-        }
-        tracing::debug!(%who, %owner, ?action, "not admitted to the transfer of somebody else");
-        Err(Error::failed(Code::Forbidden, "the transfer belongs to somebody else"))
-    }
-
     /// The most that may become of files that exist.
     pub(crate) fn existing(&self) -> Existing {
         self.rules.existing
@@ -189,20 +174,5 @@ mod tests {
             assert_eq!(refused.unwrap_err().code(), Code::Forbidden, "{}", path.escape_ascii());
         }
         assert_eq!(gate.admit_file(&who(), b"a/b").unwrap().0.as_bytes(), b"a/b");
-    }
-
-    #[test]
-    fn a_transfer_is_joined_by_whoever_began_it_and_may_still() {
-        let at = |ip: [u8; 4], port| Principal::of(SocketAddr::from((ip, port)));
-        let (own, other) = ([192, 0, 2, 1], [192, 0, 2, 2]);
-        for (read_only, who, action, admitted) in [
-            (false, at(own, 8), Action::Read, true),
-            (false, at(own, 8), Action::Write(Existing::Error), true),
-            (false, at(other, 7), Action::Read, false),
-            (true, at(own, 8), Action::Write(Existing::Error), false),
-        ] {
-            let joined = gate(read_only, false, Existing::Error).admit_join(&who, &at(own, 7), action);
-            assert_eq!(joined.is_ok(), admitted, "{who} {action:?}");
-        }
     }
 }

@@ -13,11 +13,6 @@ impl Principal {
     pub(crate) fn of(peer: SocketAddr) -> Self {
         Self { peer }
     }
-
-    /// Returns true if both are the same as far as can be told: at one address, by whatever port.
-    pub(crate) fn is_same(&self, other: &Principal) -> bool {
-        self.peer.ip() == other.peer.ip()
-    }
 }
 
 impl std::fmt::Display for Principal {

@@ -3,7 +3,6 @@
 use crate::admission::count::Counted;
 use crate::error::Error;
 use crate::gate::action::Action;
-use crate::gate::principal::Principal;
 use crate::lock::lock;
 use crate::storage::journal::FileKey;
 use crate::storage::placement::Placement;
@@ -22,13 +21,6 @@ pub(crate) enum Transfer {
     Sending(Arc<SendTransfer>),
 }
 
-/// The words by which a transfer was admitted: who asked, and for what.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Admitted {
-    pub(crate) who: Principal,
-    pub(crate) action: Action,
-}
-
 /// A place among the transfers of a server, until the last one of its clones is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Reservation(#[expect(dead_code, reason = "it counts until it is dropped")] Arc<Counted>);
@@ -36,7 +28,8 @@ pub(crate) struct Reservation(#[expect(dead_code, reason = "it counts until it i
 struct Session {
     _place: Reservation,
     transfer: Transfer,
-    admitted: Admitted,
+    /// The action that its client was admitted to.
+    action: Action,
     /// Data streams granted.
     streams: u16,
     /// Data streams that have joined and not ended.
@@ -96,26 +89,25 @@ impl Registry {
         self: &Arc<Self>,
         id: TransferId,
         transfer: Transfer,
-        admitted: Admitted,
+        action: Action,
         streams: u16,
     ) -> Result<SessionGuard, Error> {
         let place = self.reserve()?;
-        let session = Session { _place: place, transfer, admitted, streams, joined: Arc::default() };
+        let session = Session { _place: place, transfer, action, streams, joined: Arc::default() };
         lock(&self.sessions).insert(id.0, session);
         Ok(SessionGuard { registry: Arc::clone(self), id })
     }
 
     /// Finds a transfer for a data stream: the streams that it was granted, and the stream's place
     /// among them; no place if there are as many as may be, which are those granted, and as many
-    /// again while they are replaced. None also if the transfer does not belong to whom `admits` lets
-    /// in.
+    /// again while they are replaced. None also if what the transfer does is not admitted.
     pub(crate) fn join(
         &self,
         id: TransferId,
-        admits: impl FnOnce(&Admitted) -> bool,
+        admits: impl FnOnce(Action) -> bool,
     ) -> Option<(Transfer, u16, Option<Counted>)> {
         let sessions = lock(&self.sessions);
-        let session = sessions.get(&id.0).filter(|session| admits(&session.admitted))?;
+        let session = sessions.get(&id.0).filter(|session| admits(session.action))?;
         let most = 2 * usize::from(session.streams) + 2;
         Some((session.transfer.clone(), session.streams, Counted::within(&session.joined, most)))
     }

@@ -1,6 +1,6 @@
 //! A get.
 
-use crate::context::server::registry::{Admitted, Transfer};
+use crate::context::server::registry::Transfer;
 use crate::error::Error;
 use crate::gate::action::Action;
 use crate::gate::path::ServedPath;
@@ -84,13 +84,9 @@ impl Serving<'_> {
             keeps_rate: false,
         };
         let transfer = self.agreement(grant, &server_json, &grant_json, one_chunk).send(outgoing);
-        let admitted = Admitted { who: self.who, action: Action::Read };
-        let registered = self.context.registry.add(
-            id,
-            Transfer::Sending(Arc::clone(&transfer)),
-            admitted,
-            reserved.streams,
-        );
+        let action = Action::Read;
+        let registered =
+            self.context.registry.add(id, Transfer::Sending(Arc::clone(&transfer)), action, reserved.streams);
         let _session = match registered {
             Ok(session) => session,
             Err(error) => {

@@ -1,7 +1,7 @@
 //! A data stream that joins a transfer.
 
 use crate::admission::permit::ConnectionPermit;
-use crate::context::server::registry::{Admitted, Transfer};
+use crate::context::server::registry::Transfer;
 use crate::error::Error;
 use crate::net::frames::FrameReader;
 use crate::server::fastdp::Serving;
@@ -12,9 +12,7 @@ use fastdrop_proto::units::ChunkSize;
 impl Serving<'_> {
     pub(super) fn join(&self, reader: FrameReader, permit: ConnectionPermit) -> Result<(), Error> {
         let unknown = || Error::failed(Code::NotFound, "there is no such transfer");
-        // The refusal does not tell that somebody else has such a transfer.
-        let admits =
-            |owner: &Admitted| self.context.gate.admit_join(&self.who, &owner.who, owner.action).is_ok();
+        let admits = |action| self.context.gate.allows(&self.who, action).is_ok();
         let found = self.open.transfer.and_then(|id| Some((id, self.context.registry.join(id, admits)?)));
         let Some((id, (transfer, streams, counted))) = found else { return self.refuse(unknown()) };
         let Some(counted) = counted else {

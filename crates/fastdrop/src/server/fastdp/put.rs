@@ -1,6 +1,6 @@
 //! A put, and the preview of one.
 
-use crate::context::server::registry::{Admitted, Transfer};
+use crate::context::server::registry::Transfer;
 use crate::error::Error;
 use crate::gate::action::Action;
 use crate::net::frames::FrameReader;
@@ -70,11 +70,11 @@ impl Serving<'_> {
         };
         let answer = std::mem::take(&mut prepared.answer);
         let transfer = self.agreement(grant, &server_json, &grant_json, one_chunk).receive(prepared, None);
-        let admitted = Admitted { who: self.who, action: Action::Write(self.open.existing) };
+        let action = Action::Write(self.open.existing);
         let registered = self.context.registry.add(
             id,
             Transfer::Receiving(Arc::clone(&transfer)),
-            admitted,
+            action,
             reserved.streams,
         );
         drop(preparing);
