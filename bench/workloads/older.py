@@ -29,7 +29,7 @@ def cases(here, size):
     drop = here.server(FastDropOlder)
     add("fastdrop send", drop.send(source, "to"), drop, sends=True)
     for protocol in ("ultradp", "fastdp1.0", "fastdp1.1", "nextdp"):
-        add(f"fastdrop, {protocol}", drop.send(source, "to/", "--protocol", protocol), drop, sends=True)
+        add(f"fastdrop, {protocol}", drop.send(source, "to/", "--protocol", protocol, "--unconfirmed-ok"), drop, sends=True)
     # Its server gives what is directly in its folder.
     os.link(source, f"{here.root}/big")
     add("fastdrop, fastdownloader", drop.download("big", here.targets), drop)
