@@ -49,6 +49,7 @@ pub enum TlsError {
     Io(#[from] io::Error),
 }
 
+#[derive(Debug)]
 pub(crate) struct ServerName<'a>(Infallible, PhantomData<&'a ()>);
 
 impl Clone for ServerName<'_> {

@@ -15,10 +15,10 @@ use crate::metrics::Metrics;
 use crate::spans;
 use crate::tls::{self, ClientTls, Fingerprint, ServerName};
 use crate::token::Token;
+use fastdrop_proto::cnp::ClientSessionId;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
-use fastdrop_proto::vstp::ClientSessionId;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -150,6 +150,7 @@ impl ClientBuilder {
     }
 
     /// The counts that its sessions add to.
+    #[cfg(feature = "vstp")]
     pub(super) fn counts(&self) -> Metrics {
         self.metrics.clone()
     }

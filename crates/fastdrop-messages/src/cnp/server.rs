@@ -17,16 +17,22 @@ use crate::datagrams::{Room, Socket, is_about_another};
 use crate::incoming::{Accepted, Carried, Incoming, log_panic};
 use crate::inner::Inner;
 use crate::metrics::{Count, Metrics};
-use crate::places::{Limits, Origin};
+use crate::places::Limits;
+#[cfg(feature = "vstp")]
+use crate::places::Origin;
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::spans;
-use crate::tls::{Acceptor, Fingerprint, ServerTls, TlsError};
+#[cfg(feature = "vstp")]
+use crate::tls::Fingerprint;
+use crate::tls::{Acceptor, ServerTls, TlsError};
 use crate::token::Authorize;
 use bytes::Bytes;
-use fastdrop_proto::cnp::{
-    Carrier, ConfigError, ErrorCode, Resumable, Session as Machine, SessionConfig, SessionId,
+use fastdrop_proto::cnp::{Carrier, ConfigError, ErrorCode, Session as Machine, SessionConfig, SessionId};
+#[cfg(feature = "vstp")]
+use fastdrop_proto::{
+    cnp::Resumable,
+    vstp::{ClientOrigin, ClientSessionLimits, ClientSessions},
 };
-use fastdrop_proto::vstp::{ClientOrigin, ClientSessionLimits, ClientSessions};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -248,6 +254,7 @@ pub struct ServerBuilder {
     metrics: Metrics,
     memory_max: usize,
     drain: Duration,
+    #[cfg(feature = "vstp")]
     client_sessions: ClientSessionLimits,
 }
 
@@ -265,6 +272,7 @@ impl Default for ServerBuilder {
             metrics: Metrics::default(),
             memory_max: 1 << 30,
             drain: Duration::from_secs(10),
+            #[cfg(feature = "vstp")]
             client_sessions: ClientSessionLimits::default(),
         }
     }
@@ -360,6 +368,7 @@ impl ServerBuilder {
 
     /// The bounds on what is remembered of clients that connect again
     /// ([`ReconnectingClient`](super::ReconnectingClient)), by TCP.
+    #[cfg(feature = "vstp")]
     pub fn client_sessions(mut self, limits: ClientSessionLimits) -> Self {
         self.client_sessions = limits;
         self
@@ -424,11 +433,22 @@ impl ServerBuilder {
             let config = self.session(Carrier::Stream)?;
             let (ready, budget) = (ready.clone(), Arc::clone(&budget));
             let (idle_timeout, metrics) = (self.idle_timeout, self.metrics.clone());
+            #[cfg(feature = "vstp")]
             let random = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
+            #[cfg(feature = "vstp")]
             let client_sessions = ClientSessions::new(self.client_sessions, random);
             let drain = self.drain;
-            let acceptance =
-                Acceptance { config, acceptor, ready, budget, idle_timeout, metrics, drain, client_sessions };
+            let acceptance = Acceptance {
+                config,
+                acceptor,
+                ready,
+                budget,
+                idle_timeout,
+                metrics,
+                drain,
+                #[cfg(feature = "vstp")]
+                client_sessions,
+            };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
                 let span = spans::of("cnp", "tcp", accepted.peer);
                 serve_stream(accepted, signal, acceptance.clone(), span.clone()).instrument(span)
@@ -473,14 +493,24 @@ struct Acceptance {
     idle_timeout: Option<Duration>,
     metrics: Metrics,
     drain: Duration,
+    #[cfg(feature = "vstp")]
     client_sessions: ClientSessions,
 }
 
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance, span: Span) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
-    let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain, client_sessions } =
-        acceptance;
+    let Acceptance {
+        mut config,
+        acceptor,
+        ready,
+        budget,
+        idle_timeout,
+        metrics,
+        drain,
+        #[cfg(feature = "vstp")]
+        client_sessions,
+    } = acceptance;
     let begin = clock::now();
     let wire = match (stream, acceptor) {
         (Carried::Plain(stream), None) => Wire::Plain(stream),
@@ -506,11 +536,14 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         }
     };
     let fingerprint = wire.fingerprint();
-    config.resumable = Some(Resumable::new(ClientOrigin {
-        sessions: client_sessions,
-        address: Origin::of(peer.ip()).to_bits(),
-        certificate: fingerprint.map(Fingerprint::to_bytes),
-    }));
+    #[cfg(feature = "vstp")]
+    {
+        config.resumable = Some(Resumable::new(ClientOrigin {
+            sessions: client_sessions,
+            address: Origin::of(peer.ip()).to_bits(),
+            certificate: fingerprint.map(Fingerprint::to_bytes),
+        }));
+    }
     // The time for the handshake is one, with TLS or without.
     config.handshake_timeout = config.handshake_timeout.saturating_sub(begin.elapsed()).max(SHORTEST);
     let mut id = [0; 16];

@@ -42,7 +42,7 @@ pub use packet::{ErrorCode, MessageKind, PacketType, PeerError};
 pub use params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 pub use receiver::ReceiveId;
 pub use resend_queue::{Outcome, ResendQueue};
-pub use resumption::{Resumable, Resumption};
+pub use resumption::{ClientSessionId, Resumable, Resumption};
 pub use sender::{SendId, TooLarge};
 pub use seq::Seq;
 pub use session::{ConnectionId, Counters, Ending, Event, PathChallenge, SendError, Session};

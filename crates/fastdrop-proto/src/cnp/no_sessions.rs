@@ -1,6 +1,7 @@
 //! The place of clients' sessions where they are left out: none can be named, and none is remembered.
 
 use std::convert::Infallible;
+use std::task::Waker;
 use std::time::Instant;
 
 /// The name of a session, which there is not.
@@ -42,6 +43,31 @@ impl Attachment {
     }
 
     pub(crate) fn counts(&self) -> (u64, u64) {
+        match self.0 {}
+    }
+
+    /// Records that a message is handed on.
+    pub fn take_next(&self) -> Option<u64> {
+        match self.0 {}
+    }
+
+    /// Records that a message is handled.
+    pub fn on_handled(&self, _number: u64) {
+        match self.0 {}
+    }
+
+    /// Has this waker told of another connection.
+    pub fn register(&self, _waker: &Waker) {
+        match self.0 {}
+    }
+
+    /// Returns true if another connection has the session.
+    pub fn is_superseded(&self) -> bool {
+        match self.0 {}
+    }
+
+    /// The connection has ended.
+    pub fn detach(&self, _now: Instant) {
         match self.0 {}
     }
 }

@@ -6,7 +6,7 @@ use super::no_sessions as sessions;
 use crate::authorize::Token;
 #[cfg(feature = "vstp")]
 use crate::vstp as sessions;
-pub(super) use sessions::ClientSessionId;
+pub use sessions::ClientSessionId;
 use sessions::{Attachment, ClientOrigin};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
