@@ -26,7 +26,7 @@
 //!
 //! # Features
 //!
-//! `vstp`, `cnp`, `tls`, `quic` (TLS over UDP, for VSTP), `json` (typed messages of VSTP) and `zstd`
+//! `vstp`, `cnp`, `tls`, `quic` (TLS over UDP, for VSTP), `json` (typed messages of VSTP), `zstd`
 //! (its compressed frames), all on by default. With `cnp` alone no C is compiled.
 
 #![cfg_attr(

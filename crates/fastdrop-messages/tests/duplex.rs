@@ -112,8 +112,8 @@ async fn case_126_two_halves_send_and_receive_beside_each_other() {
     }
 }
 
-/// The end of an encrypted stream comes behind BYE: left unread by the one who closes, it would have
-/// the connection reset, and the other lose what it has not read.
+/// The end of an encrypted stream comes behind BYE: left unread by the one who closes, it would
+/// have the connection reset, and the other lose what it has not read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_sent_before_the_end_is_not_lost_by_a_reset() {
     const COUNT: usize = 16;

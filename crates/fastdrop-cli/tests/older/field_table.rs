@@ -23,7 +23,7 @@ fn path_of(file: &str) -> PathBuf {
     crates.join(first).join(folder).join(rest)
 }
 
-/// What is wrong with a name in a cell, if anything is.
+/// Reports the fault of a name in a cell, if there is one.
 fn wrong(file: &Path, name: &str, is_starred: bool) -> Option<String> {
     let Ok(text) = fs::read_to_string(file) else { return Some("there is no such file".into()) };
     if file.extension().is_some_and(|extension| extension == "md") {

@@ -1,4 +1,4 @@
-//! The place of clients' sessions where they are left out: none can be named, and none is remembered.
+//! The place of clients' sessions where they are left out: none can be named, none is remembered.
 
 use std::convert::Infallible;
 use std::task::Waker;

@@ -16,7 +16,7 @@ const BLOCK: usize = 1 << 20;
 const BLOCKS_PER_THREAD: usize = 2;
 /// Bytes at the end of a block that is not the last.
 const ROOM: usize = 1 << 10;
-/// The header of a gzip member without a name, made by a fast compressor on no system in particular.
+/// The header of a gzip member without a name, made fast and on no system in particular.
 const GZIP: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 0xff];
 
 /// A block on its way to a thread, and the way back.

@@ -81,7 +81,7 @@ impl ChunkSupply {
         self.wake.wait_timeout(proto, until).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// What could not be sent.
+    /// Lists what could not be sent.
     pub(super) fn abandoned(&self) -> Vec<Failed> {
         let proto = self.proto();
         // The receiver may have had it all before it could not be read again.

@@ -32,7 +32,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 /// let address = server.local_addr().to_string();
 /// tokio::spawn(server.run(|_, message| async move { assert_eq!(message, "one more") }));
 ///
-/// let client = ReconnectingClient::start(&address, Client::builder(), ReconnectConfig::default())?;
+/// let config = ReconnectConfig::default();
+/// let client = ReconnectingClient::start(&address, Client::builder(), config)?;
 /// client.send("one more").await?;
 /// assert!(matches!(client.state(), State::Connected { remembers: true, .. }));
 /// client.close().await;
@@ -129,7 +130,7 @@ impl ReconnectingClient {
     }
 
     /// The next message of the server, on whichever connection; None when the client has ended.
-    /// What the server sends is lost if it does not arrive before the connection breaks. May be
+    /// Receives; a message is lost if it does not arrive before the connection breaks. May be
     /// dropped while it waits.
     pub async fn recv(&self) -> Option<Bytes> {
         let mut standing = self.0.standing.clone();

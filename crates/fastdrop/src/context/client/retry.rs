@@ -100,8 +100,8 @@ impl ClientContext {
     }
 }
 
-/// The pause after so many attempts in vain: 0.25 s, doubled for each up to 8 s, less a random half,
-/// so that not everybody returns at once.
+/// The pause after so many attempts in vain: 0.25 s, doubled each time up to 8 s, less a random
+/// half, so that not everybody returns at once.
 fn delay(in_vain: u32, random: u8) -> Duration {
     let full = Duration::from_millis(250) * (1 << in_vain.saturating_sub(1).min(5));
     full.mul_f64(1.0 - f64::from(random) / 512.0)

@@ -23,7 +23,7 @@ pub(super) struct TransferKey {
 
 /// The transfers under way, and how others ended.
 pub(super) struct Transfers {
-    /// Where each has its place among those of every protocol.
+    /// The registry in which each has its place among those of every protocol.
     registry: Arc<Registry>,
     /// Failed ones without an id among them, as long as their chunks may still come.
     under_way: Mutex<BTreeMap<TransferKey, Arc<Transfer>>>,
