@@ -49,7 +49,6 @@ pub enum TlsError {
     Io(#[from] io::Error),
 }
 
-#[derive(Debug)]
 pub(crate) struct ServerName<'a>(Infallible, PhantomData<&'a ()>);
 
 impl Clone for ServerName<'_> {

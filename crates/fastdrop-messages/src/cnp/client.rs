@@ -15,7 +15,6 @@ use crate::metrics::Metrics;
 use crate::spans;
 use crate::tls::{self, ClientTls, Fingerprint, ServerName};
 use crate::token::Token;
-use fastdrop_proto::cnp::ClientSessionId;
 use fastdrop_proto::cnp::{
     Carrier, ChecksumKind, ConfigError, Ending, Mode, Protocol, Session as Machine, SessionConfig, SynForm,
 };
@@ -65,10 +64,6 @@ pub struct ClientBuilder {
     first_generation: bool,
     token: Option<Token>,
     metrics: Metrics,
-    /// The session that goes on over several connections.
-    pub(super) client_session: Option<ClientSessionId>,
-    /// The server is known to be one of ours, and is asked in no other form.
-    pub(super) is_ours: bool,
 }
 
 impl Default for ClientBuilder {
@@ -84,8 +79,6 @@ impl Default for ClientBuilder {
             first_generation: default.first_generation,
             token: None,
             metrics: Metrics::default(),
-            client_session: None,
-            is_ours: false,
         }
     }
 }
@@ -149,14 +142,8 @@ impl ClientBuilder {
         self
     }
 
-    /// The counts that its sessions add to.
-    #[cfg(feature = "vstp")]
-    pub(super) fn counts(&self) -> Metrics {
-        self.metrics.clone()
-    }
-
     /// The configuration of the session.
-    pub(super) fn session(&self) -> SessionConfig {
+    fn session(&self) -> SessionConfig {
         SessionConfig {
             mode: self.mode,
             protocol: self.protocol,
@@ -164,7 +151,6 @@ impl ClientBuilder {
             client_id: self.client_id.clone(),
             first_generation: self.first_generation,
             token: self.token.clone(),
-            client_session: self.client_session,
             ..self.config.of_client(self.carrier)
         }
     }
@@ -196,7 +182,7 @@ impl ClientBuilder {
         self.connect_with(addr, Some(&security)).await
     }
 
-    pub(super) async fn connect_with(
+    async fn connect_with(
         self,
         addr: impl ToSocketAddrs,
         security: Option<&Security>,
@@ -208,7 +194,7 @@ impl ClientBuilder {
         let addresses: Vec<SocketAddr> = resolved.map_err(|_| Ending::HandshakeTimeout)??.collect();
         let mut first = None;
         // The other forms have no token, and nobody who asks for one understands them alone.
-        let forms = if config.token.is_some() || self.is_ours { &FORMS[..1] } else { &FORMS[..] };
+        let forms = if config.token.is_some() { &FORMS[..1] } else { &FORMS[..] };
         for &syn_form in forms {
             let config = SessionConfig { syn_form, ..config.clone() };
             match ask(&config, &addresses, until, security, &self.metrics).await {
@@ -302,10 +288,9 @@ async fn ask_one(
 }
 
 /// The TLS of a session, and the name of the server.
-#[derive(Debug, Clone)]
-pub(super) struct Security {
-    pub(super) name: ServerName<'static>,
-    pub(super) tls: ClientTls,
+struct Security {
+    name: ServerName<'static>,
+    tls: ClientTls,
 }
 
 async fn link(

@@ -65,7 +65,7 @@ impl Drop for Delivery {
         let mut state = shared.lock();
         let now = clock::now();
         if self.acknowledged {
-            state.acknowledge(now, self.id);
+            state.session.acknowledge(now, self.id);
         } else {
             state.session.discard(now, self.id);
             state.session.abort(ErrorCode::Unhandled, "a message was dropped before it was handled");

@@ -10,14 +10,13 @@ use crate::spans;
 use bytes::Bytes;
 use fastdrop_proto::calls::CallId;
 use fastdrop_proto::cnp::{
-    CallMessage, CallRefusal, Ending, ErrorCode, Event, ReceiveId, Resumable, SendError, SendId, Session,
+    CallMessage, CallRefusal, Ending, ErrorCode, Event, ReceiveId, SendError, SendId, Session,
 };
-use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tracing::Span;
@@ -52,10 +51,6 @@ pub(super) struct State {
     pub(super) abandoned: bool,
     /// The address of a peer by UDP, which may change.
     pub(super) peer: Option<SocketAddr>,
-    /// The place of the connection in a client's session, and the numbers there of the messages
-    /// that the application is at work on.
-    pub(super) resumable: Option<Resumable>,
-    pub(super) numbers: HashMap<u64, u64>,
     /// The server ends: no message more is handed on, and the session is closed when nothing is in
     /// the hands of the application.
     shutting_down: bool,
@@ -166,7 +161,6 @@ impl Shared {
     pub(super) fn new(session: Session, span: Span) -> Arc<Self> {
         let config = session.config();
         let taken_max = usize::from(config.calls.unwrap_or(0));
-        let resumable = config.resumable.clone();
         let calls = CallTable::new(taken_max, config.limits.receive_max);
         let state = State {
             session,
@@ -180,8 +174,6 @@ impl Shared {
             ended: None,
             abandoned: false,
             peer: None,
-            resumable,
-            numbers: HashMap::new(),
             shutting_down: false,
             in_hand: 0,
         };
@@ -323,33 +315,6 @@ impl State {
         }
     }
 
-    /// The application is about to take this message; false if another connection has the client's
-    /// session, on which it comes again.
-    pub(super) fn claim(&mut self, id: ReceiveId) -> bool {
-        let Some(place) = self.resumable.as_ref().and_then(Resumable::place) else { return true };
-        let Some(number) = place.take_next() else { return false };
-        self.numbers.insert(id.0, number);
-        true
-    }
-
-    /// The application has handled a message.
-    pub(super) fn acknowledge(&mut self, now: Instant, id: ReceiveId) {
-        self.session.acknowledge(now, id);
-        if let Some(number) = self.numbers.remove(&id.0)
-            && let Some(place) = self.resumable.as_ref().and_then(Resumable::place)
-        {
-            place.on_handled(number);
-        }
-    }
-
-    /// Reports whether another connection has the client's session; has the waker told of it.
-    fn is_superseded(&self, waker: &Waker) -> bool {
-        self.resumable.as_ref().and_then(Resumable::place).is_some_and(|place| {
-            place.register(waker);
-            place.is_superseded()
-        })
-    }
-
     /// Takes what has happened; true if somebody may be waiting for it.
     fn take_events(&mut self, now: Instant) -> bool {
         let (mut progress, mut came) = (false, false);
@@ -388,9 +353,6 @@ impl State {
                     self.receipts.give_up();
                     self.calls.end();
                     self.refusals.clear();
-                    if let Some(place) = self.resumable.as_ref().and_then(Resumable::place) {
-                        place.detach(now);
-                    }
                     self.ended = Some(ending);
                     (progress, came) = (true, true);
                 }
@@ -498,19 +460,10 @@ pub(super) async fn drive(
             () = link.ready(turn.wants_input) => {}
             () = pause, if deadline.is_some() => {}
             () = shared.changed.notified() => {}
-            () = superseded(&shared), if !turn.finished => {
-                let words = "another connection has the client's session";
-                shared.lock().session.abort(ErrorCode::Session, words);
-            }
         }
     }
     drop((kept, ended));
     link.farewell().await;
-}
-
-/// Waits until another connection has the client's session.
-async fn superseded(shared: &Shared) {
-    poll_fn(|cx| if shared.lock().is_superseded(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 /// Tells callers that nothing will happen any more, whatever has ended the task.

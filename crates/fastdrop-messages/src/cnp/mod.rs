@@ -50,10 +50,6 @@
 //!
 //! An application that has to do something with a message before it may be acknowledged takes a
 //! [`Delivery`]: [`Session::recv_delivery`], [`Server::serve_until`].
-//!
-//! A [`ReconnectingClient`] (with the feature `vstp`, whose memory of sessions it shares) connects
-//! again when its connection breaks, and sends again what the server was not given:
-//! `client.send("once, whatever breaks").await?`.
 
 mod call_table;
 mod calls;
@@ -69,8 +65,6 @@ mod link;
 mod listener;
 #[cfg(test)]
 mod one_read;
-#[cfg(feature = "vstp")]
-mod reconnecting;
 mod server;
 mod session;
 mod sessions;
@@ -87,9 +81,5 @@ pub use fastdrop_proto::cnp::{
     Agreed, CallRefusal, ChecksumKind, ConfigError, Counters, Ending, ErrorCode, Generation, MessageLimits,
     Mode, PeerError, Protocol, SessionId, WINDOW_MAX,
 };
-#[cfg(feature = "vstp")]
-pub use fastdrop_proto::vstp::ClientSessionLimits;
-#[cfg(feature = "vstp")]
-pub use reconnecting::{ReconnectConfig, ReconnectingClient, SendFailure, State, States};
 pub use server::{Server, ServerBuilder};
 pub use session::{Messages, Receipt, Session, Stats, TrySendError};

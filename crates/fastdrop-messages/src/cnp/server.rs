@@ -18,21 +18,12 @@ use crate::incoming::{Accepted, Carried, Incoming, log_panic};
 use crate::inner::Inner;
 use crate::metrics::{Count, Metrics};
 use crate::places::Limits;
-#[cfg(feature = "vstp")]
-use crate::places::Origin;
 use crate::shutdown::{Shutdown, ShutdownSignal};
 use crate::spans;
-#[cfg(feature = "vstp")]
-use crate::tls::Fingerprint;
 use crate::tls::{Acceptor, ServerTls, TlsError};
 use crate::token::Authorize;
 use bytes::Bytes;
 use fastdrop_proto::cnp::{Carrier, ConfigError, ErrorCode, Session as Machine, SessionConfig, SessionId};
-#[cfg(feature = "vstp")]
-use fastdrop_proto::{
-    cnp::Resumable,
-    vstp::{ClientOrigin, ClientSessionLimits, ClientSessions},
-};
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -254,8 +245,6 @@ pub struct ServerBuilder {
     metrics: Metrics,
     memory_max: usize,
     drain: Duration,
-    #[cfg(feature = "vstp")]
-    client_sessions: ClientSessionLimits,
 }
 
 impl Default for ServerBuilder {
@@ -272,8 +261,6 @@ impl Default for ServerBuilder {
             metrics: Metrics::default(),
             memory_max: 1 << 30,
             drain: Duration::from_secs(10),
-            #[cfg(feature = "vstp")]
-            client_sessions: ClientSessionLimits::default(),
         }
     }
 }
@@ -366,14 +353,6 @@ impl ServerBuilder {
         self
     }
 
-    /// The bounds on what is remembered of clients that connect again
-    /// ([`ReconnectingClient`](super::ReconnectingClient)), by TCP.
-    #[cfg(feature = "vstp")]
-    pub fn client_sessions(mut self, limits: ClientSessionLimits) -> Self {
-        self.client_sessions = limits;
-        self
-    }
-
     /// Takes the TLS, for somebody else who does the handshakes.
     pub(crate) fn take_tls(&mut self) -> Option<ServerTls> {
         self.tls.take()
@@ -433,22 +412,8 @@ impl ServerBuilder {
             let config = self.session(Carrier::Stream)?;
             let (ready, budget) = (ready.clone(), Arc::clone(&budget));
             let (idle_timeout, metrics) = (self.idle_timeout, self.metrics.clone());
-            #[cfg(feature = "vstp")]
-            let random = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
-            #[cfg(feature = "vstp")]
-            let client_sessions = ClientSessions::new(self.client_sessions, random);
-            let drain = self.drain;
-            let acceptance = Acceptance {
-                config,
-                acceptor,
-                ready,
-                budget,
-                idle_timeout,
-                metrics,
-                drain,
-                #[cfg(feature = "vstp")]
-                client_sessions,
-            };
+            let acceptance =
+                Acceptance { config, acceptor, ready, budget, idle_timeout, metrics, drain: self.drain };
             let serve = move |accepted: Accepted, signal: ShutdownSignal| {
                 let span = spans::of("cnp", "tcp", accepted.peer);
                 serve_stream(accepted, signal, acceptance.clone(), span.clone()).instrument(span)
@@ -493,24 +458,12 @@ struct Acceptance {
     idle_timeout: Option<Duration>,
     metrics: Metrics,
     drain: Duration,
-    #[cfg(feature = "vstp")]
-    client_sessions: ClientSessions,
 }
 
 async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance: Acceptance, span: Span) {
     let Accepted { stream, peer, place } = accepted;
     let place = Arc::new(place);
-    let Acceptance {
-        mut config,
-        acceptor,
-        ready,
-        budget,
-        idle_timeout,
-        metrics,
-        drain,
-        #[cfg(feature = "vstp")]
-        client_sessions,
-    } = acceptance;
+    let Acceptance { mut config, acceptor, ready, budget, idle_timeout, metrics, drain } = acceptance;
     let begin = clock::now();
     let wire = match (stream, acceptor) {
         (Carried::Plain(stream), None) => Wire::Plain(stream),
@@ -536,14 +489,6 @@ async fn serve_stream(accepted: Accepted, mut signal: ShutdownSignal, acceptance
         }
     };
     let fingerprint = wire.fingerprint();
-    #[cfg(feature = "vstp")]
-    {
-        config.resumable = Some(Resumable::new(ClientOrigin {
-            sessions: client_sessions,
-            address: Origin::of(peer.ip()).to_bits(),
-            certificate: fingerprint.map(Fingerprint::to_bytes),
-        }));
-    }
     // The time for the handshake is one, with TLS or without.
     config.handshake_timeout = config.handshake_timeout.saturating_sub(begin.elapsed()).max(SHORTEST);
     let mut id = [0; 16];

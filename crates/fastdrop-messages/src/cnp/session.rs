@@ -70,7 +70,7 @@ pub enum TrySendError {
 /// The acknowledgement of a message, to be awaited or not.
 #[derive(Debug)]
 pub struct Receipt {
-    pub(super) told: oneshot::Receiver<()>,
+    told: oneshot::Receiver<()>,
     session: Session,
 }
 
@@ -232,7 +232,7 @@ impl Session {
         let mut state = self.0.shared.lock();
         let taken = std::task::ready!(state.poll_take(cx))?;
         Poll::Ready(Ok(taken.map(|(id, message)| {
-            state.acknowledge(clock::now(), id);
+            state.session.acknowledge(clock::now(), id);
             self.0.shared.changed.notify_one();
             message
         })))
@@ -305,12 +305,6 @@ impl State {
         if self.is_shutting_down() {
             // What waits is not acknowledged, so that its sender knows.
             return Poll::Ready(Ok(None));
-        }
-        if let Some(id) = self.received.front().map(|(id, _)| *id)
-            && !self.claim(id)
-        {
-            // Its sender sends it again where the session is now.
-            return Poll::Ready(Err(self.ended.clone().unwrap_or(Ending::Aborted).into()));
         }
         if let Some(taken) = self.received.pop_front() {
             return Poll::Ready(Ok(Some(taken)));

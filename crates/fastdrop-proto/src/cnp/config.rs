@@ -2,7 +2,6 @@
 
 use super::header::HEAD_BYTES;
 use super::params::{ChecksumKind, Mode, Protocol, SynForm};
-use super::resumption::{ClientSessionId, Resumable};
 use crate::authorize::{Authorize, Token};
 use std::time::Duration;
 
@@ -75,10 +74,6 @@ pub struct SessionConfig {
     pub token: Option<Token>,
     /// The server's decision about who is let in. Default everybody.
     pub authorize: Option<Authorize>,
-    /// The client's session, which goes on over several connections. Default none.
-    pub client_session: Option<ClientSessionId>,
-    /// The place that a connection to this server may take in a client's session. Default none.
-    pub resumable: Option<Resumable>,
     /// The time that silence may last, from 100 ms to an hour; None for no keep-alive. Default 15
     /// seconds.
     pub keep_alive: Option<Duration>,
@@ -145,8 +140,6 @@ impl SessionConfig {
             client_id: None,
             token: None,
             authorize: None,
-            client_session: None,
-            resumable: None,
             keep_alive: Some(Duration::from_secs(15)),
             handled: true,
             moves: carrier == Carrier::Datagrams,

@@ -8,13 +8,12 @@ use super::generation::Generation;
 use super::header::{HEAD_BYTES, Layout};
 use super::packet::{PacketType, append};
 use super::params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
-use super::resumption::{ClientSessionId, Resumption};
 use super::seq::Seq;
 use crate::authorize::{Credentials, Token};
 use crate::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The longest payload of a packet of the handshake.
 pub const HANDSHAKE_PAYLOAD_MAX: usize = 4096;
@@ -62,8 +61,6 @@ pub struct Agreed {
     pub moves: bool,
     /// Calls of this end that the peer takes at once; None if it knows no calls.
     pub calls: Option<u16>,
-    /// At a client: the server's memory of the session that its SYN named.
-    pub resumption: Option<Resumption>,
     /// The generation of the peer's program, as far as the handshake tells.
     pub generation: Generation,
     /// Characters of a fragment, where messages are cut by characters.
@@ -190,14 +187,6 @@ struct Fields {
     calls: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     moves: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_session: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages_handled: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages_taken: Option<u64>,
 }
 
 impl Fields {
@@ -279,14 +268,6 @@ impl Fields {
         self.calls.filter(|_| config.calls.is_some() && self.fragmentation == Some(true))
     }
 
-    /// The server's memory of this session, if it is that which was asked for.
-    fn resumption(&self, config: &SessionConfig) -> Option<Resumption> {
-        let ours = config.client_session.filter(|_| self.fragmentation == Some(true))?.digits();
-        let memory = self.memory.as_deref().filter(|_| self.client_session.as_deref() == Some(&ours))?;
-        let (handled, taken) = (self.messages_handled?, self.messages_taken?);
-        Some(Resumption { memory: memory.parse().ok()?, handled, taken }).filter(|_| handled <= taken)
-    }
-
     fn keep_alive(&self, ours: Option<Duration>) -> Option<Duration> {
         let theirs = Duration::from_millis(self.keep_alive?);
         Some(theirs.min(ours?).clamp(SessionConfig::KEEP_ALIVE_MIN, SessionConfig::KEEP_ALIVE_MAX))
@@ -327,7 +308,6 @@ pub fn write_syn(config: &SessionConfig) -> Vec<u8> {
         handled: config.handled.then_some(true),
         calls: config.calls,
         moves: config.wants_moves().then_some(true),
-        client_session: config.client_session.map(ClientSessionId::digits),
         ..Fields::default()
     })
 }
@@ -371,26 +351,9 @@ impl Syn {
         authorize.decide(&Credentials::new(self.fields.token.as_ref().map(Token::secret), name.as_deref()))
     }
 
-    /// Takes the place in a client's session that this SYN asks for.
-    pub(super) fn resume(&self, now: Instant, config: &SessionConfig) -> Option<Resumption> {
-        let named = self.fields.client_session.as_ref().filter(|_| self.fields.fragments().is_some())?;
-        let id = ClientSessionId::parse(named.as_bytes())?;
-        config.resumable.as_ref()?.attach(now, id, self.fields.token.as_ref())
-    }
-
     /// The terms that a server with this configuration agrees to, and the payload of the SYN-ACK
     /// that says so.
     pub fn answer(&self, config: &SessionConfig, id: SessionId) -> (Agreed, Vec<u8>) {
-        self.answer_with(config, id, None)
-    }
-
-    /// The same, with what is remembered of the client's session.
-    pub(super) fn answer_with(
-        &self,
-        config: &SessionConfig,
-        id: SessionId,
-        resumed: Option<Resumption>,
-    ) -> (Agreed, Vec<u8>) {
         let fields = &self.fields;
         let burst = self.mode == Mode::Burst;
         let cuts_characters = self.generation.cuts_characters();
@@ -408,7 +371,6 @@ impl Syn {
             handled: config.handled && fields.handled() && !cuts_characters,
             calls: fields.calls(config),
             moves: fields.moves(config),
-            resumption: None,
             generation: self.generation,
             characters: cuts_characters.then(|| characters(self.size)),
             data_unknown: false,
@@ -429,10 +391,6 @@ impl Syn {
             handled: agreed.handled.then_some(true),
             calls: config.calls.filter(|_| agreed.calls.is_some()),
             moves: agreed.moves.then_some(true),
-            client_session: resumed.and_then(|_| fields.client_session.clone()),
-            memory: resumed.map(|resumed| resumed.memory.to_string()),
-            messages_handled: resumed.map(|resumed| resumed.handled),
-            messages_taken: resumed.map(|resumed| resumed.taken),
             ..Fields::default()
         };
         answer.set_size(self.size_name, agreed.characters.unwrap_or(agreed.packet_max));
@@ -512,7 +470,6 @@ pub fn read_syn_ack(payload: &[u8], config: &SessionConfig) -> Result<Agreed, Ha
         handled: config.handled && fields.handled() && !cuts_characters,
         calls: fields.calls(config).filter(|_| !cuts_characters),
         moves: fields.moves(config) && crc32c,
-        resumption: fields.resumption(config),
         generation,
         characters: cuts_characters.then(|| characters(size)),
         data_unknown: generation == Generation::First

@@ -16,8 +16,6 @@ mod generation;
 /// The three packets with which a session begins.
 pub mod handshake;
 mod header;
-#[cfg(not(feature = "vstp"))]
-mod no_sessions;
 mod numbering;
 /// Packets on the wire.
 pub mod packet;
@@ -25,8 +23,6 @@ mod params;
 mod per_message;
 mod receiver;
 mod repeat;
-mod resend_queue;
-mod resumption;
 mod sender;
 mod seq;
 mod session;
@@ -41,8 +37,6 @@ pub use header::{Head, Layout, PacketError};
 pub use packet::{ErrorCode, MessageKind, PacketType, PeerError};
 pub use params::{ChecksumKind, Mode, Protocol, SessionId, SynForm};
 pub use receiver::ReceiveId;
-pub use resend_queue::{Outcome, ResendQueue};
-pub use resumption::{ClientSessionId, Resumable, Resumption};
 pub use sender::{SendId, TooLarge};
 pub use seq::Seq;
 pub use session::{ConnectionId, Counters, Ending, Event, PathChallenge, SendError, Session};

@@ -1,7 +1,6 @@
 //! The sessions of clients that connect again, as a server remembers them over all its connections
 //! (docs/protocol/vstp.md, section 11).
 
-use self::counted::Counted;
 use super::acknowledgement::Acknowledgement;
 use super::error_code::ErrorCode;
 use super::frame::Headers;
@@ -11,8 +10,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
-
-mod counted;
 
 /// The header that names a session in a HELLO, and the memory of it in a WELCOME.
 pub(super) const CLIENT_SESSION: &str = "client-session";
@@ -30,19 +27,14 @@ impl ClientSessionId {
 
     /// The session that the headers of a HELLO name, if they do.
     pub(super) fn of(headers: Headers<'_>) -> Option<Self> {
-        Self::parse(headers.find(CLIENT_SESSION)?)
-    }
-
-    /// The session with these 32 digits.
-    pub(crate) fn parse(digits: &[u8]) -> Option<Self> {
-        let digits = Some(digits).filter(|digits| digits.len() == 32)?;
+        let digits = headers.find(CLIENT_SESSION).filter(|digits| digits.len() == 32)?;
         let is_hex = digits.iter().all(u8::is_ascii_hexdigit);
         let digits = std::str::from_utf8(digits).ok().filter(|_| is_hex)?;
         u128::from_str_radix(digits, 16).ok().map(Self)
     }
 
     /// Its 32 digits.
-    pub(crate) fn digits(self) -> String {
+    pub(super) fn digits(self) -> String {
         format!("{:032x}", self.0)
     }
 }
@@ -91,16 +83,7 @@ impl ClientOrigin {
         headers: Headers<'_>,
         token: Option<&[u8]>,
     ) -> Option<Attachment> {
-        self.attach_to(now, ClientSessionId::of(headers)?, token)
-    }
-
-    /// Gives the connection a place in this session.
-    pub(crate) fn attach_to(
-        &self,
-        now: Instant,
-        id: ClientSessionId,
-        token: Option<&[u8]>,
-    ) -> Option<Attachment> {
+        let id = ClientSessionId::of(headers)?;
         let mut key = blake3::Hasher::new();
         key.update(&id.0.to_be_bytes());
         for part in [self.certificate.as_ref().map(<[u8; 32]>::as_slice), token] {
@@ -161,8 +144,6 @@ struct Entry {
 #[derive(Debug, Default)]
 struct State {
     handed_on: HandedOn,
-    /// The messages of CNP, which need no numbers.
-    counted: Counted,
     /// The connection that has the session, among those that have had it.
     holder: u64,
     is_held: bool,
@@ -292,7 +273,7 @@ pub struct Attachment {
 
 impl Attachment {
     /// The name of the server's memory of the session.
-    pub(crate) fn memory(&self) -> u64 {
+    pub(super) fn memory(&self) -> u64 {
         self.entry.memory
     }
 

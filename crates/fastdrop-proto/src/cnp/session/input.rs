@@ -171,8 +171,7 @@ impl Session {
                     self.push_handshake_as(head.layout(), PacketType::Ack, &write_unauthorized(&why));
                     return self.end(Ending::Unauthorized(why));
                 }
-                let resumed = syn.resume(now, &self.config);
-                let (agreed, answer) = syn.answer_with(&self.config, id, resumed);
+                let (agreed, answer) = syn.answer(&self.config, id);
                 self.channel = Some(Channel::new(now, agreed, &self.config));
                 self.push_handshake(PacketType::Ack, &answer);
                 self.state = State::SynReceived;
