@@ -575,6 +575,13 @@ impl Sender {
         None
     }
 
+    /// The first packet that is not acknowledged, if it is on its way: the one for which a receiver
+    /// that has no room for others has some.
+    fn first_missing(&self) -> Option<u64> {
+        let first = self.base();
+        self.slot(first).filter(|slot| slot.state == SlotState::OnItsWay).map(|_| first)
+    }
+
     fn find_lost(&mut self, now: Instant) {
         let sure = self.gaps >= Self::GAPS && !self.flow.reorders();
         let patience = if sure { Duration::ZERO } else { self.flow.loss_patience() };
@@ -633,6 +640,7 @@ impl Sender {
         if self.timeouts > 0
             && let Some((_, number, _)) = self.oldest_sent()
         {
+            let number = self.first_missing().unwrap_or(number);
             self.lose(now, number);
         }
         self.timeouts = 0;
@@ -674,6 +682,7 @@ impl Sender {
             return Err(Gone);
         }
         self.flow.on_timeout(now);
+        let number = self.first_missing().unwrap_or(number);
         self.lose(now, number);
         self.probes = true;
         Ok(())
