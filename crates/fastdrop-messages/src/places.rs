@@ -133,11 +133,10 @@ impl Places {
         self.lock().counts.get(&origin).copied().unwrap_or_default()
     }
 
-    /// Returns true if somebody has to make room for one more connection.
+    /// Places that are taken.
     #[cfg(feature = "quic")]
-    pub(crate) fn is_full(&self) -> bool {
-        let state = self.lock();
-        state.holders.len() >= state.limits.all
+    pub(crate) fn taken(&self) -> usize {
+        self.lock().holders.len()
     }
 
     /// A place for one more connection; None if nobody has to make room for it now.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::net::ToSocketAddrs;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// The things that happen to connections, in their order.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Quic {
     const WAITING_MAX: usize = 64;
     /// Datagrams that are read together.
     const READ_MAX: usize = 32;
-    /// Handshakes under way; one more is ignored.
+    /// Handshakes under way, shared out among addresses; one more is refused.
     const HALF_OPEN_MAX: usize = 1024;
     /// Handshakes under way beyond which an address has to prove itself before anything is kept.
     const HALF_OPEN_TRUSTED: usize = 32;
@@ -275,21 +275,18 @@ impl Drop for Quic {
 /// Accepts connections: so many at once, shared out among addresses, and of those whose handshake
 /// is under way a bounded number beside them.
 async fn accept(endpoint: Endpoint, came: mpsc::Sender<Came>, numbers: Arc<AtomicU64>, peers_max: usize) {
-    let half_open = Arc::new(Semaphore::new(Quic::HALF_OPEN_MAX));
+    let half_open = Places::new(Limits { all: Quic::HALF_OPEN_MAX, of_one: Quic::HALF_OPEN_MAX });
     let places = Places::new(Limits { all: peers_max, of_one: peers_max });
     while let Some(incoming) = endpoint.accept().await {
-        let under_way = Quic::HALF_OPEN_MAX - half_open.available_permits();
-        let is_dear = under_way >= Quic::HALF_OPEN_TRUSTED || places.is_full();
+        let is_dear = half_open.taken() >= Quic::HALF_OPEN_TRUSTED || places.taken() >= peers_max;
         if is_dear && !incoming.remote_address_validated() {
             // Nothing is kept of it until it comes again with the proof, and nobody makes room.
             let _ = incoming.retry();
             continue;
         }
-        let Ok(turn) = Arc::clone(&half_open).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        let Some(place) = places.take(Instant::now(), Origin::of(incoming.remote_address().ip())) else {
+        let (now, origin) = (Instant::now(), Origin::of(incoming.remote_address().ip()));
+        let taken = half_open.take(now, origin).and_then(|turn| Some((turn, places.take(now, origin)?)));
+        let Some((turn, place)) = taken else {
             incoming.refuse();
             continue;
         };
@@ -302,17 +299,12 @@ async fn accept(endpoint: Endpoint, came: mpsc::Sender<Came>, numbers: Arc<Atomi
 }
 
 /// The handshake of one that has come, and what it says, until others have its place.
-async fn serve(
-    connecting: Connecting,
-    number: u64,
-    came: mpsc::Sender<Came>,
-    turn: OwnedSemaphorePermit,
-    place: Place,
-) {
+async fn serve(connecting: Connecting, number: u64, came: mpsc::Sender<Came>, turn: Place, place: Place) {
     let peer = canonical(connecting.remote_address());
     let opened = tokio::select! {
         opened = tokio::time::timeout(HANDSHAKE_MAX, connecting) => opened,
         () = place.lost() => return,
+        () = turn.lost() => return,
     };
     drop(turn);
     match opened.map_err(|_| TlsError::Timeout).and_then(|opened| opened.map_err(error_of)) {

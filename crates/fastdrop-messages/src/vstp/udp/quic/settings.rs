@@ -2,7 +2,7 @@
 
 use crate::inner::{Inner, VSTP_DATAGRAMS};
 use crate::tls::{ClientTls, ServerTls, TlsError};
-use noq::congestion::{Controller, ControllerFactory};
+use noq::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use noq::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use noq::{ConnectionError, IdleTimeout, TransportConfig, ValidationTokenConfig, VarInt};
 use std::any::Any;
@@ -14,19 +14,28 @@ const PACKET: u16 = 1280;
 /// The silence after which a connection is over, in milliseconds; clients say something before.
 const IDLE_MAX_MS: u32 = 60_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Bytes of datagrams that wait, of one connection and in each direction; more are lost.
-const BUFFER: usize = 2 << 20;
+/// Bytes of datagrams that wait, of one connection and in each direction; more are lost. A client
+/// has few connections, a server as many as there are peers.
+const CLIENT_BUFFER: usize = 2 << 20;
+const SERVER_BUFFER: usize = 256 << 10;
 /// Clients that have come and that were not looked at, and bytes that each may have said.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES: u64 = 16 << 10;
 
-/// Lets everything leave at once: VSTP has a controller of its own, which paces.
-#[derive(Debug, Clone)]
-struct Open;
+/// Lets everything leave at once: VSTP has a controller of its own, which paces. A peer that does
+/// not acknowledge is sent no more, as each packet is remembered until it is acknowledged or lost.
+#[derive(Debug, Clone, Default)]
+struct Open {
+    /// The numbers of the newest packet that left, and of the newest that was acknowledged.
+    sent: u64,
+    acknowledged: u64,
+}
 
 impl Open {
     /// So large that nothing is paced either.
     const WINDOW: u64 = 1 << 40;
+    /// Packets beyond the newest one that was acknowledged; VSTP has fewer on their way.
+    const UNACKNOWLEDGED_MAX: u64 = 16_384;
 }
 
 impl Controller for Open {
@@ -34,8 +43,25 @@ impl Controller for Open {
 
     fn on_mtu_update(&mut self, _: u16) {}
 
+    fn on_packet_sent(&mut self, _: Instant, _: u16, number: u64) {
+        self.sent = self.sent.max(number);
+    }
+
+    fn on_end_acks(&mut self, _: Instant, _: u64, _: bool, newest: Option<u64>) {
+        self.acknowledged = self.acknowledged.max(newest.unwrap_or_default());
+    }
+
     fn window(&self) -> u64 {
-        Self::WINDOW
+        let is_open = self.sent - self.acknowledged.min(self.sent) < Self::UNACKNOWLEDGED_MAX;
+        // None is no window.
+        if is_open { Self::WINDOW } else { 1 }
+    }
+
+    /// With the whole window, so that nothing is paced.
+    fn metrics(&self) -> ControllerMetrics {
+        let mut metrics = ControllerMetrics::default();
+        metrics.congestion_window = Self::WINDOW;
+        metrics
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -53,11 +79,11 @@ impl Controller for Open {
 
 impl ControllerFactory for Open {
     fn build(self: Arc<Self>, _: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(Self)
+        Box::new(Self::default())
     }
 }
 
-fn transport(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
+fn transport(keep_alive: Option<Duration>, buffer: usize) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     transport
         .initial_mtu(PACKET)
@@ -67,10 +93,10 @@ fn transport(keep_alive: Option<Duration>) -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_MAX_MS))))
         .keep_alive_interval(keep_alive)
-        .datagram_receive_buffer_size(Some(BUFFER))
-        .datagram_send_buffer_size(BUFFER)
+        .datagram_receive_buffer_size(Some(buffer))
+        .datagram_send_buffer_size(buffer)
         .allow_spin(false)
-        .congestion_controller_factory(Arc::new(Open));
+        .congestion_controller_factory(Arc::new(Open::default()));
     Arc::new(transport)
 }
 
@@ -84,7 +110,7 @@ pub(super) fn client(tls: &ClientTls) -> Result<noq::ClientConfig, TlsError> {
     tls.alpn_protocols = vec![VSTP_DATAGRAMS.to_vec()];
     tls.enable_early_data = false;
     let mut config = noq::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(no_suite)?));
-    config.transport_config(transport(Some(KEEP_ALIVE)));
+    config.transport_config(transport(Some(KEEP_ALIVE), CLIENT_BUFFER));
     Ok(config)
 }
 
@@ -98,7 +124,7 @@ pub(super) fn server(tls: &ServerTls) -> Result<noq::ServerConfig, TlsError> {
     let mut tokens = ValidationTokenConfig::default();
     tokens.sent(0);
     config
-        .transport_config(transport(None))
+        .transport_config(transport(None, SERVER_BUFFER))
         .validation_token_config(tokens)
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES)
@@ -122,5 +148,28 @@ pub(super) fn error_of(error: ConnectionError) -> TlsError {
             alert.map_or_else(|| TlsError::Failed(error.to_string()), |alert| TlsError::of(&alert))
         }
         _ => TlsError::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_does_not_acknowledge_is_sent_no_more() {
+        let (mut open, now) = (Open::default(), Instant::now());
+        let is_open = |open: &Open| open.window() > 1 << 20;
+        for number in 0..Open::UNACKNOWLEDGED_MAX {
+            assert!(is_open(&open), "{number}");
+            open.on_packet_sent(now, 1_200, number);
+        }
+        open.on_packet_sent(now, 1_200, Open::UNACKNOWLEDGED_MAX);
+        assert!(!is_open(&open));
+        // Neither does it go on for an old packet, nor on another path.
+        open.on_end_acks(now, 0, false, Some(0));
+        assert!(!is_open(&open) && open.clone_box().window() == open.window());
+        open.on_end_acks(now, 0, false, Some(Open::UNACKNOWLEDGED_MAX));
+        assert!(is_open(&open));
+        assert_eq!(open.metrics().congestion_window, Open::WINDOW);
     }
 }
