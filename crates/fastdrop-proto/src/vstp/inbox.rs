@@ -3,6 +3,7 @@
 //! wait for nobody's turn.
 
 use super::acknowledgement::Acknowledgement;
+use super::call::CallRole;
 use super::frame::FrameBytes;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -236,6 +237,35 @@ impl Inbox {
         false
     }
 
+    /// Drops the calls of an address that wait: nobody is there any more whom a reply is for.
+    pub(super) fn drop_calls(&mut self, from: SocketAddr) {
+        let Some(queue) = self.queues.get_mut(&from) else { return };
+        let mut dropped = Amount::default();
+        queue.frames.retain(|waiting| {
+            let is_call = matches!(CallRole::of(&waiting.frame.as_ref()), Some(CallRole::Request(..)));
+            if is_call {
+                dropped.add(Amount { count: 1, bytes: waiting.frame.memory() });
+            }
+            !is_call
+        });
+        for (at, waiting) in queue.frames.iter().enumerate() {
+            if let Some(state) = waiting.state.and_then(|channel| queue.states.get_mut(&channel)) {
+                state.place = queue.popped + at as u64;
+            }
+        }
+        queue.held.subtract(dropped);
+        let of_all = if queue.is_stranger { &mut self.strangers } else { &mut self.known };
+        of_all.subtract(dropped);
+        let (has_none, is_over) = (queue.frames.is_empty(), queue.held.count == 0);
+        if has_none && dropped.count > 0 {
+            self.turns.retain(|turn| !matches!(turn, Turn::Address(address) if *address == from));
+            self.stranger_turns.retain(|address| *address != from);
+        }
+        if is_over {
+            self.queues.remove(&from);
+        }
+    }
+
     fn take_turn(&mut self, from: SocketAddr, is_stranger: bool) {
         if !is_stranger {
             self.turns.push_back(Turn::Address(from));
@@ -307,6 +337,7 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::CallId;
     use crate::vstp::{FrameType, HeadersBuf};
 
     fn address(n: u16) -> SocketAddr {
@@ -342,6 +373,29 @@ mod tests {
         }
         assert_eq!(count, 604);
         assert!(inbox.is_empty());
+    }
+
+    #[test]
+    fn calls_of_a_connection_that_is_over_go_and_what_else_it_said_stays() {
+        let mut inbox = Inbox::default();
+        let call = CallRole::request(&frame(), CallId(7), 250).unwrap();
+        let state = |inbox: &mut Inbox, number| inbox.push_state(address(1), false, frame(), (4, number));
+        inbox.push(address(1), false, call.clone(), None);
+        inbox.push(address(1), false, frame(), None);
+        inbox.push(address(1), false, call.clone(), None);
+        assert!(!state(&mut inbox, 1));
+        inbox.push(address(2), false, call, None);
+        inbox.drop_calls(address(1));
+        assert_eq!(inbox.held(address(1)).count, 2);
+        // A newer state finds its place all the same.
+        assert!(state(&mut inbox, 2));
+        let order: Vec<u16> = std::iter::from_fn(|| inbox.pop()).map(|(from, ..)| from.port()).collect();
+        assert_eq!(order, [1, 2, 1]);
+        inbox.drop_calls(address(2));
+        // Nothing waits, and there is no turn for nothing.
+        inbox.push(address(3), false, CallRole::request(&frame(), CallId(8), 250).unwrap(), None);
+        inbox.drop_calls(address(3));
+        assert!(inbox.is_empty() && inbox.held(address(3)).count == 0);
     }
 
     #[test]

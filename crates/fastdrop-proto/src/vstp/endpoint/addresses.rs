@@ -240,6 +240,7 @@ impl Endpoint {
             self.outcomes.push_back(outcome);
         }
         self.forget(address);
+        self.inbox.drop_calls(address);
         self.admit_waiting(now);
     }
 
