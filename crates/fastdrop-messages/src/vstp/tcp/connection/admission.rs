@@ -34,7 +34,7 @@ impl Connection {
     pub(crate) async fn admit(&mut self) -> Result<(), VstpError> {
         let admitted = async {
             while !self.session.is_admitted() {
-                if !poll_fn(|cx| self.poll_frame(cx)).await {
+                if !poll_fn(|cx| self.poll_frame_in_time(cx)).await {
                     return Err(self.failure.take().unwrap_or(VstpError::ConnectionClosed));
                 }
                 if let Some(why) = self.session.refusal() {
